@@ -1,0 +1,40 @@
+"""What every room needs: the user's mistake as an exception, spelling help, numbers a person can read."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake of the user: one line that says what was wrong, the value, where, and the way out.
+
+    The command line prints it as `error: …` without a traceback and exits with status 2.
+    """
+
+
+def did_you_mean(word: str, candidates: Iterable[str]) -> str:
+    """`", did you mean 'x'?"` with the nearest of `candidates`, or an empty string if none is near."""
+    names = [str(c) for c in candidates]
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    return f", did you mean {near[0]!r}?" if near else ""
+
+
+def human(number: float) -> str:
+    """`803_000 -> '0.8M'`, `1_250 -> '1.2K'`: a count as people write it in names and tables.
+
+    Examples:
+        >>> human(803_000), human(10_650_000), human(950)
+        ('0.8M', '10.7M', '950')
+    """
+    for limit, divisor, suffix in ((1e9, 1e9, "B"), (1e5, 1e6, "M"), (1e3, 1e3, "K")):
+        if abs(number) >= limit:
+            return f"{number / divisor:.1f}{suffix}"
+    return f"{number:.0f}"
+
+
+def human_time(seconds: float) -> str:
+    """`3725 -> '1:02:05'`, `65 -> '1:05'`."""
+    hours, rest = divmod(int(seconds), 3600)
+    minutes, secs = divmod(rest, 60)
+    return f"{hours}:{minutes:02}:{secs:02}" if hours else f"{minutes}:{secs:02}"

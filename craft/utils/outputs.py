@@ -1,0 +1,114 @@
+"""The one place where the name of anything that craft writes is made.
+
+Everything lies under `outputs/` of the folder in which the command runs:
+
+    outputs/models/{model}_{size}_{precision}_{date}_{timestamp}/            a run: checkpoint-{step}/ inside
+    outputs/models/{model}_{size}_{precision}_{date}_{timestamp}_step_{n}/   its finished model
+    outputs/logs/{train|eval}_{model}_{date}_{timestamp}.log
+    outputs/samples/sample_{date}_{timestamp}.txt
+    outputs/evaluation/eval_{model}_{dataset}_{date}_{timestamp}.json
+    outputs/visualizations/{type}_{model}_{date}_{timestamp}.png
+    outputs/benchmarks/benchmark_{test}_{hardware}_{date}_{timestamp}.json
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from craft.utils.common import UserError
+
+OUTPUTS = Path("outputs")
+
+
+def timestamp(now: datetime | None = None) -> str:
+    """`{date}_{timestamp}`: `20260131_142501`, local time, so that names sort by age."""
+    return (now or datetime.now()).strftime("%Y%m%d_%H%M%S")
+
+
+def slug(text: str) -> str:
+    """A part of a file name: letters, digits, `.`, `-`, with everything else turned into `-`."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", text).strip("-.") or "unnamed"
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Every path of one training run; all share one stamp, so that they are found together.
+
+    Args:
+        model_name: for example `char_lstm`.
+        size: the parameter count as people write it, for example `0.8M`.
+        precision: `fp32`, `bf16` or `fp16`.
+        root: the `outputs` folder.
+        stamp: `{date}_{timestamp}` of the start of the run.
+    """
+
+    model_name: str
+    size: str
+    precision: str
+    root: Path = OUTPUTS
+    stamp: str = field(default_factory=timestamp)
+
+    @property
+    def run_dir(self) -> Path:
+        return self.root / "models" / f"{self.model_name}_{self.size}_{self.precision}_{self.stamp}"
+
+    def export_dir(self, step: int) -> Path:
+        return self.run_dir.with_name(f"{self.run_dir.name}_step_{step}")
+
+    @property
+    def log_file(self) -> Path:
+        return self.root / "logs" / f"train_{self.model_name}_{self.stamp}.log"
+
+    @property
+    def sample_file(self) -> Path:
+        return sample_file(self.root, self.stamp)
+
+    def evaluation_file(self, dataset: str) -> Path:
+        return evaluation_file(self.model_name, dataset, self.root, self.stamp)
+
+    def figure(self, kind: str) -> Path:
+        return self.root / "visualizations" / f"{kind}_{self.model_name}_{self.stamp}.png"
+
+    @classmethod
+    def of_run_dir(cls, run_dir: Path) -> RunPaths:
+        """The paths of a run that exists already, read from the name of its folder (used by resume).
+
+        Raises:
+            UserError: if the folder isn't named like a run.
+        """
+        match = re.fullmatch(r"(.+)_([^_]+)_(fp32|bf16|fp16)_(\d{8}_\d{6}(?:-\d+)?)", run_dir.name)
+        if not match:
+            raise UserError(f"{run_dir} isn't a run of craft: expected outputs/models/MODEL_SIZE_PRECISION_DATE_TIME")
+        name, size, precision, stamp = match.groups()
+        return cls(name, size, precision, run_dir.parent.parent, stamp)
+
+
+def sample_file(root: Path = OUTPUTS, stamp: str | None = None) -> Path:
+    return root / "samples" / f"sample_{stamp or timestamp()}.txt"
+
+
+def evaluation_file(model_name: str, dataset: str, root: Path = OUTPUTS, stamp: str | None = None) -> Path:
+    return root / "evaluation" / f"eval_{slug(model_name)}_{slug(dataset)}_{stamp or timestamp()}.json"
+
+
+def evaluation_log(model_name: str, root: Path = OUTPUTS, stamp: str | None = None) -> Path:
+    return root / "logs" / f"eval_{slug(model_name)}_{stamp or timestamp()}.log"
+
+
+def benchmark_file(test: str, hardware: str, root: Path = OUTPUTS, stamp: str | None = None) -> Path:
+    return root / "benchmarks" / f"benchmark_{slug(test)}_{slug(hardware)}_{stamp or timestamp()}.json"
+
+
+def latest_model(root: Path = OUTPUTS) -> Path:
+    """The newest finished model (`…_step_{n}/`) under `root/models`.
+
+    Raises:
+        UserError: if there is none.
+    """
+    exports = [p for p in (root / "models").glob("*_step_*") if (p / "config.json").is_file()]
+    if not exports:
+        raise UserError(f"no finished model in {root / 'models'}; run 'craft train my.txt' first, or give a folder or Hub id")
+    return max(exports, key=lambda p: (p / "config.json").stat().st_mtime_ns)
