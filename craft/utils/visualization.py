@@ -1,0 +1,78 @@
+"""Pictures of a run. matplotlib is an extra (`pip install "craft-lm[plots]"`) and imported only when something is drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from craft.utils.logging import get_logger
+
+logger = get_logger(__name__)
+
+TRAIN, VALIDATION, BEST = "#8da0b8", "#d1495b", "#2e4057"
+
+
+def plot_loss_curve(history: Sequence[dict[str, Any]], path: Path, title: str = "") -> Path | None:
+    """Draws training and validation loss over the characters seen.
+
+    Args:
+        history: the entries of `metrics.jsonl`: dicts with `step` and `loss` or `eval_loss` (nats per character),
+            and, where known, `characters` (training characters seen so far).
+        path: the PNG to write.
+        title: one line above the picture.
+
+    Returns:
+        `path`, or `None` (with one log line that says why) if matplotlib isn't installed or nothing was logged.
+    """
+    train = [(e, e["loss"]) for e in history if math.isfinite(e.get("loss", math.nan))]
+    validation = [(e, e["eval_loss"]) for e in history if math.isfinite(e.get("eval_loss", math.nan))]
+    if not train and not validation:
+        logger.info("no loss curve: the run logged no loss (see training.logging_steps)")
+        return None
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        logger.info('no loss curve: matplotlib is missing; pip install "craft-lm[plots]" draws one')
+        return None
+
+    by_characters = all("characters" in entry for entry, _ in train + validation)
+
+    def x(entry: dict[str, Any]) -> float:
+        return entry["characters"] / 1e6 if by_characters else entry["step"]
+
+    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    if train:
+        axes.plot([x(e) for e, _ in train], [v for _, v in train], color=TRAIN, linewidth=1.2, label="training")
+    if validation:
+        axes.plot(
+            [x(e) for e, _ in validation],
+            [v for _, v in validation],
+            color=VALIDATION, linewidth=2, marker="o", markersize=4, label="validation, whole split",
+        )  # fmt: skip
+        best, loss = min(validation, key=lambda point: point[1])
+        axes.annotate(
+            f"best {loss:.3f} nats = {loss / math.log(2):.3f} bits\nat step {best['step']:,}",
+            xy=(x(best), loss), xytext=(0, 28), textcoords="offset points",
+            ha="right" if x(best) > 0.5 * x((train + validation)[-1][0]) else "left",
+            color=BEST, fontsize=9, arrowprops={"arrowstyle": "-", "color": BEST, "linewidth": 0.8},
+        )  # fmt: skip
+    values = sorted(v for _, v in train + validation)
+    # The first few losses (ln of the vocabulary size) would flatten everything that comes after.
+    axes.set_ylim(values[0] - 0.08 * values[0], min(values[-1], 2.2 * values[0]) + 0.05)
+    axes.set_xlabel("training characters (millions)" if by_characters else "step")
+    axes.set_ylabel("loss (nats per character)")
+    bits = axes.secondary_yaxis("right", functions=(lambda v: v / math.log(2), lambda v: v * math.log(2)))
+    bits.set_ylabel("bits per character")
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines["top"].set_visible(False)
+    axes.legend(frameon=False)
+    if title:
+        axes.set_title(title, loc="left", fontsize=11)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path
