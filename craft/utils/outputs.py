@@ -21,6 +21,8 @@ from pathlib import Path
 from craft.utils.common import UserError
 
 OUTPUTS = Path("outputs")
+RUN_CONFIG = "craft_run.yaml"
+"""The resolved run, saved beside the weights; `craft train --config` repeats it."""
 
 
 def timestamp(now: datetime | None = None) -> str:

@@ -1,0 +1,312 @@
+"""Using a finished model: load it, let it write, score it.
+
+The three functions behind `craft generate`, `craft evaluate` and the last step of a training run. A model is named by a
+folder, a Hub id, or `latest` (the newest finished model under `outputs/models`).
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from craft.utils.common import UserError
+from craft.utils.outputs import OUTPUTS, RUN_CONFIG, latest_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from craft.data.tokenization import CharTokenizer
+    from craft.training.evaluation import Evaluation
+
+REPLACEMENT = "\ufffd"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next character is chosen.
+
+    Args:
+        max_new_tokens: how many characters (byte tokenizer: bytes) to write at the most.
+        temperature: below 1 safer, above 1 wilder; 1 is the model's own distribution.
+        top_k: choose among the k likeliest only; 0 for all.
+        top_p: choose among the likeliest that together reach this probability; 1 for all.
+        min_p: drop what is less likely than this fraction of the likeliest; 0 drops nothing.
+        seed: the same seed writes the same text; `None` draws one.
+        stop: texts after which a sample ends (the text itself is kept).
+        greedy: always the likeliest character; the other knobs then mean nothing.
+
+    Raises:
+        UserError: if a value is out of range.
+    """
+
+    max_new_tokens: int = 500
+    temperature: float = 0.8
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    greedy: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
+        if not self.temperature > 0:
+            raise UserError(f"temperature is {self.temperature}; it must be above 0 (use --greedy for the likeliest text)")
+        if self.top_k < 0:
+            raise UserError(f"top_k is {self.top_k}; it must be 0 (off) or more")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p is {self.top_p}; it must be above 0 and at most 1 (1 = off)")
+        if not 0 <= self.min_p < 1:
+            raise UserError(f"min_p is {self.min_p}; it must be at least 0 (off) and below 1")
+        if any(not text for text in self.stop):
+            raise UserError("stop is an empty text; give at least one character")
+
+    def generation_config(self, model: PreTrainedModel) -> Any:
+        """The model's own `GenerationConfig` with these choices in it."""
+        import copy
+
+        config = copy.deepcopy(model.generation_config)
+        config.update(
+            max_new_tokens=self.max_new_tokens,
+            max_length=None,
+            do_sample=not self.greedy,
+            temperature=None if self.greedy else self.temperature,
+            top_k=None if self.greedy else self.top_k,
+            top_p=None if self.greedy or self.top_p == 1 else self.top_p,
+            min_p=None if self.greedy or self.min_p == 0 else self.min_p,
+        )
+        return config
+
+
+def load(model: str | Path, root: Path = OUTPUTS) -> tuple[PreTrainedModel, CharTokenizer]:
+    """Loads a craft model and its tokenizer, in evaluation mode, on the GPU if there is one.
+
+    Args:
+        model: a folder, a Hub id (`user/name`), or `latest`.
+        root: where `latest` looks.
+
+    Raises:
+        UserError: if there is no such model, it isn't one of craft's, or weights and tokenizer don't belong together.
+    """
+    where = resolve(model, root)
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    import craft.models  # noqa: F401  (makes craft's classes known to AutoModel)
+    from craft.data.tokenization import load_tokenizer
+
+    try:
+        network = AutoModelForCausalLM.from_pretrained(where, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"can't load the model {str(model)!r}: {reason} Give a folder made by 'craft train' or a Hub id") from error
+    tokenizer = load_tokenizer(where)
+    rows = network.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) != rows:
+        raise UserError(
+            f"{where}: the tokenizer has {len(tokenizer)} entries but the model's embedding has {rows} rows; "
+            "tokenizer.json and model.safetensors come from different runs"
+        )
+    return network.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+
+
+def resolve(model: str | Path, root: Path = OUTPUTS) -> str:
+    """The folder or Hub id behind what the user typed: `latest`, a run's folder (its newest finished model or
+    checkpoint), a model's folder, or a Hub id as it stands.
+
+    Raises:
+        UserError: if it is none of these.
+    """
+    if str(model) == "latest":
+        return str(latest_model(root))
+    path = Path(model)
+    if path.is_dir():
+        if (path / "config.json").is_file():
+            return str(path)
+        inside = [p for p in (*path.parent.glob(f"{path.name}_step_*"), *path.glob("checkpoint-*")) if (p / "config.json").is_file()]
+        if not inside:
+            raise UserError(f"{path} holds no model (no config.json); give a finished model's folder, or 'latest'")
+        return str(max(inside, key=lambda p: (p / "config.json").stat().st_mtime_ns))
+    if path.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(model)):
+        raise UserError(f"no model at {str(model)!r}; give a folder made by 'craft train', a Hub id such as user/name, or 'latest'")
+    return str(model)
+
+
+def stream_text(model: PreTrainedModel, tokenizer: CharTokenizer, prompt: str = "", **sampling: Any) -> Iterator[str]:
+    """Writes on after `prompt`, piece by piece (a character, or nothing while one of several bytes is incomplete).
+
+    Args:
+        prompt: what to go on from; empty for a new line (or the begin token where the model knows no line break).
+        **sampling: the fields of `Sampling`.
+
+    Raises:
+        UserError: for a character that the model's tokenizer refuses, or a sampling value out of range.
+    """
+    for (piece,) in _write(model, tokenizer, [prompt], Sampling(**sampling)):
+        yield piece
+
+
+def sample(
+    model: PreTrainedModel,
+    tokenizer: CharTokenizer,
+    prompts: Sequence[str] = ("",),
+    num_samples: int = 1,
+    **sampling: Any,
+) -> list[list[str]]:
+    """`num_samples` continuations of each prompt, all written side by side in one batch.
+
+    Returns:
+        One list of continuations (without the prompt) for each prompt.
+    """
+    if num_samples < 1:
+        raise UserError(f"num_samples is {num_samples}; it must be at least 1")
+    rows = [prompt for prompt in prompts for _ in range(num_samples)]
+    texts = [""] * len(rows)
+    for pieces in _write(model, tokenizer, rows, Sampling(**sampling)):
+        texts = [text + piece for text, piece in zip(texts, pieces)]
+    return [texts[i : i + num_samples] for i in range(0, len(rows), num_samples)]
+
+
+def _write(
+    model: PreTrainedModel, tokenizer: CharTokenizer, prompts: list[str], sampling: Sampling
+) -> Iterator[list[str]]:
+    """One step a turn: the piece of text that each row gained; a finished row gains nothing."""
+    import torch
+    from transformers import set_seed
+
+    if sampling.seed is not None:
+        set_seed(sampling.seed)
+    ids = [tokenizer.encode_ids(prompt).tolist() if prompt else [_first_id(tokenizer)] for prompt in prompts]
+    width = max(map(len, ids))
+    input_ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(row)) + row for row in ids], device=model.device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids], device=model.device)
+    padded = {} if all(len(row) == width for row in ids) else {"attention_mask": mask}
+
+    table = token_bytes(tokenizer)
+    decoders = [codecs.getincrementaldecoder("utf-8")(errors="replace") for _ in prompts]
+    longest = max(map(len, sampling.stop), default=0)
+    tails, open_rows = [""] * len(prompts), [True] * len(prompts)
+    for new in model.stream(input_ids, sampling.generation_config(model), **padded):
+        pieces = []
+        for row, token in enumerate(new.tolist()):
+            piece = decoders[row].decode(table[token]) if open_rows[row] else ""
+            if longest:
+                tails[row] = (tails[row] + piece)[-longest:]
+            open_rows[row] &= token != tokenizer.eos_token_id and not tails[row].endswith(sampling.stop or REPLACEMENT * 9)
+            pieces.append(piece)
+        yield pieces
+        if not any(open_rows):
+            return
+
+
+def _first_id(tokenizer: CharTokenizer) -> int:
+    """What an empty prompt begins with: a line break is the likeliest thing before a text that starts."""
+    newline = tokenizer.convert_tokens_to_ids("\n")
+    return tokenizer.bos_token_id if newline in (None, tokenizer.unk_token_id) else newline
+
+
+def token_bytes(tokenizer: CharTokenizer) -> list[bytes]:
+    """For each id the UTF-8 bytes that it stands for; nothing for special tokens, U+FFFD for the unknown one."""
+    table = []
+    for token in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))):
+        if token == tokenizer.unk_token:
+            table.append(REPLACEMENT.encode())
+        elif token in tokenizer.all_special_tokens:
+            table.append(b"")
+        elif re.fullmatch(r"<0x[0-9A-F]{2}>", token):
+            table.append(bytes([int(token[3:5], 16)]))
+        else:
+            table.append(token.encode())
+    return table
+
+
+def evaluate(
+    model: str | Path,
+    data: str | None = None,
+    protocols: Sequence[str] = (),
+    split: str = "validation",
+    batch_size: int = 64,
+    root: Path = OUTPUTS,
+) -> list[Evaluation]:
+    """Scores a model over a whole split, once for each protocol.
+
+    Args:
+        model: as for `load`.
+        data: a text file, folder, glob or Hub data set; `None` for what the model was trained on.
+        protocols: `blocks`, `sliding-N`, `stateful`; empty for the model's natural one (`stateful` where it carries a
+            state, else `blocks`).
+        split: `train`, `validation`, `test`, or `all` for every character.
+        batch_size: windows scored at once.
+
+    Raises:
+        UserError: for an unknown model, protocol or split, or text that the model's tokenizer refuses.
+    """
+    from craft.data.loaders import load_corpus
+    from craft.training.evaluation import evaluate_split
+
+    where = resolve(model, root)
+    arguments = _data_arguments(where, data, split)
+    network, tokenizer = load(where, root)
+    corpus = load_corpus(arguments, tokenizer=tokenizer)
+    ids = corpus.train if split == "all" else getattr(corpus, split)
+    if ids is None or len(ids) < 2:
+        raise UserError(f"{corpus.name} has no {split} split; choose with --split, or set data.{split}_size when training")
+    return [
+        evaluate_split(
+            network,
+            ids,
+            protocol=protocol,
+            block_size=arguments.block_size,
+            batch_size=batch_size,
+            id_chars=tokenizer.id_chars,
+            id_bytes=tokenizer.id_bytes,
+            split=split,
+            dataset=corpus.name,
+        )
+        for protocol in protocols or ["stateful" if network.carries_state else "blocks"]
+    ]
+
+
+def _data_arguments(where: str, data: str | None, split: str) -> Any:
+    """The data of the run that made the model, or the user's text cut as that run cut its own."""
+    import dataclasses
+
+    import yaml
+
+    from craft.data.arguments import DataArguments
+
+    if split not in ("train", "validation", "test", "all"):
+        raise UserError(f"unknown split {split!r}; choose train, validation, test or all")
+    saved = Path(where) / RUN_CONFIG
+    if not saved.is_file() and not Path(where).is_dir():
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        try:
+            saved = Path(hf_hub_download(where, RUN_CONFIG))
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError):
+            pass
+    run: dict[str, Any] = yaml.safe_load(saved.read_text(encoding="utf-8")) if saved.is_file() else {}
+    arguments = DataArguments(**run.get("data", {}))
+    if data is not None:
+        local = Path(data).exists() or any(c in data for c in "*?[") or data.startswith(("http://", "https://", "/", "."))
+        hub = not local and re.fullmatch(r"[\w.-]+/[\w.-]+", data) is not None
+        arguments = DataArguments(
+            source="hub" if hub else "files",
+            path=data,
+            block_size=arguments.block_size,
+            validation_size=arguments.validation_size,
+            test_size=arguments.test_size,
+            errors=arguments.errors,
+            text_column=arguments.text_column,
+        )
+    elif not run:
+        raise UserError(f"{where} has no {RUN_CONFIG}, so its data are unknown; name a text: craft evaluate MODEL my.txt")
+    if split == "all":
+        arguments = dataclasses.replace(arguments, validation_size=0, test_size=0)
+    return arguments
