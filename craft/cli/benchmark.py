@@ -1,0 +1,42 @@
+"""`craft benchmark`: craft's speed and memory beside baselines, on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from craft.benchmarks import NAMES
+
+
+@click.command("benchmark")
+@click.argument("names", nargs=-1, type=click.Choice(NAMES), metavar="[" + "|".join(NAMES) + "]...")
+@click.option(
+    "--repeats", default=5, show_default=True, type=click.IntRange(min=1), help="Rounds that count."
+)
+@click.option("--steps", type=click.IntRange(min=2), help="train: steps of one measurement.  [default: 100]")
+@click.option("--size", default=64.0, show_default=True, type=click.FloatRange(min=0, min_open=True),
+              help="encode: megabytes of the text whose whole preparation is measured.")  # fmt: skip
+@click.option("--seed", default=0, show_default=True, help="Of weights, texts and data order.")
+@click.option("--quick", is_flag=True, help="Tiny models and texts: does it run? The figures mean nothing.")
+@click.option("--output", default="outputs", show_default=True, type=click.Path(path_type=Path),
+              help="Folder under which benchmarks/ is written.")  # fmt: skip
+def command(
+    names: tuple[str, ...], repeats: int, steps: int | None, size: float, seed: int, quick: bool, output: Path
+) -> None:
+    """Measure craft beside baselines: medians of interleaved runs in the same process.
+
+    Without a name all five run. Every measurement goes into a JSON file under outputs/benchmarks.
+    """
+    from rich.console import Console
+
+    from craft.benchmarks.harness import Options, run_benchmark, save, tables
+
+    options = Options(repeats=repeats, steps=steps, size=size, seed=seed, quick=quick)
+    console, progress = Console(), Console(stderr=True)
+    for name in names or NAMES:
+        with progress.status(name) as status:
+            report = run_benchmark(name, options, tell=status.update)
+        for table in tables(report):
+            console.print(table)
+        click.echo(f"{save(report, output)}\n")
