@@ -1,0 +1,1 @@
+"""Text in, ids out: sources, tokenizers, cached id arrays, and the order in which windows are drawn."""

@@ -1,0 +1,93 @@
+"""What a corpus is: the schema of `configs/data/*.yaml`.
+
+Torch-free and literal: the fields below are the keys of the YAML files and of `data.*` overrides, and
+`craft.config` reads their names, types and defaults from this source without importing it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import PurePath
+
+from craft.utils.common import UserError, did_you_mean
+
+CHOICES = {
+    "source": ("builtin", "files", "hub"),
+    "errors": ("strict", "replace"),
+    "order": ("shuffled", "random"),
+    "tokenizer": ("char", "byte"),
+    "unknown": ("strict", "unk", "bytes"),
+}
+
+
+@dataclass
+class DataArguments:
+    """One corpus, how it is split, cut into windows and tokenized.
+
+    Args:
+        name: label in the names of outputs; None derives it from `path` (`input.txt` -> `input`).
+        source: `builtin` (a corpus that needs no download), `files` (text or tables on this machine, or a URL)
+            or `hub` (a dataset of the Hugging Face Hub, or a local dataset folder).
+        path: builtin: `python_docs`. files: a file, folder, glob or http(s) URL; text may be compressed
+            (.gz .bz2 .xz .zst .zip), tables are .jsonl .json .csv .parquet. hub: the dataset id.
+        config_name: the configuration of a Hub dataset.
+        revision: the branch, tag or commit of a Hub dataset.
+        split: which split of a Hub dataset is trained on; datasets' slicing (`train[:1%]`) works.
+        validation_split: the Hub dataset's own validation split; None cuts one by `validation_size`.
+        test_split: the Hub dataset's own test split; None cuts one by `test_size`.
+        text_column: the column of a table or Hub dataset that holds the text. Each row is a document: an
+            end-of-text id follows it.
+        streaming: train while reading, nothing is prepared on disk; the run's length is then `max_steps`.
+        errors: invalid UTF-8 in a text file is refused (`strict`) or becomes U+FFFD (`replace`).
+        validation_size: a fraction below 1, or a number of characters (bytes for the byte tokenizer), cut
+            from the end of the corpus; 0 leaves no validation split.
+        test_size: as `validation_size`; the test split lies behind the validation split.
+        block_size: T, the number of characters a window predicts; windows hold T + 1 ids.
+        order: `shuffled` (an epoch visits non-overlapping windows, shuffled, from a random phase) or `random`
+            (independent random offsets, as nanoGPT draws them).
+        tokenizer: `char` (one id per character of the corpus) or `byte` (one id per UTF-8 byte).
+        unknown: what an unseen character becomes: an error (`strict`), `<unk>` (`unk`), its bytes (`bytes`).
+        min_frequency: characters rarer than this are left out of the alphabet.
+        max_vocab_size: the largest number of characters in the alphabet; the most frequent are kept.
+        cache_dir: where prepared ids are kept; None is `$CRAFT_CACHE`, else `~/.cache/craft`.
+    """
+
+    name: str | None = None
+    source: str = "files"
+    path: str | None = None
+    config_name: str | None = None
+    revision: str | None = None
+    split: str = "train"
+    validation_split: str | None = None
+    test_split: str | None = None
+    text_column: str = "text"
+    streaming: bool = False
+    errors: str = "strict"
+    validation_size: float | int = 0.1
+    test_size: float | int = 0.0
+    block_size: int = 64
+    order: str = "shuffled"
+    tokenizer: str = "char"
+    unknown: str = "strict"
+    min_frequency: int = 1
+    max_vocab_size: int | None = None
+    cache_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        for key, choices in CHOICES.items():
+            value = getattr(self, key)
+            if value not in choices:
+                hint = did_you_mean(str(value), choices)
+                raise UserError(f"data.{key}={value!r} is none of {', '.join(choices)}{hint}")
+        for key in ("block_size", "min_frequency"):
+            if getattr(self, key) < 1:
+                raise UserError(f"data.{key}={getattr(self, key)} must be at least 1")
+        for key in ("validation_size", "test_size"):
+            size = getattr(self, key)
+            if size < 0 or (size >= 1 and size != int(size)):
+                raise UserError(f"data.{key}={size} must be a fraction below 1 or a whole number of characters")
+
+    @property
+    def label(self) -> str:
+        """The name of the corpus in the names of outputs: `name`, else the stem of `path`."""
+        return self.name or PurePath((self.path or "corpus").rstrip("/")).name.split(".")[0] or "corpus"

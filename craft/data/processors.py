@@ -1,0 +1,175 @@
+"""A modality <-> ids: text, bytes, and images whose pixels are characters.
+
+These are the numpy fast paths: corpora go through them at hundreds of MB/s, where the Hugging Face
+tokenizer built from the same alphabet manages a few (tests hold the two to equal ids).
+
+Every vocabulary starts with four special ids; byte values, where a vocabulary has them, follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from craft.utils.common import UserError
+
+PAD, BOS, EOS, UNK = 0, 1, 2, 3
+FIRST_ID = 4  # the first id behind the specials: byte 0, or the first character
+CODE_POINTS = 0x110000
+
+
+def id_dtype(vocab_size: int) -> np.dtype:
+    """The smallest unsigned integer type that holds every id of a vocabulary."""
+    return np.min_scalar_type(max(vocab_size - 1, 0))
+
+
+class BytesProcessor:
+    """bytes <-> ids: byte `b` is id `b + 4`."""
+
+    vocab_size = FIRST_ID + 256
+
+    def encode(self, data: bytes) -> np.ndarray:
+        """One id per byte, uint16 [len(data)]."""
+        return np.frombuffer(data, np.uint8) + np.uint16(FIRST_ID)
+
+    def decode(self, ids: np.ndarray | Sequence[int]) -> bytes:
+        """The bytes of `ids`; special ids stand for no byte."""
+        ids = np.asarray(ids, np.int64)
+        return (ids[ids >= FIRST_ID] - FIRST_ID).astype(np.uint8).tobytes()
+
+
+class ImageProcessor:
+    """uint8 images [H, W] or [H, W, C] <-> flat ids, row by row: one id per channel of a pixel.
+
+    The ids are those of the byte vocabulary, so a byte-level model is an autoregressive image model.
+    """
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        if len(shape) not in (2, 3) or min(shape) < 1:
+            raise UserError(f"an image is [height, width] or [height, width, channels], not {list(shape)}")
+        self.shape = tuple(shape)
+        self._bytes = BytesProcessor()
+
+    def encode(self, image: np.ndarray) -> np.ndarray:
+        """uint16 [H * W (* C)].
+
+        Raises:
+            UserError: if the image has another shape or isn't uint8.
+        """
+        if image.dtype != np.uint8 or image.shape != self.shape:
+            raise UserError(f"expected a uint8 image {self.shape}, got {image.dtype} {image.shape}")
+        return self._bytes.encode(image.tobytes())
+
+    def decode(self, ids: np.ndarray | Sequence[int]) -> np.ndarray:
+        """uint8 of the processor's shape; missing pixels (a generation cut short) are black."""
+        pixels = np.zeros(int(np.prod(self.shape)), np.uint8)
+        data = np.frombuffer(self._bytes.decode(ids), np.uint8)[: pixels.size]
+        pixels[: data.size] = data
+        return pixels.reshape(self.shape)
+
+
+class TextProcessor:
+    """text <-> ids by table lookup, with a stated policy for characters outside the alphabet.
+
+    Args:
+        alphabet: the characters in the order of their ids; empty for a byte vocabulary.
+        unknown: `strict` (an error that names the character), `unk` (id 3) or `bytes` (its UTF-8 bytes).
+    """
+
+    def __init__(self, alphabet: Sequence[str], unknown: str) -> None:
+        self.unknown = unknown
+        self._bytes = BytesProcessor()
+        byte_values = [bytes([b]) for b in range(256)] if unknown == "bytes" else []
+        self._first_char = FIRST_ID + len(byte_values)
+        self._utf8 = [b"", b"", b"", "\ufffd".encode(), *byte_values, *(c.encode() for c in alphabet)]
+        self.vocab_size = len(self._utf8)
+        self.dtype = id_dtype(self.vocab_size)
+        self._table = np.full(CODE_POINTS if alphabet else 0, UNK, self.dtype)
+        self._table[[ord(c) for c in alphabet]] = np.arange(self._first_char, self.vocab_size)
+        # One-byte ids of ASCII text come from bytes.translate, several times faster than indexing.
+        self._ascii = self._table[:256].tobytes() if alphabet and self.dtype == np.uint8 else None
+
+    @property
+    def id_chars(self) -> np.ndarray:
+        """int64 [vocab]: the characters an id stands for; a character in bytes is counted at its first byte."""
+        counts = np.ones(self.vocab_size, np.int64)
+        counts[:UNK] = 0
+        if self.unknown == "bytes":
+            counts[FIRST_ID + 0x80 : FIRST_ID + 0xC0] = 0  # continuation bytes
+        return counts
+
+    @property
+    def id_bytes(self) -> np.ndarray:
+        """int64 [vocab]: the UTF-8 bytes an id stands for; unknowable for `<unk>`, which counts 1."""
+        counts = np.array([len(b) for b in self._utf8], np.int64)
+        counts[UNK] = 1
+        return counts
+
+    def encode(self, text: str, where: str = "the text", offset: int = 0) -> np.ndarray:
+        """The ids of `text`, in the smallest unsigned type that holds the vocabulary.
+
+        Args:
+            where: what the text is, and `offset` at which of its characters it starts, for error messages.
+
+        Raises:
+            UserError: for an unpaired surrogate, or under `strict` for a character outside the alphabet.
+        """
+        if not len(self._table):
+            return self._bytes.encode(self._bytes_of(text, where, offset))
+        if text.isascii():
+            data = text.encode("ascii")
+            if self._ascii is not None:
+                ids = np.frombuffer(bytearray(data).translate(self._ascii), np.uint8)
+            else:
+                ids = self._table[np.frombuffer(data, np.uint8)]
+        else:
+            ids = self._table[self._code_points(text, where, offset)]
+        if self.unknown == "unk" or not (unseen := ids == UNK).any():
+            return ids
+        if self.unknown == "strict":
+            position = int(unseen.argmax())
+            raise UserError(_unseen(text[position], position + offset, where))
+        return self._with_bytes(text, ids, unseen)
+
+    def decode(self, ids: np.ndarray | Sequence[int]) -> str:
+        """The text of `ids`: specials are left out, `<unk>` and invalid UTF-8 show as U+FFFD."""
+        return b"".join([self._utf8[i] for i in np.asarray(ids).tolist()]).decode("utf-8", "replace")
+
+    def _with_bytes(self, text: str, ids: np.ndarray, unseen: np.ndarray) -> np.ndarray:
+        """`ids` with every unseen character replaced by the ids of its UTF-8 bytes."""
+        where = np.flatnonzero(unseen)
+        pieces = [text[i].encode() for i in where.tolist()]
+        lengths = np.ones(len(ids), np.int64)
+        lengths[where] = [len(p) for p in pieces]
+        spread = np.repeat(ids, lengths)
+        spread[np.repeat(unseen, lengths)] = self._bytes.encode(b"".join(pieces))
+        return spread
+
+    @staticmethod
+    def _code_points(text: str, where: str, offset: int) -> np.ndarray:
+        try:
+            return np.frombuffer(text.encode("utf-32-le"), np.uint32)
+        except UnicodeEncodeError as error:
+            raise UserError(_surrogate(text[error.start], error.start + offset, where)) from None
+
+    @staticmethod
+    def _bytes_of(text: str, where: str, offset: int) -> bytes:
+        try:
+            return text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UserError(_surrogate(text[error.start], error.start + offset, where)) from None
+
+
+def _unseen(char: str, position: int, where: str) -> str:
+    return (
+        f"character {char!r} (U+{ord(char):04X}) at position {position} of {where} isn't in the alphabet; "
+        "remove it, or train with data.unknown=unk (shown as <unk>) or data.unknown=bytes (lossless)"
+    )
+
+
+def _surrogate(char: str, position: int, where: str) -> str:
+    return (
+        f"unpaired surrogate U+{ord(char):04X} at position {position} of {where} isn't a character; "
+        "open files with encoding='utf-8', or clean the text with text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')"
+    )

@@ -1,0 +1,195 @@
+"""Character and byte tokenizers that are real Hugging Face tokenizers.
+
+What is special: a BPE model without merges and without pre-tokenizer maps each character to its own id and
+back without loss, so a saved tokenizer loads with `AutoTokenizer` as a stock class, no remote code, in a
+process that has never heard of craft. The policy for unseen characters is saved in `tokenizer_config.json`
+and restored by `load_tokenizer`; a stock class shows an unseen character of a strict alphabet as `<unk>`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import AddedToken, Tokenizer, decoders
+from tokenizers.models import BPE
+from transformers import BatchEncoding, PreTrainedTokenizerFast
+
+from craft.data.processors import TextProcessor
+from craft.utils.common import UserError
+
+SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")  # ids 0 to 3 of every vocabulary
+
+
+class CharTokenizer(PreTrainedTokenizerFast):
+    """One id per character; `decode(encode(s)) == s` for every string over the alphabet.
+
+    Ids 0..3 are `<pad> <bos> <eos> <unk>`; under the policy `bytes` ids 4..259 are the byte values; the
+    characters follow, sorted by code point. Nothing is added on encoding, special strings inside a text
+    stay text, and padding is on the left, where generation needs it.
+
+    Build one with `CharTokenizer.train(texts)` or `from_counts`; load one with `load_tokenizer`.
+    """
+
+    # No __init__: transformers then loads tokenizer.json as it is instead of taking it apart.
+
+    @classmethod
+    def train(
+        cls,
+        texts: Iterable[str],
+        unknown: str = "strict",
+        min_frequency: int = 1,
+        max_vocab_size: int | None = None,
+    ) -> CharTokenizer:
+        """A tokenizer over the characters of `texts`; see `from_counts`."""
+        counts: Counter[str] = Counter()
+        for text in texts:
+            counts.update(text)
+        return cls.from_counts(counts, unknown, min_frequency, max_vocab_size)
+
+    @classmethod
+    def from_counts(
+        cls,
+        counts: Mapping[str, int],
+        unknown: str = "strict",
+        min_frequency: int = 1,
+        max_vocab_size: int | None = None,
+    ) -> CharTokenizer:
+        """A tokenizer over the characters of `counts` (character -> occurrences).
+
+        Args:
+            unknown: what an unseen character becomes: `strict` (an error), `unk` (`<unk>`) or `bytes`.
+            min_frequency: rarer characters are left out.
+            max_vocab_size: at most this many characters, the most frequent.
+
+        Raises:
+            UserError: if characters are left out although every unseen character is an error.
+        """
+        frequent = [c for c, n in counts.items() if n >= min_frequency]
+        kept = sorted(frequent, key=lambda c: (-counts[c], c))[:max_vocab_size]
+        if unknown == "strict" and len(kept) < len(counts):
+            left_out = next(c for c in counts if c not in set(kept))
+            raise UserError(
+                f"data.min_frequency={min_frequency} and data.max_vocab_size={max_vocab_size} leave out "
+                f"{len(counts) - len(kept)} characters of the corpus, such as {left_out!r}: "
+                "say what they become with data.unknown=unk or data.unknown=bytes"
+            )
+        return cls._over(sorted(kept), unknown)
+
+    @classmethod
+    def _over(cls, alphabet: list[str], unknown: str) -> CharTokenizer:
+        byte_tokens = [f"<0x{b:02X}>" for b in range(256)] if unknown == "bytes" else []
+        vocab = {token: i for i, token in enumerate([*SPECIAL_TOKENS, *byte_tokens, *alphabet])}
+        model = BPE(vocab, [], unk_token="<unk>", fuse_unk=False, byte_fallback=unknown == "bytes")
+        backend = Tokenizer(model)
+        backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+        backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS])
+        pad, bos, eos, unk = SPECIAL_TOKENS
+        return cls(
+            tokenizer_object=backend,
+            pad_token=pad,
+            bos_token=bos,
+            eos_token=eos,
+            unk_token=unk,
+            padding_side="left",
+            split_special_tokens=True,
+            clean_up_tokenization_spaces=False,
+            model_input_names=["input_ids", "attention_mask"],
+            unknown=unknown,
+        )
+
+    @property
+    def unknown(self) -> str:
+        """The policy for unseen characters: `strict`, `unk` or `bytes`."""
+        return self.init_kwargs["unknown"]
+
+    @cached_property
+    def alphabet(self) -> list[str]:
+        """The characters with an id of their own, in the order of their ids."""
+        vocab = self._tokenizer.get_vocab(with_added_tokens=False)
+        return [token for token, _ in sorted(vocab.items(), key=lambda item: item[1]) if len(token) == 1]
+
+    @cached_property
+    def processor(self) -> TextProcessor:
+        """The numpy fast path over the same vocabulary."""
+        return TextProcessor(self.alphabet, self.unknown)
+
+    @cached_property
+    def id_chars(self) -> np.ndarray:
+        """int64 [vocab]: how many characters each id stands for (specials 0, `<unk>` 1)."""
+        return self.processor.id_chars
+
+    @cached_property
+    def id_bytes(self) -> np.ndarray:
+        """int64 [vocab]: how many UTF-8 bytes each id stands for (specials 0, `<unk>` 1)."""
+        return self.processor.id_bytes
+
+    def encode_ids(self, text: str, where: str = "the text", offset: int = 0) -> np.ndarray:
+        """The ids of `tok(text).input_ids`, by numpy: unsigned [len], hundreds of MB/s.
+
+        Raises:
+            UserError: for an unseen character under the policy `strict`, or an unpaired surrogate.
+        """
+        return self.processor.encode(text, where, offset)
+
+    def _encode_plus(self, text: Any, text_pair: Any = None, **kwargs: Any) -> BatchEncoding:
+        # Every public way to encode passes here. The table lookup raises for surrogates and, under
+        # `strict`, for unseen characters, which the backend would turn into <unk> without a word.
+        for piece in (*_strings(text), *_strings(text_pair)):
+            self.processor.encode(piece)
+        return super()._encode_plus(text, text_pair, **kwargs)
+
+    def _save_pretrained(
+        self, save_directory: Any, file_names: tuple[str, ...], *args: Any, **kwargs: Any
+    ) -> tuple[str, ...]:
+        # The configuration is written and nothing uploaded yet: name the stock class, so that AutoTokenizer
+        # finds it everywhere. load_tokenizer knows our own by its `unknown`.
+        for file in file_names:
+            if file.endswith("tokenizer_config.json"):
+                config = json.loads(Path(file).read_text(encoding="utf-8"))
+                config["tokenizer_class"] = "PreTrainedTokenizerFast"
+                Path(file).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return super()._save_pretrained(save_directory, file_names, *args, **kwargs)
+
+
+class ByteTokenizer(CharTokenizer):
+    """One id per UTF-8 byte: an empty alphabet under the policy `bytes`; 260 ids, every string, no loss."""
+
+    @classmethod
+    def create(cls) -> ByteTokenizer:
+        return cls._over([], "bytes")  # type: ignore[return-value]
+
+
+def load_tokenizer(path: str | Path, **kwargs: Any) -> CharTokenizer:
+    """A saved tokenizer of craft as its own class, with its policy for unseen characters.
+
+    Args:
+        path: a folder or Hub id.
+        kwargs: passed to `from_pretrained` (`revision`, `token`, …).
+
+    Raises:
+        UserError: if there is no tokenizer, or it isn't one of craft's.
+    """
+    try:
+        tokenizer = CharTokenizer.from_pretrained(str(path), **kwargs)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"no tokenizer in {path}: {str(error).splitlines()[0]}") from error
+    if "unknown" not in tokenizer.init_kwargs:
+        raise UserError(f"the tokenizer in {path} isn't a character tokenizer of craft; load it with AutoTokenizer")
+    if not tokenizer.alphabet:
+        tokenizer.__class__ = ByteTokenizer
+    return tokenizer
+
+
+def _strings(text: Any) -> Iterable[str]:
+    """Every string of what a tokenizer accepts: a text, a batch, a batch of pairs or of words."""
+    if isinstance(text, str):
+        yield text
+    elif isinstance(text, (list, tuple)):
+        for item in text:
+            yield from _strings(item)
