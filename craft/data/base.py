@@ -1,0 +1,47 @@
+"""An array of ids and how windows are cut from it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from craft.utils.common import UserError
+
+
+class BaseDataset(Protocol):
+    """What a train loader needs: the windows of some rows of a global batch."""
+
+    block_size: int
+    global_batch_size: int
+
+    def batch(self, epoch: int, step: int, rows: np.ndarray) -> torch.Tensor:
+        """LongTensor [len(rows), block_size + 1]: those rows of the global batch of a step."""
+
+
+class TextDataset:
+    """Windows of `block_size + 1` consecutive ids: T inputs and T targets, no prediction lost at the edges.
+
+    Args:
+        ids: 1-D array of any integer type, in memory or memory-mapped; it is never copied as a whole.
+        block_size: T.
+
+    Raises:
+        UserError: if the ids don't fill one window.
+    """
+
+    def __init__(self, ids: np.ndarray, block_size: int) -> None:
+        # np.memmap runs Python code on every slice; a plain view of the same memory doesn't.
+        self.ids = np.asarray(ids).view(np.ndarray)
+        self.block_size = block_size
+        if len(self.ids) <= block_size:
+            raise UserError(
+                f"{len(self.ids)} characters don't fill a window of data.block_size={block_size} and the "
+                f"character behind it; the largest block_size that works is {len(self.ids) - 1}"
+            )
+        self._windows = np.lib.stride_tricks.sliding_window_view(self.ids, block_size + 1)
+
+    def windows(self, starts: np.ndarray) -> torch.Tensor:
+        """LongTensor [len(starts), block_size + 1]: the ids from each start on."""
+        return torch.from_numpy(self._windows[starts].astype(np.int64))

@@ -1,0 +1,200 @@
+"""Which windows make up the global batch of a step: shuffled blocks, random crops, or parallel streams.
+
+What is special: the order is a pure function of (seed, epoch, step). It doesn't know how many processes or
+accumulation steps share the work, so the same run on other hardware sees the same batches, and a resumed run
+continues exactly where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import BatchSampler, DataLoader, Dataset
+
+from craft.data.base import BaseDataset, TextDataset
+from craft.data.order import below, permuted
+from craft.utils.common import UserError, did_you_mean
+
+ORDERS = ("shuffled", "random", "streams")
+WINDOWS_AT_ONCE = 4096
+
+
+class CharDataset(TextDataset):
+    """The windows of every step.
+
+    Orders:
+        shuffled: an epoch cuts the corpus into non-overlapping windows from a random phase and visits them in
+            random order; each at most once, all of them but the remainder of the last batch.
+        random: independent uniform offsets, as nanoGPT draws them.
+        streams: for models that carry their state. Row j is stream j, one of `global_batch_size` contiguous
+            stretches; step k is chunk k of each, and the state is zero at step 0 of an epoch.
+
+    Args:
+        ids: 1-D array of ids.
+        block_size: T; a window holds T + 1 ids.
+        global_batch_size: windows per optimizer step, over all processes and accumulation steps.
+        seed: decides the order, together with epoch and step.
+
+    Raises:
+        UserError: if the corpus is too short for the windows or the batch.
+    """
+
+    def __init__(
+        self, ids: np.ndarray, block_size: int, global_batch_size: int, seed: int, order: str = "shuffled"
+    ) -> None:
+        super().__init__(ids, block_size)
+        if order not in ORDERS:
+            raise UserError(f"data.order={order!r} is none of {', '.join(ORDERS)}{did_you_mean(order, ORDERS)}")
+        self.global_batch_size = global_batch_size
+        self.seed = seed
+        self.order = order
+        # Less than a whole window is given up, so that every phase in [0, T) has the same number of windows.
+        self._n_windows = len(self.ids) // block_size - 1
+        if order == "random":
+            self._n_windows = max(self._n_windows, global_batch_size)
+        if self._n_windows < global_batch_size:
+            raise UserError(self._too_short())
+        self.steps_per_epoch = self._n_windows // global_batch_size
+        # numpy's overhead per call is that of thousands of windows: compute several steps at once, keep one block.
+        self._steps_per_block = max(1, WINDOWS_AT_ONCE // global_batch_size)
+        self._block_of: tuple[int, int] | None = None
+
+    def __len__(self) -> int:
+        """Windows per epoch."""
+        return self.steps_per_epoch * self.global_batch_size
+
+    def starts(self, epoch: int, step: int) -> np.ndarray:
+        """int64 [global_batch_size]: where the windows of a step start in the ids.
+
+        Args:
+            step: within the epoch, 0 <= step < steps_per_epoch.
+        """
+        block, place = divmod(step, self._steps_per_block)
+        if self._block_of != (epoch, block):
+            steps = block * self._steps_per_block + np.arange(self._steps_per_block)
+            self._block = self._starts(epoch, steps[:, None], np.arange(self.global_batch_size))
+            self._block_of = (epoch, block)
+        return self._block[place]
+
+    def _starts(self, epoch: int, steps: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        n, size = len(self.ids), self.block_size
+        if self.order == "random":
+            return below(n - size, self.seed, epoch, steps, rows)
+        if self.order == "streams":
+            length = self.steps_per_epoch * size
+            phase = below(n - self.global_batch_size * length, self.seed, epoch)
+            return phase + rows * length + steps * size
+        window = (steps * self.global_batch_size + rows) % self._n_windows  # a block may reach past the epoch
+        return below(size, self.seed, epoch) + permuted(window, self._n_windows, self.seed, epoch) * size
+
+    def batch(self, epoch: int, step: int, rows: np.ndarray) -> torch.Tensor:
+        """LongTensor [len(rows), T + 1]: those rows of the global batch of a step."""
+        return self.windows(self.starts(epoch, step)[rows])
+
+    def _too_short(self) -> str:
+        n, size, batch = len(self.ids), self.block_size, self.global_batch_size
+        ways_out = []
+        if n // (batch + 1):
+            ways_out.append(f"block_size {n // (batch + 1)} at this batch")
+        if n // size > 1:
+            ways_out.append(f"a global batch of {n // size - 1} at this block_size")
+        best = " or ".join(ways_out) or f"block_size {n // 2} with a global batch of 1"
+        return (
+            f"{n} characters of training text are too few for a global batch of {batch} windows of "
+            f"data.block_size={size}; the largest that works is {best}"
+        )
+
+
+class TrainLoader(DataLoader):
+    """Micro-batches of one process; `set_epoch` chooses the order. Not to be prepared by Accelerate."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch that the next iteration draws."""
+        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+
+
+def train_loader(
+    dataset: BaseDataset, per_device_batch_size: int, accumulation: int, rank: int, world: int
+) -> TrainLoader:
+    """The micro-batches of process `rank` of `world`.
+
+    Row j of the global batch belongs to micro-batch g, process r, row b with j = (g * world + r) * B + b.
+
+    Returns:
+        A loader of dicts: `input_ids` [B, T], `labels` [B, T] (the next characters), `shift_labels` (the same
+        tensor), `step_in_epoch`, `micro_step`. Its length is steps_per_epoch * accumulation; a stream has none.
+
+    Raises:
+        ValueError: if the processes and accumulation steps don't add up to the dataset's global batch.
+    """
+    parts = per_device_batch_size * accumulation * world
+    if parts != dataset.global_batch_size:
+        raise ValueError(
+            f"{per_device_batch_size} rows x {accumulation} accumulation steps x {world} processes "
+            f"= {parts}, but the global batch is {dataset.global_batch_size}"
+        )
+    batches = _MicroBatches(dataset, per_device_batch_size, accumulation, rank, world)
+    return TrainLoader(
+        batches,
+        batch_sampler=_EpochSampler(batches.per_epoch),
+        collate_fn=_only,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+class _MicroBatches(Dataset):
+    """Micro-batch `i` of the whole run: epoch i // per_epoch, and the place in it."""
+
+    def __init__(self, dataset: BaseDataset, rows: int, accumulation: int, rank: int, world: int) -> None:
+        self.dataset, self.accumulation = dataset, accumulation
+        steps = getattr(dataset, "steps_per_epoch", None)
+        self.per_epoch = None if steps is None else steps * accumulation
+        self.rows = [np.arange(rows) + (g * world + rank) * rows for g in range(accumulation)]
+
+    def __len__(self) -> int:
+        """Windows per epoch over all processes, as the Trainer reports them."""
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        epoch, micro = divmod(index, self.per_epoch) if self.per_epoch else (0, index)
+        step, micro_step = divmod(micro, self.accumulation)
+        windows = self.dataset.batch(epoch, step, self.rows[micro_step])
+        labels = windows[:, 1:].contiguous()
+        return {
+            "input_ids": windows[:, :-1].contiguous(),
+            "labels": labels,
+            "shift_labels": labels,
+            "step_in_epoch": step,
+            "micro_step": micro_step,
+        }
+
+
+class _EpochSampler(BatchSampler):
+    """Batches of one index, numbered through all epochs: the index alone says what to draw.
+
+    `skip_first_batches` steps over the batches it skips one by one; `zip` over a range keeps that in C,
+    30 ns a batch, and no window is cut.
+    """
+
+    def __init__(self, per_epoch: int | None) -> None:
+        self.per_epoch, self.epoch = per_epoch, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        if self.per_epoch is None:
+            raise TypeError("a stream has no length; set training.max_steps")
+        return self.per_epoch
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.per_epoch is None:
+            return zip(range(2**62))
+        return zip(range(self.epoch * self.per_epoch, (self.epoch + 1) * self.per_epoch))
+
+
+def _only(items: list[dict[str, Any]]) -> dict[str, Any]:
+    return items[0]
