@@ -1,0 +1,215 @@
+"""`CraftTrainingArguments`: Hugging Face's TrainingArguments plus what we need, minus its traps.
+
+Every field is annotated simply and has a literal default, because the configuration reads names, types and
+defaults from this source without importing it. Whatever could train something else than what was asked for
+(a precision that the device lacks, eight processes that don't know of each other, a batch that can't be
+divided) is refused here, before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import transformers
+from transformers.trainer_utils import SchedulerType
+from transformers.training_args import OptimizerNames
+
+from craft.training.precision import PRECISIONS, Hardware, choose_precision
+from craft.utils.common import UserError, did_you_mean
+from craft.utils.logging import get_logger
+
+logger = get_logger(__name__)
+
+
+@dataclass
+class CraftTrainingArguments(transformers.TrainingArguments):
+    """Arguments of one training run: every field of `transformers.TrainingArguments`, and these.
+
+    Args:
+        precision: "auto" | "fp32" | "bf16" | "fp16"; see `craft.training.precision`. The trainer, which knows
+            the model, settles it; `bf16` and `fp16` follow from it.
+        optim: any name of Hugging Face, or "muon": Muon on the matrices inside the blocks, AdamW on the rest.
+        muon_learning_rate: peak learning rate of Muon's matrices; `learning_rate` is AdamW's.
+        muon_momentum: Nesterov momentum of Muon.
+        global_batch_size: windows per optimizer step over all processes and accumulation steps; derives
+            `per_device_train_batch_size`, so that a run means the same on one device and on eight.
+        carry_state: recurrent models keep their state from one window to the next (truncated backpropagation
+            through time); False starts every window from zero.
+        ema_decay: decay of an exponential moving average of the weights, which is evaluated and exported.
+        early_stopping_patience: stop after so many evaluations without a better one.
+        sample_chars: characters generated and logged at every evaluation; 0 for none.
+        sample_prompt: what the sample starts from; by default a line break.
+        eval_protocol: "blocks" | "stateful" | "sliding-N" | "auto" (stateful for recurrent models).
+
+    Raises:
+        UserError: for a value that can't be trained with on this machine.
+    """
+
+    precision: str = "auto"
+    optim: str = "adamw_torch_fused"
+    muon_learning_rate: float = 0.02
+    muon_momentum: float = 0.95
+    global_batch_size: int | None = None
+    carry_state: bool = True
+    ema_decay: float | None = None
+    early_stopping_patience: int | None = None
+    sample_chars: int = 200
+    sample_prompt: str | None = None
+    eval_protocol: str = "auto"
+    # Hugging Face's fields with other defaults: it would log a loss of 0 for NaN, keep all checkpoints, look
+    # for unused parameters in every step, draw its own bar and name the project after itself.
+    logging_nan_inf_filter: bool = False
+    save_total_limit: int | None = 2
+    ddp_find_unused_parameters: bool | None = False
+    disable_tqdm: bool | None = True
+    report_to: str | list[str] | None = "none"
+    project: str = "craft"
+
+    def __post_init__(self) -> None:
+        self._check_names()
+        self._check_ranges()
+        self._prepare_devices()
+        self._translate_precision_flags()
+        # Hugging Face knows no Muon, and couples "keep the best" to equal save and evaluation steps, which
+        # our trainer doesn't need (it saves at every new best): both are hidden from its checks.
+        optim, keep_best = self.optim, self.load_best_model_at_end
+        self.optim = "adamw_torch_fused" if optim == "muon" else optim
+        self.load_best_model_at_end = False
+        if self.metric_for_best_model is None and _value(self.eval_strategy) != "no":
+            self.metric_for_best_model = "loss"
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise UserError(f"training: {' '.join(str(error).split())}") from error
+        self.load_best_model_at_end = keep_best
+        if optim == "muon":
+            self.optim = optim
+        self.precision_reason = ""
+        self._check_world()
+        self._derive_batch_size()
+
+    def settle_precision(self, recurrent: bool) -> None:
+        """Decides `precision` for a model on this machine; `bf16`, `fp16`, `mixed_precision` follow.
+
+        Raises:
+            UserError: see `choose_precision`.
+        """
+        hardware = Hardware.detect(self.on_cpu)
+        name, reason = choose_precision(self.precision, recurrent=recurrent, hardware=hardware)
+        if self.precision_reason:  # settled before; "asked for" would hide why
+            return
+        self.precision, self.precision_reason = name, reason
+        self.bf16, self.fp16 = name == "bf16", name == "fp16"
+        self.mixed_precision = {"fp32": "no"}.get(name, name)
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.use_cpu or _flag("ACCELERATE_USE_CPU")
+
+    @property
+    def shares(self) -> int:
+        """Into how many micro-batches the global batch is cut: processes x accumulation steps."""
+        return self.world_size * self.gradient_accumulation_steps
+
+    def _check_names(self) -> None:
+        choices = {
+            "precision": PRECISIONS,
+            "optim": ["muon", *(name.value for name in OptimizerNames)],
+            "lr_scheduler_type": [name.value for name in SchedulerType],
+        }
+        for key, known in choices.items():
+            value = str(_value(getattr(self, key)))
+            if value not in known:
+                near = did_you_mean(value, known) or f"; use one of {', '.join(known[:12])}"
+                raise UserError(f"training.{key}={value!r} isn't known{near}")
+        protocol = self.eval_protocol
+        stride = protocol.removeprefix("sliding-")
+        sliding = stride != protocol and stride.isdigit() and int(stride) > 0
+        if protocol not in ("auto", "blocks", "stateful") and not sliding:
+            near = did_you_mean(protocol, ("auto", "blocks", "stateful", "sliding-32"))
+            raise UserError(
+                f"training.eval_protocol={protocol!r} isn't a protocol{near}; "
+                "use auto, blocks, stateful or sliding-N"
+            )
+
+    def _check_ranges(self) -> None:
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise UserError(f"training.ema_decay={self.ema_decay} must lie between 0 and 1; 0.999 is usual")
+        for key in ("early_stopping_patience", "global_batch_size", "gradient_accumulation_steps"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise UserError(f"training.{key}={value} must be at least 1")
+        if self.early_stopping_patience and _value(self.eval_strategy) == "no":
+            raise UserError(
+                "training.early_stopping_patience needs evaluations; set training.eval_strategy=steps"
+            )
+
+    def _prepare_devices(self) -> None:
+        """Chooses the CPU where there is nothing else; joins several CPU processes, with a time limit."""
+        world = int(os.environ.get("WORLD_SIZE", 1))
+        if not self.on_cpu and not torch.accelerator.is_available():
+            if world > 1:
+                raise UserError(
+                    f"{world} processes were launched for GPUs, but this machine has none, so each would "
+                    "train by itself; launch one process, or set ACCELERATE_USE_CPU=true for CPU processes"
+                )
+            self.use_cpu = True
+        if not self.on_cpu:
+            return
+        self.use_cpu = True
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # read when the trainer creates its Accelerator
+        if world > 1 and not dist.is_initialized():
+            # Accelerate passes no timeout on a CPU, and a lost peer would be waited for without end.
+            dist.init_process_group("gloo", timeout=timedelta(seconds=self.ddp_timeout))
+
+    def _translate_precision_flags(self) -> None:
+        """Hugging Face's `bf16=True` and `fp16=True` are other words for `precision`; one of them is kept."""
+        for name in ("bf16", "fp16"):
+            if getattr(self, name):
+                if self.precision not in ("auto", name):
+                    raise UserError(
+                        f"training.{name}=true contradicts training.precision={self.precision}; keep one"
+                    )
+                self.precision = name
+                setattr(self, name, False)
+
+    def _check_world(self) -> None:
+        launched = int(os.environ.get("WORLD_SIZE", 1))
+        if launched != self.world_size:
+            raise UserError(
+                f"{launched} processes were launched, but this one sees a world of {self.world_size}: each "
+                "would train by itself; use 'accelerate launch --multi_gpu --num_processes N' on a machine "
+                "with N GPUs, or set ACCELERATE_USE_CPU=true for CPU processes"
+            )
+        if self.n_gpu > 1:
+            logger.warning(
+                f"{self.n_gpu} GPUs are visible and one is used; for all of them run "
+                f"'accelerate launch --multi_gpu --num_processes {self.n_gpu} -m craft.train …'"
+            )
+            self._n_gpu = 1
+
+    def _derive_batch_size(self) -> None:
+        if self.global_batch_size is None:
+            self.global_batch_size = self.per_device_train_batch_size * self.shares
+        if self.global_batch_size % self.shares:
+            below = self.global_batch_size // self.shares * self.shares
+            near = " or ".join(str(n) for n in (below, below + self.shares) if n)
+            raise UserError(
+                f"training.global_batch_size={self.global_batch_size} can't be divided among "
+                f"{self.world_size} processes x {self.gradient_accumulation_steps} accumulation steps = "
+                f"{self.shares}; use {near}"
+            )
+        self.per_device_train_batch_size = self.global_batch_size // self.shares
+
+
+def _flag(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in ("1", "true", "yes", "on")
+
+
+def _value(choice: Any) -> Any:
+    return getattr(choice, "value", choice)
