@@ -1,0 +1,59 @@
+"""Names of outputs: made once, read back, sorted by age."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from craft.utils import outputs
+from craft.utils.common import UserError, did_you_mean, human, human_time
+
+
+def test_every_name_of_a_run_shares_its_stamp() -> None:
+    paths = outputs.RunPaths("char_lstm", "1.1M", "bf16", Path("outputs"), "20260102_030405")
+    assert str(paths.run_dir) == "outputs/models/char_lstm_1.1M_bf16_20260102_030405"
+    assert str(paths.export_dir(1200)) == "outputs/models/char_lstm_1.1M_bf16_20260102_030405_step_1200"
+    assert str(paths.log_file) == "outputs/logs/train_char_lstm_20260102_030405.log"
+    assert str(paths.sample_file) == "outputs/samples/sample_20260102_030405.txt"
+    assert str(paths.evaluation_file("text8")) == "outputs/evaluation/eval_char_lstm_text8_20260102_030405.json"
+    assert str(paths.figure("loss")) == "outputs/visualizations/loss_char_lstm_20260102_030405.png"
+
+
+def test_a_run_folder_gives_its_paths_back() -> None:
+    paths = outputs.RunPaths("char_transformer", "0.8M", "fp32", Path("/data/outputs"))
+    assert outputs.RunPaths.of_run_dir(paths.run_dir) == paths
+
+
+def test_a_folder_that_is_no_run_is_refused() -> None:
+    with pytest.raises(UserError, match="holiday"):
+        outputs.RunPaths.of_run_dir(Path("outputs/models/holiday"))
+
+
+def test_user_text_cannot_leave_the_folder() -> None:
+    assert outputs.evaluation_file("../../etc", "a/b c").parent == Path("outputs/evaluation")
+    assert outputs.slug("///") == "unnamed"
+
+
+def test_latest_is_the_newest_finished_model(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no finished model"):
+        outputs.latest_model(tmp_path)
+    for age, name in ((10, "b_step_5"), (5, "a_step_5"), (1, "unfinished_run")):
+        folder = tmp_path / "models" / name
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        os.utime(folder / "config.json", (1e9 - age, 1e9 - age))
+    assert outputs.latest_model(tmp_path).name == "a_step_5"
+
+
+def test_stamps_sort_by_age() -> None:
+    assert outputs.timestamp(datetime(2026, 1, 2, 3, 4, 5)) == "20260102_030405"
+
+
+def test_numbers_and_hints_for_people() -> None:
+    assert [human(n) for n in (7, 1_250, 803_000, 10_650_000, 2.5e9)] == ["7", "1.2K", "0.8M", "10.7M", "2.5B"]
+    assert [human_time(s) for s in (5, 65, 3725)] == ["0:05", "1:05", "1:02:05"]
+    assert did_you_mean("lerning_rate", ["learning_rate", "seed"]) == ", did you mean 'learning_rate'?"
+    assert did_you_mean("zzz", ["learning_rate"]) == ""
