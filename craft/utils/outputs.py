@@ -31,8 +31,8 @@ def timestamp(now: datetime | None = None) -> str:
 
 
 def slug(text: str) -> str:
-    """A part of a file name: letters, digits, `.`, `-`, with everything else turned into `-`."""
-    return re.sub(r"[^A-Za-z0-9.-]+", "-", text).strip("-.") or "unnamed"
+    """A part of a file name: letters, digits, `.`, `_`, `-`, with everything else turned into `-`."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "unnamed"
 
 
 @dataclass(frozen=True)
