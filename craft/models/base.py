@@ -1,0 +1,151 @@
+"""What every model shares: saving with its own code, streaming, and the language-modelling head.
+
+Hub-safe: `save_pretrained` copies this file beside the weights, so it imports only stdlib, torch, transformers
+and its siblings. A model file defines `XConfig`, `XModel(BaseModel)` and `XForCausalLM(LanguageModel)`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.utils import can_return_tuple
+
+from .decoding import stream
+
+
+class BaseModel(PreTrainedModel):
+    """A PreTrainedModel that travels with its own code: saved folders load without craft (`trust_remote_code`)."""
+
+    base_model_prefix = "model"
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], is_main_process: bool = True, **kwargs: Any
+    ) -> None:
+        """As in transformers, plus the Python files of the model and an `auto_map` for the three Auto classes."""
+        config_class = type(self.config)
+        module = config_class.__module__.rsplit(".", 1)[-1]
+        stem = config_class.__name__.removesuffix("Config")
+        names = {"AutoConfig": "Config", "AutoModel": "Model", "AutoModelForCausalLM": "ForCausalLM"}
+        self.config.auto_map = {auto: f"{module}.{stem}{ending}" for auto, ending in names.items()}
+        if is_main_process:
+            os.makedirs(save_directory, exist_ok=True)
+            custom_object_save(self.config, save_directory)
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+
+
+class GenerativeModel(BaseModel, GenerationMixin):
+    """Adds `stream` to `generate`, over the two methods a model may replace by a hand-written fast path."""
+
+    def prefill(self, input_ids: torch.LongTensor) -> tuple[torch.Tensor, Any]:
+        """Read prompts [B, T] of equal length: logits [B, V] of the next character, and the decoding state."""
+        outputs = self(input_ids, use_cache=True, logits_to_keep=1)
+        return outputs.logits[:, -1], outputs.past_key_values
+
+    def step(self, ids: torch.LongTensor, state: Any) -> tuple[torch.Tensor, Any]:
+        """Read one character per row, ids [B]: the next logits [B, V] and the state, which may be the same object."""
+        outputs = self(ids[:, None], past_key_values=state, use_cache=True)
+        return outputs.logits[:, -1], outputs.past_key_values
+
+    def stream(
+        self,
+        input_ids: torch.LongTensor,
+        generation_config: GenerationConfig | None = None,
+        logits_processor: list[Any] | None = None,
+        stopping_criteria: list[Any] | None = None,
+        **overrides: Any,
+    ) -> Iterator[torch.LongTensor]:
+        """Yield one id per row, LongTensor [B], for as long as asked; see `decoding.stream`.
+
+        Examples:
+            `for ids in model.stream(prompt, do_sample=True, temperature=0.8, max_new_tokens=500): ...`
+        """
+        return stream(self, input_ids, generation_config, logits_processor, stopping_criteria, **overrides)
+
+
+class LanguageModel(GenerativeModel):
+    """Backbone + linear head + next-character loss; what training, evaluation and generation rely on."""
+
+    carries_state = False  # True: `past_key_values` of one window is the start of the next in training
+    backbone: type[PreTrainedModel]
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.model = self.backbone(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """input_ids [B, T] -> logits [B, T, V], and the mean negative log-likelihood in nats if there are labels.
+
+        `labels` alone are shifted here, as everywhere in transformers (T-1 predictions); `shift_labels` [B, T] are
+        the next characters themselves (T predictions). No cache is built in training unless `use_cache=True`.
+        """
+        if use_cache is None and self.training:
+            use_cache = False
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        loss = None
+        if labels is not None or kwargs.get("shift_labels") is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def state_tensors(self, state: Cache) -> list[torch.Tensor]:
+        """The tensors of a carried state, batch first and detached: what the trainer keeps, saves and restores."""
+        return [tensor.detach() for layer in state.layers for tensor in (layer.keys, layer.values)]
+
+    def state_from_tensors(self, tensors: list[torch.Tensor]) -> Cache:
+        """The inverse of `state_tensors`; feed it back as `past_key_values`."""
+        cache = DynamicCache(config=self.config)
+        for index, (keys, values) in enumerate(zip(tensors[::2], tensors[1::2])):
+            cache.update(keys, values, index)
+        return cache
+
+    def flops_per_token(self) -> float:
+        """Training FLOPs per character: 6 for each weight that multiplies (2 forward, 4 backward; no look-ups)."""
+        embeddings = {id(p) for m in self.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+        matrices = sum(p.numel() for p in self.parameters() if p.ndim == 2 and id(p) not in embeddings)
+        return 6.0 * (matrices + (self.lm_head.weight.numel() if self.config.tie_word_embeddings else 0))
+
+    def muon_blocks(self, name: str) -> int:
+        """How many matrices are stacked in parameter `name` (rows split evenly); 0: not for Muon."""
+        return int(".layers." in name and self.get_parameter(name).ndim == 2)

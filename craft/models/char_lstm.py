@@ -1,0 +1,295 @@
+"""A multi-layer LSTM over characters whose state is carried from window to window and through `generate`.
+
+Special here: the state of a layer (h, c) is a transformers cache layer, so beam search, chunked prefill, continued
+caches and the pipeline work unchanged; padding never touches the state; LayerNorm sits between the layers.
+Hub-safe: copied beside the weights by `save_pretrained`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from transformers import PreTrainedConfig
+from transformers import initialization as init
+from transformers.cache_utils import STATIC_LAYER_TYPE_MAPPING, Cache, CacheLayerMixin, DynamicCache
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .base import BaseModel, LanguageModel
+
+
+class CharLSTMConfig(PreTrainedConfig):
+    """Shape of a CharLSTM; every field may be set in a model YAML.
+
+    Fields:
+        vocab_size, hidden_size, num_hidden_layers: characters, width of embedding and state, number of LSTM layers.
+        layer_norm: "each" (after every layer), "head" (after the last only) or "none".
+        dropout: after the embedding, between the layers and before the head; in [0, 1).
+        forget_bias: added to the forget gates' initial bias. 0 learns faster than 1 in short runs.
+        tie_word_embeddings: the head shares the embedding matrix.
+        max_position_embeddings: window it was trained on; informative only, the state has no length limit.
+
+    Raises:
+        ValueError: a field out of range, naming the field and its value.
+    """
+
+    model_type = "char_lstm"
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    vocab_size: int = 256
+    hidden_size: int = 256
+    num_hidden_layers: int = 2
+    layer_norm: str = "each"
+    layer_norm_eps: float = 1e-5
+    dropout: float = 0.0
+    forget_bias: float = 0.0
+    tie_word_embeddings: bool = False
+    max_position_embeddings: int | None = None
+    use_cache: bool = True
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self.validate()
+
+    def validate(self) -> None:
+        """Raise a ValueError that names the first field out of range."""
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        if self.layer_norm not in ("each", "head", "none"):
+            raise ValueError(f'layer_norm must be "each", "head" or "none", got {self.layer_norm!r}')
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout!r}")
+
+    @property
+    def layer_types(self) -> list[str]:
+        """The cache layer of every layer, looked up by `DynamicCache(config=...)`."""
+        return [LSTMCacheLayer._layer_type] * self.num_hidden_layers
+
+
+class LSTMCacheLayer(CacheLayerMixin):
+    """h and c of one LSTM layer as `keys` and `values` of shape [B, 1, 1, H]: beam reordering is inherited."""
+
+    _layer_type = "char_lstm"
+    supports_early_init = False
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.cumulative_length = 0
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, steps: int = 1, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Replace the state after `steps` characters (padding included, as generate() counts columns)."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.keys, self.values = key_states, value_states
+        self.cumulative_length += steps
+        return key_states, value_states
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.cumulative_length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.cumulative_length
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self.keys, self.values = (t.repeat_interleave(repeats, dim=0) for t in (self.keys, self.values))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        self.keys, self.values = self.keys[indices], self.values[indices]
+
+
+STATIC_LAYER_TYPE_MAPPING[LSTMCacheLayer._layer_type] = LSTMCacheLayer
+
+
+class CharLSTMLayer(nn.Module):
+    """LSTM, then LayerNorm where the config wants one, then dropout: [B, T, H] -> [B, T, H]."""
+
+    def __init__(self, config: CharLSTMConfig, index: int) -> None:
+        super().__init__()
+        self.index = index
+        width = config.hidden_size
+        self.lstm = nn.LSTM(width, width, batch_first=True)
+        normed = config.layer_norm == "each" or (config.layer_norm == "head" and index + 1 == config.num_hidden_layers)
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if normed else nn.Identity()
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, hidden: torch.Tensor, mask: torch.Tensor | None = None, past_key_values: Cache | None = None
+    ) -> torch.Tensor:
+        batch, steps, width = hidden.shape
+        weight = self.lstm.weight_hh_l0
+        state = None
+        if past_key_values is not None and past_key_values.layers[self.index].is_initialized:
+            layer = past_key_values.layers[self.index]
+            h, c = (t.to(weight.dtype).reshape(1, batch, width) for t in (layer.keys, layer.values))
+            state = (h, c)
+        if mask is not None:
+            hidden, (h, c) = self._padded(hidden, mask, state)
+        elif steps == 1:
+            # One step through nn.LSTM costs several times more than the cell on a CPU.
+            h, c = (t[0] for t in state) if state else 2 * (hidden.new_zeros(batch, width, dtype=weight.dtype),)
+            h, c = torch.lstm_cell(hidden[:, 0], (h, c), *self.lstm.all_weights[0])
+            hidden = h[:, None]
+        else:
+            hidden, (h, c) = self.lstm(hidden, state)
+        if past_key_values is not None:
+            keys, values = (t.to(weight.dtype).reshape(batch, 1, 1, width) for t in (h, c))
+            past_key_values.update(keys, values, self.index, steps=steps)
+        return self.dropout(self.norm(hidden))
+
+    def _padded(
+        self, hidden: torch.Tensor, mask: torch.Tensor, state: tuple[torch.Tensor, torch.Tensor] | None
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        """Run over the real characters only, wherever the padding is; a row without any keeps its state."""
+        batch, steps, width = hidden.shape
+        order = mask.logical_not().int().argsort(dim=1, stable=True)  # real characters first, in their order
+        lengths = mask.sum(dim=1)
+        index = order[..., None].expand(-1, -1, width)
+        packed = pack_padded_sequence(
+            hidden.gather(1, index), lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False
+        )
+        if state is None:
+            zeros = hidden.new_zeros(1, batch, width, dtype=self.lstm.weight_hh_l0.dtype)
+            state = (zeros, zeros)
+        packed, after = self.lstm(packed, state)
+        out, _ = pad_packed_sequence(packed, batch_first=True, total_length=steps)
+        touched = (lengths > 0)[None, :, None]
+        h, c = (torch.where(touched, new, old) for new, old in zip(after, state))
+        return torch.zeros_like(out).scatter(1, index, out), (h, c)
+
+
+class CharLSTMPreTrainedModel(BaseModel):
+    """Flags and initialisation shared by CharLSTMModel and CharLSTMForCausalLM."""
+
+    config_class = CharLSTMConfig
+    config: CharLSTMConfig
+    _is_stateful = True  # a recurrent state cannot be rolled back: assisted decoding is refused
+    _no_split_modules = ["CharLSTMLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _can_record_outputs = {"hidden_states": CharLSTMLayer}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Uniform within ±1/sqrt(hidden_size) for LSTM, embedding and head; transformers' 0.02 would starve it."""
+        bound = self.config.hidden_size**-0.5
+        if isinstance(module, nn.LSTM):
+            for name, parameter in module.named_parameters():
+                fresh = not getattr(parameter, "_is_hf_initialized", False)
+                init.uniform_(parameter, -bound, bound)
+                if name.startswith("bias_ih") and fresh:
+                    parameter[self.config.hidden_size : 2 * self.config.hidden_size] += self.config.forget_bias
+        elif isinstance(module, (nn.Embedding, nn.Linear)):
+            init.uniform_(module.weight, -bound, bound)
+        else:
+            super()._init_weights(module)
+
+    def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: recomputing a recurrence would drop the carried state."""
+        raise ValueError("an LSTM carries its state and cannot checkpoint activations: set gradient_checkpointing=false")
+
+    gradient_checkpointing_enable = activation_checkpointing_enable
+
+
+class CharLSTMModel(CharLSTMPreTrainedModel):
+    """Embedding and LSTM layers: input_ids [B, T] -> last_hidden_state [B, T, H]."""
+
+    def __init__(self, config: CharLSTMConfig) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(CharLSTMLayer(config, index) for index in range(config.num_hidden_layers))
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Exactly one of `input_ids` [B, T] and `inputs_embeds` [B, T, H]; the cache holds the carried state."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if past_key_values is None and use_cache:
+            past_key_values = DynamicCache(config=self.config)
+        if past_key_values is not None and len(past_key_values.layers) != len(self.layers):
+            raise ValueError("this cache was not made for a CharLSTM; use DynamicCache(config=model.config)")
+        mask = None
+        if attention_mask is not None and not attention_mask[:, -hidden.shape[1] :].all():
+            mask = attention_mask[:, -hidden.shape[1] :].bool()
+        hidden = self.dropout(hidden)
+        for layer in self.layers:
+            hidden = layer(hidden, mask=mask, past_key_values=past_key_values)
+        return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=past_key_values)
+
+
+@dataclass
+class LSTMDecodeState:
+    """What `step` works on: per layer the fused weights [2H, 4H] and bias [4H] with gates i, f, o, g, and h, c [B, H]."""
+
+    weights: list[torch.Tensor]
+    biases: list[torch.Tensor]
+    hidden: list[torch.Tensor]
+    cell: list[torch.Tensor]
+
+
+class CharLSTMForCausalLM(CharLSTMPreTrainedModel, LanguageModel):
+    """CharLSTM with a language-modelling head; `past_key_values` is the state carried between windows."""
+
+    carries_state = True
+    backbone = CharLSTMModel
+
+    def prefill(self, input_ids: torch.LongTensor) -> tuple[torch.Tensor, LSTMDecodeState]:
+        """Read prompts [B, T]; lay the weights out so that a step is one matrix product and five more ops a layer."""
+        outputs = self(input_ids, use_cache=True, logits_to_keep=1)
+        state = LSTMDecodeState([], [], [], [])
+        for layer, cached in zip(self.model.layers, outputs.past_key_values.layers):
+            w_ih, w_hh, b_ih, b_hh = layer.lstm.all_weights[0]
+            i, f, g, o = torch.cat([w_ih, w_hh], dim=1).chunk(4)
+            state.weights.append(torch.cat([i, f, o, g]).t().contiguous())
+            i, f, g, o = (b_ih + b_hh).chunk(4)
+            state.biases.append(torch.cat([i, f, o, g]))
+            state.hidden.append(cached.keys[:, 0, 0])
+            state.cell.append(cached.values[:, 0, 0].clone())
+        return outputs.logits[:, -1], state
+
+    def step(self, ids: torch.LongTensor, state: LSTMDecodeState) -> tuple[torch.Tensor, LSTMDecodeState]:
+        """Read one character per row; `state` is updated in place and returned."""
+        width = self.config.hidden_size
+        x = self.model.embed_tokens(ids)
+        for n, layer in enumerate(self.model.layers):
+            gates = torch.addmm(state.biases[n], torch.cat((x, state.hidden[n]), dim=1), state.weights[n])
+            ifo = gates[:, : 3 * width].sigmoid_()
+            cell = state.cell[n].mul_(ifo[:, width : 2 * width])
+            cell.addcmul_(ifo[:, :width], gates[:, 3 * width :].tanh_())
+            x = cell.tanh().mul_(ifo[:, 2 * width :])
+            state.hidden[n] = x
+            x = layer.norm(x)
+        return self.lm_head(x), state
+
+    def muon_blocks(self, name: str) -> int:
+        """Four gate matrices are stacked in every LSTM weight."""
+        return 4 * super().muon_blocks(name)

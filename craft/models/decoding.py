@@ -1,0 +1,139 @@
+"""Generation one character at a time, without end if wanted: the loop behind `model.stream`.
+
+It uses transformers' own logits processors, stopping criteria and random numbers, so a stream equals `generate`
+with the same settings and seed; what differs is the loop around them, which touches each step only what it needs.
+Hub-safe: copied beside the weights by `save_pretrained`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers.generation import logits_process, stopping_criteria
+
+# These look at the scores, or at the last character alone, so nobody has to remember the text for them.
+_WITHOUT_HISTORY = (
+    logits_process.TemperatureLogitsWarper,
+    logits_process.TopKLogitsWarper,
+    logits_process.TopPLogitsWarper,
+    logits_process.MinPLogitsWarper,
+    logits_process.TypicalLogitsWarper,
+    logits_process.EpsilonLogitsWarper,
+    logits_process.EtaLogitsWarper,
+    logits_process.SuppressTokensLogitsProcessor,
+    logits_process.InfNanRemoveLogitsProcessor,
+    logits_process.LogitNormalization,
+    stopping_criteria.EosTokenCriteria,
+    stopping_criteria.MaxTimeCriteria,
+)
+
+
+def stream(
+    model: Any,
+    input_ids: torch.LongTensor,
+    generation_config: GenerationConfig | None = None,
+    logits_processor: list[Any] | None = None,
+    stopping_criteria: list[Any] | None = None,
+    **overrides: Any,
+) -> Iterator[torch.LongTensor]:
+    """Yield the next id of every row, LongTensor [B], until a limit or criterion says stop.
+
+    Without `max_new_tokens` or `max_length` (here, in the generation config or in the model's) it goes on until
+    the caller stops asking or every row has ended. A row that has ended yields the pad id.
+
+    Args:
+        input_ids: prompts [B, T] of equal length, T >= 1.
+        overrides: any field of GenerationConfig, as for `generate`, and `tokenizer` if `stop_strings` are given.
+
+    Raises:
+        ValueError: an empty prompt, padded prompts, beams, or an unknown setting. Raised at once, before iterating.
+    """
+    tokenizer = overrides.pop("tokenizer", None)
+    given = (generation_config or GenerationConfig(), model.generation_config)
+    no_length, no_min = (
+        overrides.get(name) is None and all(getattr(config, name) is None for config in given)
+        for name in ("max_length", "min_length")
+    )
+    config, rest = model._prepare_generation_config(generation_config, **overrides)
+    mask = rest.pop("attention_mask", None)
+    model._validate_model_kwargs(dict(rest))
+    if input_ids.ndim != 2 or input_ids.shape[1] == 0:
+        raise ValueError(f"stream() needs prompts of shape [batch, length >= 1], got {list(input_ids.shape)}")
+    if mask is not None and not mask.all():
+        raise ValueError("stream() takes prompts of equal length; use generate() for a padded batch")
+    if (config.num_beams or 1) > 1:
+        raise ValueError(f"stream() cannot search with num_beams={config.num_beams}; use generate()")
+
+    input_ids = input_ids.to(model.device).repeat_interleave(config.num_return_sequences or 1, dim=0)
+    batch, length = input_ids.shape
+    model._prepare_special_tokens(config, True, device=input_ids.device, batch_size=batch)
+    endless = no_length and config.max_new_tokens is None
+    config = model._prepare_generated_length(config, no_length, no_min, "input_ids", length, input_ids)
+    limit = None if endless else config.max_length
+    if limit is not None and limit <= length:
+        raise ValueError(f"nothing to generate: the prompt has {length} ids and max_length is {limit}")
+    processors = model._get_logits_processor(
+        config,
+        input_ids_seq_length=length,
+        encoder_input_ids=input_ids,
+        logits_processor=LogitsProcessorList(logits_processor or []),
+        device=input_ids.device,
+        model_kwargs={},
+    )
+    config.max_length = None  # counted by the loop below, without a tensor
+    criteria = model._get_stopping_criteria(config, StoppingCriteriaList(stopping_criteria or []), tokenizer)
+    return _steps(model, input_ids, processors, criteria, bool(config.do_sample), config._pad_token_tensor, limit)
+
+
+@torch.no_grad()
+def _steps(
+    model: Any,
+    input_ids: torch.LongTensor,
+    processors: LogitsProcessorList,
+    criteria: StoppingCriteriaList,
+    do_sample: bool,
+    pad: torch.Tensor | None,
+    limit: int | None,
+) -> Iterator[torch.LongTensor]:
+    batch, length = input_ids.shape
+    remember = not all(isinstance(rule, _WITHOUT_HISTORY) for rule in (*processors, *criteria))
+    text = torch.cat([input_ids, input_ids.new_empty(batch, length + 256)], dim=1) if remember else input_ids
+    seen = input_ids
+    unfinished = torch.ones(batch, dtype=torch.long, device=input_ids.device)
+    pads_rows = batch > 1 and any(hasattr(rule, "eos_token_id") for rule in criteria)
+
+    was_training = model.training
+    model.eval()
+    try:
+        logits, state = model.prefill(input_ids)
+    finally:
+        model.train(was_training)
+    while True:
+        scores = logits.float()
+        if processors:
+            scores = processors(seen, scores)
+        if do_sample:
+            ids = torch.multinomial(scores.softmax(dim=-1), num_samples=1).squeeze(1)
+        else:
+            ids = scores.argmax(dim=-1)
+        if pads_rows:
+            ids = ids * unfinished + pad * (1 - unfinished)
+        yield ids
+        length += 1
+        if length == limit:
+            return
+        if remember:
+            if length > text.shape[1]:
+                text = torch.cat([text, torch.empty_like(text)], dim=1)
+            text[:, length - 1] = ids
+            seen = text[:, :length]
+        if criteria:
+            if not remember:
+                seen = ids[:, None]
+            unfinished = unfinished & ~criteria(seen, scores)
+            if not unfinished.any():
+                return
+        logits, state = model.step(ids, state)
