@@ -14,16 +14,14 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from .base import LanguageModel
 
-_SHARED = ("base", "decoding")
-
 __all__ = ["LanguageModel", "register"]
 
 
 def register(module_name: str) -> list[str]:
-    """Make the model classes of an importable module known to the Auto classes; return their names.
+    """Make the model classes of an importable module known to the Auto classes; return their names (maybe none).
 
     Raises:
-        ImportError: the module defines no `XConfig` with a `model_type`, or misses `XModel` / `XForCausalLM`.
+        ImportError: it defines an `XConfig` with a `model_type`, but no `XModel` or no `XForCausalLM`.
     """
     module = importlib.import_module(module_name)
     stems = [
@@ -33,8 +31,8 @@ def register(module_name: str) -> list[str]:
     ]
     names = [stem + ending for stem in stems for ending in ("Config", "Model", "ForCausalLM")]
     missing = [name for name in names if not hasattr(module, name)]
-    if not stems or missing:
-        raise ImportError(f"{module_name} must define {', '.join(missing) or 'XConfig, XModel and XForCausalLM'}")
+    if missing:
+        raise ImportError(f"{module_name} must also define {', '.join(missing)}")
     for stem in stems:
         config, model, head = (getattr(module, stem + e) for e in ("Config", "Model", "ForCausalLM"))
         AutoConfig.register(config.model_type, config, exist_ok=True)
@@ -45,8 +43,7 @@ def register(module_name: str) -> list[str]:
 
 
 for _module in pkgutil.iter_modules(__path__):
-    if _module.name not in _SHARED:
-        __all__ += register(f"{__name__}.{_module.name}")
+    __all__ += register(f"{__name__}.{_module.name}")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,193 @@
+"""The parts of the transformer: norms, rotary positions, attention, MLP, and the block they make.
+
+Special here: one attention class serves every backend of transformers, grouped queries, and QK-norm; linear layers
+carry their initial standard deviation, so that initialisation is decided where a layer is made.
+Hub-safe: copied beside the weights by `save_pretrained`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.cache_utils import Cache
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+
+def relu2(x: torch.Tensor) -> torch.Tensor:
+    """max(x, 0) squared."""
+    return F.relu(x).square()
+
+
+ACTIVATIONS = {"relu2": relu2, "gelu": F.gelu, "swiglu": F.silu}
+
+
+def make_norm(config: Any) -> nn.Module:
+    """The norm before a half block, over the last dimension (hidden_size)."""
+    size, eps = config.hidden_size, config.norm_eps
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(size, eps=eps, elementwise_affine=config.norm_weight)
+    return nn.LayerNorm(size, eps=eps, elementwise_affine=config.norm_weight, bias=config.bias)
+
+
+def make_linear(config: Any, inputs: int, outputs: int, residual: bool = False) -> nn.Linear:
+    """A linear layer that knows its initial standard deviation; `residual`: it writes into the residual stream."""
+    layer = nn.Linear(inputs, outputs, bias=config.bias)
+    if config.initializer_range is None:
+        layer.init_std = 0.0 if residual and config.zero_init else 0.5 * inputs**-0.5
+    else:
+        layer.init_std = config.initializer_range * ((2 * config.num_hidden_layers) ** -0.5 if residual else 1.0)
+    return layer
+
+
+class RotaryEmbedding(nn.Module):
+    """cos and sin of the angles for given positions; transformers' scaled variants through `rope_parameters`."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.rope_type = config.rope_parameters["rope_type"]
+        self.max_seq_len_cached = self.original_max_seq_len = config.max_position_embeddings
+        rope_init = ROPE_INIT_FUNCTIONS.get(self.rope_type, self.compute_default_rope_parameters)
+        inv_freq, self.attention_scaling = rope_init(config)
+        self.register_buffer("inv_freq", inv_freq, persistent=False)
+        self.register_buffer("original_inv_freq", inv_freq.clone(), persistent=False)
+
+    @staticmethod
+    def compute_default_rope_parameters(config: Any, **kwargs: Any) -> tuple[torch.Tensor, float]:
+        """theta ** (-2i / head_dim), and no scaling of the attention."""
+        exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float) / config.head_dim
+        return config.rope_parameters["rope_theta"] ** -exponents, 1.0
+
+    @torch.no_grad()
+    @dynamic_rope_update
+    def forward(self, x: torch.Tensor, position_ids: torch.LongTensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """position_ids [B, T] -> cos, sin [B, T, head_dim] in x's dtype (both halves alike)."""
+        angles = position_ids[..., None].float() * self.inv_freq.to(x.device, torch.float)
+        angles = torch.cat((angles, angles), dim=-1)
+        return (
+            (angles.cos() * self.attention_scaling).to(x.dtype),
+            (angles.sin() * self.attention_scaling).to(x.dtype),
+        )
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn the pairs (i, i + head_dim/2) of x [B, heads, T, head_dim] by the angles of each position."""
+    low, high = x.chunk(2, dim=-1)
+    return x * cos[:, None] + torch.cat((-high, low), dim=-1) * sin[:, None]
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention spelled out: the backend "eager", and the fastest in bfloat16 on a CPU."""
+    key = key.repeat_interleave(module.num_key_value_groups, dim=1)
+    value = value.repeat_interleave(module.num_key_value_groups, dim=1)
+    weights = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = F.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class Attention(nn.Module):
+    """Causal self-attention with grouped queries, optional QK-norm and rotary positions."""
+
+    is_causal = True
+
+    def __init__(self, config: Any, layer_idx: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.scaling = config.attention_scale
+        queries, shared = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
+        self.q_proj = make_linear(config, config.hidden_size, queries)
+        self.k_proj = make_linear(config, config.hidden_size, shared)
+        self.v_proj = make_linear(config, config.hidden_size, shared)
+        self.o_proj = make_linear(config, queries, config.hidden_size, residual=True)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """[B, T, hidden_size] -> the same, and the weights [B, heads, T, T'] where the backend gives them."""
+        shape = hidden_states.shape[:-1]
+        query, key, value = (
+            proj(hidden_states).view(*shape, -1, self.head_dim).transpose(1, 2)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if self.config.qk_norm:
+            query, key = (F.rms_norm(x, (self.head_dim,), eps=self.config.norm_eps) for x in (query, key))
+        if position_embeddings is not None:
+            query, key = rotate(query, *position_embeddings), rotate(key, *position_embeddings)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        out, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.config.dropout if self.training else 0.0,
+            scaling=self.scaling,
+            sliding_window=self.config.sliding_window,
+            **kwargs,
+        )
+        return self.o_proj(out.reshape(*shape, -1).contiguous()), weights
+
+
+class MLP(nn.Module):
+    """down(activation(up(x))), or for "swiglu" down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[config.mlp]
+        self.up_proj = make_linear(config, config.hidden_size, config.intermediate_size)
+        self.down_proj = make_linear(config, config.intermediate_size, config.hidden_size, residual=True)
+        gated = config.mlp == "swiglu"
+        self.gate_proj = make_linear(config, config.hidden_size, config.intermediate_size) if gated else None
+
+    def inner(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., hidden_size] -> [..., intermediate_size], what `down_proj` reads."""
+        if self.gate_proj is None:
+            return self.activation(self.up_proj(x))
+        return self.activation(self.gate_proj(x)) * self.up_proj(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.inner(x))
+
+
+class TransformerLayer(GradientCheckpointingLayer):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: Any, layer_idx: int) -> None:
+        super().__init__()
+        self.input_layernorm = make_norm(config)
+        self.self_attn = Attention(config, layer_idx)
+        self.post_attention_layernorm = make_norm(config)
+        self.mlp = MLP(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        attended, _ = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
+        hidden_states = hidden_states + self.dropout(attended)
+        return hidden_states + self.dropout(self.mlp(self.post_attention_layernorm(hidden_states)))

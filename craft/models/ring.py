@@ -1,0 +1,103 @@
+"""Fast decoding for the transformer: keys and values in a ring of the last `size` characters.
+
+Special here: per layer one matrix product makes query, key and value; rotary pairs are laid side by side at prefill,
+so that turning them is one complex product; grouped queries are rows of one small attention; nothing is masked.
+Hub-safe: copied beside the weights by `save_pretrained`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.cache_utils import Cache
+
+_TURNS = 1024  # rotary angles are computed for this many positions at a time
+
+
+class Ring:
+    """Decoding state of a transformer after a prefill; position p lives in slot p % size.
+
+    Args:
+        model: the backbone, whose weights are copied in a decoding layout: a later training step does not show here.
+        cache: keys and values of the prompt, as `generate` keeps them (the last size - 1 for a sliding window).
+        input_ids: the prompt [B, T]; its text is kept for learned positions, to be read again when they run out.
+    """
+
+    def __init__(self, model: Any, cache: Cache, input_ids: torch.LongTensor) -> None:
+        config = model.config
+        self.size: int = config.sliding_window or config.max_position_embeddings
+        self.length: int = input_ids.shape[1]
+        self.text: torch.LongTensor | None = None
+        if model.rotary_emb is None:
+            self.text = input_ids.new_zeros(input_ids.shape[0], self.size)
+            self.text[:, : self.length] = input_ids
+        self.heads, self.shared, self.dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        half = torch.arange(self.dim // 2)
+        # Rotary pairs (i, i + dim/2) side by side, for queries and keys alike: their products do not change.
+        pairs = torch.arange(self.dim) if self.text is not None else torch.stack([half, half + self.dim // 2], 1).flatten()
+        rows = torch.cat([head * self.dim + pairs for head in range(self.heads + self.shared)])
+        rows = torch.cat([rows, torch.arange(self.shared * self.dim) + len(rows)]).to(input_ids.device)
+        self.layers = []
+        for layer, cached in zip(model.layers, cache.layers):
+            projections = (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)
+            weight = torch.cat([p.weight for p in projections])[rows]
+            bias = torch.cat([p.bias for p in projections])[rows] if config.bias else None
+            kept = cached.keys.shape[2]
+            slots = torch.arange(self.length - kept, self.length, device=input_ids.device) % self.size
+            keys, values = (t.new_zeros(*t.shape[:2], self.size, self.dim) for t in (cached.keys, cached.values))
+            keys[:, :, slots] = cached.keys[..., pairs.to(input_ids.device)]
+            values[:, :, slots] = cached.values
+            self.layers.append((layer, weight, bias, keys, values))
+        self.turns = torch.empty(0)
+
+    def advance(self, model: Any, ids: torch.LongTensor) -> torch.Tensor:
+        """Read one character per row, ids [B]: its last hidden state [B, hidden_size], normed."""
+        config, dim, both = model.config, self.dim, self.heads + self.shared
+        slot, filled = self.length % self.size, min(self.length + 1, self.size)
+        hidden = model.embed_tokens(ids)
+        if self.text is not None:
+            self.text[:, slot] = ids
+            hidden = hidden + model.embed_positions.weight[self.length]
+        else:
+            turn = self._turn(model, hidden)
+        self.length += 1
+        for layer, weight, bias, keys, values in self.layers:
+            qkv = F.linear(layer.input_layernorm(hidden), weight, bias).view(-1, both + self.shared, dim)
+            query_key, value = qkv[:, :both], qkv[:, both:]
+            if config.qk_norm:
+                query_key = F.rms_norm(query_key, (dim,), eps=config.norm_eps)
+            if self.text is None:
+                turned = torch.view_as_complex(query_key.float().unflatten(-1, (-1, 2))) * turn
+                query_key = torch.view_as_real(turned).flatten(-2).to(value.dtype)
+            keys[:, :, slot] = query_key[:, self.heads :]
+            values[:, :, slot] = value
+            attended = F.scaled_dot_product_attention(
+                query_key[:, : self.heads].unflatten(1, (self.shared, -1)),
+                keys[:, :, :filled],
+                values[:, :, :filled],
+                scale=config.attention_scale,
+            )
+            hidden = _add_linear(hidden, attended.reshape(len(hidden), -1), layer.self_attn.o_proj)
+            inner = layer.mlp.inner(layer.post_attention_layernorm(hidden))
+            hidden = _add_linear(hidden, inner, layer.mlp.down_proj)
+        return model.norm(hidden)
+
+    def _turn(self, model: Any, like: torch.Tensor) -> torch.Tensor:
+        """e^(i angle) of the present position, [head_dim / 2]."""
+        offset = self.length % _TURNS
+        if offset == 0 or not len(self.turns):
+            start = self.length - offset
+            positions = torch.arange(start, start + _TURNS, device=like.device)[None]
+            cos, sin = (t[0, :, : self.dim // 2] for t in model.rotary_emb(like.float(), positions))
+            self.turns = torch.complex(cos, sin)
+        return self.turns[offset]
+
+
+def _add_linear(hidden: torch.Tensor, x: torch.Tensor, linear: nn.Linear) -> torch.Tensor:
+    """hidden + linear(x), in one product where there is no bias."""
+    if linear.bias is not None:
+        hidden = hidden + linear.bias
+    return torch.addmm(hidden, x, linear.weight.t())

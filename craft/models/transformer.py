@@ -1,0 +1,295 @@
+"""A decoder-only transformer over characters: the modern block by default, GPT-2's by configuration.
+
+Special here: a rotary model sees a sliding window of its training context, so `generate` and `stream` go on past
+it; a model with learned positions says so in `generate` and rolls its window in `stream`. The blocks are in
+blocks.py, fast decoding in ring.py. Hub-safe: all are copied beside the weights by `save_pretrained`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, PreTrainedConfig
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .base import BaseModel, LanguageModel
+from .blocks import ACTIVATIONS, Attention, RotaryEmbedding, TransformerLayer, make_norm
+from .ring import Ring
+
+
+class TransformerConfig(PreTrainedConfig):
+    """Shape of a Transformer; every field may be set in a model YAML.
+
+    Fields:
+        vocab_size, hidden_size, num_hidden_layers, num_attention_heads: characters, width, blocks, query heads.
+        num_key_value_heads: heads of keys and values, which query heads share evenly; null: one each.
+        head_dim: width of a head; null: hidden_size / num_attention_heads.
+        mlp, intermediate_size: "relu2", "gelu" (exact) or "swiglu", and its inner width;
+            null: 4 x hidden_size, for "swiglu" 8/3 x hidden_size rounded up to a multiple of 8.
+        norm, norm_weight, norm_eps: "rmsnorm" or "layernorm" before each half block, with a learned scale or not.
+        qk_norm, attention_scale: RMS-normalise queries and keys; factor of their products,
+            null: 1/sqrt(head_dim), times 1.2 with qk_norm.
+        position: "rope" or "learned".
+        rope_theta, rope_parameters: base of the rotary frequencies; transformers' dict, which wins over rope_theta.
+        max_position_embeddings: training context; null: 256.
+        sliding_window: how many characters a layer sees back, itself included; null: the context. Rotary only.
+        bias: of the linear layers and of LayerNorm. dropout: on embeddings, attention and half blocks; in [0, 1).
+        tie_word_embeddings: the head shares the embedding matrix.
+        initializer_range: GPT-2's scheme with this standard deviation; null: embedding 1, weights 0.5/sqrt(fan_in).
+        zero_init: start with both half blocks and the (untied) head at zero; only with initializer_range null.
+
+    Raises:
+        ValueError: a field out of range or at odds with another, naming both and their values.
+    """
+
+    model_type = "char_transformer"
+    keys_to_ignore_at_inference = ["past_key_values"]
+    base_model_tp_plan = {
+        "layers.*.self_attn.q_proj": "colwise",
+        "layers.*.self_attn.k_proj": "colwise",
+        "layers.*.self_attn.v_proj": "colwise",
+        "layers.*.self_attn.o_proj": "rowwise",
+        "layers.*.mlp.gate_proj": "colwise",
+        "layers.*.mlp.up_proj": "colwise",
+        "layers.*.mlp.down_proj": "rowwise",
+    }
+    base_model_pp_plan = {
+        "embed_tokens": (["input_ids"], ["inputs_embeds"]),
+        "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
+        "norm": (["hidden_states"], ["hidden_states"]),
+    }
+
+    vocab_size: int = 256
+    hidden_size: int = 128
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    mlp: str = "relu2"
+    intermediate_size: int | None = None
+    norm: str = "rmsnorm"
+    norm_weight: bool = False
+    norm_eps: float = 1e-6
+    qk_norm: bool = True
+    attention_scale: float | None = None
+    position: str = "rope"
+    rope_theta: float = 10000.0
+    rope_parameters: dict | None = None
+    max_position_embeddings: int | None = None
+    sliding_window: int | None = None
+    bias: bool = False
+    dropout: float = 0.0
+    tie_word_embeddings: bool = False
+    initializer_range: float | None = None
+    zero_init: bool = True
+    use_cache: bool = True
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self._check_sizes()
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.head_dim is None:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        if self.intermediate_size is None:
+            gated = 8 * math.ceil(self.hidden_size / 3)
+            self.intermediate_size = gated if self.mlp == "swiglu" else 4 * self.hidden_size
+        if self.attention_scale is None:
+            self.attention_scale = (1.2 if self.qk_norm else 1.0) * self.head_dim**-0.5
+        if self.max_position_embeddings is None:
+            self.max_position_embeddings = 256
+        if self.sliding_window is None and self.position == "rope":
+            self.sliding_window = self.max_position_embeddings
+        super().__post_init__(**kwargs)
+        if self.position == "learned":
+            self.rope_parameters = None
+        self._check_choices()
+
+    def _check_sizes(self) -> None:
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+                     "head_dim", "intermediate_size", "max_position_embeddings", "sliding_window"):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size ({self.hidden_size}) must be divisible by num_attention_heads ({self.num_attention_heads})"
+            )
+        if self.num_attention_heads % (self.num_key_value_heads or 1):
+            raise ValueError(
+                f"num_attention_heads ({self.num_attention_heads}) must be divisible by "
+                f"num_key_value_heads ({self.num_key_value_heads})"
+            )
+
+    def _check_choices(self) -> None:
+        choices = {"mlp": tuple(ACTIVATIONS), "norm": ("rmsnorm", "layernorm"), "position": ("rope", "learned")}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout!r}")
+        if self.position == "rope" and self.head_dim % 2:
+            raise ValueError(f'position "rope" turns pairs: head_dim must be even, got {self.head_dim}')
+        if self.position == "learned" and self.sliding_window is not None:
+            raise ValueError(f'sliding_window ({self.sliding_window}) needs position "rope", got "learned"')
+
+
+class TransformerPreTrainedModel(BaseModel):
+    """Flags and initialisation shared by TransformerModel and TransformerForCausalLM."""
+
+    config_class = TransformerConfig
+    config: TransformerConfig
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["TransformerLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": TransformerLayer, "attentions": Attention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """The scheme of `initializer_range`; a tied embedding is also the head, hence its smaller scale."""
+        config = self.config
+        if isinstance(module, nn.Linear):
+            if hasattr(module, "init_std"):  # a layer of a block; otherwise the head
+                std = module.init_std
+            elif config.initializer_range is not None:
+                std = config.initializer_range
+            else:
+                std = 0.0 if config.zero_init else 0.5 * config.hidden_size**-0.5
+            init.normal_(module.weight, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            tied = 0.5 * config.hidden_size**-0.5 if config.tie_word_embeddings else 1.0
+            init.normal_(module.weight, std=config.initializer_range or tied)
+        else:
+            super()._init_weights(module)
+
+
+class TransformerModel(TransformerPreTrainedModel):
+    """Embedding, blocks and the last norm: input_ids [B, T] -> last_hidden_state [B, T, hidden_size]."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        learned = config.position == "learned"
+        self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size) if learned else None
+        self.rotary_emb = None if learned else RotaryEmbedding(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(TransformerLayer(config, index) for index in range(config.num_hidden_layers))
+        self.norm = make_norm(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Exactly one of `input_ids` [B, T] and `inputs_embeds` [B, T, hidden_size]; the rest as in transformers.
+
+        Raises:
+            ValueError: more characters than a model with learned positions has positions for.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if past_key_values is None and use_cache:
+            past_key_values = DynamicCache(config=self.config)
+        past, length = past_key_values.get_seq_length() if past_key_values is not None else 0, hidden.shape[1]
+        if position_ids is None:
+            if attention_mask is not None and attention_mask.ndim == 2:  # padding takes no position
+                position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -length:]
+            else:
+                position_ids = (torch.arange(length, device=hidden.device) + past)[None]
+
+        # A window matters only once there is more to see than it: without it SDPA needs no mask in training.
+        window = self.config.sliding_window
+        windowed = window is not None and length > 1 and past + length > window
+        mask = (create_sliding_window_causal_mask if windowed else create_causal_mask)(
+            config=self.config,
+            inputs_embeds=hidden,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+        turns = None
+        if self.embed_positions is not None:
+            if isinstance(past, int) and past + length > self.config.max_position_embeddings and attention_mask is None:
+                raise ValueError(_beyond(self.config, past + length))
+            hidden = hidden + self.embed_positions(position_ids)
+        else:
+            turns = self.rotary_emb(hidden, position_ids)
+        hidden = self.dropout(hidden)
+        for layer in self.layers:
+            hidden = layer(
+                hidden,
+                attention_mask=mask,
+                position_embeddings=turns,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                **kwargs,
+            )
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden), past_key_values=past_key_values)
+
+
+def _beyond(config: TransformerConfig, length: int) -> str:
+    return (
+        f"{length} characters do not fit into max_position_embeddings={config.max_position_embeddings} learned "
+        f"positions; stream() rolls the window and goes on without end"
+    )
+
+
+class TransformerForCausalLM(TransformerPreTrainedModel, LanguageModel):
+    """Transformer with a language-modelling head."""
+
+    backbone = TransformerModel
+
+    def _validate_generated_length(
+        self, generation_config: GenerationConfig, input_ids_length: int, has_default_max_length: bool
+    ) -> None:
+        """Refuse at once what learned positions cannot do, before any character is made."""
+        super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
+        context = self.config.max_position_embeddings
+        if self.config.position == "learned" and generation_config.max_length > context:
+            raise ValueError(_beyond(self.config, generation_config.max_length))
+
+    def prefill(self, input_ids: torch.LongTensor) -> tuple[torch.Tensor, Ring]:
+        """Read prompts [B, T] of equal length; learned positions hold the last max_position_embeddings of them."""
+        if self.config.position == "learned":
+            input_ids = input_ids[:, -self.config.max_position_embeddings :]
+        outputs = self(input_ids, use_cache=True, logits_to_keep=1)
+        return outputs.logits[:, -1], Ring(self.model, outputs.past_key_values, input_ids)
+
+    def step(self, ids: torch.LongTensor, state: Ring) -> tuple[torch.Tensor, Ring]:
+        """Read one character per row; `state` is updated in place, or replaced when learned positions run out."""
+        if state.text is not None and state.length == state.size:
+            return self.prefill(torch.cat([state.text[:, state.size - state.size // 2 + 1 :], ids[:, None]], dim=1))
+        return self.lm_head(state.advance(self.model, ids)), state
+
+    def flops_per_token(self) -> float:
+        """6 per multiplying weight, and 12 x layers x heads x head_dim x context for attention (not halved for causality)."""
+        config = self.config
+        attention = config.num_hidden_layers * config.num_attention_heads * config.head_dim
+        return super().flops_per_token() + 12.0 * attention * config.max_position_embeddings
