@@ -1,0 +1,31 @@
+"""`craft configs`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("configs")
+@click.option(
+    "--config-dir", type=click.Path(path_type=Path), metavar="DIR", help="List your own YAML files as well."
+)
+def command(config_dir: Path | None) -> None:
+    """List every configuration by group; pick one with GROUP=NAME.
+
+    \b
+    craft train experiments=shakespeare_lstm
+    craft train my.txt models=char_lstm training.max_steps=500
+    """
+    from craft.config.files import config_folders, list_group
+    from craft.config.schema import GROUPS
+
+    folders = config_folders(config_dir)
+    listed = {group: list_group(group, folders) for group in GROUPS}
+    width = max(len(name) for entries in listed.values() for name, _, _ in entries)
+    for group, entries in listed.items():
+        click.echo(group)
+        for name, description, path in entries:
+            yours = "" if path.is_relative_to(folders[-1]) else "  (yours)"
+            click.echo(f"  {name:<{width}}  {description}{yours}".rstrip())

@@ -1,0 +1,124 @@
+"""`craft generate`."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from craft.inference import Sampling
+from craft.utils.common import UserError
+
+
+@click.command("generate")
+@click.argument("model", default="latest")
+@click.option("-p", "--prompt", metavar="TEXT", help="What to go on from.")
+@click.option("--prompt-file", metavar="FILE", help="The same from a file; '-' reads what is piped in.")
+@click.option(
+    "-n",
+    "--max-new-tokens",
+    type=int,
+    default=Sampling.max_new_tokens,
+    show_default=True,
+    help="Characters to write.",
+)
+@click.option(
+    "-t",
+    "--temperature",
+    type=float,
+    default=Sampling.temperature,
+    show_default=True,
+    help="Below 1 safer, above wilder.",
+)
+@click.option(
+    "--top-k",
+    type=int,
+    default=Sampling.top_k,
+    show_default=True,
+    help="Choose among the k likeliest; 0 for all.",
+)
+@click.option(
+    "--top-p",
+    type=float,
+    default=Sampling.top_p,
+    show_default=True,
+    help="Choose among those that reach this probability.",
+)
+@click.option(
+    "--min-p",
+    type=float,
+    default=Sampling.min_p,
+    show_default=True,
+    help="Drop what is this much less likely than the best.",
+)
+@click.option("--greedy", is_flag=True, help="Always the likeliest character.")
+@click.option(
+    "--num-samples",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="How many texts, written side by side.",
+)
+@click.option("--stop", multiple=True, metavar="TEXT", help="End at this text; may be given more than once.")
+@click.option("--seed", type=int, help="The same seed writes the same text.")
+def command(
+    model: str, prompt: str | None, prompt_file: str | None, num_samples: int, **sampling: Any
+) -> None:
+    """Let a trained model write.
+
+    MODEL is 'latest' (the newest under outputs/), a folder, or a model on the Hugging Face Hub. The text
+    appears as it is written. Without a prompt the model starts a new line; text piped in is the prompt.
+
+    \b
+    craft generate latest --prompt "ROMEO:"
+    craft generate latest -p "def " --temperature 0.5 --stop "\\n\\n"
+    cat start.txt | craft generate outputs/models/MODEL -n 2000
+    """
+    text = _prompt(prompt, prompt_file)
+    Sampling(**sampling)  # a value out of range is refused before torch is imported
+    from craft.inference import load, sample, stream_text
+
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    network, tokenizer = load(model)
+    if num_samples == 1:
+        click.echo(text, nl=False)
+        for piece in stream_text(network, tokenizer, text, **sampling):
+            click.echo(piece, nl=False)
+        click.echo()
+        return
+    for number, written in enumerate(
+        sample(network, tokenizer, [text], num_samples=num_samples, **sampling)[0], start=1
+    ):
+        click.echo(f"--- sample {number} of {num_samples}\n{text}{written}")
+
+
+def _prompt(prompt: str | None, prompt_file: str | None) -> str:
+    """The prompt as given, exactly: no line break is added or taken away."""
+    if prompt is not None and prompt_file is not None:
+        raise UserError("--prompt and --prompt-file exclude each other")
+    if prompt is not None:
+        return prompt
+    if prompt_file is None and not _is_piped():
+        return ""
+    try:
+        data = sys.stdin.buffer.read() if prompt_file in (None, "-") else Path(str(prompt_file)).read_bytes()
+        return data.decode("utf-8")
+    except OSError as error:
+        raise UserError(f"can't read --prompt-file {prompt_file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"the prompt is not UTF-8 text: byte {data[error.start]:#04x} at position {error.start}"
+        ) from error
+
+
+def _is_piped() -> bool:
+    """Whether stdin is a pipe or a file: a terminal, /dev/null or a closed one would give no prompt."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (AttributeError, OSError, ValueError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)

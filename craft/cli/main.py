@@ -1,0 +1,87 @@
+"""The `craft` command: nothing is imported before it is known what runs, so `--help` answers at once."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import click
+
+from craft import __version__
+from craft.utils.common import UserError, did_you_mean
+
+COMMANDS = {
+    "train": "Train a model on your text, or on an experiment of craft's.",
+    "generate": "Let a trained model write.",
+    "evaluate": "Score a model over a whole text, in bits per character.",
+    "configs": "List the models, data, training recipes and experiments.",
+    "benchmark": "Measure craft's speed on this machine beside baselines.",
+    "doctor": "Check that everything craft needs works on this machine.",
+}
+
+
+class LazyGroup(click.Group):
+    """Finds `craft.cli.NAME.command` when it is run; the help needs none of them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(f"craft.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            hint = did_you_mean(args[0], COMMANDS) or f" (there are: {', '.join(COMMANDS)})"
+            raise click.UsageError(f"No such command {args[0]!r}{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.command(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="'craft COMMAND --help' shows the options of a command.",
+)
+@click.version_option(__version__, prog_name="craft")
+def group() -> None:
+    """Character-level language models: train, evaluate, generate, share.
+
+    \b
+    craft train                     a first model in about a minute, without a download
+    craft train my.txt              the same on your own text
+    craft generate latest           let the newest model write
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command and exits: 0 done, 1 failed, 2 the user's mistake (one line on stderr), 130 stopped."""
+    try:
+        group.main(args=arguments, prog_name="craft", standalone_mode=False)
+    except UserError as error:
+        fail(str(error), 2)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "craft"
+        fail(f"{error.format_message()} (see '{where} --help')", error.exit_code)
+    except click.ClickException as error:
+        fail(error.format_message(), error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        fail("interrupted", 130)
+
+
+def fail(message: str, status: int) -> None:
+    """One line on stderr, whatever the width of the terminal, and the end of the process."""
+    line = " ".join(message.split())
+    click.echo(f"{'' if status == 130 else 'error: '}{line}", err=True)
+    sys.exit(status)

@@ -1,0 +1,62 @@
+"""`craft train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("train")
+@click.argument("arguments", nargs=-1, metavar="[TEXT] [KEY=VALUE]...")
+@click.option(
+    "--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="Repeat a saved run."
+)
+@click.option(
+    "--config-dir",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Your own YAML files; they add to craft's and go before them.",
+)
+@click.option(
+    "--print-config", is_flag=True, help="Print the whole run as YAML, valid for --config, and stop."
+)
+@click.option(
+    "--resume",
+    is_flag=False,
+    flag_value="latest",
+    metavar="[RUN_DIR]",
+    help="Go on with a run: the newest, or the one in RUN_DIR.",
+)
+def command(
+    arguments: tuple[str, ...],
+    config_file: Path | None,
+    config_dir: Path | None,
+    print_config: bool,
+    resume: str | None,
+) -> None:
+    """Train a model.
+
+    TEXT is a file, folder, glob or URL. A setting KEY=VALUE picks a file of a group (models, data, training,
+    experiments; 'craft configs' lists them) or sets one field.
+
+    \b
+    craft train
+    craft train my.txt models=char_lstm models.hidden_size=256
+    craft train experiments=shakespeare_lstm training.max_steps=500
+    craft train --config outputs/models/RUN/craft_run.yaml training.seed=7
+    """
+    from craft.config.compose import compose, resumed, split_text
+
+    if resume is not None and "=" in resume:  # `--resume KEY=VALUE`: the option's own value was left out
+        arguments, resume = (resume, *arguments), "latest"
+    overrides = split_text(arguments)
+    if resume is not None and config_file is None:
+        resume, config_file = resumed(resume)
+    run = compose(overrides, config_dir=config_dir, config_file=config_file)
+    if print_config:
+        click.echo(run.to_yaml(), nl=False)
+        return
+    from craft.train import train
+
+    train(run, resume=resume)

@@ -1,0 +1,260 @@
+"""Settings that are valid alone and impossible together.
+
+Each rule of `RULES` gets the run and returns nothing, or the key to point at and a sentence with the way out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from craft.config.sources import yaml_word
+from craft.utils.common import UserError, did_you_mean
+
+Complaint = tuple[str, str] | None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The three sections of a run with the defaults of their classes, and whether its model is recurrent."""
+
+    models: Mapping[str, Any]
+    data: Mapping[str, Any]
+    training: Mapping[str, Any]
+    recurrent: bool
+
+    @property
+    def carried(self) -> bool:
+        """Whether the state of one window starts the next."""
+        return self.recurrent and self.training["carry_state"]
+
+
+def check(parts: Parts, locate: Callable[[str], str]) -> None:
+    """Refuses sections that don't go together.
+
+    Args:
+        locate: says where a key was written.
+
+    Raises:
+        UserError: at the first rule that is broken.
+    """
+    for rule in RULES:
+        if complaint := rule(parts):
+            key, sentence = complaint
+            raise UserError(f"{sentence}{locate(key)}")
+
+
+def _heads(run: Parts) -> Complaint:
+    hidden, heads = run.models.get("hidden_size"), run.models.get("num_attention_heads")
+    kv_heads, head_dim = run.models.get("num_key_value_heads"), run.models.get("head_dim")
+    if not hidden or not heads:
+        return None
+    if not head_dim and hidden % heads:
+        return (
+            "models.hidden_size",
+            f"models.hidden_size={hidden} must be a multiple of models.num_attention_heads={heads}",
+        )
+    if kv_heads and heads % kv_heads:
+        return (
+            "models.num_key_value_heads",
+            f"models.num_attention_heads={heads} must be a multiple of models.num_key_value_heads={kv_heads}",
+        )
+    size = head_dim or hidden // heads
+    rotary = "rope" in (
+        run.models.get("position_embedding"),
+        run.models.get("position_embedding_type"),
+        run.models.get("positions"),
+    )
+    if size % 2 and rotary:
+        return (
+            "models.head_dim" if head_dim else "models.num_attention_heads",
+            f"models.hidden_size={hidden} / models.num_attention_heads={heads} is {size} a head; "
+            "rotary positions need an even number",
+        )
+    return None
+
+
+def _context(run: Parts) -> Complaint:
+    longest, block = run.models.get("max_position_embeddings"), run.data["block_size"]
+    if longest and longest < block and not run.recurrent:
+        return (
+            "models.max_position_embeddings",
+            f"data.block_size={block} is longer than models.max_position_embeddings={longest}; "
+            "leave the latter null to follow it",
+        )
+    return None
+
+
+def _splits(run: Parts) -> Complaint:
+    sizes = {name: run.data[f"{name}_size"] for name in ("validation", "test")}
+    for name, size in sizes.items():
+        if size >= 1 and size != int(size):
+            return (
+                f"data.{name}_size",
+                f"data.{name}_size={size} is neither a fraction below 1 nor a whole number of characters",
+            )
+    if all(size < 1 for size in sizes.values()) and sum(sizes.values()) >= 1:
+        total = f"data.validation_size={sizes['validation']} and data.test_size={sizes['test']}"
+        return "data.test_size", f"{total} leave nothing to train on; their sum must be below 1"
+    evaluates = run.training["eval_strategy"] != "no"
+    if evaluates and not sizes["validation"] and not run.data["validation_split"]:
+        return (
+            "data.validation_size",
+            f"training.eval_strategy={run.training['eval_strategy']} needs a validation split, but "
+            "data.validation_size=0; set it above 0, or training.eval_strategy=no",
+        )
+    return None
+
+
+def _source(run: Parts) -> Complaint:
+    source = run.data["source"]
+    if not run.data["path"]:
+        ways = {
+            "files": "craft train my.txt, or data.path=my.txt",
+            "hub": "data.path=USER/DATASET",
+            "builtin": "data.path=NAME",
+        }
+        return "data.path", f"data.source={source} needs a path: {ways[source]}"
+    streaming = run.data["streaming"]
+    if streaming and run.carried:
+        return (
+            "data.streaming",
+            "data.streaming=true can't feed a model that carries its state from window to window; "
+            "set data.streaming=false, or training.carry_state=false",
+        )
+    if streaming and run.training["max_steps"] < 1:
+        return (
+            "data.streaming",
+            "data.streaming=true has no length to count epochs by; set training.max_steps",
+        )
+    if run.data["max_vocab_size"] and run.data["tokenizer"] == "byte":
+        return (
+            "data.max_vocab_size",
+            "data.max_vocab_size means characters; data.tokenizer=byte has none (leave it null)",
+        )
+    return None
+
+
+def _precision(run: Parts) -> Complaint:
+    precision = run.training["precision"]
+    for flag in ("fp16", "bf16"):
+        if run.training[flag] and precision not in ("auto", flag):
+            return (
+                f"training.{flag}",
+                f"training.{flag}=true contradicts training.precision={precision}; keep the latter",
+            )
+    if run.training["fp16"] and run.training["bf16"]:
+        return (
+            "training.fp16",
+            "training.fp16=true and training.bf16=true exclude each other; set training.precision instead",
+        )
+    if (precision == "fp16" or run.training["fp16"]) and (
+        run.training["use_cpu"] or not accelerator_present()
+    ):
+        written = "training.precision=fp16" if precision == "fp16" else "training.fp16=true"
+        why = "training.use_cpu=true" if run.training["use_cpu"] else "this machine has none"
+        return "training.precision", f"{written} needs a GPU and {why}; use training.precision=bf16, or auto"
+    return None
+
+
+def _checkpointing(run: Parts) -> Complaint:
+    for key in ("gradient_checkpointing", "activation_checkpointing"):
+        if run.training[key] and run.recurrent:
+            return (
+                f"training.{key}",
+                f"training.{key}=true does not work with models.model_type={run.models['model_type']}: "
+                "it drops the recurrent state; lower training.per_device_train_batch_size to save memory",
+            )
+    return None
+
+
+def _best_model(run: Parts) -> Complaint:
+    evaluates = run.training["eval_strategy"]
+    for key in ("load_best_model_at_end", "early_stopping_patience"):
+        if run.training[key] and evaluates == "no":
+            written = f"training.{key}={yaml_word(run.training[key])}"
+            return (
+                f"training.{key}",
+                f"{written} needs evaluations; set training.eval_strategy=steps and training.eval_steps",
+            )
+    return None
+
+
+def _steps(run: Parts) -> Complaint:
+    for kind in ("logging", "eval", "save"):
+        value = run.training[f"{kind}_steps"]
+        if value is not None and value > 1 and value != int(value):
+            return (
+                f"training.{kind}_steps",
+                f"training.{kind}_steps={value} must be a whole number, or a fraction below 1",
+            )
+    batch, parts = run.training["global_batch_size"], run.training["gradient_accumulation_steps"]
+    if batch and batch % parts:
+        return (
+            "training.global_batch_size",
+            f"training.global_batch_size={batch} must be a multiple of "
+            f"training.gradient_accumulation_steps={parts}",
+        )
+    if run.training["dataloader_prefetch_factor"] and not run.training["dataloader_num_workers"]:
+        return (
+            "training.dataloader_prefetch_factor",
+            "training.dataloader_prefetch_factor needs training.dataloader_num_workers=1 or more",
+        )
+    schedule = run.training["lr_scheduler_type"]
+    if schedule in ("reduce_lr_on_plateau", "greedy") and run.training["eval_strategy"] == "no":
+        return (
+            "training.lr_scheduler_type",
+            f"training.lr_scheduler_type={schedule} follows evaluations; set training.eval_strategy=steps",
+        )
+    return None
+
+
+def _protocol(run: Parts) -> Complaint:
+    protocol = run.training["eval_protocol"]
+    if re.fullmatch(r"auto|blocks|stateful|sliding-[1-9]\d*", str(protocol)):
+        return None
+    hint = did_you_mean(str(protocol), ("auto", "blocks", "stateful", "sliding-32"))
+    return (
+        "training.eval_protocol",
+        f"unknown training.eval_protocol={protocol}{hint} (there are auto, blocks, stateful and sliding-N, "
+        "for example sliding-32)",
+    )
+
+
+def _secrets(run: Parts) -> Complaint:
+    if run.training["hub_token"]:
+        return (
+            "training.hub_token",
+            "training.hub_token would be saved with the run; set the environment variable HF_TOKEN instead",
+        )
+    return None
+
+
+def accelerator_present() -> bool:
+    """Whether this machine seems to have a GPU, judged without torch: device files, nvidia-smi, or a Mac."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or os.environ.get(
+        "ACCELERATE_USE_CPU", ""
+    ).lower() in ("1", "true"):
+        return False
+    devices = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists() or Path("/dev/dxg").exists()
+    return devices or shutil.which("nvidia-smi") is not None or sys.platform == "darwin"
+
+
+RULES = (
+    _secrets,
+    _source,
+    _splits,
+    _heads,
+    _context,
+    _precision,
+    _checkpointing,
+    _best_model,
+    _steps,
+    _protocol,
+)

@@ -1,0 +1,319 @@
+"""From YAML groups and command-line overrides to a validated run.
+
+`configs/config.yaml` names one file of each group; an experiment names others and overrides fields; the
+command line overrides both. Hydra composes the files; values on the command line are read by the type of
+their field, so that `data.path=my (1).txt` and `training.sample_prompt=ROMEO:` need no quotes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from craft.config.files import Locator, config_folders, list_group
+from craft.config.schema import GROUPS, SECTIONS, Run, all_keys, section_fields, suggest
+from craft.config.sources import Field
+from craft.utils.common import UserError, did_you_mean
+from craft.utils.outputs import OUTPUTS, RUN_CONFIG
+
+OVERRIDE = re.compile(r"\+*([A-Za-z_][\w.]*)=(.*)", re.DOTALL)
+
+
+def compose(
+    overrides: Sequence[str] = (), config_dir: str | Path | None = None, config_file: str | Path | None = None
+) -> Run:
+    """The run that a command line describes.
+
+    Args:
+        overrides: `models=char_lstm` picks a file of a group, `models.hidden_size=256` sets a field.
+        config_dir: a folder with `models/`, `data/`, `training/`, `experiments/` whose files add to craft's
+            own and shadow those of the same name.
+        config_file: a saved run to start from instead of the groups.
+
+    Raises:
+        UserError: for anything that isn't a possible run; nothing has been read or imported by then.
+    """
+    folders = config_folders(config_dir)
+    choices, values = split_overrides(overrides, folders)
+    with _yaml_errors():
+        if config_file is None:
+            config, files = _compose_groups(choices, folders)
+        else:
+            config, files = _load_saved(Path(config_file), choices, folders)
+        typed = {key for key, _ in values}
+        locate = Locator(typed, files)
+        for key, text in values:
+            _set(config, key, text, locate)
+        return Run.of(_resolved(config), locate)
+
+
+def split_text(arguments: Sequence[str]) -> list[str]:
+    """The overrides of a command line: a word that isn't `KEY=VALUE` is the user's text, and trains on it.
+
+    Raises:
+        UserError: for a text that doesn't exist, or more than one.
+    """
+    texts = [word for word in arguments if not OVERRIDE.fullmatch(word)]
+    settings = [word for word in arguments if OVERRIDE.fullmatch(word)]
+    if len(texts) > 1:
+        raise UserError(
+            f"two texts given, {texts[0]!r} and {texts[1]!r}; give a folder or a quoted glob, "
+            "and write settings KEY=VALUE"
+        )
+    for path in texts:
+        if (
+            "://" not in path
+            and not any(char in path for char in "*?[")
+            and not Path(path).expanduser().exists()
+        ):
+            raise UserError(f"no file {path!r}{_suggest_text(path)}")
+        return ["data=text_file", f"data.path={path}", *settings]
+    return settings
+
+
+def _suggest_text(path: str) -> str:
+    for group in reversed(GROUPS):
+        if path in {name for name, _, _ in list_group(group, config_folders(None))}:
+            return f", did you mean {group}={path}?"
+    folder = Path(path).expanduser().parent
+    names = [child.name for child in folder.iterdir()] if folder.is_dir() else []
+    return did_you_mean(Path(path).name, names)
+
+
+def resumed(run_dir: str, root: Path = OUTPUTS) -> tuple[str, Path]:
+    """The folder of a run to go on with (`latest`: the newest) and the configuration saved in it.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if run_dir == "latest":
+        runs = [
+            path.parent
+            for path in (root / "models").glob(f"*/{RUN_CONFIG}")
+            if "_step_" not in path.parent.name
+        ]
+        if not runs:
+            raise UserError(f"no run to resume in {root / 'models'}; start one with 'craft train'")
+        run_dir = str(max(runs, key=lambda path: path.stat().st_mtime_ns))
+    saved = Path(run_dir) / RUN_CONFIG
+    if not saved.is_file():
+        raise UserError(
+            f"--resume {run_dir}: no run there ({RUN_CONFIG} is missing); give a folder under outputs/models"
+        )
+    return run_dir, saved
+
+
+def split_overrides(
+    overrides: Sequence[str], folders: Sequence[Path]
+) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """Choices of files (`models=char_lstm`) and values of fields (`models.hidden_size=256`), in their order.
+
+    Raises:
+        UserError: for text that is neither, and for files that don't exist.
+    """
+    choices: dict[str, str] = {}
+    values: list[tuple[str, str]] = []
+    for text in overrides:
+        match = OVERRIDE.fullmatch(text)
+        if not match:
+            raise UserError(
+                f"can't read {text!r}: settings are written KEY=VALUE, for example training.max_steps=500"
+            )
+        key, value = match.groups()
+        if "." in key:
+            values.append((key, value))
+        elif key in GROUPS:
+            choices[key] = _choice(key, value, folders)
+        else:
+            raise UserError(f"unknown setting {key!r} in {text!r}{_suggest_setting(key)}")
+    return choices, values
+
+
+def _choice(group: str, value: str, folders: Sequence[Path]) -> str:
+    names = [name for name, _, _ in list_group(group, folders)]
+    name = value.removesuffix(".yaml")
+    if name not in names and not (group == "experiments" and name in ("null", "none")):
+        raise UserError(f"no {group}={value}{did_you_mean(name, names)} (there are: {', '.join(names)})")
+    return "null" if name == "none" else name
+
+
+def _suggest_setting(key: str) -> str:
+    if hint := did_you_mean(key, GROUPS):
+        return hint
+    dotted = [name for name in all_keys() if name.partition(".")[2] == key]
+    return (
+        f", did you mean {dotted[0]!r}?" if dotted else suggest(key) or f" (groups are {', '.join(GROUPS)})"
+    )
+
+
+def _set(config: Any, key: str, text: str, locate: Locator) -> None:
+    """Writes one command-line value into the composed configuration."""
+    from omegaconf import DictConfig, OmegaConf
+
+    section, _, rest = key.partition(".")
+    name = rest.partition(".")[0]
+    if section not in SECTIONS:
+        hint = did_you_mean(section, SECTIONS)
+        raise UserError(f"unknown section {section!r} in '{key}={text}'{hint or suggest(key)}")
+    if config.get(section) is None:
+        config[section] = {}
+    plain: Any = OmegaConf.to_container(config[section], resolve=False)
+    if key == "models.model_type":
+        plain = {"model_type": text}
+    field = section_fields(section, plain if isinstance(plain, dict) else {}, locate).get(name)
+    if field is None:
+        raise UserError(f"unknown key '{section}.{name}'{suggest(f'{section}.{name}')}")
+    if "." in rest:
+        if not any(kind.name in ("dict", "any") for kind in field.kinds):
+            raise UserError(f"'{key}' does not exist: {section}.{name} is {field.describe()}")
+        if not isinstance(config[section].get(name), DictConfig):
+            config[section][name] = {}
+        OmegaConf.update(config, key, _parse(text), force_add=True)
+    else:
+        config[section][name] = _read(text, field)
+
+
+def _read(text: str, field: Field) -> Any:
+    """A command-line value by the type of its field: text stays as it was typed, unless it is quoted."""
+    if field.textual:
+        if text == "" or text.startswith("#"):
+            return text
+        if not re.match(r"""(?i)["'\[{\d.+-]|null$|~$|true$|false$""", text):
+            return text
+        value = _parse(text)
+        fits = isinstance(value, str) or (value is None and field.nullable)
+        others = {kind.name for kind in field.kinds}
+        fits |= any(isinstance(value, kind) and kind.__name__ in others for kind in (list, dict, bool))
+        return value if fits else text
+    return _parse(text)
+
+
+def _parse(text: str) -> Any:
+    """A value in YAML, read as Hydra reads files (`1e-3` is a number); text that isn't YAML stays text."""
+    import yaml
+    from omegaconf._utils import get_yaml_loader
+
+    try:
+        return yaml.load(text, Loader=get_yaml_loader())
+    except yaml.YAMLError:
+        return text
+
+
+def _compose_groups(choices: Mapping[str, str], folders: Sequence[Path]) -> tuple[Any, dict[str, list[Path]]]:
+    """The groups' files composed by Hydra, and which files each section was read from."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf, open_dict
+
+    own = folders[-1]
+    if len(folders) > 1:
+        _search_first(folders[0])
+    try:
+        with hydra.initialize_config_dir(str(own), version_base="1.3"):
+            words = [f"{group}={name}" for group, name in choices.items()]
+            config = hydra.compose("config", overrides=words, return_hydra_config=True)
+    except HydraException as error:
+        raise UserError(f"configuration: {_one_line(error)}") from error
+    finally:
+        _search_first(None)
+    chosen = OmegaConf.to_container(config.hydra.runtime.choices)
+    assert isinstance(chosen, dict)
+    OmegaConf.set_struct(config, False)
+    with open_dict(config):
+        del config["hydra"]
+        config.experiment = chosen.get("experiments") or "none"
+    files = {
+        section: [
+            folder / group / f"{name}.yaml"
+            for group, name in (("experiments", chosen.get("experiments")), (section, chosen.get(section)))
+            for folder in folders
+            if name and (folder / group / f"{name}.yaml").is_file()
+        ]
+        for section in SECTIONS
+    }
+    return config, files
+
+
+def _search_first(folder: Path | None) -> None:
+    """Makes Hydra look into the user's folder before craft's own; None takes that back."""
+    from hydra.core.config_search_path import ConfigSearchPath
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+    global _user_folder
+    _user_folder = folder
+    plugins = Plugins.instance()
+    if folder is None or any(
+        plugin.__name__ == "UserConfigs" for plugin in plugins.discover(SearchPathPlugin)
+    ):
+        return
+
+    class UserConfigs(SearchPathPlugin):
+        def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+            if _user_folder is not None:
+                search_path.prepend(provider="craft", path=f"file://{_user_folder}")
+
+    plugins.register(UserConfigs)
+
+
+_user_folder: Path | None = None
+
+
+def _load_saved(
+    file: Path, choices: Mapping[str, str], folders: Sequence[Path]
+) -> tuple[Any, dict[str, list[Path]]]:
+    """A saved run; `training=quick_cpu` on top of it replaces that whole section."""
+    from omegaconf import DictConfig, OmegaConf
+
+    if "experiments" in choices:
+        raise UserError(
+            "--config FILE already is a whole run; leave experiments=… out, or leave --config out"
+        )
+    if file.is_dir():
+        raise UserError(f"--config {file} is a folder; give a saved run's YAML file, or use --config-dir")
+    if not file.is_file():
+        raise UserError(f"no file {str(file)!r} for --config")
+    config = OmegaConf.load(file)
+    if not isinstance(config, DictConfig):
+        raise UserError(f"{file} is not a saved run: it must have the sections {', '.join(SECTIONS)}")
+    files = {section: [file] for section in SECTIONS}
+    if choices:
+        fresh, fresh_files = _compose_groups({**choices, "experiments": "null"}, folders)
+        for section in choices:
+            config[section], files[section] = fresh[section], fresh_files[section]
+    return config, files
+
+
+def _resolved(config: Any) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+@contextmanager
+def _yaml_errors() -> Iterator[None]:
+    """Turns what YAML, OmegaConf and Hydra say about a file or an interpolation into one line."""
+    import yaml
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        yield
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{mark.name}:{mark.line + 1}: " if mark else ""
+        raise UserError(f"{where}not valid YAML: {error.problem or error.context}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"configuration: {_one_line(error)}") from error
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None)
+        raise UserError(f"{key or 'configuration'}: {_one_line(error)}") from error
+
+
+def _one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) if lines else type(error).__name__

@@ -1,0 +1,77 @@
+"""Where configuration files lie, what each is for, and where in them a key was written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from craft.config.schema import GROUPS
+from craft.config.sources import CRAFT
+from craft.utils.common import UserError
+
+
+def builtin_folder() -> Path:
+    """craft's own configuration: inside the installed package, or `configs/` of a checkout."""
+    packaged = CRAFT / "_configs"
+    return packaged if packaged.is_dir() else CRAFT.parent / "configs"
+
+
+def config_folders(config_dir: str | Path | None) -> list[Path]:
+    """Where configuration files are looked for, the user's folder first.
+
+    Raises:
+        UserError: if the user's folder holds none.
+    """
+    if config_dir is None:
+        return [builtin_folder()]
+    folder = Path(config_dir).expanduser().resolve()
+    if not any((folder / group).is_dir() for group in GROUPS):
+        raise UserError(f"--config-dir {config_dir} holds none of the folders {', '.join(GROUPS)}")
+    return [folder, builtin_folder()]
+
+
+def list_group(group: str, folders: Sequence[Path]) -> list[tuple[str, str, Path]]:
+    """(name, first comment, file) of every choice of a group; an earlier folder shadows a later one."""
+    found: dict[str, tuple[str, str, Path]] = {}
+    for folder in folders:
+        for path in sorted((folder / group).rglob("*.yaml")):
+            name = path.relative_to(folder / group).with_suffix("").as_posix()
+            found.setdefault(name, (name, _description(path), path))
+    return [found[name] for name in sorted(found)]
+
+
+def _description(path: Path) -> str:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        if line.startswith("#") and not re.match(r"#\s*@", line):
+            return line.lstrip("# ").strip()
+        if line and not line.startswith("#"):
+            break
+    return ""
+
+
+class Locator:
+    """Where a key was written: nothing for one that was just typed, `(file:line)` for one from a file."""
+
+    def __init__(self, typed: set[str], files: Mapping[str, Sequence[Path]]) -> None:
+        self.typed = typed
+        self.files = files
+
+    def __call__(self, key: str) -> str:
+        section, _, name = key.partition(".")
+        if any(typed == key or typed.startswith(f"{key}.") for typed in self.typed):
+            return ""
+        candidates = self.files.get(section) or [file for files in self.files.values() for file in files]
+        for file in candidates:
+            for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+                if re.match(rf"\s*{re.escape(name or section)}\s*:", line):
+                    return f" ({short(file)}:{number})"
+        return ""
+
+
+def short(path: Path) -> str:
+    """A path as the user would write it: relative to here where that is shorter."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,131 @@
+"""Ranges and choices of single settings, which types can't say, and the names that other programs use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from craft.config.sources import Field, Kind, enums, yaml_word
+from craft.utils.common import UserError
+
+Locate = Callable[[str], str]
+Range = tuple[str, Callable[[float], bool]]
+
+COUNT: Range = ("at least 1", lambda x: x >= 1)
+NATURAL: Range = ("0 or more", lambda x: x >= 0)
+POSITIVE: Range = ("above 0", lambda x: x > 0)
+FRACTION: Range = ("at least 0 and below 1", lambda x: 0 <= x < 1)
+PROPER: Range = ("above 0 and below 1", lambda x: 0 < x < 1)
+
+RANGES: dict[str, dict[str, Range]] = {
+    "models": {
+        **dict.fromkeys(
+            ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+            COUNT,
+        ),
+        **dict.fromkeys(("intermediate_size", "head_dim", "max_position_embeddings"), COUNT),
+        **dict.fromkeys(
+            ("initializer_range", "rms_norm_eps", "layer_norm_eps", "rope_theta", "mlp_ratio"), POSITIVE
+        ),
+    },
+    "data": {
+        **dict.fromkeys(("block_size", "min_frequency", "max_vocab_size"), COUNT),
+        **dict.fromkeys(("validation_size", "test_size"), NATURAL),
+    },
+    "training": {
+        **dict.fromkeys(
+            ("learning_rate", "muon_learning_rate", "num_train_epochs", "adam_epsilon"), POSITIVE
+        ),
+        **dict.fromkeys(("logging_steps", "eval_steps", "save_steps"), POSITIVE),
+        **dict.fromkeys(
+            ("per_device_train_batch_size", "per_device_eval_batch_size", "global_batch_size"), COUNT
+        ),
+        **dict.fromkeys(
+            ("gradient_accumulation_steps", "save_total_limit", "early_stopping_patience"), COUNT
+        ),
+        **dict.fromkeys(("eval_accumulation_steps", "dataloader_prefetch_factor", "ddp_timeout"), COUNT),
+        **dict.fromkeys(("torch_empty_cache_steps",), COUNT),
+        **dict.fromkeys(
+            ("weight_decay", "warmup_steps", "max_grad_norm", "seed", "data_seed", "sample_chars"), NATURAL
+        ),
+        **dict.fromkeys(("dataloader_num_workers", "eval_delay"), NATURAL),
+        **dict.fromkeys(("adam_beta1", "adam_beta2", "muon_momentum", "label_smoothing_factor"), FRACTION),
+        "ema_decay": PROPER,
+        "max_steps": ("at least 1, or -1 to count epochs", lambda x: x >= 1 or x == -1),
+    },
+}
+
+CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
+    "models": {},
+    "data": {
+        "source": ("builtin", "files", "hub"),
+        "errors": ("strict", "replace"),
+        "order": ("shuffled", "random"),
+        "tokenizer": ("char", "byte"),
+        "unknown": ("strict", "unk", "bytes"),
+    },
+    "training": {"precision": ("auto", "fp32", "bf16", "fp16")},
+}
+"""Where a class says `str` and means one of a few words."""
+
+OTHER_NAMES = {
+    "lr": "learning_rate",
+    "batch_size": "per_device_train_batch_size",
+    "max_iters": "max_steps",
+    "steps": "max_steps",
+    "epochs": "num_train_epochs",
+    "eval_interval": "eval_steps",
+    "log_interval": "logging_steps",
+    "warmup_iters": "warmup_steps",
+    "warmup_ratio": "warmup_steps",
+    "beta1": "adam_beta1",
+    "beta2": "adam_beta2",
+    "grad_clip": "max_grad_norm",
+    "optimizer": "optim",
+    "n_layer": "num_hidden_layers",
+    "n_layers": "num_hidden_layers",
+    "num_layers": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_heads": "num_attention_heads",
+    "num_heads": "num_attention_heads",
+    "n_embd": "hidden_size",
+    "d_model": "hidden_size",
+    "rnn_size": "hidden_size",
+    "context": "block_size",
+    "context_length": "block_size",
+    "seq_length": "block_size",
+    "seq_len": "block_size",
+    "text": "path",
+    "file": "path",
+    "dtype": "precision",
+}
+"""What other programs call the same thing; used for suggestions only."""
+
+
+def with_choices(section: str, fields: dict[str, Field]) -> dict[str, Field]:
+    """The fields with `CHOICES` in place of plain text, and craft's own optimizer among transformers'."""
+    choices = dict(CHOICES[section])
+    if section == "training":
+        choices["optim"] = ("muon", *enums()["OptimizerNames"])
+    for name in choices.keys() & fields.keys():
+        others = tuple(kind for kind in fields[name].kinds if kind.name not in ("str", "choice"))
+        fields[name] = replace(fields[name], kinds=(Kind("choice", choices[name]), *others))
+    if (
+        section == "models"
+    ):  # the vocabulary and the context come from the data when the YAML leaves them open
+        for name in {"vocab_size", "max_position_embeddings"} & fields.keys():
+            fields[name] = replace(fields[name], kinds=(*fields[name].kinds, Kind("null")))
+    return fields
+
+
+def check_range(section: str, key: str, value: Any, locate: Locate) -> None:
+    """Refuses a number outside the range of its key."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    limit = RANGES[section].get(key)
+    if limit is None and section == "models" and "dropout" in key:
+        limit = FRACTION
+    if limit is not None and not limit[1](value):
+        name = f"{section}.{key}"
+        raise UserError(f"{name}={yaml_word(value)}{locate(name)} is out of range; it must be {limit[0]}")

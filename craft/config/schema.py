@@ -1,0 +1,267 @@
+"""What a run is: which keys exist, what each may hold, and the `Run` that passed every check.
+
+The keys of each section are the fields of the class that receives it (`DataArguments`,
+`CraftTrainingArguments`, the model's own config), read from their sources by `sources.py`; ranges are in
+`rules.py`, combinations in `combinations.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from craft.config import combinations, rules
+from craft.config.sources import (
+    CRAFT,
+    UNKNOWN,
+    Field,
+    Kind,
+    base_names,
+    class_constant,
+    classes,
+    fields,
+    package_file,
+    yaml_word,
+)
+from craft.utils.common import UserError, did_you_mean
+
+SECTIONS = ("models", "data", "training")
+GROUPS = (*SECTIONS, "experiments")
+SECTIONS_ARE = "(a run has the sections models, data and training)"
+
+Locate = Callable[[str], str]
+"""Says where a key was written, to end a sentence with: `training.lr -> ' (mine/training/a.yaml:4)'`."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, validated: everything that `craft.train.train` needs to know, and to repeat it.
+
+    Attributes:
+        models: `model_type` and the fields of that model's config.
+        data: the fields of `DataArguments`.
+        training: the fields of `CraftTrainingArguments`.
+        experiment: the name of the experiment it was composed from, for names and records.
+    """
+
+    models: dict[str, Any]
+    data: dict[str, Any]
+    training: dict[str, Any]
+    experiment: str = "none"
+
+    @classmethod
+    def of(cls, mapping: Mapping[str, Any], locate: Locate = lambda key: "") -> Run:
+        """A run from plain data.
+
+        Raises:
+            UserError: for an unknown key, a wrong type, a value out of range or an impossible combination.
+        """
+        for key in mapping:
+            if key not in (*SECTIONS, "experiment"):
+                hint = did_you_mean(str(key), SECTIONS)
+                raise UserError(f"unknown section {key!r}{locate(str(key))}{hint} {SECTIONS_ARE}")
+        if not isinstance(mapping.get("experiment", ""), str):
+            raise UserError(f"experiment={yaml_word(mapping['experiment'])} must be text")
+        sections = {}
+        for name in SECTIONS:
+            section = mapping.get(name)
+            if not isinstance(section, Mapping):
+                what = yaml_word(section)
+                raise UserError(
+                    f"{name} is {what}{locate(name)}; it must be a mapping of settings {SECTIONS_ARE}"
+                )
+            sections[name] = check_section(name, section, locate)
+        complete = {name: {**_defaults(name, section), **section} for name, section in sections.items()}
+        recurrent = model_source(sections["models"]["model_type"]).carries_state
+        combinations.check(combinations.Parts(**complete, recurrent=recurrent), locate)
+        return cls(experiment=mapping.get("experiment", "none"), **sections)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, valid for `Run.of`."""
+        return {"experiment": self.experiment, **{name: dict(getattr(self, name)) for name in SECTIONS}}
+
+    def to_yaml(self) -> str:
+        """YAML that `craft train --config FILE` repeats."""
+        import yaml
+
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=110)
+
+
+def check_section(section: str, values: Mapping[str, Any], locate: Locate) -> dict[str, Any]:
+    """One section: every key known, every value of its type and in its range; "1e-3" becomes a number."""
+    known = section_fields(section, values, locate)
+    checked = {}
+    for key, value in values.items():
+        name = f"{section}.{key}"
+        if key not in known:
+            raise UserError(f"unknown key {name!r}{locate(name)}{suggest(name)}")
+        try:
+            checked[key] = coerce(value, known[key])
+        except TypeError:
+            raise UserError(
+                f"{name}={yaml_word(value)}{locate(name)} is not valid{_nearest(value, known[key])}; "
+                f"expected {known[key].describe()}"
+            ) from None
+        rules.check_range(section, str(key), checked[key], locate)
+    return checked
+
+
+def _nearest(value: Any, field: Field) -> str:
+    choices = [choice for kind in field.kinds for choice in kind.choices]
+    return did_you_mean(value, choices) if isinstance(value, str) and choices else ""
+
+
+def _defaults(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of the section's class; those that its source doesn't show as literals are left out."""
+    return {
+        field.name: field.default
+        for field in section_fields(section, values).values()
+        if field.default is not UNKNOWN
+    }
+
+
+def coerce(value: Any, field: Field) -> Any:
+    """`value` as one of the field's kinds: `"1e-3"` becomes 0.001 where a number is meant, `2e3` 2000.
+
+    Raises:
+        TypeError: if it is none of them.
+    """
+    if value is None:
+        if field.nullable:
+            return None
+        raise TypeError
+    for kind in field.kinds:
+        if _is(value, kind):
+            return value
+    names = {kind.name for kind in field.kinds}
+    if isinstance(value, float) and "int" in names and value.is_integer():
+        return int(value)
+    if isinstance(value, str) and "float" in names and "str" not in names:
+        try:
+            number = float(value)
+        except ValueError:
+            raise TypeError from None
+        if math.isfinite(number):
+            return number
+    raise TypeError
+
+
+def _is(value: Any, kind: Kind) -> bool:
+    if kind.name == "choice":
+        return any(type(value) is type(choice) and value == choice for choice in kind.choices)
+    if kind.name == "any":
+        return True
+    if isinstance(value, bool):
+        return kind.name == "bool"
+    if kind.name == "float":
+        return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+    types = {"int": int, "str": str, "list": list, "dict": dict}
+    return kind.name in types and isinstance(value, types[kind.name])
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """What the source of a model says: the fields of its config, and whether it carries a state."""
+
+    fields: dict[str, Field]
+    carries_state: bool
+
+
+@functools.cache
+def data_fields() -> dict[str, Field]:
+    cls = classes(CRAFT / "data" / "arguments.py")["DataArguments"]
+    return rules.with_choices("data", {field.name: field for field in fields(cls)})
+
+
+@functools.cache
+def training_fields() -> dict[str, Field]:
+    """transformers' TrainingArguments with craft's own fields on top."""
+    theirs = classes(package_file("transformers", "training_args.py"))["TrainingArguments"]
+    ours = classes(CRAFT / "training" / "arguments.py")["CraftTrainingArguments"]
+    return rules.with_choices(
+        "training", {field.name: field for cls in (theirs, ours) for field in fields(cls)}
+    )
+
+
+@functools.cache
+def pretrained_config_fields() -> dict[str, Field]:
+    """What every model's config has, and two switches that its constructor takes without declaring them."""
+    cls = classes(package_file("transformers", "configuration_utils.py"))["PreTrainedConfig"]
+    extra = [
+        Field("attn_implementation", (Kind("str"), Kind("null")), None),
+        Field("output_attentions", (Kind("bool"),), False),
+    ]
+    return {field.name: field for field in (*fields(cls), *extra)}
+
+
+@functools.cache
+def model_types() -> dict[str, Path]:
+    """Every `model_type` of the package and the file that defines it: a new model is one new file."""
+    found = {}
+    for path in sorted((CRAFT / "models").glob("*.py")):
+        for cls in classes(path).values():
+            name = class_constant(cls, "model_type")
+            if isinstance(name, str) and name and cls.name.endswith("Config"):
+                found[name] = path
+    return found
+
+
+@functools.cache
+def model_source(model_type: str) -> ModelSource:
+    """The model of that type, read from its file; a config may inherit from another one of the same file."""
+    here = classes(model_types()[model_type])
+    config = next(cls for cls in here.values() if class_constant(cls, "model_type") == model_type)
+    lineage = [config]
+    while parents := [here[name] for name in base_names(lineage[-1]) if name in here]:
+        lineage.append(parents[0])
+    found = dict(pretrained_config_fields())
+    for cls in reversed(lineage):
+        found |= {field.name: field for field in fields(cls)}
+    carries = any(class_constant(cls, "carries_state") is True for cls in here.values())
+    return ModelSource(rules.with_choices("models", found), carries)
+
+
+def section_fields(
+    section: str, values: Mapping[str, Any], locate: Locate = lambda key: ""
+) -> dict[str, Field]:
+    """The fields that `section` may have; those of `models` depend on its `model_type`."""
+    if section == "data":
+        return data_fields()
+    if section == "training":
+        return training_fields()
+    model_type = values.get("model_type")
+    if model_type not in model_types():
+        known = ", ".join(model_types())
+        hint = did_you_mean(str(model_type), model_types())
+        where = locate("models.model_type")
+        raise UserError(
+            f"unknown models.model_type={yaml_word(model_type)}{where}{hint} (there are: {known})"
+        )
+    choice = Field("model_type", (Kind("choice", tuple(model_types())),))
+    return {"model_type": choice, **model_source(str(model_type)).fields}
+
+
+def all_keys() -> list[str]:
+    """Every key of every section, dotted."""
+    keys = [f"data.{name}" for name in data_fields()] + [f"training.{name}" for name in training_fields()]
+    models = {name: None for kind in model_types() for name in model_source(kind).fields}
+    return keys + [f"models.{name}" for name in ("model_type", *models)]
+
+
+def suggest(key: str) -> str:
+    """`', did you mean …?'` for an unknown key: another section's key of that name, what other programs call
+    the same thing, or the nearest spelling."""
+    keys = all_keys()
+    name = key.rpartition(".")[2]
+    for candidate in (name, rules.OTHER_NAMES.get(name.lower(), "")):
+        for section in SECTIONS:
+            if f"{section}.{candidate}" in keys and f"{section}.{candidate}" != key:
+                return f", did you mean '{section}.{candidate}'?"
+    same_section = [k for k in keys if k.partition(".")[0] == key.partition(".")[0]]
+    return (
+        did_you_mean(key, same_section) or did_you_mean(key, keys) or did_you_mean(f"training.{name}", keys)
+    )
