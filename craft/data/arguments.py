@@ -8,17 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import PurePath
+from typing import Literal, get_args, get_type_hints
 
 from craft.utils.common import UserError, did_you_mean
-
-CHOICES = {
-    "source": ("builtin", "files", "hub"),
-    "errors": ("strict", "replace"),
-    "order": ("shuffled", "random"),
-    "tokenizer": ("char", "byte"),
-    "unknown": ("strict", "unk", "bytes"),
-}
-
 
 @dataclass
 class DataArguments:
@@ -53,7 +45,7 @@ class DataArguments:
     """
 
     name: str | None = None
-    source: str = "files"
+    source: Literal["builtin", "files", "hub"] = "files"
     path: str | None = None
     config_name: str | None = None
     revision: str | None = None
@@ -62,21 +54,21 @@ class DataArguments:
     test_split: str | None = None
     text_column: str = "text"
     streaming: bool = False
-    errors: str = "strict"
+    errors: Literal["strict", "replace"] = "strict"
     validation_size: float | int = 0.1
     test_size: float | int = 0.0
     block_size: int = 64
-    order: str = "shuffled"
-    tokenizer: str = "char"
-    unknown: str = "strict"
+    order: Literal["shuffled", "random"] = "shuffled"
+    tokenizer: Literal["char", "byte"] = "char"
+    unknown: Literal["strict", "unk", "bytes"] = "strict"
     min_frequency: int = 1
     max_vocab_size: int | None = None
     cache_dir: str | None = None
 
     def __post_init__(self) -> None:
-        for key, choices in CHOICES.items():
-            value = getattr(self, key)
-            if value not in choices:
+        for key, kind in get_type_hints(DataArguments).items():
+            value, choices = getattr(self, key), [c for c in get_args(kind) if isinstance(c, str)]
+            if choices and value not in choices:
                 hint = did_you_mean(str(value), choices)
                 raise UserError(f"data.{key}={value!r} is none of {', '.join(choices)}{hint}")
         for key in ("block_size", "min_frequency"):

@@ -1,0 +1,125 @@
+"""Prepared data on the disk: directories that are either whole or absent.
+
+An entry is built in a temporary directory beside its place, synced, and renamed, so that a kill at any moment
+leaves nothing or everything. A lock per entry (released by the system when its holder dies) lets concurrent
+processes prepare the same corpus once, and tells a dead process's leftovers from a live one's work.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from craft.utils.common import UserError
+from craft.utils.logging import get_logger
+
+MANIFEST = "manifest.json"
+_TEMPORARY = ".building-"
+
+
+class Cache:
+    """A folder of entries by key.
+
+    Args:
+        folder: None is `$CRAFT_CACHE`, else `~/.cache/craft`.
+    """
+
+    def __init__(self, folder: str | None = None) -> None:
+        self.root = Path(os.path.expanduser(folder or os.environ.get("CRAFT_CACHE") or "~/.cache/craft"))
+
+    def entry(self, key: str, build: Callable[[Path], None]) -> Path:
+        """The directory of `key`, built by `build(empty_directory)` if it isn't there or is damaged.
+
+        Raises:
+            UserError: if the folder can't be written or the disk is full.
+        """
+        place = self.root / key
+        if not self._fault(place):
+            return place
+        with self._explained(), self._lock(key):
+            fault = self._fault(place)  # another process may have been faster
+            if fault:
+                if place.exists():
+                    get_logger(__name__).warning("prepared data in %s are damaged (%s): rebuilding", place, fault)
+                self._remove_leftovers(key)
+                self._build(key, build)
+        return place
+
+    def _build(self, key: str, build: Callable[[Path], None]) -> None:
+        place, work = self.root / key, self.root / f"{_TEMPORARY}{key}"
+        work.mkdir()
+        try:
+            build(work)
+            files = {p.name: p.stat().st_size for p in sorted(work.iterdir())}
+            (work / MANIFEST).write_text(json.dumps({"files": files}), encoding="utf-8")
+            for path in (*work.iterdir(), work):
+                _sync(path)
+            if place.exists():
+                place.rename(self.root / f"{_TEMPORARY}{key}-damaged")
+            work.rename(place)
+            _sync(self.root)
+        finally:
+            self._remove_leftovers(key)
+
+    @staticmethod
+    def _fault(place: Path) -> str | None:
+        """Why an entry can't be used, or None."""
+        try:
+            files = json.loads((place / MANIFEST).read_text(encoding="utf-8"))["files"]
+            for name, size in files.items():
+                found = (place / name).stat().st_size
+                if found != size:
+                    return f"{name} has {found} bytes instead of {size}"
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return f"{type(error).__name__}: {error}"
+        return None
+
+    def _remove_leftovers(self, key: str) -> None:
+        """Removes what builds of `key` (whose lock is held) and of processes that died have left."""
+        for path in self.root.glob(f"{_TEMPORARY}*"):
+            other = path.name[len(_TEMPORARY) :].removesuffix("-damaged")
+            if other == key:
+                shutil.rmtree(path, ignore_errors=True)
+                continue
+            try:
+                with FileLock(self._lock_file(other), timeout=0):
+                    shutil.rmtree(path, ignore_errors=True)
+            except Timeout:
+                pass  # at work
+
+    def _lock_file(self, key: str) -> str:
+        return str(self.root / ".locks" / f"{key}.lock")
+
+    def _lock(self, key: str) -> FileLock:
+        (self.root / ".locks").mkdir(parents=True, exist_ok=True)
+        return FileLock(self._lock_file(key))
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                reason = "no space is left on that disk"
+            elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+                reason = f"it can't be written ({error.strerror})"
+            else:
+                raise
+            raise UserError(
+                f"the cache folder {self.root}: {reason}; choose another with data.cache_dir=… or CRAFT_CACHE=…"
+            ) from error
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

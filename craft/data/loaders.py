@@ -1,0 +1,175 @@
+"""A source to splits of ids: the door of this room.
+
+`load_corpus(args)` finds the source, trains the tokenizer on it (or takes the one given), prepares the ids
+once, and cuts them into train, validation and test.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from craft.data.arguments import DataArguments
+from craft.data.cache import Cache
+from craft.data.finding import find_source
+from craft.data.prepare import Scan, ids, ids_key, scan
+from craft.data.processors import FIRST_ID
+from craft.data.sources import Source
+from craft.data.streaming import TextStream, open_stream
+from craft.data.tokenization import ByteTokenizer, CharTokenizer
+from craft.utils.common import UserError
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A tokenized corpus.
+
+    Args:
+        tokenizer: trained on the whole corpus, or the one that was given.
+        train: 1-D ids, memory-mapped; a `TextStream` when streaming.
+        validation, test: 1-D ids; None if `validation_size` or `test_size` is 0.
+        name: as in the names of outputs.
+        fingerprint: of content, tokenizer and splits.
+        n_chars, n_bytes: characters and UTF-8 bytes of all splits; None when streaming.
+        documents: whether `<eos>` ends each document.
+    """
+
+    tokenizer: CharTokenizer
+    train: np.ndarray | TextStream
+    validation: np.ndarray | None
+    test: np.ndarray | None
+    name: str
+    fingerprint: str
+    n_chars: int | None
+    n_bytes: int | None
+    documents: bool
+
+
+def load_corpus(args: DataArguments, tokenizer: CharTokenizer | None = None) -> Corpus:
+    """The corpus that the arguments describe.
+
+    Args:
+        tokenizer: used as it is (to evaluate or fine-tune a model); None trains one on the corpus.
+
+    Raises:
+        UserError: if the source is missing, empty, no text, or too short for `args.block_size`.
+    """
+    if args.streaming:
+        return _streamed(args, tokenizer)
+    cache = Cache(args.cache_dir)
+    sources: dict[str, Source] = {"train": find_source(args)}
+    if args.validation_split:
+        sources["validation"] = find_source(args, args.validation_split)
+    if args.test_split:
+        sources["test"] = find_source(args, args.test_split)
+    scans = {split: scan(source, cache) for split, source in sources.items()}
+    for split, found in scans.items():
+        if not found.characters:
+            raise UserError(f"data.path={args.path} is empty" + (f" in its {split} split" if len(scans) > 1 else ""))
+    tokenizer = tokenizer or build_tokenizer(args, scans)
+    whole = {split: ids(source, scans[split], tokenizer, cache) for split, source in sources.items()}
+    # The dataset's own splits are kept; those it doesn't have are cut from the end of its train split.
+    validation_size = 0 if args.validation_split else args.validation_size
+    test_size = 0 if args.test_split else args.test_size
+    splits = dict(zip(("train", "validation", "test"), cut(whole["train"], validation_size, test_size, tokenizer)))
+    splits.update({split: array for split, array in whole.items() if split != "train"})
+    _long_enough(splits["train"], splits["validation"], args)
+    keys = [ids_key(found, tokenizer) for found in scans.values()]
+    return Corpus(
+        tokenizer=tokenizer,
+        **splits,  # type: ignore[arg-type]
+        name=args.label,
+        fingerprint=hashlib.sha256(repr((keys, validation_size, test_size)).encode()).hexdigest()[:16],
+        n_chars=sum(found.characters for found in scans.values()),
+        n_bytes=sum(found.bytes for found in scans.values()),
+        documents=sources["train"].documents,
+    )
+
+
+def build_tokenizer(args: DataArguments, scans: dict[str, Scan]) -> CharTokenizer:
+    """The tokenizer of `args` over the characters of all splits (as nanoGPT's, which sees the whole text)."""
+    if args.tokenizer == "byte":
+        return ByteTokenizer.create()
+    counts: Counter[str] = Counter()
+    for found in scans.values():
+        counts.update(found.counts)
+    return CharTokenizer.from_counts(counts, args.unknown, args.min_frequency, args.max_vocab_size)
+
+
+def cut(
+    array: np.ndarray, validation_size: float, test_size: float, tokenizer: CharTokenizer
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """Contiguous (train, validation, test); a split of size 0 is None.
+
+    Sizes are fractions below 1 or counts of ids. With fractions, train is the first
+    `int(n * (1 - validation - test))` ids, which for 0.1 is nanoGPT's `int(n * 0.9)`.
+
+    Raises:
+        UserError: if nothing is left for training.
+    """
+    n = len(array)
+    middle = _boundary(array, _before(n, validation_size, test_size), tokenizer)
+    last = _boundary(array, _before(n, test_size), tokenizer)
+    if middle < 1:
+        raise UserError(
+            f"data.validation_size={validation_size} and data.test_size={test_size} leave nothing of {n} characters "
+            "for training; make them smaller"
+        )
+    validation = array[middle:last] if validation_size else None
+    return array[:middle], validation, array[last:] if test_size else None
+
+
+def _before(n: int, *sizes: float) -> int:
+    """How many of n ids lie before splits of these sizes at the end."""
+    fractions = sum(size for size in sizes if size < 1)
+    counts = int(sum(size for size in sizes if size >= 1))
+    # Rounded, because 1 - 0.05 - 0.05 falls just short of 0.9.
+    return int(n * round(1 - fractions, 12)) - counts
+
+
+def _boundary(array: np.ndarray, position: int, tokenizer: CharTokenizer) -> int:
+    """`position`, moved forward by at most three ids if it lies between the bytes of one character."""
+    if tokenizer.unknown == "bytes":
+        continuation = range(FIRST_ID + 0x80, FIRST_ID + 0xC0)
+        while 0 < position < len(array) and int(array[position]) in continuation:
+            position += 1
+    return position
+
+
+def _long_enough(train: np.ndarray, validation: np.ndarray | None, args: DataArguments) -> None:
+    """Refuses a corpus whose splits don't fill a window, naming the largest block size that works."""
+    # Shuffled windows start at a random phase, so one window needs the room of two.
+    largest = len(train) - 1 if args.order == "random" else len(train) // 2
+    if validation is not None:
+        largest = min(largest, len(validation) - 1)
+    if largest >= args.block_size:
+        return
+    sizes = f"{len(train)} characters for training"
+    if validation is not None:
+        sizes += f" and {len(validation)} for validation"
+    way_out = f"the largest data.block_size that works is {largest}" if largest > 0 else "give a longer text"
+    raise UserError(f"{args.path} has {sizes}, too few for data.block_size={args.block_size}; {way_out}")
+
+
+def _streamed(args: DataArguments, tokenizer: CharTokenizer | None) -> Corpus:
+    source = find_source(args)
+    own = {
+        split: find_source(args, name)
+        for split, name in (("validation", args.validation_split), ("test", args.test_split))
+        if name
+    }
+    tokenizer, train, validation, test = open_stream(args, source, own, tokenizer)
+    return Corpus(
+        tokenizer=tokenizer,
+        train=train,
+        validation=validation,
+        test=test,
+        name=args.label,
+        fingerprint=hashlib.sha256(repr((source.signature(), len(tokenizer))).encode()).hexdigest()[:16],
+        n_chars=None,
+        n_bytes=None,
+        documents=source.documents,
+    )

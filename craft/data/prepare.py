@@ -1,0 +1,168 @@
+"""A source to ids on the disk, in two passes of constant memory: count the characters, then encode them.
+
+Both passes are remembered: the scan by the source's signature, the ids by (content, tokenizer, code version).
+A second run of an untouched corpus reads nothing but a few kilobytes of JSON before it maps the ids.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from craft.data.cache import Cache
+from craft.data.processors import EOS
+from craft.data.reading import PIECE
+from craft.data.sources import Piece, Source
+from craft.data.tokenization import CharTokenizer
+from craft.utils.common import UserError
+
+VERSION = 1  # raise it when the meaning of cached files changes
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What the first pass learns.
+
+    Args:
+        sha256: of the text and the boundaries of its documents.
+        characters, bytes, documents: how many (bytes in UTF-8; 0 documents if the source has none).
+        counts: character -> occurrences.
+    """
+
+    sha256: str
+    characters: int
+    bytes: int
+    documents: int
+    counts: dict[str, int]
+
+
+def scan(source: Source, cache: Cache) -> Scan:
+    """The first pass over a source, or what is remembered of it."""
+    signature = source.signature()
+
+    def build(folder: Path) -> None:
+        found = _scan(source)
+        _unchanged(source, signature)
+        (folder / "scan.json").write_text(json.dumps(asdict(found)), encoding="utf-8")
+
+    path = cache.entry(f"scan-{_digest([VERSION, type(source).__name__, signature])}", build) / "scan.json"
+    return Scan(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def ids_key(found: Scan, tokenizer: CharTokenizer) -> str:
+    """The name of the ids of a content under a tokenizer."""
+    return f"ids-{_digest([VERSION, found.sha256, tokenizer.unknown, ''.join(tokenizer.alphabet)])}"
+
+
+def ids(source: Source, found: Scan, tokenizer: CharTokenizer, cache: Cache) -> np.ndarray:
+    """The ids of a source: a read-only memory-mapped array in the smallest unsigned type.
+
+    Raises:
+        UserError: for characters that the tokenizer refuses, or if the source changes meanwhile.
+    """
+
+    def build(folder: Path) -> None:
+        signature = source.signature()
+        _write(folder / "ids.npy", encoded(source, tokenizer), tokenizer.processor.dtype)
+        _unchanged(source, signature)
+
+    return np.load(cache.entry(ids_key(found, tokenizer), build) / "ids.npy", mmap_mode="r")
+
+
+def encoded(source: Source, tokenizer: CharTokenizer) -> Iterator[np.ndarray]:
+    """The ids of a source in blocks of about a megabyte of text; `<eos>` follows each document."""
+    end = np.array([EOS], tokenizer.processor.dtype)
+    blocks: list[np.ndarray] = []
+    size = 0
+    for text, where, offset in source.pieces():
+        blocks.append(tokenizer.encode_ids(text, where, offset))
+        if source.documents:
+            blocks.append(end)
+        size += len(text) + 1
+        if size >= PIECE:
+            yield np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
+            blocks, size = [], 0
+    if blocks:
+        yield np.concatenate(blocks)
+
+
+def count_characters(texts: Iterator[str]) -> dict[str, int]:
+    """Character -> occurrences, of texts of any number, in order of code point."""
+    totals = np.zeros(0x110000, np.int64)
+    for text in texts:
+        _count(text, totals)
+    return {chr(c): int(totals[c]) for c in np.flatnonzero(totals)}
+
+
+def _scan(source: Source) -> Scan:
+    content, boundaries = hashlib.sha256(), hashlib.sha256()
+    totals = np.zeros(0x110000, np.int64)
+    n_bytes = documents = 0
+    for pieces in _batches(source.pieces()):
+        text = "".join([p.text for p in pieces])
+        data = text.encode()
+        content.update(data)
+        n_bytes += len(data)
+        _count(text, totals)
+        if source.documents:
+            documents += len(pieces)
+            boundaries.update(np.array([len(p.text) for p in pieces], np.int64).tobytes())
+    sha256 = hashlib.sha256(content.digest() + boundaries.digest()).hexdigest()
+    counts = {chr(c): int(totals[c]) for c in np.flatnonzero(totals)}
+    return Scan(sha256, int(totals.sum()), n_bytes, documents, counts)
+
+
+def _count(text: str, totals: np.ndarray) -> None:
+    if text.isascii():
+        found = np.bincount(np.frombuffer(text.encode("ascii"), np.uint8))
+    else:
+        found = np.bincount(np.frombuffer(text.encode("utf-32-le"), np.uint32))
+    totals[: len(found)] += found
+
+
+def _batches(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
+    """Pieces in lists of about a megabyte: documents are often too short for numpy."""
+    batch: list[Piece] = []
+    size = 0
+    for piece in pieces:
+        batch.append(piece)
+        size += len(piece.text) + 1
+        if size >= PIECE:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _write(path: Path, blocks: Iterator[np.ndarray], dtype: np.dtype) -> None:
+    """Blocks as one .npy file. Written, not mapped: the dirty pages of a map would count as our memory."""
+    count = 0
+    with path.open("wb") as file:
+        header = _header(file, dtype, 0)
+        for block in blocks:
+            file.write(block.astype(dtype, copy=False).data)
+            count += len(block)
+        file.seek(0)
+        if _header(file, dtype, count) != header:
+            raise AssertionError("numpy's header grew with the count")
+
+
+def _header(file, dtype: np.dtype, count: int) -> int:  # type: ignore[no-untyped-def]
+    """Writes the header of a 1-D array; numpy pads it so that its length doesn't depend on `count`."""
+    description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (count,)}
+    np.lib.format.write_array_header_1_0(file, description)
+    return file.tell()
+
+
+def _unchanged(source: Source, before: list) -> None:
+    if source.signature() != before:
+        raise UserError("the text changed while it was being read; run again when it is complete")
+
+
+def _digest(value: list) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:32]
