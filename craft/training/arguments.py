@@ -31,15 +31,16 @@ class CraftTrainingArguments(transformers.TrainingArguments):
     """Arguments of one training run: every field of `transformers.TrainingArguments`, and these.
 
     Args:
-        precision: "auto" | "fp32" | "bf16" | "fp16"; see `craft.training.precision`. The trainer, which knows
-            the model, settles it; `bf16` and `fp16` follow from it.
-        optim: any name of Hugging Face, or "muon": Muon on the matrices inside the blocks, AdamW on the rest.
+        precision: "auto" | "fp32" | "bf16" | "fp16"; see `craft.training.precision`. The trainer, which
+            knows the model, settles it; `bf16` and `fp16` follow from it.
+        optim: any name of Hugging Face, or "muon": Muon on the matrices inside the blocks, AdamW on the
+            rest.
         muon_learning_rate: peak learning rate of Muon's matrices; `learning_rate` is AdamW's.
         muon_momentum: Nesterov momentum of Muon.
         global_batch_size: windows per optimizer step over all processes and accumulation steps; derives
             `per_device_train_batch_size`, so that a run means the same on one device and on eight.
-        carry_state: recurrent models keep their state from one window to the next (truncated backpropagation
-            through time); False starts every window from zero.
+        carry_state: recurrent models keep their state from one window to the next (truncated
+            backpropagation through time); False starts every window from zero.
         ema_decay: decay of an exponential moving average of the weights, which is evaluated and exported.
         early_stopping_patience: stop after so many evaluations without a better one.
         sample_chars: characters generated and logged at every evaluation; 0 for none.
@@ -61,8 +62,8 @@ class CraftTrainingArguments(transformers.TrainingArguments):
     sample_chars: int = 200
     sample_prompt: str | None = None
     eval_protocol: str = "auto"
-    # Hugging Face's fields with other defaults: it would log a loss of 0 for NaN, keep all checkpoints, look
-    # for unused parameters in every step, draw its own bar and name the project after itself.
+    # Hugging Face's fields with other defaults: it would log a loss of 0 for NaN, keep all checkpoints,
+    # look for unused parameters in every step, draw its own bar and name the project after itself.
     logging_nan_inf_filter: bool = False
     save_total_limit: int | None = 2
     ddp_find_unused_parameters: bool | None = False

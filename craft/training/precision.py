@@ -1,8 +1,8 @@
 """Which number format a run computes in, and why: one decision, one sentence that says how it was reached.
 
-"auto" asks the hardware. Kinds of models differ only on a CPU: bfloat16 halves the time of an LSTM there (its
-matrix products dominate and run natively) but slows attention down (the backward of fused attention takes
-about three times as long as in float32), so only recurrent models get it.
+"auto" asks the hardware. Kinds of models differ only on a CPU: bfloat16 halves the time of an LSTM there
+(its matrix products dominate and run natively) but slows attention down (the backward of fused attention
+takes about three times as long as in float32), so only recurrent models get it.
 """
 
 from __future__ import annotations

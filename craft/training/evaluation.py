@@ -1,0 +1,245 @@
+"""How well a model predicts a whole text: nats, bits per character and per byte, perplexity, accuracy.
+
+A figure means little without its protocol, so every `Evaluation` carries one. All of them predict every
+target of the text exactly once; they differ in how much of the text before it the model may see
+(`protocols.py`). A text of n ids has n - 1 targets: nothing predicts its first. Sums are divided by what
+the predicted ids stand for (a character may take several ids, an id several bytes), never by a count of
+something else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from craft.training.protocols import Rows, check_protocol, parallel_streams, stream_rows, window_rows
+from craft.utils.common import UserError
+
+FIGURES = ("nats_per_char", "bits_per_char", "bits_per_byte", "perplexity", "accuracy", "standard_error")
+LARGEST_LOGITS = 2**26  # elements of one batch of logits, 256 MiB in float32
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Sums over all predictions of a text, and the figures that follow from them.
+
+    Args:
+        protocol: "blocks", "sliding-N" or "stateful".
+        split: "validation", "test", …
+        nats: summed negative log-likelihood.
+        squares: sum of its squares, for the standard error.
+        predictions: how many ids were predicted.
+        characters: how many characters they stand for.
+        bytes: how many UTF-8 bytes they stand for.
+        correct: how many times the likeliest id was the right one.
+        block_size: the window.
+        dataset: name of the text.
+    """
+
+    protocol: str
+    split: str
+    nats: float
+    squares: float
+    predictions: int
+    characters: int
+    bytes: int
+    correct: int
+    block_size: int
+    dataset: str = ""
+
+    @property
+    def nats_per_char(self) -> float:
+        return self.nats / self.characters
+
+    @property
+    def bits_per_char(self) -> float:
+        return self.nats_per_char / math.log(2)
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.nats / self.bytes / math.log(2)
+
+    @property
+    def perplexity(self) -> float:
+        """Per prediction: among how many equally likely ids the model hesitates."""
+        return math.exp(min(self.nats / self.predictions, 700.0))
+
+    @property
+    def accuracy(self) -> float:
+        """Share of predictions whose likeliest id was right."""
+        return self.correct / self.predictions
+
+    @property
+    def standard_error(self) -> float:
+        """Of `nats_per_char`, if predictions were independent of each other (they aren't: a lower bound)."""
+        mean = self.nats / self.predictions
+        variance = max(0.0, self.squares / self.predictions - mean * mean)
+        return math.sqrt(variance / self.predictions) * self.predictions / self.characters
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything above as plain numbers, for JSON."""
+        figures = FIGURES
+        return {**asdict(self), **{name: getattr(self, name) for name in figures}}
+
+
+def table(evaluations: Sequence[Evaluation]) -> str:
+    """Evaluations as aligned text, one line each below a line of headings."""
+    head = (
+        "protocol",
+        "split",
+        "nats/char",
+        "bits/char",
+        "bits/byte",
+        "perplexity",
+        "accuracy",
+        "characters",
+    )
+    rows = [
+        (
+            e.protocol,
+            e.split,
+            f"{e.nats_per_char:.4f}",
+            f"{e.bits_per_char:.4f}",
+            f"{e.bits_per_byte:.4f}",
+            f"{e.perplexity:.3f}",
+            f"{e.accuracy:.2%}",
+            f"{e.characters:,}",
+        )
+        for e in evaluations
+    ]
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+
+    def line(row: tuple[str, ...]) -> str:
+        text, numbers = zip(row[:2], widths[:2]), zip(row[2:], widths[2:])
+        return "  ".join(
+            [cell.ljust(w) for cell, w in text] + [cell.rjust(w) for cell, w in numbers]
+        ).rstrip()
+
+    return "\n".join(line(row) for row in (head, *rows))
+
+
+def evaluate_split(
+    model: Any,
+    ids: np.ndarray,
+    *,
+    protocol: str = "blocks",
+    block_size: int,
+    batch_size: int = 64,
+    id_chars: np.ndarray | None = None,
+    id_bytes: np.ndarray | None = None,
+    split: str = "validation",
+    dataset: str = "",
+    precision: str = "fp32",
+    streams: int | None = None,
+    rank: int = 0,
+    world: int = 1,
+) -> Evaluation:
+    """Predicts every id of a text but the first, once.
+
+    Args:
+        model: a `LanguageModel`, on its device; its training mode is restored.
+        ids: int [n], n >= 2.
+        block_size: the window; for "stateful" the chunk in which the text is read (no effect on the
+            result).
+        batch_size: windows (or streams) side by side.
+        id_chars, id_bytes: [vocabulary] characters and bytes that each id stands for; by default one each.
+        precision: "fp32", or "bf16" | "fp16" to read under autocast.
+        streams: for "stateful": in how many stretches the text is read side by side, each after `WARM_UP`
+            characters of what precedes it, which brings it to its state but for rounding in models that
+            have been trained; 1 reads strictly in one pass. By default as many as `batch_size`, if the text
+            is long enough.
+        rank, world: this process' share of the windows; sums are added up over all processes.
+
+    Raises:
+        UserError: if the text is too short, or the protocol is unknown or not for this model.
+    """
+    predictions = len(ids) - 1
+    if predictions < 1:
+        raise UserError(
+            f"the {split} split has {len(ids)} characters and the first can't be predicted; add text"
+        )
+    carries = bool(getattr(model, "carries_state", False))
+    context = getattr(model.config, "max_position_embeddings", None)
+    stride = check_protocol(protocol, carries_state=carries, block_size=block_size, context=context)
+    if stride:
+        rows = window_rows(predictions, block_size, stride)
+    else:
+        rows = stream_rows(predictions, streams or parallel_streams(predictions, batch_size))
+    per_row = min(rows.length, block_size) * model.config.vocab_size
+    batch_size = max(1, min(batch_size, LARGEST_LOGITS // per_row))
+    sums = torch.zeros(6, dtype=torch.float64, device=model.device)
+    tables = [
+        None if t is None else torch.as_tensor(np.asarray(t)).to(model.device) for t in (id_chars, id_bytes)
+    ]
+    device = model.device.type
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode(), torch.autocast(device, dtype, enabled=precision != "fp32"):
+            for begin in range(rank * batch_size, len(rows.starts), world * batch_size):
+                part = slice(begin, begin + batch_size)
+                _score(model, ids, rows, part, block_size if not stride else rows.length, tables, sums)
+    finally:
+        model.train(was_training)
+    if world > 1:
+        dist.all_reduce(sums)
+    nats, squares, count, correct, characters, size = sums.tolist()
+    return Evaluation(
+        protocol=protocol,
+        split=split,
+        nats=nats,
+        squares=squares,
+        predictions=round(count),
+        characters=round(characters),
+        bytes=round(size),
+        correct=round(correct),
+        block_size=block_size,
+        dataset=dataset,
+    )
+
+
+def _score(
+    model: Any,
+    ids: np.ndarray,
+    rows: Rows,
+    part: slice,
+    chunk: int,
+    tables: list[Tensor | None],
+    sums: Tensor,
+) -> None:
+    """Reads some rows from left to right, `chunk` ids at a time, and adds what they score to `sums`."""
+    starts, first, last = rows.starts[part, None], rows.first[part, None], rows.last[part, None]
+    state, length = None, int((last - starts).max())
+    for begin in range(0, length, chunk):
+        place = starts + np.arange(begin, min(begin + chunk, length))
+        scored = torch.from_numpy((first <= place) & (place < last)).to(sums.device)
+        # Places behind the end of a row (or of the text) read something, which nothing scored depends on.
+        read = np.minimum(place, len(ids) - 2)
+        inputs, targets = (
+            torch.from_numpy(np.asarray(ids[at]).astype(np.int64)).to(sums.device) for at in (read, read + 1)
+        )
+        carry = chunk < length
+        outputs = model(input_ids=inputs, past_key_values=state, use_cache=carry)
+        state = outputs.past_key_values if carry else None
+        if not scored.any():
+            continue
+        logits, targets = outputs.logits[scored].float(), targets[scored]
+        nats = torch.nn.functional.cross_entropy(logits, targets, reduction="none").double()
+        counts = [len(nats) if table is None else table[targets].sum() for table in tables]
+        sums += torch.stack(
+            [
+                nats.sum(),
+                nats.square().sum(),
+                sums.new_tensor(len(nats)),
+                (logits.argmax(dim=-1) == targets).sum().double(),
+                *(torch.as_tensor(count, device=sums.device).double() for count in counts),
+            ]
+        )

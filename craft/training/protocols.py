@@ -1,0 +1,91 @@
+"""Which stretches of a text a model reads to be scored, and what it may see of the text before each
+prediction.
+
+    blocks      windows side by side, each read from nothing: contexts of 1 to the whole window
+    sliding-N   a window moved by N; each target is scored with the longest context a window gives it
+    stateful    a recurrent model reads the text from left to right and forgets nothing on purpose
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from craft.utils.common import UserError, did_you_mean
+
+WARM_UP = 1024
+"""Characters that each of several parallel streams reads before its own stretch, to get into its state."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Stretches of a text, read side by side, each of which scores some of the predictions it makes.
+
+    Prediction p of a text is that of id p + 1 from the ids up to p. Row i makes prediction `starts[i] + t`
+    at its t-th place, and scores it if `first[i] <= starts[i] + t < last[i]`. The arrays are int64 [rows].
+    """
+
+    starts: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+    length: int
+
+
+def window_rows(predictions: int, block_size: int, stride: int) -> Rows:
+    """Windows of `block_size` moved by `stride` over a text; the last one ends with the text.
+
+    With `stride == block_size` these are blocks side by side, and the last one may be shorter.
+    """
+    if stride == block_size:
+        starts = np.arange(0, predictions, block_size)
+        return Rows(starts, starts, np.minimum(starts + block_size, predictions), block_size)
+    count = 1 + -(-max(0, predictions - block_size) // stride)
+    ends = np.minimum(block_size + stride * np.arange(count), predictions)
+    first = np.concatenate([[0], ends[:-1]])
+    return Rows(np.maximum(ends - block_size, 0), first, ends, block_size)
+
+
+def stream_rows(predictions: int, streams: int, warm_up: int = WARM_UP) -> Rows:
+    """A text cut into `streams` contiguous stretches, each read from `warm_up` predictions before its own."""
+    bounds = np.linspace(0, predictions, streams + 1).astype(np.int64)
+    starts = np.maximum(bounds[:-1] - warm_up, 0)
+    return Rows(starts, bounds[:-1], bounds[1:], int((bounds[1:] - starts).max()))
+
+
+def parallel_streams(predictions: int, at_most: int) -> int:
+    """How many streams a text is long enough for, so that warming them up stays a small part of the work."""
+    return max(1, min(at_most, predictions // (4 * WARM_UP)))
+
+
+def check_protocol(protocol: str, *, carries_state: bool, block_size: int, context: int | None) -> int:
+    """The stride of a protocol (0 for "stateful"), if it can be used with a model.
+
+    Args:
+        carries_state: the model is recurrent.
+        context: the longest window that the model can read, if there is a limit.
+
+    Raises:
+        UserError: if there is no such protocol, or not for this model.
+    """
+    stride = protocol.removeprefix("sliding-")
+    if protocol == "stateful":
+        if not carries_state:
+            raise UserError(
+                "protocol 'stateful' needs a recurrent model, and this one has no state; use 'blocks'"
+            )
+        return 0
+    if context is not None and not carries_state and block_size > context:
+        raise UserError(
+            f"windows of {block_size} are longer than the model's context of {context}; use {context}"
+        )
+    if protocol == "blocks":
+        return block_size
+    if stride == protocol or not stride.isdigit():
+        near = did_you_mean(protocol, ("blocks", "stateful", "sliding-32"))
+        raise UserError(f"unknown protocol {protocol!r}{near}; use blocks, stateful or sliding-N")
+    if not 1 <= int(stride) <= block_size:
+        raise UserError(
+            f"protocol {protocol!r}: the stride must lie between 1 and the window of {block_size}"
+        )
+    return int(stride)

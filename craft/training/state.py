@@ -1,0 +1,89 @@
+"""The recurrent state between windows: what truncated backpropagation through time carries from step to
+step.
+
+Row j of the global batch is stream j. Micro-step g of process r works on rows (g * world + r) * B to that +
+B, so every micro-step has a slot of its own, and a checkpoint written by other processes or with another
+accumulation can be cut anew: its slots, laid side by side in that order, are the streams.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from craft.utils.common import UserError
+
+
+class CarriedState:
+    """The state of this process' streams after their last window.
+
+    Args:
+        model: converts between its cache and a list of batch-first tensors.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.slots: dict[int, list[Tensor]] = {}
+
+    def before(self, micro_step: int, step_in_epoch: int) -> Any | None:
+        """The `past_key_values` for a window; None means zero, as at the start of an epoch."""
+        if step_in_epoch == 0 or micro_step not in self.slots:
+            return None
+        return self.model.state_from_tensors(self.slots[micro_step])
+
+    def after(self, micro_step: int, cache: Any) -> None:
+        """Keeps the state behind a window, detached from its graph."""
+        self.slots[micro_step] = self.model.state_tensors(cache)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For a checkpoint: `state.{micro_step}.{index}` -> tensor [B, ...]."""
+        return {
+            f"state.{slot}.{i}": tensor.contiguous()
+            for slot, tensors in self.slots.items()
+            for i, tensor in enumerate(tensors)
+        }
+
+    def restore(
+        self,
+        per_rank: list[dict[str, Tensor]],
+        *,
+        global_batch_size: int,
+        rank: int,
+        world: int,
+        accumulation: int,
+        device: Any,
+    ) -> None:
+        """Takes this process' share of the streams saved by all processes of the run that wrote a
+        checkpoint.
+
+        Args:
+            per_rank: `tensors()` of each of its processes, by rank.
+
+        Raises:
+            UserError: if the number of streams isn't the same as before.
+        """
+        streams = joined(per_rank)
+        self.slots = {}
+        if not streams:
+            return
+        rows, parts = len(streams[0]), accumulation * world
+        if rows != global_batch_size:
+            raise UserError(
+                f"the checkpoint carries {rows} streams, training.global_batch_size is {global_batch_size}; "
+                f"resume with training.global_batch_size={rows}"
+            )
+        size = rows // parts
+        for micro_step in range(accumulation):
+            first = (micro_step * world + rank) * size
+            cut = [stream[first : first + size].to(device) for stream in streams]
+            self.slots[micro_step] = [tensor.clone() for tensor in cut]
+
+
+def joined(per_rank: list[dict[str, Tensor]]) -> list[Tensor]:
+    """The state of all streams in order, each tensor [S, ...]; empty if nothing was carried."""
+    names = [name.split(".")[1:] for name in per_rank[0] if name.startswith("state.")] if per_rank else []
+    slots = sorted({int(slot) for slot, _ in names})
+    indices = sorted({int(index) for _, index in names})
+    return [torch.cat([saved[f"state.{slot}.{i}"] for slot in slots for saved in per_rank]) for i in indices]

@@ -1,0 +1,92 @@
+"""Weights & Biases: one run of ours is one run there, also after it was resumed; offline unless there is a key."""
+
+from __future__ import annotations
+
+import html
+import os
+from pathlib import Path
+from typing import Any
+
+from craft.utils.logging import get_logger
+
+logger = get_logger(__name__)
+
+ID_FILE = "wandb_run_id.txt"
+_started: set[str] = set()
+
+
+def start(run_dir: Path, project: str, config: dict[str, Any], run_id: str | None) -> str | None:
+    """Begins or continues the W&B run of a run directory, before Hugging Face's callback would begin
+    another.
+
+    Args:
+        run_id: the id in the checkpoint that is resumed; otherwise the one in `run_dir`, or a new one.
+
+    Returns:
+        The id, which is kept in `run_dir`; `None` if W&B isn't to be had (said in one line, training goes
+        on).
+    """
+    try:
+        import wandb
+    except ImportError:
+        logger.warning(
+            "W&B: the package wandb isn't installed; pip install wandb, or training.report_to=none"
+        )
+        return None
+    if not os.environ.get("WANDB_MODE", "unset"):
+        del os.environ["WANDB_MODE"]  # wandb refuses an empty value
+    if os.environ.get("WANDB_MODE") == "disabled":
+        return None
+    id_file = run_dir / ID_FILE
+    if run_id is None and id_file.is_file():
+        run_id = id_file.read_text(encoding="utf-8").strip()
+    if wandb.run is not None and wandb.run.id != run_id:
+        if wandb.run.id not in _started:
+            return wandb.run.id  # begun by the user's own code, for example by a sweep
+        wandb.finish()
+    run_id = run_id or os.environ.get("WANDB_RUN_ID") or wandb.util.generate_id()
+    mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+    folder = Path(os.environ.get("WANDB_DIR") or log_dir(run_dir))
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        wandb.init(
+            project=os.environ.get("WANDB_PROJECT", project),
+            name=run_dir.name,
+            id=run_id,
+            resume="allow",
+            mode=mode,
+            dir=str(folder),
+            config=config,
+            settings=wandb.Settings(silent=True, console="off", save_code=False),
+        )
+    except Exception as error:  # wandb raises many kinds, and none of them is worth a training run
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        logger.warning(f"W&B: not recording this run ({reason}); training.report_to=none switches it off")
+        return None
+    _started.add(run_id)
+    id_file.write_text(run_id + "\n", encoding="utf-8")
+    if mode == "offline":
+        logger.info(f"W&B: offline, in {folder}/wandb ('wandb login' sends runs, 'wandb sync' this one)")
+    return run_id
+
+
+def log_sample(text: str, step: int) -> None:
+    """Shows generated text in the W&B run, if there is one."""
+    import wandb
+
+    if wandb.run is not None:
+        shown = wandb.Html(f"<pre>{html.escape(text)}</pre>")
+        wandb.log({"eval/sample": shown, "train/global_step": step})
+
+
+def finish(exit_code: int) -> None:
+    """Ends the W&B run if it is ours; a run that ends well is ended by wandb at exit."""
+    import wandb
+
+    if wandb.run is not None and wandb.run.id in _started:
+        wandb.finish(exit_code=exit_code)
+
+
+def log_dir(run_dir: Path) -> Path:
+    """`outputs/logs` for a run in `outputs/models`, otherwise the run's own folder."""
+    return run_dir.parent.parent / "logs" if run_dir.parent.name == "models" else run_dir
