@@ -158,46 +158,47 @@ def sample(
     num_samples: int = 1,
     **sampling: Any,
 ) -> list[list[str]]:
-    """`num_samples` continuations of each prompt, all written side by side in one batch.
+    """`num_samples` continuations of each prompt; prompts of equal length are written on side by side.
 
     Returns:
         One list of continuations (without the prompt) for each prompt.
     """
     if num_samples < 1:
         raise UserError(f"num_samples is {num_samples}; it must be at least 1")
-    rows = [prompt for prompt in prompts for _ in range(num_samples)]
-    texts = [""] * len(rows)
-    for pieces in _write(model, tokenizer, rows, Sampling(**sampling)):
-        texts = [text + piece for text, piece in zip(texts, pieces)]
-    return [texts[i : i + num_samples] for i in range(0, len(rows), num_samples)]
+    texts = [[""] * num_samples for _ in prompts]
+    by_length: dict[int, list[tuple[int, int]]] = {}
+    for i, prompt in enumerate(prompts):
+        by_length.setdefault(len(tokenizer.encode_ids(prompt)), []).extend((i, n) for n in range(num_samples))
+    for rows in by_length.values():
+        for pieces in _write(model, tokenizer, [prompts[i] for i, _ in rows], Sampling(**sampling)):
+            for (i, n), piece in zip(rows, pieces):
+                texts[i][n] += piece
+    return texts
 
 
 def _write(
     model: PreTrainedModel, tokenizer: CharTokenizer, prompts: list[str], sampling: Sampling
 ) -> Iterator[list[str]]:
-    """One step a turn: the piece of text that each row gained; a finished row gains nothing."""
+    """One step a turn: the piece of text that each row gained; a finished row gains nothing. Equal lengths."""
     import torch
     from transformers import set_seed
 
     if sampling.seed is not None:
         set_seed(sampling.seed)
-    ids = [tokenizer.encode_ids(prompt).tolist() if prompt else [_first_id(tokenizer)] for prompt in prompts]
-    width = max(map(len, ids))
-    input_ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(row)) + row for row in ids], device=model.device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids], device=model.device)
-    padded = {} if all(len(row) == width for row in ids) else {"attention_mask": mask}
+    ids = [tokenizer.encode_ids(prompt, "the prompt").tolist() or [_first_id(tokenizer)] for prompt in prompts]
+    input_ids = torch.tensor(ids, device=model.device)
 
     table = token_bytes(tokenizer)
     decoders = [codecs.getincrementaldecoder("utf-8")(errors="replace") for _ in prompts]
     longest = max(map(len, sampling.stop), default=0)
     tails, open_rows = [""] * len(prompts), [True] * len(prompts)
-    for new in model.stream(input_ids, sampling.generation_config(model), **padded):
+    for new in model.stream(input_ids, sampling.generation_config(model)):
         pieces = []
         for row, token in enumerate(new.tolist()):
             piece = decoders[row].decode(table[token]) if open_rows[row] else ""
             if longest:
                 tails[row] = (tails[row] + piece)[-longest:]
-            open_rows[row] &= token != tokenizer.eos_token_id and not tails[row].endswith(sampling.stop or REPLACEMENT * 9)
+            open_rows[row] &= token != tokenizer.eos_token_id and not tails[row].endswith(sampling.stop)
             pieces.append(piece)
         yield pieces
         if not any(open_rows):

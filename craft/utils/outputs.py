@@ -13,14 +13,16 @@ Everything lies under `outputs/` of the folder in which the command runs:
 
 from __future__ import annotations
 
+import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 from craft.utils.common import UserError
 
 OUTPUTS = Path("outputs")
+RUN_NAMES = "run.json"
 RUN_CONFIG = "craft_run.yaml"
 """The resolved run, saved beside the weights; `craft train --config` repeats it."""
 
@@ -45,6 +47,7 @@ class RunPaths:
         precision: `fp32`, `bf16` or `fp16`.
         root: the `outputs` folder.
         stamp: `{date}_{timestamp}` of the start of the run.
+        folder: where the user wants the run instead of `root/models/…`; the other outputs stay below `root`.
     """
 
     model_name: str
@@ -52,10 +55,11 @@ class RunPaths:
     precision: str
     root: Path = OUTPUTS
     stamp: str = field(default_factory=timestamp)
+    folder: Path | None = None
 
     @property
     def run_dir(self) -> Path:
-        return self.root / "models" / f"{self.model_name}_{self.size}_{self.precision}_{self.stamp}"
+        return self.folder or self.root / "models" / f"{self.model_name}_{self.size}_{self.precision}_{self.stamp}"
 
     def export_dir(self, step: int) -> Path:
         return self.run_dir.with_name(f"{self.run_dir.name}_step_{step}")
@@ -66,6 +70,35 @@ class RunPaths:
 
     @property
     def sample_file(self) -> Path:
+        return sample_file(self.root, self.stamp)
+
+    def evaluation_file(self, dataset: str) -> Path:
+        return evaluation_file(self.model_name, dataset, self.root, self.stamp)
+
+    def figure(self, kind: str) -> Path:
+        return self.root / "visualizations" / f"{kind}_{self.model_name}_{self.stamp}.png"
+
+    def create(self) -> None:
+        """Makes the folder of the run, with a note of its names for `of_run_dir`."""
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        names = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+        (self.run_dir / RUN_NAMES).write_text(json.dumps(names, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def of_run_dir(cls, run_dir: Path) -> RunPaths:
+        """The paths of a run that exists already (used by resume), wherever its folder was moved to.
+
+        Raises:
+            UserError: if the folder isn't a run.
+        """
+        try:
+            names = json.loads((run_dir / RUN_NAMES).read_text(encoding="utf-8"))
+            return cls(**{**names, "root": Path(names["root"]), "folder": run_dir})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{run_dir} isn't a run of craft: it has no readable {RUN_NAMES}") from error
+
+
+def sample_file(self) -> Path:
         return sample_file(self.root, self.stamp)
 
     def evaluation_file(self, dataset: str) -> Path:

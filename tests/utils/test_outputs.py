@@ -22,14 +22,19 @@ def test_every_name_of_a_run_shares_its_stamp() -> None:
     assert str(paths.figure("loss")) == "outputs/visualizations/loss_char_lstm_20260102_030405.png"
 
 
-def test_a_run_folder_gives_its_paths_back() -> None:
-    paths = outputs.RunPaths("char_transformer", "0.8M", "fp32", Path("/data/outputs"))
-    assert outputs.RunPaths.of_run_dir(paths.run_dir) == paths
+def test_a_run_folder_gives_its_paths_back_even_after_a_move(tmp_path: Path) -> None:
+    paths = outputs.RunPaths("char_transformer", "0.8M", "fp32", tmp_path)
+    paths.create()
+    moved = paths.run_dir.rename(tmp_path / "elsewhere")
+    again = outputs.RunPaths.of_run_dir(moved)
+    assert again.run_dir == moved
+    assert again.log_file == paths.log_file
+    assert again.export_dir(7) == tmp_path / "elsewhere_step_7"
 
 
-def test_a_folder_that_is_no_run_is_refused() -> None:
-    with pytest.raises(UserError, match="holiday"):
-        outputs.RunPaths.of_run_dir(Path("outputs/models/holiday"))
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holiday.*run\.json"):
+        outputs.RunPaths.of_run_dir(tmp_path / "holiday")
 
 
 def test_user_text_cannot_leave_the_folder() -> None:

@@ -1,0 +1,265 @@
+"""The whole workflow, top to bottom: configuration, dataset, model, trainer, training, evaluation, inference.
+
+    craft train my.txt
+    python -m craft.train experiments=shakespeare_lstm
+    accelerate launch --config_file accelerate_config.yaml -m craft.train experiments=nanogpt_gpu
+
+are the same run, on one device or many.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from craft.utils.common import UserError, human
+from craft.utils.logging import get_logger, setup_logging
+from craft.utils.outputs import OUTPUTS, RUN_CONFIG, RunPaths
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from craft.config.schema import Run
+    from craft.data.arguments import DataArguments
+    from craft.data.loaders import Corpus
+    from craft.data.tokenization import CharTokenizer
+    from craft.training.arguments import CraftTrainingArguments
+    from craft.training.evaluation import Evaluation
+
+logger = get_logger(__name__)
+
+SAMPLE_CHARACTERS = 500
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run left behind.
+
+    Attributes:
+        model_dir: the finished model, a folder that any Hugging Face tool opens.
+        evaluations: scores of the finished model over the whole validation split, one for each protocol.
+        sample: a text that it wrote.
+    """
+
+    model_dir: Path
+    evaluations: list[Evaluation]
+    sample: str
+
+
+def train(run: Run, resume: str | Path | None = None) -> TrainResult | None:
+    """Trains, evaluates and saves one model.
+
+    Args:
+        run: what `craft.config.compose.compose` returns.
+        resume: the folder of an interrupted run to go on with; `run` is then the one saved in it.
+
+    Returns:
+        What was made; `None` in processes other than the first, and for a run that was stopped by a signal.
+
+    Raises:
+        UserError: for a mistake of the user; nothing was trained then.
+        TrainingFailed: if training can't go on, for example at a loss that isn't a number.
+    """
+    # 1. Configuration
+    from transformers import set_seed
+
+    from craft.data.arguments import DataArguments
+    from craft.training.arguments import CraftTrainingArguments
+
+    data = DataArguments(**run.data)
+    args = CraftTrainingArguments(**{"output_dir": str(OUTPUTS / "models"), **run.training})
+    setup_logging(main_process=args.process_index == 0)
+    set_seed(args.seed)
+
+    # 2. Dataset
+    from craft.data.loaders import load_corpus
+
+    with args.main_process_first(desc="preparing the text"):
+        corpus = load_corpus(data)
+    logger.info(f"data      {describe(corpus)}")
+
+    # 3. Model
+    model = build_model(run.models, corpus.tokenizer, data.block_size, corpus.documents)
+    args.settle_precision(recurrent=model.carries_state)
+    paths = prepare_run(run, model, args, resume)
+    logger.info(f"model     {run.models['model_type']}, {human(model.num_parameters())} parameters")
+    logger.info(f"precision {args.precision}: {args.precision_reason}")
+    logger.info(f"run       {paths.run_dir}")
+
+    # 4. Trainer
+    from craft.training.base import LanguageModelTrainer
+
+    trainer = LanguageModelTrainer(
+        model=model,
+        args=args,
+        train_dataset=windows(corpus, data, args, model.carries_state),
+        eval_ids=corpus.validation,
+        tokenizer=corpus.tokenizer,
+        run_config=run.to_dict(),
+    )
+
+    # 5. Training
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    if args.process_index != 0:
+        return None
+    model_dir = paths.export_dir(trainer.state.global_step)
+    export(trainer, model_dir, run)
+
+    # 6. Evaluation
+    evaluations = evaluate(model_dir, corpus, data, paths)
+
+    # 7. Inference
+    sample = write_sample(model_dir, args, paths)
+    draw(paths, run, corpus)
+    farewell(model_dir, paths)
+    return TrainResult(model_dir, evaluations, sample)
+
+
+def describe(corpus: Corpus) -> str:
+    """One line: name, size, splits, alphabet."""
+    if corpus.n_chars is None:
+        return f"{corpus.name}, streamed, {len(corpus.tokenizer)} ids"
+    splits = {"training": corpus.train, "validation": corpus.validation, "test": corpus.test}
+    parts = [f"{len(ids):,} for {name}" for name, ids in splits.items() if ids is not None]
+    return f"{corpus.name}, {corpus.n_chars:,} characters ({', '.join(parts)}), {len(corpus.tokenizer)} ids"
+
+
+def build_model(
+    fields: dict[str, Any], tokenizer: CharTokenizer, block_size: int, documents: bool
+) -> PreTrainedModel:
+    """A new model of `fields["model_type"]` that fits the tokenizer and the window.
+
+    Raises:
+        UserError: if its configuration class refuses a value.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    import craft.models  # noqa: F401  (makes craft's classes known to AutoModel)
+
+    special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    fields = {key: value for key, value in fields.items() if value is not None}
+    fields = {"max_position_embeddings": block_size, "vocab_size": len(tokenizer), **special, **fields}
+    try:
+        config = AutoConfig.for_model(**fields)
+    except ValueError as error:
+        raise UserError(f"models: {error}") from error
+    if len(tokenizer) > config.vocab_size:
+        raise UserError(f"models.vocab_size={config.vocab_size} is too small: the text needs {len(tokenizer)} ids")
+    model = AutoModelForCausalLM.from_config(config)
+    # A text in one piece never shows the model where a text ends, so it shouldn't say so either.
+    never = [tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id]
+    never += [] if documents else [tokenizer.eos_token_id]
+    model.generation_config = GenerationConfig(
+        max_new_tokens=SAMPLE_CHARACTERS, do_sample=True, temperature=0.8, top_k=0, suppress_tokens=never, **special
+    )
+    return model
+
+
+def prepare_run(
+    run: Run, model: PreTrainedModel, args: CraftTrainingArguments, resume: str | Path | None
+) -> RunPaths:
+    """Names the run's outputs, the same in all processes, and makes its folder with the resolved run in it."""
+    from accelerate.utils import broadcast_object_list
+
+    name = run.models["model_type"]
+    if resume is not None:
+        paths = RunPaths.of_run_dir(Path(resume))
+    elif "output_dir" in run.training and run.training["output_dir"]:
+        paths = RunPaths(name, human(model.num_parameters()), args.precision, folder=Path(run.training["output_dir"]))
+    else:
+        paths = RunPaths(name, human(model.num_parameters()), args.precision)
+    if args.world_size > 1:
+        paths = broadcast_object_list([paths])[0]
+    args.output_dir = str(paths.run_dir)
+    if args.process_index == 0:
+        paths.create()
+        (paths.run_dir / RUN_CONFIG).write_text(run.to_yaml(), encoding="utf-8")
+        setup_logging(paths.log_file)
+    return paths
+
+
+def windows(corpus: Corpus, data: DataArguments, args: CraftTrainingArguments, carries_state: bool) -> Any:
+    """The training windows: streams for a model that carries its state, else blocks in the order of `data.order`."""
+    from craft.data.char_dataset import CharDataset
+    from craft.data.streaming import StreamDataset
+
+    if data.streaming:
+        return StreamDataset(corpus.train, data.block_size, args.global_batch_size, args.seed)
+    order = "streams" if carries_state and args.carry_state else data.order
+    return CharDataset(corpus.train, data.block_size, args.global_batch_size, args.seed, order)
+
+
+def export(trainer: Any, model_dir: Path, run: Run) -> None:
+    """The finished model: weights, config, generation_config, tokenizer, its code and the resolved run."""
+    trainer.save_model(str(model_dir))
+    (model_dir / RUN_CONFIG).write_text(run.to_yaml(), encoding="utf-8")
+
+
+def evaluate(model_dir: Path, corpus: Corpus, data: DataArguments, paths: RunPaths) -> list[Evaluation]:
+    """Scores the exported model, as a user would load it, over the whole validation split."""
+    from craft.inference import load
+    from craft.training.evaluation import evaluate_split, table
+
+    if corpus.validation is None:
+        return []
+    model, tokenizer = load(model_dir)
+    protocols = ["stateful", "blocks"] if model.carries_state else ["blocks", f"sliding-{max(1, data.block_size // 2)}"]
+    evaluations = [
+        evaluate_split(
+            model,
+            corpus.validation,
+            protocol=protocol,
+            block_size=data.block_size,
+            id_chars=tokenizer.id_chars,
+            id_bytes=tokenizer.id_bytes,
+            split="validation",
+            dataset=corpus.name,
+        )
+        for protocol in protocols
+    ]
+    file = paths.evaluation_file(corpus.name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    record = {"model": str(model_dir), "evaluations": [evaluation.to_dict() for evaluation in evaluations]}
+    file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    logger.info(f"\n{table(evaluations)}\n")
+    return evaluations
+
+
+def write_sample(model_dir: Path, args: CraftTrainingArguments, paths: RunPaths) -> str:
+    """A text by the finished model, shown and kept."""
+    from craft.inference import load, sample
+
+    model, tokenizer = load(model_dir)
+    prompt = args.sample_prompt or ""
+    text = prompt + sample(model, tokenizer, [prompt], max_new_tokens=SAMPLE_CHARACTERS, seed=args.seed)[0][0]
+    paths.sample_file.parent.mkdir(parents=True, exist_ok=True)
+    paths.sample_file.write_text(text + "\n", encoding="utf-8", newline="")
+    logger.info(f"{text}\n")
+    return text
+
+
+def draw(paths: RunPaths, run: Run, corpus: Corpus) -> None:
+    """The loss curve of the whole run, from `metrics.jsonl`."""
+    from craft.utils.visualization import plot_loss_curve
+
+    lines = (paths.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    title = f"{run.models['model_type']} {paths.size} on {corpus.name}"
+    plot_loss_curve([json.loads(line) for line in lines], paths.figure("loss"), title)
+
+
+def farewell(model_dir: Path, paths: RunPaths) -> None:
+    """Where everything is, and the three commands one would type next."""
+    kept = {"loss curve": paths.figure("loss"), "sample": paths.sample_file, "log": paths.log_file}
+    lines = [f"model      {model_dir}", *(f"{name:<10} {file}" for name, file in kept.items() if file.exists())]
+    lines += ["", "next:", f"  craft generate {model_dir}", f"  craft evaluate {model_dir}"]
+    lines += [f"""  python -c "from transformers import pipeline; print(pipeline('text-generation', '{model_dir}', trust_remote_code=True)(chr(10))[0]['generated_text'])\""""]
+    logger.info("\n".join(lines))
+
+
+if __name__ == "__main__":
+    from craft.cli.main import main
+
+    main(["train", *sys.argv[1:]])
