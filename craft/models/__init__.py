@@ -1,7 +1,7 @@
-"""The model room: every module here that defines `XConfig` with a `model_type` becomes known to transformers.
+"""The model room: every module that defines an `XConfig` with a `model_type` becomes known to transformers.
 
-Importing the package registers `XConfig`, `XModel` and `XForCausalLM` of each module with AutoConfig, AutoModel
-and AutoModelForCausalLM, and offers them under `craft.models`. A new model is one new file.
+Importing the package registers `XConfig`, `XModel` and `XForCausalLM` of each module with AutoConfig,
+AutoModel and AutoModelForCausalLM, and offers them under `craft.models`. A new model is one new file.
 """
 
 from __future__ import annotations
@@ -18,17 +18,16 @@ __all__ = ["LanguageModel", "register"]
 
 
 def register(module_name: str) -> list[str]:
-    """Make the model classes of an importable module known to the Auto classes; return their names (maybe none).
+    """Make the model classes of an importable module known to the Auto classes; return their names, if any.
 
     Raises:
         ImportError: it defines an `XConfig` with a `model_type`, but no `XModel` or no `XForCausalLM`.
     """
     module = importlib.import_module(module_name)
-    stems = [
-        name.removesuffix("Config")
-        for name, value in vars(module).items()
-        if name.endswith("Config") and getattr(value, "__module__", "") == module.__name__ and value.model_type
-    ]
+    own = {
+        name: value for name, value in vars(module).items() if getattr(value, "__module__", "") == module_name
+    }
+    stems = [n.removesuffix("Config") for n, v in own.items() if n.endswith("Config") and v.model_type]
     names = [stem + ending for stem in stems for ending in ("Config", "Model", "ForCausalLM")]
     missing = [name for name in names if not hasattr(module, name)]
     if missing:
@@ -38,13 +37,15 @@ def register(module_name: str) -> list[str]:
         AutoConfig.register(config.model_type, config, exist_ok=True)
         AutoModel.register(config, model, exist_ok=True)
         AutoModelForCausalLM.register(config, head, exist_ok=True)
-    globals().update({name: getattr(module, name) for name in names})
     return names
 
 
-for _module in pkgutil.iter_modules(__path__):
-    __all__ += register(f"{__name__}.{_module.name}")
+for _found in pkgutil.iter_modules(__path__):
+    _module = f"{__name__}.{_found.name}"
+    for _name in register(_module):
+        globals()[_name] = getattr(importlib.import_module(_module), _name)
+        __all__.append(_name)
 
 
 def __getattr__(name: str) -> Any:
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it offers {', '.join(sorted(__all__))}")
+    raise AttributeError(f"{__name__} has no attribute {name!r}; it offers {', '.join(sorted(__all__))}")

@@ -1,18 +1,19 @@
 """What every model shares: saving with its own code, streaming, and the language-modelling head.
 
-Hub-safe: `save_pretrained` copies this file beside the weights, so it imports only stdlib, torch, transformers
-and its siblings. A model file defines `XConfig`, `XModel(BaseModel)` and `XForCausalLM(LanguageModel)`.
+Hub-safe: `save_pretrained` copies this file beside the weights, so it imports only stdlib, torch,
+transformers and its siblings. A model file defines `XConfig`, `XModel(BaseModel)` and
+`XForCausalLM(LanguageModel)`.
 """
+# ruff: noqa: RUF012  (transformers reads its plans and flags from plain class attributes)
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -23,14 +24,14 @@ from .decoding import stream
 
 
 class BaseModel(PreTrainedModel):
-    """A PreTrainedModel that travels with its own code: saved folders load without craft (`trust_remote_code`)."""
+    """A PreTrainedModel that travels with its own code, so that what it saves loads without craft."""
 
     base_model_prefix = "model"
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], is_main_process: bool = True, **kwargs: Any
     ) -> None:
-        """As in transformers, plus the Python files of the model and an `auto_map` for the three Auto classes."""
+        """As in transformers, plus the model's Python files and the `auto_map` that leads Auto classes to them."""
         config_class = type(self.config)
         module = config_class.__module__.rsplit(".", 1)[-1]
         stem = config_class.__name__.removesuffix("Config")
@@ -45,30 +46,17 @@ class BaseModel(PreTrainedModel):
 class GenerativeModel(BaseModel, GenerationMixin):
     """Adds `stream` to `generate`, over the two methods a model may replace by a hand-written fast path."""
 
-    def prefill(self, input_ids: torch.LongTensor) -> tuple[torch.Tensor, Any]:
-        """Read prompts [B, T] of equal length: logits [B, V] of the next character, and the decoding state."""
+    def prefill(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        """Read prompts [B, T] of equal length: logits [B, V] of the next character, and a decoding state."""
         outputs = self(input_ids, use_cache=True, logits_to_keep=1)
         return outputs.logits[:, -1], outputs.past_key_values
 
-    def step(self, ids: torch.LongTensor, state: Any) -> tuple[torch.Tensor, Any]:
-        """Read one character per row, ids [B]: the next logits [B, V] and the state, which may be the same object."""
+    def step(self, ids: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
+        """Read one character per row, ids [B]: the next logits [B, V] and the state, changed in place or new."""
         outputs = self(ids[:, None], past_key_values=state, use_cache=True)
         return outputs.logits[:, -1], outputs.past_key_values
 
-    def stream(
-        self,
-        input_ids: torch.LongTensor,
-        generation_config: GenerationConfig | None = None,
-        logits_processor: list[Any] | None = None,
-        stopping_criteria: list[Any] | None = None,
-        **overrides: Any,
-    ) -> Iterator[torch.LongTensor]:
-        """Yield one id per row, LongTensor [B], for as long as asked; see `decoding.stream`.
-
-        Examples:
-            `for ids in model.stream(prompt, do_sample=True, temperature=0.8, max_new_tokens=500): ...`
-        """
-        return stream(self, input_ids, generation_config, logits_processor, stopping_criteria, **overrides)
+    stream = stream
 
 
 class LanguageModel(GenerativeModel):
@@ -91,23 +79,25 @@ class LanguageModel(GenerativeModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
+        labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """input_ids [B, T] -> logits [B, T, V], and the mean negative log-likelihood in nats if there are labels.
+        """input_ids [B, T] -> logits [B, T, V], and with labels the mean negative log-likelihood in nats.
 
-        `labels` alone are shifted here, as everywhere in transformers (T-1 predictions); `shift_labels` [B, T] are
-        the next characters themselves (T predictions). No cache is built in training unless `use_cache=True`.
+        `labels` alone are shifted here, as everywhere in transformers (T-1 predictions); `shift_labels` [B, T]
+        are the next characters themselves (T predictions). Training builds no cache unless `use_cache=True`.
         """
         if use_cache is None and self.training:
             use_cache = False
+        if kwargs.get("shift_labels") is not None:
+            kwargs["shift_labels"] = kwargs["shift_labels"].contiguous()  # the loss flattens it with view()
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -120,7 +110,7 @@ class LanguageModel(GenerativeModel):
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None or kwargs.get("shift_labels") is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -130,8 +120,9 @@ class LanguageModel(GenerativeModel):
         )
 
     def state_tensors(self, state: Cache) -> list[torch.Tensor]:
-        """The tensors of a carried state, batch first and detached: what the trainer keeps, saves and restores."""
-        return [tensor.detach() for layer in state.layers for tensor in (layer.keys, layer.values)]
+        """A carried state as tensors, batch first and detached: what the trainer keeps, saves and restores."""
+        layers: list[Any] = state.layers
+        return [tensor.detach() for layer in layers for tensor in (layer.keys, layer.values)]
 
     def state_from_tensors(self, tensors: list[torch.Tensor]) -> Cache:
         """The inverse of `state_tensors`; feed it back as `past_key_values`."""
@@ -141,7 +132,7 @@ class LanguageModel(GenerativeModel):
         return cache
 
     def flops_per_token(self) -> float:
-        """Training FLOPs per character: 6 for each weight that multiplies (2 forward, 4 backward; no look-ups)."""
+        """Training FLOPs per character: 6 for each weight that multiplies (2 forward, 4 backward)."""
         embeddings = {id(p) for m in self.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
         matrices = sum(p.numel() for p in self.parameters() if p.ndim == 2 and id(p) not in embeddings)
         return 6.0 * (matrices + (self.lm_head.weight.numel() if self.config.tie_word_embeddings else 0))

@@ -1,7 +1,7 @@
 """The parts of the transformer: norms, rotary positions, attention, MLP, and the block they make.
 
-Special here: one attention class serves every backend of transformers, grouped queries, and QK-norm; linear layers
-carry their initial standard deviation, so that initialisation is decided where a layer is made.
+Special here: one attention class serves every backend of transformers, grouped queries and QK-norm; a linear
+layer carries its initial standard deviation, so that initialisation is decided where the layer is made.
 Hub-safe: copied beside the weights by `save_pretrained`.
 """
 
@@ -35,17 +35,18 @@ def make_norm(config: Any) -> nn.Module:
 
 
 def make_linear(config: Any, inputs: int, outputs: int, residual: bool = False) -> nn.Linear:
-    """A linear layer that knows its initial standard deviation; `residual`: it writes into the residual stream."""
-    layer = nn.Linear(inputs, outputs, bias=config.bias)
+    """A linear layer that knows its initial standard deviation; `residual`: its output is added to the stream."""
+    layer: Any = nn.Linear(inputs, outputs, bias=config.bias)
     if config.initializer_range is None:
         layer.init_std = 0.0 if residual and config.zero_init else 0.5 * inputs**-0.5
     else:
-        layer.init_std = config.initializer_range * ((2 * config.num_hidden_layers) ** -0.5 if residual else 1.0)
+        depth = 2 * config.num_hidden_layers if residual else 1
+        layer.init_std = config.initializer_range * depth**-0.5
     return layer
 
 
 class RotaryEmbedding(nn.Module):
-    """cos and sin of the angles for given positions; transformers' scaled variants through `rope_parameters`."""
+    """cos and sin of the angles at given positions; transformers' scaled variants by `rope_parameters`."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -65,7 +66,7 @@ class RotaryEmbedding(nn.Module):
 
     @torch.no_grad()
     @dynamic_rope_update
-    def forward(self, x: torch.Tensor, position_ids: torch.LongTensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """position_ids [B, T] -> cos, sin [B, T, head_dim] in x's dtype (both halves alike)."""
         angles = position_ids[..., None].float() * self.inv_freq.to(x.device, torch.float)
         angles = torch.cat((angles, angles), dim=-1)
@@ -114,7 +115,8 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         self.scaling = config.attention_scale
-        queries, shared = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
+        queries = config.num_attention_heads * config.head_dim
+        shared = config.num_key_value_heads * config.head_dim
         self.q_proj = make_linear(config, config.hidden_size, queries)
         self.k_proj = make_linear(config, config.hidden_size, shared)
         self.v_proj = make_linear(config, config.hidden_size, shared)
@@ -140,8 +142,8 @@ class Attention(nn.Module):
             query, key = rotate(query, *position_embeddings), rotate(key, *position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        out, weights = attend(
+        backend = self.config._attn_implementation
+        out, weights = ALL_ATTENTION_FUNCTIONS.get_interface(backend, eager_attention_forward)(
             self,
             query,
             key,

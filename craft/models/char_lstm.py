@@ -1,9 +1,10 @@
 """A multi-layer LSTM over characters whose state is carried from window to window and through `generate`.
 
-Special here: the state of a layer (h, c) is a transformers cache layer, so beam search, chunked prefill, continued
-caches and the pipeline work unchanged; padding never touches the state; LayerNorm sits between the layers.
-Hub-safe: copied beside the weights by `save_pretrained`.
+Special here: the state of a layer (h, c) is a transformers cache layer, so beam search, chunked prefill,
+continued caches and the pipeline work unchanged; padding never touches the state; LayerNorm sits between the
+layers. Hub-safe: copied beside the weights by `save_pretrained`.
 """
+# ruff: noqa: RUF012  (transformers reads its plans and flags from plain class attributes)
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ class CharLSTMConfig(PreTrainedConfig):
     """Shape of a CharLSTM; every field may be set in a model YAML.
 
     Fields:
-        vocab_size, hidden_size, num_hidden_layers: characters, width of embedding and state, number of LSTM layers.
+        vocab_size, hidden_size, num_hidden_layers: characters, width of embedding and state, LSTM layers.
         layer_norm: "each" (after every layer), "head" (after the last only) or "none".
         dropout: after the embedding, between the layers and before the head; in [0, 1).
         forget_bias: added to the forget gates' initial bias. 0 learns faster than 1 in short runs.
@@ -73,14 +74,16 @@ class CharLSTMConfig(PreTrainedConfig):
     @property
     def layer_types(self) -> list[str]:
         """The cache layer of every layer, looked up by `DynamicCache(config=...)`."""
-        return [LSTMCacheLayer._layer_type] * self.num_hidden_layers
+        return ["char_lstm"] * self.num_hidden_layers
 
 
 class LSTMCacheLayer(CacheLayerMixin):
-    """h and c of one LSTM layer as `keys` and `values` of shape [B, 1, 1, H]: beam reordering is inherited."""
+    """h and c of one layer as `keys` and `values` of shape [B, 1, 1, H]: beam reordering is inherited."""
 
-    _layer_type = "char_lstm"
+    _layer_type = "char_lstm"  # registers the class for DynamicCache(config=...)
     supports_early_init = False
+    keys: Any
+    values: Any
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -116,7 +119,7 @@ class LSTMCacheLayer(CacheLayerMixin):
         self.keys, self.values = self.keys[indices], self.values[indices]
 
 
-STATIC_LAYER_TYPE_MAPPING[LSTMCacheLayer._layer_type] = LSTMCacheLayer
+STATIC_LAYER_TYPE_MAPPING["char_lstm"] = LSTMCacheLayer  # type: ignore[assignment]
 
 
 class CharLSTMLayer(nn.Module):
@@ -127,7 +130,8 @@ class CharLSTMLayer(nn.Module):
         self.index = index
         width = config.hidden_size
         self.lstm = nn.LSTM(width, width, batch_first=True)
-        normed = config.layer_norm == "each" or (config.layer_norm == "head" and index + 1 == config.num_hidden_layers)
+        last = index + 1 == config.num_hidden_layers
+        normed = config.layer_norm == "each" or (config.layer_norm == "head" and last)
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if normed else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
 
@@ -135,29 +139,28 @@ class CharLSTMLayer(nn.Module):
         self, hidden: torch.Tensor, mask: torch.Tensor | None = None, past_key_values: Cache | None = None
     ) -> torch.Tensor:
         batch, steps, width = hidden.shape
-        weight = self.lstm.weight_hh_l0
+        dtype = self.lstm.all_weights[0][0].dtype
         state = None
-        if past_key_values is not None and past_key_values.layers[self.index].is_initialized:
-            layer = past_key_values.layers[self.index]
-            h, c = (t.to(weight.dtype).reshape(1, batch, width) for t in (layer.keys, layer.values))
-            state = (h, c)
+        layer: Any = past_key_values.layers[self.index] if past_key_values is not None else None
+        if layer is not None and layer.is_initialized:
+            state = tuple(t.to(dtype).reshape(1, batch, width) for t in (layer.keys, layer.values))
         if mask is not None:
             hidden, (h, c) = self._padded(hidden, mask, state)
         elif steps == 1:
             # One step through nn.LSTM costs several times more than the cell on a CPU.
-            h, c = (t[0] for t in state) if state else 2 * (hidden.new_zeros(batch, width, dtype=weight.dtype),)
-            h, c = torch.lstm_cell(hidden[:, 0], (h, c), *self.lstm.all_weights[0])
+            before = [t[0] for t in state] if state else 2 * [hidden.new_zeros(batch, width, dtype=dtype)]
+            h, c = torch.lstm_cell(hidden[:, 0], before, *self.lstm.all_weights[0])
             hidden = h[:, None]
         else:
             hidden, (h, c) = self.lstm(hidden, state)
         if past_key_values is not None:
-            keys, values = (t.to(weight.dtype).reshape(batch, 1, 1, width) for t in (h, c))
+            keys, values = (t.to(dtype).reshape(batch, 1, 1, width) for t in (h, c))
             past_key_values.update(keys, values, self.index, steps=steps)
         return self.dropout(self.norm(hidden))
 
     def _padded(
-        self, hidden: torch.Tensor, mask: torch.Tensor, state: tuple[torch.Tensor, torch.Tensor] | None
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        self, hidden: torch.Tensor, mask: torch.Tensor, state: tuple[torch.Tensor, ...] | None
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """Run over the real characters only, wherever the padding is; a row without any keeps its state."""
         batch, steps, width = hidden.shape
         order = mask.logical_not().int().argsort(dim=1, stable=True)  # real characters first, in their order
@@ -167,13 +170,13 @@ class CharLSTMLayer(nn.Module):
             hidden.gather(1, index), lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False
         )
         if state is None:
-            zeros = hidden.new_zeros(1, batch, width, dtype=self.lstm.weight_hh_l0.dtype)
+            zeros = hidden.new_zeros(1, batch, width, dtype=self.lstm.all_weights[0][0].dtype)
             state = (zeros, zeros)
         packed, after = self.lstm(packed, state)
         out, _ = pad_packed_sequence(packed, batch_first=True, total_length=steps)
         touched = (lengths > 0)[None, :, None]
-        h, c = (torch.where(touched, new, old) for new, old in zip(after, state))
-        return torch.zeros_like(out).scatter(1, index, out), (h, c)
+        state = tuple(torch.where(touched, new, old) for new, old in zip(after, state))
+        return torch.zeros_like(out).scatter(1, index, out), state
 
 
 class CharLSTMPreTrainedModel(BaseModel):
@@ -195,15 +198,19 @@ class CharLSTMPreTrainedModel(BaseModel):
                 fresh = not getattr(parameter, "_is_hf_initialized", False)
                 init.uniform_(parameter, -bound, bound)
                 if name.startswith("bias_ih") and fresh:
-                    parameter[self.config.hidden_size : 2 * self.config.hidden_size] += self.config.forget_bias
+                    parameter[self.config.hidden_size : 2 * self.config.hidden_size] += (
+                        self.config.forget_bias
+                    )
         elif isinstance(module, (nn.Embedding, nn.Linear)):
             init.uniform_(module.weight, -bound, bound)
         else:
             super()._init_weights(module)
 
     def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """Refused: recomputing a recurrence would drop the carried state."""
-        raise ValueError("an LSTM carries its state and cannot checkpoint activations: set gradient_checkpointing=false")
+        """Refused: transformers switches the cache off with it, and the state is the cache."""
+        raise ValueError(
+            "an LSTM carries its state, which gradient_checkpointing=true would drop; set it to false"
+        )
 
     gradient_checkpointing_enable = activation_checkpointing_enable
 
@@ -222,7 +229,7 @@ class CharLSTMModel(CharLSTMPreTrainedModel):
     @capture_outputs
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
@@ -248,7 +255,7 @@ class CharLSTMModel(CharLSTMPreTrainedModel):
 
 @dataclass
 class LSTMDecodeState:
-    """What `step` works on: per layer the fused weights [2H, 4H] and bias [4H] with gates i, f, o, g, and h, c [B, H]."""
+    """What `step` works on: per layer weights [2H, 4H] and bias [4H], gates as i, f, o, g; h and c [B, H]."""
 
     weights: list[torch.Tensor]
     biases: list[torch.Tensor]
@@ -262,11 +269,11 @@ class CharLSTMForCausalLM(CharLSTMPreTrainedModel, LanguageModel):
     carries_state = True
     backbone = CharLSTMModel
 
-    def prefill(self, input_ids: torch.LongTensor) -> tuple[torch.Tensor, LSTMDecodeState]:
-        """Read prompts [B, T]; lay the weights out so that a step is one matrix product and five more ops a layer."""
-        outputs = self(input_ids, use_cache=True, logits_to_keep=1)
+    def prefill(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, LSTMDecodeState]:
+        """Read prompts [B, T]; lay the weights out so that a step is one matrix product a layer and little else."""
+        logits, cache = super().prefill(input_ids)
         state = LSTMDecodeState([], [], [], [])
-        for layer, cached in zip(self.model.layers, outputs.past_key_values.layers):
+        for layer, cached in zip(self.model.layers, cache.layers):
             w_ih, w_hh, b_ih, b_hh = layer.lstm.all_weights[0]
             i, f, g, o = torch.cat([w_ih, w_hh], dim=1).chunk(4)
             state.weights.append(torch.cat([i, f, o, g]).t().contiguous())
@@ -274,9 +281,9 @@ class CharLSTMForCausalLM(CharLSTMPreTrainedModel, LanguageModel):
             state.biases.append(torch.cat([i, f, o, g]))
             state.hidden.append(cached.keys[:, 0, 0])
             state.cell.append(cached.values[:, 0, 0].clone())
-        return outputs.logits[:, -1], state
+        return logits, state
 
-    def step(self, ids: torch.LongTensor, state: LSTMDecodeState) -> tuple[torch.Tensor, LSTMDecodeState]:
+    def step(self, ids: torch.Tensor, state: LSTMDecodeState) -> tuple[torch.Tensor, LSTMDecodeState]:
         """Read one character per row; `state` is updated in place and returned."""
         width = self.config.hidden_size
         x = self.model.embed_tokens(ids)

@@ -1,7 +1,7 @@
-"""Generation one character at a time, without end if wanted: the loop behind `model.stream`.
+"""Generation one character at a time, without end if wanted: the method `stream` of every generative model.
 
 It uses transformers' own logits processors, stopping criteria and random numbers, so a stream equals `generate`
-with the same settings and seed; what differs is the loop around them, which touches each step only what it needs.
+with the same settings and seed; only the loop around them differs, which does nothing a step does not need.
 Hub-safe: copied beside the weights by `save_pretrained`.
 """
 
@@ -33,23 +33,26 @@ _WITHOUT_HISTORY = (
 
 def stream(
     model: Any,
-    input_ids: torch.LongTensor,
+    input_ids: torch.Tensor,
     generation_config: GenerationConfig | None = None,
     logits_processor: list[Any] | None = None,
     stopping_criteria: list[Any] | None = None,
     **overrides: Any,
-) -> Iterator[torch.LongTensor]:
-    """Yield the next id of every row, LongTensor [B], until a limit or criterion says stop.
+) -> Iterator[torch.Tensor]:
+    """Yield the next id of every row, int64 [B], until a limit or criterion says stop.
 
     Without `max_new_tokens` or `max_length` (here, in the generation config or in the model's) it goes on until
     the caller stops asking or every row has ended. A row that has ended yields the pad id.
 
     Args:
         input_ids: prompts [B, T] of equal length, T >= 1.
-        overrides: any field of GenerationConfig, as for `generate`, and `tokenizer` if `stop_strings` are given.
+        overrides: any field of GenerationConfig, as for `generate`, and `tokenizer` with `stop_strings`.
 
     Raises:
-        ValueError: an empty prompt, padded prompts, beams, or an unknown setting. Raised at once, before iterating.
+        ValueError: an empty prompt, padded prompts, beams, or an unknown setting; at once, before iterating.
+
+    Examples:
+        for ids in model.stream(prompt, do_sample=True, temperature=0.8, max_new_tokens=500): ...
     """
     tokenizer = overrides.pop("tokenizer", None)
     given = (generation_config or GenerationConfig(), model.generation_config)
@@ -85,19 +88,20 @@ def stream(
     )
     config.max_length = None  # counted by the loop below, without a tensor
     criteria = model._get_stopping_criteria(config, StoppingCriteriaList(stopping_criteria or []), tokenizer)
-    return _steps(model, input_ids, processors, criteria, bool(config.do_sample), config._pad_token_tensor, limit)
+    pad = config._pad_token_tensor
+    return _steps(model, input_ids, processors, criteria, bool(config.do_sample), pad, limit)
 
 
 @torch.no_grad()
 def _steps(
     model: Any,
-    input_ids: torch.LongTensor,
+    input_ids: torch.Tensor,
     processors: LogitsProcessorList,
     criteria: StoppingCriteriaList,
     do_sample: bool,
     pad: torch.Tensor | None,
     limit: int | None,
-) -> Iterator[torch.LongTensor]:
+) -> Iterator[torch.Tensor]:
     batch, length = input_ids.shape
     remember = not all(isinstance(rule, _WITHOUT_HISTORY) for rule in (*processors, *criteria))
     text = torch.cat([input_ids, input_ids.new_empty(batch, length + 256)], dim=1) if remember else input_ids
@@ -105,12 +109,13 @@ def _steps(
     unfinished = torch.ones(batch, dtype=torch.long, device=input_ids.device)
     pads_rows = batch > 1 and any(hasattr(rule, "eos_token_id") for rule in criteria)
 
-    was_training = model.training
-    model.eval()
+    training = model.training
+    model.eval()  # no dropout in the prompt; a step never has any
     try:
         logits, state = model.prefill(input_ids)
     finally:
-        model.train(was_training)
+        if training:
+            model.train()
     while True:
         scores = logits.float()
         if processors:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers.cache_utils import Cache
 
 _TURNS = 1024  # rotary angles are computed for this many positions at a time
 
@@ -21,39 +20,47 @@ class Ring:
     """Decoding state of a transformer after a prefill; position p lives in slot p % size.
 
     Args:
-        model: the backbone, whose weights are copied in a decoding layout: a later training step does not show here.
-        cache: keys and values of the prompt, as `generate` keeps them (the last size - 1 for a sliding window).
-        input_ids: the prompt [B, T]; its text is kept for learned positions, to be read again when they run out.
+        model: the backbone; its attention weights are copied here, so a later training step does not show.
+        cache: keys and values of the prompt, as `generate` keeps them (a sliding window: the last size - 1).
+        input_ids: the prompt [B, T]; kept for learned positions, to be read again when they run out.
     """
 
-    def __init__(self, model: Any, cache: Cache, input_ids: torch.LongTensor) -> None:
+    def __init__(self, model: Any, cache: Any, input_ids: torch.Tensor) -> None:
         config = model.config
         self.size: int = config.sliding_window or config.max_position_embeddings
         self.length: int = input_ids.shape[1]
-        self.text: torch.LongTensor | None = None
+        self.text: torch.Tensor | None = None
         if model.rotary_emb is None:
             self.text = input_ids.new_zeros(input_ids.shape[0], self.size)
             self.text[:, : self.length] = input_ids
-        self.heads, self.shared, self.dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-        half = torch.arange(self.dim // 2)
-        # Rotary pairs (i, i + dim/2) side by side, for queries and keys alike: their products do not change.
-        pairs = torch.arange(self.dim) if self.text is not None else torch.stack([half, half + self.dim // 2], 1).flatten()
-        rows = torch.cat([head * self.dim + pairs for head in range(self.heads + self.shared)])
-        rows = torch.cat([rows, torch.arange(self.shared * self.dim) + len(rows)]).to(input_ids.device)
-        self.layers = []
+        self.heads, self.shared, self.dim = (
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+        )
+        pairs = torch.arange(self.dim, device=input_ids.device)
+        values_from = (self.heads + self.shared) * self.dim
+        rows = torch.arange(values_from + self.shared * self.dim, device=input_ids.device)
+        if self.text is None:
+            # Rotary pairs (i, i + dim/2) side by side, in queries and keys alike: their products stay the same.
+            pairs = pairs.view(2, -1).t().flatten()
+            rows[:values_from] = rows[:values_from].view(-1, self.dim)[:, pairs].flatten()
+        self.layers: list[Any] = []
         for layer, cached in zip(model.layers, cache.layers):
             projections = (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)
             weight = torch.cat([p.weight for p in projections])[rows]
             bias = torch.cat([p.bias for p in projections])[rows] if config.bias else None
             kept = cached.keys.shape[2]
             slots = torch.arange(self.length - kept, self.length, device=input_ids.device) % self.size
-            keys, values = (t.new_zeros(*t.shape[:2], self.size, self.dim) for t in (cached.keys, cached.values))
-            keys[:, :, slots] = cached.keys[..., pairs.to(input_ids.device)]
+            keys, values = (
+                t.new_zeros(*t.shape[:2], self.size, self.dim) for t in (cached.keys, cached.values)
+            )
+            keys[:, :, slots] = cached.keys[..., pairs]
             values[:, :, slots] = cached.values
             self.layers.append((layer, weight, bias, keys, values))
         self.turns = torch.empty(0)
 
-    def advance(self, model: Any, ids: torch.LongTensor) -> torch.Tensor:
+    def advance(self, model: Any, ids: torch.Tensor) -> torch.Tensor:
         """Read one character per row, ids [B]: its last hidden state [B, hidden_size], normed."""
         config, dim, both = model.config, self.dim, self.heads + self.shared
         slot, filled = self.length % self.size, min(self.length + 1, self.size)

@@ -4,6 +4,7 @@ Special here: a rotary model sees a sliding window of its training context, so `
 it; a model with learned positions says so in `generate` and rolls its window in `stream`. The blocks are in
 blocks.py, fast decoding in ring.py. Hub-safe: all are copied beside the weights by `save_pretrained`.
 """
+# ruff: noqa: RUF012  (transformers reads its plans and flags from plain class attributes)
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .base import BaseModel, LanguageModel
-from .blocks import ACTIVATIONS, Attention, RotaryEmbedding, TransformerLayer, make_norm
+from .blocks import Attention, RotaryEmbedding, TransformerLayer, make_norm
 from .ring import Ring
 
 
@@ -116,29 +117,36 @@ class TransformerConfig(PreTrainedConfig):
         self._check_choices()
 
     def _check_sizes(self) -> None:
-        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-                     "head_dim", "intermediate_size", "max_position_embeddings", "sliding_window"):  # fmt: skip
+        derived = (
+            "num_key_value_heads",
+            "head_dim",
+            "intermediate_size",
+            "max_position_embeddings",
+            "sliding_window",
+        )
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", *derived):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if not (isinstance(value, int) and value >= 1) and not (value is None and name in derived):
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
-        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
+        size, heads, shared = self.hidden_size, self.num_attention_heads, self.num_key_value_heads or 1
+        if self.head_dim is None and size % heads:
+            raise ValueError(f"hidden_size ({size}) must be divisible by num_attention_heads ({heads})")
+        if heads % shared:
             raise ValueError(
-                f"hidden_size ({self.hidden_size}) must be divisible by num_attention_heads ({self.num_attention_heads})"
-            )
-        if self.num_attention_heads % (self.num_key_value_heads or 1):
-            raise ValueError(
-                f"num_attention_heads ({self.num_attention_heads}) must be divisible by "
-                f"num_key_value_heads ({self.num_key_value_heads})"
+                f"num_attention_heads ({heads}) must be divisible by num_key_value_heads ({shared})"
             )
 
     def _check_choices(self) -> None:
-        choices = {"mlp": tuple(ACTIVATIONS), "norm": ("rmsnorm", "layernorm"), "position": ("rope", "learned")}
-        for name, allowed in choices.items():
+        for name, allowed in (
+            ("mlp", ("relu2", "gelu", "swiglu")),
+            ("norm", ("rmsnorm", "layernorm")),
+            ("position", ("rope", "learned")),
+        ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout!r}")
-        if self.position == "rope" and self.head_dim % 2:
+        if self.position == "rope" and self.head_dim and self.head_dim % 2:
             raise ValueError(f'position "rope" turns pairs: head_dim must be even, got {self.head_dim}')
         if self.position == "learned" and self.sliding_window is not None:
             raise ValueError(f'sliding_window ({self.sliding_window}) needs position "rope", got "learned"')
@@ -185,12 +193,13 @@ class TransformerModel(TransformerPreTrainedModel):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        width, context = config.hidden_size, config.max_position_embeddings
         learned = config.position == "learned"
-        self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size) if learned else None
-        self.rotary_emb = None if learned else RotaryEmbedding(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, width)
+        self.embed_positions: Any = nn.Embedding(context, width) if learned else None
+        self.rotary_emb: Any = None if learned else RotaryEmbedding(config)
         self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(TransformerLayer(config, index) for index in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(TransformerLayer(config, n) for n in range(config.num_hidden_layers))
         self.norm = make_norm(config)
         self.gradient_checkpointing = False
         self.post_init()
@@ -199,15 +208,15 @@ class TransformerModel(TransformerPreTrainedModel):
     @capture_outputs
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Exactly one of `input_ids` [B, T] and `inputs_embeds` [B, T, hidden_size]; the rest as in transformers.
+        """Exactly one of `input_ids` [B, T] and `inputs_embeds` [B, T, C]; the rest as in transformers.
 
         Raises:
             ValueError: more characters than a model with learned positions has positions for.
@@ -217,12 +226,14 @@ class TransformerModel(TransformerPreTrainedModel):
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if past_key_values is None and use_cache:
             past_key_values = DynamicCache(config=self.config)
-        past, length = past_key_values.get_seq_length() if past_key_values is not None else 0, hidden.shape[1]
-        if position_ids is None:
-            if attention_mask is not None and attention_mask.ndim == 2:  # padding takes no position
-                position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -length:]
-            else:
-                position_ids = (torch.arange(length, device=hidden.device) + past)[None]
+        length = hidden.shape[1]
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+            position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)[
+                :, -length:
+            ]  # none for padding
+        elif position_ids is None:
+            position_ids = (torch.arange(length, device=hidden.device) + past)[None]
 
         # A window matters only once there is more to see than it: without it SDPA needs no mask in training.
         window = self.config.sliding_window
@@ -236,8 +247,11 @@ class TransformerModel(TransformerPreTrainedModel):
         )
         turns = None
         if self.embed_positions is not None:
-            if isinstance(past, int) and past + length > self.config.max_position_embeddings and attention_mask is None:
-                raise ValueError(_beyond(self.config, past + length))
+            if (
+                not torch.compiler.is_compiling()
+                and position_ids.max() >= self.embed_positions.num_embeddings
+            ):
+                raise ValueError(_beyond(self.config, int(position_ids.max()) + 1))
             hidden = hidden + self.embed_positions(position_ids)
         else:
             turns = self.rotary_emb(hidden, position_ids)
@@ -256,8 +270,8 @@ class TransformerModel(TransformerPreTrainedModel):
 
 def _beyond(config: TransformerConfig, length: int) -> str:
     return (
-        f"{length} characters do not fit into max_position_embeddings={config.max_position_embeddings} learned "
-        f"positions; stream() rolls the window and goes on without end"
+        f"{length} characters do not fit into the max_position_embeddings={config.max_position_embeddings} "
+        f"learned positions; stream() rolls its window over them and goes on without end"
     )
 
 
@@ -265,8 +279,9 @@ class TransformerForCausalLM(TransformerPreTrainedModel, LanguageModel):
     """Transformer with a language-modelling head."""
 
     backbone = TransformerModel
+    model: TransformerModel
 
-    def _validate_generated_length(
+    def _validate_generated_length(  # type: ignore[misc]
         self, generation_config: GenerationConfig, input_ids_length: int, has_default_max_length: bool
     ) -> None:
         """Refuse at once what learned positions cannot do, before any character is made."""
@@ -275,21 +290,22 @@ class TransformerForCausalLM(TransformerPreTrainedModel, LanguageModel):
         if self.config.position == "learned" and generation_config.max_length > context:
             raise ValueError(_beyond(self.config, generation_config.max_length))
 
-    def prefill(self, input_ids: torch.LongTensor) -> tuple[torch.Tensor, Ring]:
-        """Read prompts [B, T] of equal length; learned positions hold the last max_position_embeddings of them."""
-        if self.config.position == "learned":
-            input_ids = input_ids[:, -self.config.max_position_embeddings :]
-        outputs = self(input_ids, use_cache=True, logits_to_keep=1)
-        return outputs.logits[:, -1], Ring(self.model, outputs.past_key_values, input_ids)
+    def prefill(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, Ring]:
+        """Read prompts [B, T] of equal length; of longer ones, learned positions hold the last characters."""
+        if self.model.embed_positions is not None:
+            input_ids = input_ids[:, -self.model.embed_positions.num_embeddings :]
+        logits, cache = super().prefill(input_ids)
+        return logits, Ring(self.model, cache, input_ids)
 
-    def step(self, ids: torch.LongTensor, state: Ring) -> tuple[torch.Tensor, Ring]:
-        """Read one character per row; `state` is updated in place, or replaced when learned positions run out."""
+    def step(self, ids: torch.Tensor, state: Ring) -> tuple[torch.Tensor, Ring]:
+        """Read one character per row; learned positions that run out are started anew with the last half."""
         if state.text is not None and state.length == state.size:
-            return self.prefill(torch.cat([state.text[:, state.size - state.size // 2 + 1 :], ids[:, None]], dim=1))
+            kept = state.text[:, state.size - (state.size - 1) // 2 :]
+            return self.prefill(torch.cat([kept, ids[:, None]], dim=1))
         return self.lm_head(state.advance(self.model, ids)), state
 
     def flops_per_token(self) -> float:
-        """6 per multiplying weight, and 12 x layers x heads x head_dim x context for attention (not halved for causality)."""
-        config = self.config
+        """6 per multiplying weight, plus 12 x layers x heads x head_dim x context for the whole attention square."""
+        config: Any = self.config
         attention = config.num_hidden_layers * config.num_attention_heads * config.head_dim
         return super().flops_per_token() + 12.0 * attention * config.max_position_embeddings
