@@ -98,29 +98,6 @@ class RunPaths:
             raise UserError(f"{run_dir} isn't a run of craft: it has no readable {RUN_NAMES}") from error
 
 
-def sample_file(self) -> Path:
-        return sample_file(self.root, self.stamp)
-
-    def evaluation_file(self, dataset: str) -> Path:
-        return evaluation_file(self.model_name, dataset, self.root, self.stamp)
-
-    def figure(self, kind: str) -> Path:
-        return self.root / "visualizations" / f"{kind}_{self.model_name}_{self.stamp}.png"
-
-    @classmethod
-    def of_run_dir(cls, run_dir: Path) -> RunPaths:
-        """The paths of a run that exists already, read from the name of its folder (used by resume).
-
-        Raises:
-            UserError: if the folder isn't named like a run.
-        """
-        match = re.fullmatch(r"(.+)_([^_]+)_(fp32|bf16|fp16)_(\d{8}_\d{6}(?:-\d+)?)", run_dir.name)
-        if not match:
-            raise UserError(f"{run_dir} isn't a run of craft: expected outputs/models/MODEL_SIZE_PRECISION_DATE_TIME")
-        name, size, precision, stamp = match.groups()
-        return cls(name, size, precision, run_dir.parent.parent, stamp)
-
-
 def sample_file(root: Path = OUTPUTS, stamp: str | None = None) -> Path:
     return root / "samples" / f"sample_{stamp or timestamp()}.txt"
 
