@@ -13,12 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from craft.data.arguments import DataArguments
+from craft.data.base import BaseDataset
 from craft.data.cache import Cache
+from craft.data.char_dataset import CharDataset
 from craft.data.finding import find_source
 from craft.data.prepare import Scan, ids, ids_key, scan
 from craft.data.processors import FIRST_ID
 from craft.data.sources import Source
-from craft.data.streaming import TextStream, open_stream
+from craft.data.streaming import StreamDataset, TextStream, open_stream
 from craft.data.tokenization import ByteTokenizer, CharTokenizer
 from craft.utils.common import UserError
 
@@ -87,6 +89,28 @@ def load_corpus(args: DataArguments, tokenizer: CharTokenizer | None = None) -> 
         n_bytes=sum(found.bytes for found in scans.values()),
         documents=sources["train"].documents,
     )
+
+
+def train_dataset(
+    corpus: Corpus, args: DataArguments, global_batch_size: int, seed: int, order: str | None = None
+) -> BaseDataset:
+    """The windows that training draws from a corpus.
+
+    Args:
+        order: `shuffled`, `random` or `streams` (for carried state); None is `args.order`.
+
+    Raises:
+        UserError: if the corpus is too short for the batch, or a stream is asked for parallel streams.
+    """
+    order = order or args.order
+    if isinstance(corpus.train, np.ndarray):
+        return CharDataset(corpus.train, args.block_size, global_batch_size, seed, order)
+    if order == "streams":
+        raise UserError(
+            "data.streaming=true reads the corpus once from front to back, but carried state needs many places of it "
+            "at once: set data.streaming=false or training.carry_state=false"
+        )
+    return StreamDataset(corpus.train, args.block_size, global_batch_size, seed)
 
 
 def build_tokenizer(args: DataArguments, scans: dict[str, Scan]) -> CharTokenizer:

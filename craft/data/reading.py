@@ -21,7 +21,8 @@ from craft.utils.common import UserError
 
 PIECE = 1 << 20  # bytes per read: large enough for numpy, small enough to stay in the processor's cache
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
-_BROKEN = (EOFError, OSError, lzma.LZMAError, zipfile.BadZipFile, zlib.error)
+# RuntimeError: an encrypted zip archive.
+_BROKEN = (EOFError, OSError, lzma.LZMAError, zipfile.BadZipFile, zlib.error, RuntimeError)
 # Bytes below space that no text uses; NUL isn't among them, since exact dumps do contain it.
 _CONTROL = bytes(set(range(1, 32)) - set(b"\t\n\v\f\r\x1b")) + b"\x7f"
 _BINARY = 0.01  # share of control bytes above which invalid UTF-8 means "not a text", not "another encoding"
@@ -57,14 +58,14 @@ def read_text(path: Path, suffix: str, errors: str) -> Iterator[str]:
 
 
 def looks_like_text(path: Path) -> bool:
-    """Whether the start of a file decodes as UTF-8; compressed files are taken for text."""
+    """Whether the start of a file can be read and decodes as UTF-8; compressed files are taken for text."""
     if path.suffix.lower() in COMPRESSED:
         return True
-    with path.open("rb") as file:
-        head = file.read(1 << 13)
     try:
+        with path.open("rb") as file:
+            head = file.read(1 << 13)
         codecs.getincrementaldecoder("utf-8")().decode(head)
-    except UnicodeDecodeError:
+    except (UnicodeDecodeError, OSError):
         return False
     return True
 
