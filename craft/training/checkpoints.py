@@ -41,11 +41,13 @@ def publish(staging: Path, step: int) -> Path:
     """
     run_dir = staging.parent
     files = sorted(path for path in staging.rglob("*") if path.is_file())
+    manifest = staging / MANIFEST
+    manifest.touch()
     entries = {}
     for path in files:
+        path.chmod(manifest.stat().st_mode)  # safetensors makes its files unreadable for others
         sync(path)
         entries[path.relative_to(staging).as_posix()] = {"size": path.stat().st_size, "sha256": sha256(path)}
-    manifest = staging / MANIFEST
     manifest.write_text(json.dumps({"step": step, "files": entries}, indent=1), encoding="utf-8")
     sync(manifest)
     sync(staging)

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: `metrics.jsonl`, a line per event on the terminal and in the log, a live bar."""
+"""Where the numbers of a run go: `metrics.jsonl`, lines on the terminal and in the log, a live bar."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class MetricsFile:
-    """One JSON object per event in the run directory, each with its `step`; written only by the main process."""
+    """One JSON object per event in the run directory, each with its `step`. For the main process alone."""
 
     def __init__(self, run_dir: Path) -> None:
         self.path = run_dir / METRICS_FILE
@@ -44,7 +44,7 @@ class MetricsFile:
         """All whole lines; a killed process may have left half of one."""
         if not self.path.is_file():
             return []
-        return [line for line in self.path.read_text(encoding="utf-8").splitlines() if _is_event(line)]
+        return [line for line in self.path.read_text(encoding="utf-8").split("\n") if _is_event(line)]
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
@@ -53,12 +53,21 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 
 class Stopwatch:
-    """Time spent in training, without what was spent evaluating and saving."""
+    """Seconds spent in training, without what was spent evaluating and saving.
+
+    Attributes:
+        before: what earlier processes of the same run spent.
+    """
 
     def __init__(self) -> None:
         self.elapsed = 0.0
+        self.before = 0.0
         self._since: float | None = None
         self._lap = 0.0
+
+    def resume(self, elapsed: float) -> None:
+        """Counts on from what an earlier process of the same run had counted."""
+        self.before = self.elapsed = self._lap = elapsed
 
     def run(self) -> None:
         if self._since is None:
@@ -79,7 +88,7 @@ class Stopwatch:
 
 
 class Progress(TrainerCallback):
-    """What a person sees: a live bar on a terminal, plain lines in a pipe; evaluations and samples as lines in both."""
+    """What a person sees of the steps: a live bar on a terminal, plain lines in a pipe."""
 
     def __init__(self, watch: Stopwatch) -> None:
         self.watch = watch

@@ -18,7 +18,7 @@ CITATION = ""
 
 
 class BitsPerCharacter(evaluate.Metric):
-    """`predictions`: negative log-likelihood of each predicted id, in nats. `references`: characters it stands for."""
+    """`predictions`: nats that each predicted id cost. `references`: characters that it stands for."""
 
     def _info(self) -> evaluate.MetricInfo:
         return _info(

@@ -1,4 +1,4 @@
-"""Weights & Biases: one run of ours is one run there, also after it was resumed; offline unless there is a key."""
+"""Weights & Biases: a run of ours is one run there, also when resumed; offline unless there is a key."""
 
 from __future__ import annotations
 

@@ -13,6 +13,14 @@ class UserError(Exception):
     """
 
 
+class TrainingFailed(Exception):
+    """Training can't go on although nobody made a mistake in a setting: NaN, a full disk.
+
+    One line with the step, the last good checkpoint and what to try. The command line prints it without a
+    traceback and exits with status 1.
+    """
+
+
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:
     """`", did you mean 'x'?"` with the nearest of `candidates`, or an empty string if none is near."""
     names = [str(c) for c in candidates]

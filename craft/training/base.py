@@ -1,0 +1,280 @@
+"""`LanguageModelTrainer`: trains a character model on a `CharDataset` and scores it over the whole
+validation text.
+
+Windows hold T + 1 ids, so all T predictions count: the loss is the exact mean over the predictions of the
+global batch, whatever the number of processes and accumulation steps. Recurrent models carry their state
+from window to window, which is kept, saved and restored here. The model object is all that this file knows
+of a model.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from craft.data.char_dataset import train_loader
+from craft.training import tracking
+from craft.training.arguments import CraftTrainingArguments
+from craft.training.compilation import compile_forward, plain_forward
+from craft.training.evaluation import Evaluation, evaluate_split
+from craft.training.state import CarriedState
+from craft.training.trainer import Trainer, TrainingInterrupted
+from craft.utils.common import UserError
+from craft.utils.logging import get_logger
+
+__all__ = ["LanguageModelTrainer", "Trainer", "TrainingInterrupted"]
+
+logger = get_logger(__name__)
+
+TEMPERATURE = 0.8
+
+
+class LanguageModelTrainer(Trainer):
+    """Trains a `LanguageModel` on windows of characters.
+
+    Args:
+        model: follows the `LanguageModel` protocol; never a concrete class.
+        args: its `output_dir` is the run directory.
+        train_dataset: `CharDataset` or `StreamDataset`; order "streams" for models that carry their state.
+        eval_ids: the validation text as ids, or None.
+        tokenizer: for samples, characters per id, and to be saved with the model.
+        block_size: window of evaluations; by default that of training.
+        run_config: the resolved run, saved beside the weights.
+
+    Raises:
+        UserError: for arguments that don't go together.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        args: CraftTrainingArguments,
+        train_dataset: Any,
+        eval_ids: np.ndarray | None,
+        tokenizer: Any,
+        *,
+        block_size: int | None = None,
+        run_config: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if args.eval_strategy != "no" and (eval_ids is None or len(eval_ids) < 2):
+            raise UserError(
+                "there is no validation text to evaluate on; set data.validation_size above 0 or "
+                "training.eval_strategy=no"
+            )
+        self.carries_state = bool(model.carries_state and args.carry_state)
+        order = getattr(train_dataset, "order", None)
+        if self.carries_state and order != "streams":
+            raise UserError(
+                f"a carried state needs data in parallel streams, not in order {order!r}; "
+                "set training.carry_state=false"
+            )
+        super().__init__(
+            model=model,
+            args=args,
+            run_config=run_config,
+            train_dataset=train_dataset,
+            eval_dataset=eval_ids,
+            processing_class=tokenizer,
+            **kwargs,
+        )
+        self.tokenizer = tokenizer
+        self.block_size = block_size or train_dataset.block_size
+        self.carried = CarriedState(model)
+        self._lap_step = 0
+        self.flops_per_id = float(model.flops_per_token())
+        # Losses are per predicted id; what is logged as bits is per character, and an id may be less than
+        # one.
+        seen = np.asarray(train_dataset.ids[: 1 << 20]) if hasattr(train_dataset, "ids") else np.arange(0)
+        self.chars_per_id = float(tokenizer.id_chars[seen].mean()) if len(seen) else 1.0
+
+    # ---- Steps
+
+    def get_train_dataloader(self) -> DataLoader:
+        """This process' micro-batches, in an order that depends on seed, epoch and step alone."""
+        args = self.args
+        return train_loader(
+            self.train_dataset,
+            args.per_device_train_batch_size,
+            args.gradient_accumulation_steps,
+            args.process_index,
+            args.world_size,
+        )
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Adds the carried state to what goes into the model, and keeps what comes out."""
+        step, slot = inputs.pop("step_in_epoch"), inputs.pop("micro_step")
+        inputs["use_cache"] = self.carries_state
+        if self.carries_state:
+            inputs["past_key_values"] = self.carried.before(slot, step)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if self.carries_state:
+            self.carried.after(slot, outputs["past_key_values"])
+        return (loss, outputs) if return_outputs else loss
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> int:
+        """Predictions of the global batch. All windows are full, so no process needs to ask another."""
+        return sum(batch["shift_labels"].numel() for batch in batch_samples) * self.args.world_size
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> float:
+        return self.flops_per_id * inputs["input_ids"].numel()
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any
+    ) -> Any:
+        if self.args.torch_compile:
+            options = {"backend": self.args.torch_compile_backend, "mode": self.args.torch_compile_mode}
+            compile_forward(self.model, self._try_step, **options)
+        return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+
+    def _try_step(self) -> None:
+        """Forward and backward on the first real batch, twice, so that a carried state is tried too."""
+        batch = self._prepare_inputs(next(iter(self.get_train_dataloader())))
+        with torch.random.fork_rng(self._rng_devices()):
+            self.model.train()
+            for step in range(2):
+                with self.accelerator.autocast():
+                    loss = self.compute_loss(
+                        self.model,
+                        {**batch, "step_in_epoch": step},
+                        num_items_in_batch=batch["labels"].numel(),
+                    )
+                loss.backward()
+        self.carried.slots.clear()
+
+    def restore_progress(self) -> None:
+        super().restore_progress()
+        self._lap_step = self.state.global_step
+
+    def rank_tensors(self) -> dict[str, Tensor]:
+        return {**super().rank_tensors(), **(self.carried.tensors() if self.carries_state else {})}
+
+    def load_rank_tensors(self, per_rank: list[dict[str, Tensor]]) -> None:
+        super().load_rank_tensors(per_rank)
+        if self.carries_state:
+            self.carried.restore(
+                per_rank,
+                global_batch_size=self.args.global_batch_size,
+                rank=self.args.process_index,
+                world=self.args.world_size,
+                accumulation=self.args.gradient_accumulation_steps,
+                device=self.args.device,
+            )
+
+    # ---- Evaluation
+
+    @property
+    def protocol(self) -> str:
+        if self.args.eval_protocol != "auto":
+            return self.args.eval_protocol
+        return "stateful" if self.model.carries_state else "blocks"
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Scores a whole text (by default the validation split) in float32, logs it, and writes a sample."""
+        self.watch.pause()
+        began = time.perf_counter()
+        ids = self.eval_dataset if eval_dataset is None else eval_dataset
+        with self._as_exported():
+            result = evaluate_split(
+                self.accelerator.unwrap_model(self.model),
+                ids,
+                protocol=self.protocol,
+                block_size=self.block_size,
+                batch_size=self.args.per_device_eval_batch_size,
+                id_chars=self.tokenizer.id_chars,
+                id_bytes=self.tokenizer.id_bytes,
+                rank=self.args.process_index,
+                world=self.args.world_size,
+            )
+            seconds = time.perf_counter() - began
+            metrics = self._metrics(result, metric_key_prefix, seconds)
+            self._say(result, seconds)
+            self.log(metrics)
+            if self.args.sample_chars > 0 and self.is_world_process_zero():
+                self._log_sample()
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        if self.is_in_train:
+            self.watch.run()
+        return metrics
+
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+        """Adds what only a language model can say: bits per character, characters seen and per second."""
+        per_step = self.args.global_batch_size * self.block_size * self.chars_per_id
+        logs["characters"] = round(self.state.global_step * per_step)
+        if "loss" in logs:
+            logs["bits_per_char"] = logs["loss"] / math.log(2) / self.chars_per_id
+            seconds, steps = self.watch.lap(), self.state.global_step - self._lap_step
+            self._lap_step = self.state.global_step
+            if seconds > 0 and steps > 0:
+                logs["chars_per_second"] = round(steps * per_step / seconds, 1)
+        super().log(logs, start_time)
+
+    def sample(self, chars: int, prompt: str | None = None) -> str:
+        """`chars` characters by the model as it is, always with the same random numbers; training's stay."""
+        prompt = prompt or "\n"
+        ids = self.tokenizer.encode_ids(prompt)
+        config = copy.deepcopy(self.model.generation_config)
+        config.update(do_sample=True, temperature=TEMPERATURE, top_k=None, top_p=None)
+        config.update(max_new_tokens=chars, max_length=None)
+        with torch.random.fork_rng(self._rng_devices()):
+            torch.manual_seed(self.args.seed)
+            rows = self.model.stream(
+                torch.tensor(ids[None].astype(np.int64), device=self.args.device), config
+            )
+            return self.tokenizer.decode([int(row[0]) for row in rows])
+
+    def _log_sample(self) -> None:
+        try:
+            text = self.sample(self.args.sample_chars, self.args.sample_prompt)
+        except UserError as error:
+            logger.warning(f"no samples: {error}")
+            self.args.sample_chars = 0
+            return
+        text = (self.args.sample_prompt or "") + text
+        logger.info("sample:\n    " + text.strip("\n").replace("\n", "\n    "))
+        self.metrics_file.write({"step": self.state.global_step, "sample": text})
+        if self.wandb_id is not None:
+            tracking.log_sample(text, self.state.global_step)
+
+    def _metrics(self, result: Evaluation, prefix: str, seconds: float) -> dict[str, float]:
+        return {
+            f"{prefix}_loss": result.nats_per_char,
+            f"{prefix}_bits_per_char": result.bits_per_char,
+            f"{prefix}_bits_per_byte": result.bits_per_byte,
+            f"{prefix}_perplexity": result.perplexity,
+            f"{prefix}_accuracy": result.accuracy,
+            f"{prefix}_runtime": round(seconds, 3),
+        }
+
+    def _say(self, result: Evaluation, seconds: float) -> None:
+        best = self.state.best_metric
+        compared = (
+            "" if best is None else ", best so far" if result.nats_per_char < best else f", best {best:.4f}"
+        )
+        logger.info(
+            f"step {self.state.global_step:,}  validation {result.nats_per_char:.4f} nats/char  "
+            f"{result.bits_per_char:.4f} bits/char  accuracy {result.accuracy:.1%}  ({result.protocol}, "
+            f"{result.characters:,} characters, {seconds:.1f} s{compared})"
+        )
+
+    @contextmanager
+    def _as_exported(self) -> Iterator[None]:
+        """The model as it would be exported now: averaged weights, in float32, not compiled."""
+        with self.average.applied() if self.average is not None else nullcontext(), plain_forward(self.model):
+            yield
+
+    def _rng_devices(self) -> list[int]:
+        return [torch.cuda.current_device()] if self.args.device.type == "cuda" else []

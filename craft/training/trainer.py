@@ -1,0 +1,312 @@
+"""`Trainer`: Hugging Face's, made safe to interrupt, resume and leave alone.
+
+What it adds: checkpoints that are whole or absent, with everything that an exact resume needs; a stop on
+NaN instead of hours of it; signals that save; an average of the weights; Muon; metrics in a file of the
+run. It knows nothing of language.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerControl, TrainerState
+from transformers.integrations import WandbCallback
+from transformers.trainer_utils import SaveStrategy, TrainOutput
+from transformers.utils.logging import disable_progress_bar
+
+from craft.training import checkpoints, tracking
+from craft.training.arguments import CraftTrainingArguments
+from craft.training.ema import WeightAverage
+from craft.training.logging import MetricsFile, Progress
+from craft.training.optimization import SCHEDULE_DEFAULTS, MuonAdamW, decaying, muon_groups
+from craft.training.saving import STATE, SavingTrainer
+from craft.training.signals import StopRequest
+from craft.utils.common import TrainingFailed, UserError
+from craft.utils.logging import get_logger
+
+logger = get_logger(__name__)
+
+
+class TrainingInterrupted(SystemExit):
+    """A signal was obeyed and a checkpoint saved; the exit status is 0 for SIGTERM and 130 for Ctrl-C."""
+
+
+class Trainer(SavingTrainer):
+    """A `transformers.Trainer` whose runs can be killed at any moment and continued bit for bit.
+
+    Args:
+        model: a `PreTrainedModel`.
+        args: its `output_dir` is the run directory.
+        run_config: the resolved run, saved beside the weights.
+        **kwargs: as for `transformers.Trainer`.
+
+    Raises:
+        UserError: for arguments that this machine or model can't be trained with.
+    """
+
+    args: CraftTrainingArguments
+
+    def __init__(
+        self,
+        model: Any,
+        args: CraftTrainingArguments,
+        *,
+        run_config: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        args.settle_precision(recurrent=bool(getattr(model, "carries_state", False)))
+        use_cache = getattr(model.config, "use_cache", None)
+        super().__init__(model=model, args=args, **kwargs)
+        if use_cache is not None:
+            model.config.use_cache = use_cache  # switched off for training, and saved so with the model
+        self.run_config = run_config or {}
+        self.stop = StopRequest()
+        self.progress = Progress(self.watch)
+        if args.disable_tqdm:
+            disable_progress_bar()  # also of "Writing model shards" at every checkpoint
+        for callback in (PrinterCallback, ProgressCallback):
+            self.pop_callback(callback)
+        self.add_callback(_Hooks(self))
+        self.add_callback(self.progress)
+
+    @property
+    def metrics_file(self) -> MetricsFile:
+        return MetricsFile(self.run_dir)
+
+    def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any) -> TrainOutput:
+        """Trains to the end, or until a signal.
+
+        Args:
+            resume_from_checkpoint: a run directory (its newest whole checkpoint), a `checkpoint-N` folder,
+                or True for `args.output_dir`.
+
+        Returns:
+            As in transformers. `self.model` then holds what should be exported: the best weights with
+            `load_best_model_at_end`, otherwise the average with `ema_decay`, otherwise the last.
+
+        Raises:
+            TrainingInterrupted: (a SystemExit) after SIGTERM or Ctrl-C, with a checkpoint saved.
+            TrainingFailed: the loss or the gradient isn't finite any more, or a checkpoint can't be
+                written.
+            UserError: nothing to resume from, or a checkpoint of another run.
+        """
+        self.resumed = self.find(resume_from_checkpoint)
+        if self.resumed is not None:
+            state = TrainerState.load_from_json(str(self.resumed / STATE))
+            if self._is_finished(state):
+                return self._stay_finished(state)
+            logger.info(f"resuming from {self.resumed} at step {state.global_step:,}")
+            self.args.eval_on_start = False
+        elif any(checkpoints.checkpoints(self.run_dir)):
+            raise UserError(
+                f"{self.run_dir} holds checkpoints of another run; resume it or choose another folder"
+            )
+        self._open_logs()
+        # The same seed in all processes would drop the same units everywhere.
+        torch.manual_seed(self.args.seed + self.args.process_index)
+        try:
+            with self.stop.listening():
+                return super().train(str(self.resumed) if self.resumed else None, **kwargs)
+        except (TrainingFailed, TrainingInterrupted) as end:
+            if self.wandb_id is not None:
+                tracking.finish(exit_code=1 if isinstance(end, TrainingFailed) else 0)
+            raise
+        finally:
+            self.watch.pause()
+            self.progress.close()
+            self.model.__dict__.pop("forward", None)  # autocast and compilation end with training
+
+    # ---- Optimizer and schedule
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """As in transformers, plus Muon."""
+        model = self.model if model is None else model
+        if self.args.optim != "muon" or self.optimizer is not None:
+            return super().create_optimizer(model)
+        if not hasattr(self.model, "muon_blocks"):
+            raise UserError(
+                f"training.optim=muon needs a model that knows its matrices (muon_blocks), and "
+                f"{type(self.model).__name__} doesn't; use training.optim=adamw_torch_fused"
+            )
+        self.optimizer = MuonAdamW(
+            muon_groups(
+                model,
+                self.model.muon_blocks,
+                lr=self.args.learning_rate,
+                muon_lr=self.args.muon_learning_rate,
+                momentum=self.args.muon_momentum,
+                weight_decay=self.args.weight_decay,
+                betas=(self.args.adam_beta1, self.args.adam_beta2),
+                eps=self.args.adam_epsilon,
+            )
+        )
+        return self.optimizer
+
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        return decaying(model)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """As in transformers, with defaults for what its schedules demand."""
+        default = SCHEDULE_DEFAULTS.get(str(getattr(self.args.lr_scheduler_type, "value", "")))
+        if default and not self.args.lr_scheduler_kwargs:
+            warmup = self.args.get_warmup_steps(num_training_steps)
+            self.args.lr_scheduler_kwargs = default(num_training_steps, warmup)
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
+        accelerator_args = super()._build_accelerator_args(**kwargs)
+        accelerator_args.pop("dynamo_plugin", None)  # we compile ourselves, see `compilation`
+        return accelerator_args
+
+    # ---- The loop
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any
+    ) -> Any:
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        own = self.raw_weights()
+        if self.args.ema_decay is not None:
+            self.average = WeightAverage(self.model, self.args.ema_decay)
+            if own is not None:
+                self.average.resume(own, self.progress_at(self.resumed)["average_updates"])
+        elif own is not None:
+            self.model.load_state_dict(own, strict=False)
+        return prepared
+
+    def _maybe_log_save_evaluate(self, tr_loss: Tensor, grad_norm: Any, *args: Any, **kwargs: Any) -> None:
+        due = self.control.should_log or self.control.should_evaluate or self.control.should_save
+        if due or self.args.device.type == "cpu":  # on a GPU, looking at a number waits for it
+            self._refuse_nonfinite(tr_loss, grad_norm, kwargs.get("learning_rate"))
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
+
+    def _refuse_nonfinite(self, tr_loss: Tensor, grad_norm: Any, learning_rate: float | None) -> None:
+        what = ""
+        if not math.isfinite(tr_loss.item()):
+            what = f"the loss is {tr_loss.item()}"
+        elif (
+            self.accelerator.scaler is None and grad_norm is not None and not math.isfinite(float(grad_norm))
+        ):
+            what = f"the gradient norm is {float(grad_norm)}"
+        elif self.accelerator.scaler is not None and self.accelerator.scaler.get_scale() < 2**-10:
+            what = "float16 overflows at every loss scale"
+        if not what:
+            return
+        good = next((c for c in checkpoints.checkpoints(self.run_dir) if not checkpoints.damage(c)), None)
+        raise TrainingFailed(
+            f"training stopped at step {self.state.global_step:,}: {what}"
+            + (f" at learning rate {learning_rate:.3g}" if learning_rate is not None else "")
+            + f"; last good checkpoint: {good or 'none yet'}; try a lower training.learning_rate, more "
+            "training.warmup_steps, or training.max_grad_norm=1"
+        )
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Also saves at every new best, whatever `save_steps` says, and stops early."""
+        is_best = super()._determine_best_metric(metrics, trial)
+        if is_best and self.args.save_strategy != SaveStrategy.NO:
+            self.control.should_save = True
+        if self._patience_is_over(self.state):
+            logger.info(
+                f"stopping early: {self.args.early_stopping_patience} evaluations were no better than "
+                f"{self.state.best_metric:.4f}"
+            )
+            self.control.should_training_stop = True
+        return is_best
+
+    def _finalize_training(self, trial: Any, num_train_samples: Any, start_time: float) -> TrainOutput:
+        if self.args.save_strategy != SaveStrategy.NO and self.saved_step != self.state.global_step:
+            self._save_checkpoint(self.model_wrapped, trial)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+        if self.stop.signum:
+            self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+            self.is_in_train = False
+            logger.info(f"stopped at step {self.state.global_step:,} and saved; resume from {self.run_dir}")
+            raise TrainingInterrupted(self.stop.exit_code)
+        if self.average is not None:
+            self.average.settle()
+        # With a limit of 1, transformers would now delete the last checkpoint and keep the best one only.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        self.watch.pause()
+        try:
+            return super()._finalize_training(trial, num_train_samples, start_time - self.watch.before)
+        finally:
+            self.args.save_total_limit = limit
+
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+        """As in transformers, and into `metrics.jsonl`."""
+        logs.setdefault("elapsed", round(self.watch.total(), 3))
+        super().log(logs, start_time)
+        if self.is_world_process_zero():
+            self.metrics_file.write({"step": self.state.global_step, **logs})
+
+    # ---- Beginning and end
+
+    def _open_logs(self) -> None:
+        if not self.is_world_process_zero():
+            return
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        checkpoints.clear_leftovers(self.run_dir)
+        self.metrics_file.start(checkpoints.step_of(self.resumed) if self.resumed else 0)
+        if "wandb" in self.args.report_to:
+            known = self.progress_at(self.resumed)["wandb_id"] if self.resumed else None
+            self.wandb_id = tracking.start(self.run_dir, self.args.project, self.run_config, known)
+            if self.wandb_id is None:
+                self.pop_callback(WandbCallback)
+
+    def _is_finished(self, state: TrainerState) -> bool:
+        planned = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
+        return state.global_step >= planned or self._patience_is_over(state)
+
+    def _stay_finished(self, state: TrainerState) -> TrainOutput:
+        """Leaves the model as the finished run left it, and says so."""
+        assert self.resumed is not None
+        self.state = state
+        best = checkpoints.checkpoint_dir(self.run_dir, state.best_global_step or -1)
+        keep_best = self.args.load_best_model_at_end and best.is_dir()
+        self._load_from_checkpoint(str(best if keep_best else self.resumed))
+        logger.info(
+            f"this run is finished: {self.resumed} is at step {state.global_step:,}; "
+            "a larger training.max_steps would train on"
+        )
+        loss = self.progress_at(self.resumed)["total_loss"] / max(1, state.global_step)
+        return TrainOutput(state.global_step, loss, {"train_loss": loss})
+
+    def _patience_is_over(self, state: TrainerState) -> bool:
+        """Read off the history of evaluations, so that a resumed run counts as if it had never stopped."""
+        if not self.args.early_stopping_patience:
+            return False
+        key = "eval_" + str(self.args.metric_for_best_model).removeprefix("eval_")
+        values = [entry[key] for entry in state.log_history if key in entry]
+        if not values:
+            return False
+        best = values.index((max if self.args.greater_is_better else min)(values))
+        return len(values) - 1 - best >= self.args.early_stopping_patience
+
+
+class _Hooks(TrainerCallback):
+    """The moments of the loop at which the trainer has something of its own to do."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.trainer.restore_progress()
+        self.trainer.watch.run()
+
+    def on_optimizer_step(
+        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.trainer.average is not None:
+            self.trainer.average.update()
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        control.should_log |= state.global_step >= state.max_steps
+        if self.trainer.stop.agreed():
+            control.should_training_stop = True
+
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.trainer.stop.signum:  # the epoch isn't at its end, only this process is
+            control.should_log = control.should_evaluate = control.should_save = False
