@@ -66,11 +66,7 @@ def _heads(run: Parts) -> Complaint:
             f"models.num_attention_heads={heads} must be a multiple of models.num_key_value_heads={kv_heads}",
         )
     size = head_dim or hidden // heads
-    rotary = "rope" in (
-        run.models.get("position_embedding"),
-        run.models.get("position_embedding_type"),
-        run.models.get("positions"),
-    )
+    rotary = run.models.get("position") == "rope"
     if size % 2 and rotary:
         return (
             "models.head_dim" if head_dim else "models.num_attention_heads",
@@ -81,6 +77,8 @@ def _heads(run: Parts) -> Complaint:
 
 
 def _context(run: Parts) -> Complaint:
+    if run.models.get("sliding_window") and run.models.get("position") == "learned":
+        return "models.sliding_window", "models.sliding_window needs models.position=rope, not learned"
     longest, block = run.models.get("max_position_embeddings"), run.data["block_size"]
     if longest and longest < block and not run.recurrent:
         return (
@@ -121,6 +119,13 @@ def _source(run: Parts) -> Complaint:
             "builtin": "data.path=NAME",
         }
         return "data.path", f"data.source={source} needs a path: {ways[source]}"
+    for key in ("validation_split", "test_split"):
+        if run.data[key] and source != "hub":
+            size = key.replace("split", "size")
+            return (
+                f"data.{key}",
+                f"data.{key} names a split of a dataset (data.source=hub); texts are cut by data.{size}",
+            )
     streaming = run.data["streaming"]
     if streaming and run.carried:
         return (

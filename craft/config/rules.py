@@ -24,9 +24,11 @@ RANGES: dict[str, dict[str, Range]] = {
             ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
             COUNT,
         ),
-        **dict.fromkeys(("intermediate_size", "head_dim", "max_position_embeddings"), COUNT),
         **dict.fromkeys(
-            ("initializer_range", "rms_norm_eps", "layer_norm_eps", "rope_theta", "mlp_ratio"), POSITIVE
+            ("intermediate_size", "head_dim", "max_position_embeddings", "sliding_window"), COUNT
+        ),
+        **dict.fromkeys(
+            ("initializer_range", "norm_eps", "layer_norm_eps", "rope_theta", "attention_scale"), POSITIVE
         ),
     },
     "data": {
@@ -57,17 +59,21 @@ RANGES: dict[str, dict[str, Range]] = {
 }
 
 CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
-    "models": {},
-    "data": {
-        "source": ("builtin", "files", "hub"),
-        "errors": ("strict", "replace"),
-        "order": ("shuffled", "random"),
-        "tokenizer": ("char", "byte"),
-        "unknown": ("strict", "unk", "bytes"),
+    "training": {
+        "precision": ("auto", "fp32", "bf16", "fp16"),
+        "optim": ("muon", *enums()["OptimizerNames"]),
     },
-    "training": {"precision": ("auto", "fp32", "bf16", "fp16")},
+    "char_transformer": {
+        "mlp": ("relu2", "gelu", "swiglu"),
+        "norm": ("rmsnorm", "layernorm"),
+        "position": ("rope", "learned"),
+    },
+    "char_lstm": {"layer_norm": ("each", "head", "none")},
 }
-"""Where a class says `str` and means one of a few words."""
+"""Where a class says `str` and means one of a few words; by section, or by type of model."""
+
+FROM_DATA = ("vocab_size", "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
+"""Fields of a model that follow from the data wherever the YAML leaves them open."""
 
 OTHER_NAMES = {
     "lr": "learning_rate",
@@ -103,19 +109,13 @@ OTHER_NAMES = {
 """What other programs call the same thing; used for suggestions only."""
 
 
-def with_choices(section: str, fields: dict[str, Field]) -> dict[str, Field]:
-    """The fields with `CHOICES` in place of plain text, and craft's own optimizer among transformers'."""
-    choices = dict(CHOICES[section])
-    if section == "training":
-        choices["optim"] = ("muon", *enums()["OptimizerNames"])
-    for name in choices.keys() & fields.keys():
-        others = tuple(kind for kind in fields[name].kinds if kind.name not in ("str", "choice"))
-        fields[name] = replace(fields[name], kinds=(Kind("choice", choices[name]), *others))
-    if (
-        section == "models"
-    ):  # the vocabulary and the context come from the data when the YAML leaves them open
-        for name in {"vocab_size", "max_position_embeddings"} & fields.keys():
-            fields[name] = replace(fields[name], kinds=(*fields[name].kinds, Kind("null")))
+def with_choices(owner: str, fields: dict[str, Field]) -> dict[str, Field]:
+    """The fields of a section or type of model with `CHOICES` in place of plain text."""
+    for name, words in CHOICES.get(owner, {}).items():
+        kinds = fields[name].kinds if name in fields else ()
+        if any(kind.name == "str" for kind in kinds):
+            others = tuple(kind for kind in kinds if kind.name != "str")
+            fields[name] = replace(fields[name], kinds=(Kind("choice", words), *others))
     return fields
 
 

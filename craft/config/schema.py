@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,8 @@ class Run:
         complete = {name: {**_defaults(name, section), **section} for name, section in sections.items()}
         recurrent = model_source(sections["models"]["model_type"]).carries_state
         combinations.check(combinations.Parts(**complete, recurrent=recurrent), locate)
-        return cls(experiment=mapping.get("experiment", "none"), **sections)
+        own = {name: _own(name, complete[name], section) for name, section in sections.items()}
+        return cls(experiment=mapping.get("experiment", "none"), **own)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, valid for `Run.of`."""
@@ -124,6 +125,14 @@ def _defaults(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _own(section: str, complete: Mapping[str, Any], written: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run holds: first what was written, then every other default of craft's own classes, so that a later
+    version repeats it. A model's fields that follow from the data are left to the data."""
+    left_open = rules.FROM_DATA if section == "models" else ()
+    defaults = [name for name in own_fields(section, written) if name in complete and name not in left_open]
+    return {name: complete[name] for name in dict.fromkeys([*written, *defaults])}
+
+
 def coerce(value: Any, field: Field) -> Any:
     """`value` as one of the field's kinds: `"1e-3"` becomes 0.001 where a number is meant, `2e3` 2000.
 
@@ -167,8 +176,12 @@ def _is(value: Any, kind: Kind) -> bool:
 class ModelSource:
     """What the source of a model says: the fields of its config, and whether it carries a state."""
 
-    fields: dict[str, Field]
+    own: dict[str, Field]
     carries_state: bool
+
+    @property
+    def fields(self) -> dict[str, Field]:
+        return pretrained_config_fields() | self.own
 
 
 @functools.cache
@@ -178,13 +191,16 @@ def data_fields() -> dict[str, Field]:
 
 
 @functools.cache
+def own_training_fields() -> dict[str, Field]:
+    """craft's own training fields, and those of transformers to which it gives another default."""
+    cls = classes(CRAFT / "training" / "arguments.py")["CraftTrainingArguments"]
+    return rules.with_choices("training", {field.name: field for field in fields(cls)})
+
+
+@functools.cache
 def training_fields() -> dict[str, Field]:
-    """transformers' TrainingArguments with craft's own fields on top."""
-    theirs = classes(package_file("transformers", "training_args.py"))["TrainingArguments"]
-    ours = classes(CRAFT / "training" / "arguments.py")["CraftTrainingArguments"]
-    return rules.with_choices(
-        "training", {field.name: field for cls in (theirs, ours) for field in fields(cls)}
-    )
+    cls = classes(package_file("transformers", "training_args.py"))["TrainingArguments"]
+    return {field.name: field for field in fields(cls)} | own_training_fields()
 
 
 @functools.cache
@@ -218,11 +234,20 @@ def model_source(model_type: str) -> ModelSource:
     lineage = [config]
     while parents := [here[name] for name in base_names(lineage[-1]) if name in here]:
         lineage.append(parents[0])
-    found = dict(pretrained_config_fields())
+    found: dict[str, Field] = {}
     for cls in reversed(lineage):
         found |= {field.name: field for field in fields(cls)}
     carries = any(class_constant(cls, "carries_state") is True for cls in here.values())
-    return ModelSource(rules.with_choices("models", found), carries)
+    for name in found.keys() & rules.FROM_DATA:
+        found[name] = replace(found[name], kinds=(*found[name].kinds, Kind("null")))
+    return ModelSource(rules.with_choices(model_type, found), carries)
+
+
+def own_fields(section: str, values: Mapping[str, Any]) -> dict[str, Field]:
+    """Those fields of a valid section that craft's own classes define."""
+    if section == "models":
+        return model_source(values["model_type"]).own
+    return data_fields() if section == "data" else own_training_fields()
 
 
 def section_fields(
