@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from craft.utils.common import UserError
 
@@ -96,12 +96,16 @@ def _open(path: Path, suffix: str) -> BinaryIO:
     if suffix == ".xz":
         return lzma.open(path, "rb")  # type: ignore[return-value]
     if suffix == ".zst":
-        try:
-            import zstandard
-        except ImportError:
-            raise UserError(f"{path} needs the zstandard package: pip install 'craft-lm[zstd]', or unpack it") from None
-        return zstandard.open(path, "rb")
+        return _zstandard(path).open(path, "rb")
     return path.open("rb")
+
+
+def _zstandard(path: Path) -> Any:
+    try:
+        import zstandard
+    except ImportError:
+        raise UserError(f"{path} needs the zstandard package: pip install 'craft-lm[zstd]', or unpack it") from None
+    return zstandard
 
 
 @contextmanager
@@ -112,9 +116,7 @@ def _says_if_broken(path: Path, suffix: str) -> Iterator[None]:
         return
     broken: tuple[type[Exception], ...] = _BROKEN
     if suffix == ".zst":
-        import zstandard
-
-        broken = (*broken, zstandard.ZstdError)
+        broken = (*broken, _zstandard(path).ZstdError)
     try:
         yield
     except PermissionError:

@@ -1,0 +1,72 @@
+"""The schema of configs/data, and the files that follow it."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from craft.data.arguments import DataArguments
+from craft.utils.common import UserError
+
+CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs" / "data").glob("*.yaml"))
+DEFAULTS = {field.name: field.default for field in dataclasses.fields(DataArguments)}
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda f: f.stem)
+def test_every_config_is_described_valid_and_says_only_what_differs(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert text.startswith("# ")
+    values = yaml.safe_load(text)
+    DataArguments(**values)
+    same = [key for key, value in values.items() if value == DEFAULTS[key]]
+    assert same == (["path"] if file.stem == "text_file" else [])
+
+
+def test_the_standard_corpora_are_cut_as_the_field_cuts_them() -> None:
+    configs = {file.stem: yaml.safe_load(file.read_text(encoding="utf-8")) for file in CONFIGS}
+    for name in ("text8", "enwik8"):
+        assert configs[name]["validation_size"] == configs[name]["test_size"] == 5_000_000
+    assert configs["enwik8"]["tokenizer"] == "byte"
+    assert DEFAULTS["validation_size"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"source": "file"}, "data.source='file' is none of builtin, files, hub, did you mean 'files'?"),
+        ({"unknown": "byte"}, "data.unknown='byte' is none of strict, unk, bytes, did you mean 'bytes'?"),
+        ({"validation_size": 1.5}, "data.validation_size=1.5 must be a fraction below 1 or a whole number of characters"),
+        ({"test_size": -0.1}, "data.test_size=-0.1 must be a fraction below 1 or a whole number of characters"),
+        ({"block_size": 0}, "data.block_size=0 must be at least 1"),
+    ],
+)
+def test_values_out_of_range_are_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        DataArguments(**values)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("values", "label"),
+    [
+        ({"name": "mine", "path": "x.txt"}, "mine"),
+        ({"path": "/a/b/poems.txt.gz"}, "poems"),
+        ({"path": "roneneldan/TinyStories"}, "TinyStories"),
+        ({"path": "https://example.org/input.txt"}, "input"),
+        ({"path": "."}, "corpus"),
+    ],
+)
+def test_label(values: dict[str, Any], label: str) -> None:
+    assert DataArguments(**values).label == label
+
+
+def test_the_schema_imports_neither_torch_nor_transformers() -> None:
+    code = "import sys, craft.data.arguments; print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,125 @@
+"""Text comes through as it lies in the file, or the file is refused with a reason."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import zstandard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import craft.data.reading as reading
+from craft.data.reading import looks_like_text, read_text
+from craft.utils.common import UserError
+
+EXACT = "\ufeffa\r\nb\rc\n\0\t \u2028\u2029\u0085e\u0301é👩‍👩‍👧\U0010ffff\x1b[0m\n\n"
+PACK: dict[str, Callable[[bytes], bytes]] = {
+    ".txt": lambda data: data,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": lambda data: zstandard.ZstdCompressor().compress(data),
+}
+
+
+def read(path: Path, errors: str = "strict") -> str:
+    return "".join(read_text(path, path.suffix, errors))
+
+
+@pytest.mark.parametrize("suffix", list(PACK))
+@pytest.mark.parametrize("piece", [1, 2, 3, 7, 1 << 20])
+def test_exact_whatever_the_pieces(suffix: str, piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "PIECE", piece)
+    file = tmp_path / f"text{suffix}"
+    file.write_bytes(PACK[suffix](EXACT.encode()))
+    assert read(file) == EXACT
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(st.characters(exclude_categories=["Cs"])))
+def test_any_text_round_trips(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_bytes(text.encode())
+    assert read(file) == text
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.binary(max_size=50), piece=st.integers(1, 9))
+def test_any_bytes_are_read_as_python_reads_them_or_refused_where_python_refuses(
+    data: bytes, piece: int, tmp_path: Path
+) -> None:
+    file = tmp_path / "data"
+    file.write_bytes(data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "PIECE", piece)
+        assert read(file, "replace") == data.decode("utf-8", "replace")
+        try:
+            expected = data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            with pytest.raises(UserError) as refusal:
+                read(file)
+            assert f"byte {error.start} " in str(refusal.value) or "UTF-16" in str(refusal.value)
+        else:
+            assert read(file) == expected
+
+
+def test_the_files_of_a_zip_archive_are_joined_in_order_of_name(tmp_path: Path) -> None:
+    file = tmp_path / "text.zip"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("b.txt", "second é")
+        archive.writestr("folder/", "")
+        archive.writestr("a.txt", "first ")
+    assert read(file) == "first second é"
+
+
+def test_another_encoding_is_told_from_a_binary_file(tmp_path: Path) -> None:
+    latin = tmp_path / "latin.txt"
+    latin.write_bytes(("x" * 100).encode() + "é".encode("latin-1") + b"more text")
+    with pytest.raises(UserError, match=r"latin.txt isn't valid UTF-8 at byte 100 \(0xe9\).*LATIN1.*errors=replace"):
+        read(latin)
+    assert read(latin, "replace") == "x" * 100 + "\ufffdmore text"
+    binary = tmp_path / "photo.jpg"
+    binary.write_bytes(b"\xff\xd8\xff\xe0" + bytes(range(32)) * 30)
+    with pytest.raises(UserError, match=r"photo.jpg isn't text: byte 0 is invalid UTF-8 and \d+% .*control codes"):
+        read(binary)
+    wide = tmp_path / "wide.txt"
+    wide.write_bytes("wide".encode("utf-16"))
+    with pytest.raises(UserError, match="wide.txt is UTF-16.*iconv"):
+        read(wide)
+
+
+def test_nul_characters_do_not_make_a_text_binary(tmp_path: Path) -> None:
+    file = tmp_path / "nul.txt"
+    file.write_bytes(b"\0" * 1000 + b"text")
+    assert read(file) == "\0" * 1000 + "text"
+    assert looks_like_text(file)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst", ".zip"])
+def test_broken_archives_are_refused_by_name(suffix: str, tmp_path: Path) -> None:
+    file = tmp_path / f"broken{suffix}"
+    file.write_bytes(b"this is no archive at all")
+    with pytest.raises(UserError, match=rf"broken\{suffix} can't be unpacked as \{suffix}"):
+        read(file)
+
+
+def test_an_archive_cut_short_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "half.gz"
+    file.write_bytes(gzip.compress(os.urandom(50_000).hex().encode())[:-1000])
+    with pytest.raises(UserError, match="half.gz can't be unpacked as .gz.*is it complete"):
+        read(file)
+
+
+def test_zstandard_is_optional_and_missed_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "text.zst"
+    file.write_bytes(PACK[".zst"](b"abc"))
+    monkeypatch.setitem(__import__("sys").modules, "zstandard", None)
+    with pytest.raises(UserError, match=r"text.zst needs the zstandard package: pip install 'craft-lm\[zstd\]'"):
+        read(file)

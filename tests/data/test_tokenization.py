@@ -1,0 +1,190 @@
+"""The tokenizers: exact, strict where they say so, and stock Hugging Face tokenizers once saved."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from craft.data.tokenization import ByteTokenizer, CharTokenizer, load_tokenizer
+from craft.utils.common import UserError
+
+TRICKY = "a\r\n\tb\0 \ufeffe\u0301 👩‍👩‍👧 \u2028\u0085<eos><0x41>▁Ġ##"
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
+# Half of what is drawn lies in the alphabet of the tokenizers below.
+MIXED = st.one_of(TEXT, st.text(st.sampled_from(TRICKY + "xyz世"), max_size=60))
+POLICIES = ("strict", "unk", "bytes")
+TOKENIZERS = {policy: CharTokenizer.train([TRICKY], unknown=policy) for policy in POLICIES}
+TOKENIZERS["byte"] = ByteTokenizer.create()
+
+
+@given(MIXED)
+@pytest.mark.parametrize("name", list(TOKENIZERS))
+def test_numpy_and_hugging_face_agree(name: str, text: str) -> None:
+    tokenizer = TOKENIZERS[name]
+    if name == "strict" and not set(text) <= set(TRICKY):
+        with pytest.raises(UserError) as fast:
+            tokenizer.encode_ids(text)
+        with pytest.raises(UserError) as slow:
+            tokenizer(text)
+        assert str(fast.value) == str(slow.value)
+        return
+    ids = tokenizer(text).input_ids
+    assert tokenizer.encode_ids(text).tolist() == ids
+    if name != "unk" or set(text) <= set(TRICKY):
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.decode(ids, skip_special_tokens=True) == text
+
+
+@given(TEXT)
+def test_decode_inverts_encode_over_the_alphabet(text: str) -> None:
+    tokenizer = CharTokenizer.train([text])
+    ids = tokenizer.encode(text)
+    assert len(ids) == len(text)
+    assert tokenizer.decode(ids) == text
+
+
+def test_ids_are_specials_then_characters_by_code_point() -> None:
+    tokenizer = CharTokenizer.train(["ba", "é"])
+    assert tokenizer.convert_ids_to_tokens(range(7)) == ["<pad>", "<bos>", "<eos>", "<unk>", "a", "b", "é"]
+    assert (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id) == (0, 1, 2, 3)
+    assert len(tokenizer) == tokenizer.vocab_size == len(tokenizer.id_chars) == len(tokenizer.id_bytes) == 7
+    assert len(TOKENIZERS["byte"]) == 260
+    assert TOKENIZERS["byte"]("é").input_ids == [4 + 0xC3, 4 + 0xA9]
+
+
+@pytest.mark.parametrize("name", list(TOKENIZERS))
+def test_id_chars_and_id_bytes_add_up_to_the_text(name: str) -> None:
+    tokenizer = TOKENIZERS[name]
+    ids = tokenizer.encode_ids(TRICKY)
+    assert tokenizer.id_chars[ids].sum() == len(TRICKY)
+    assert tokenizer.id_bytes[ids].sum() == len(TRICKY.encode())
+    assert tokenizer.id_chars[:4].tolist() == [0, 0, 0, 1]
+
+
+def test_strict_holds_for_every_way_to_encode() -> None:
+    tokenizer = TOKENIZERS["strict"]
+    for encode in (
+        lambda: tokenizer("aé"),
+        lambda: tokenizer(["a", "aé"]),
+        lambda: tokenizer("a", "aé"),
+        lambda: tokenizer([("a", "aé")]),
+        lambda: tokenizer([["a", "aé"]], is_split_into_words=True),
+        lambda: tokenizer.encode("aé"),
+        lambda: tokenizer.tokenize("aé"),
+        lambda: tokenizer.encode_ids("aé"),
+    ):
+        with pytest.raises(UserError, match=r"'é' \(U\+00E9\) at position 1 "):
+            encode()
+
+
+def test_an_unpaired_surrogate_is_an_error_with_a_way_out() -> None:
+    for tokenizer in TOKENIZERS.values():
+        with pytest.raises(UserError, match=r"unpaired surrogate U\+D83D at position 1 .*surrogatepass"):
+            tokenizer("a\ud83d")
+
+
+def test_unseen_characters_are_unk_one_by_one_or_bytes() -> None:
+    assert TOKENIZERS["unk"]("é世").input_ids == [3, 3]
+    assert TOKENIZERS["unk"].decode([3, 3]) == "<unk><unk>"
+    assert TOKENIZERS["bytes"]("é").input_ids == [4 + 0xC3, 4 + 0xA9]
+
+
+def test_rare_characters_are_left_out_and_the_most_frequent_kept() -> None:
+    counts = Counter("aaaabbbccd")
+    assert CharTokenizer.from_counts(counts, "unk", min_frequency=2).alphabet == ["a", "b", "c"]
+    assert CharTokenizer.from_counts(counts, "bytes", max_vocab_size=2).alphabet == ["a", "b"]
+    assert CharTokenizer.from_counts(Counter("xyab"), "unk", max_vocab_size=3).alphabet == ["a", "b", "x"]
+    with pytest.raises(UserError, match=r"leave out 1 characters of the corpus, such as 'd'.*data.unknown"):
+        CharTokenizer.from_counts(counts, "strict", min_frequency=2)
+
+
+def test_batches_padding_truncation_offsets_and_specials() -> None:
+    tokenizer = TOKENIZERS["unk"]
+    batch = tokenizer(["a", "abé"], padding=True, return_tensors="np", return_offsets_mapping=True)
+    a, b = tokenizer.encode("ab")
+    assert batch.input_ids.tolist() == [[0, 0, a], [a, b, 3]]
+    assert batch.attention_mask.tolist() == [[0, 0, 1], [1, 1, 1]]
+    assert batch.offset_mapping[1].tolist() == [[0, 1], [1, 2], [2, 3]]
+    assert tokenizer("aaab", truncation=True, max_length=2).input_ids == [a, a]
+    assert "<eos>" in TRICKY
+    assert not {0, 1, 2} & set(tokenizer(TRICKY).input_ids)
+    ids = [tokenizer.bos_token_id, a, tokenizer.eos_token_id]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "a"
+    assert tokenizer.decode(ids) == "<bos>a<eos>"
+    spaced = "a , b . it 's do n't"  # what cleaning up tokenization spaces would ruin
+    assert ByteTokenizer.create().decode(ByteTokenizer.create().encode(spaced)) == spaced
+
+
+@pytest.mark.parametrize("name", list(TOKENIZERS))
+def test_saved_and_loaded_it_is_the_same(name: str, tmp_path: Path) -> None:
+    tokenizer = TOKENIZERS[name]
+    tokenizer.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert "auto_map" not in config
+    loaded = load_tokenizer(tmp_path)
+    assert type(loaded) is type(tokenizer)
+    assert (loaded.unknown, loaded.padding_side) == (tokenizer.unknown, "left")
+    stock = AutoTokenizer.from_pretrained(tmp_path)
+    for other in (loaded, stock, copy.deepcopy(loaded), pickle.loads(pickle.dumps(loaded))):
+        ids = other(TRICKY).input_ids
+        assert ids == tokenizer.encode_ids(TRICKY).tolist()
+        assert other.decode(ids) == TRICKY
+        assert other.get_vocab() == tokenizer.get_vocab()
+    # Saved again it still loads, and still as a stock class.
+    loaded.save_pretrained(tmp_path / "again")
+    assert load_tokenizer(tmp_path / "again").encode(TRICKY) == tokenizer.encode(TRICKY)
+
+
+def test_auto_tokenizer_needs_no_craft_and_no_remote_code(tmp_path: Path) -> None:
+    for name, tokenizer in TOKENIZERS.items():
+        tokenizer.save_pretrained(tmp_path / name)
+    code = f"""
+import sys
+sys.modules["craft"] = None  # any import of craft now fails
+from transformers import AutoTokenizer
+for name in {list(TOKENIZERS)!r}:
+    tokenizer = AutoTokenizer.from_pretrained(f"{tmp_path}/{{name}}")
+    ids = tokenizer({TRICKY!r}).input_ids
+    assert tokenizer.decode(ids) == {TRICKY!r}, name
+    assert tokenizer.padding_side == "left" and type(tokenizer).__module__.startswith("transformers")
+    shown = tokenizer.decode(tokenizer("aé").input_ids)
+    assert shown == ("a<unk>" if name in ("strict", "unk") else "aé"), (name, shown)
+print("fine")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.stdout.strip() == "fine", done.stderr
+
+
+def test_load_tokenizer_refuses_what_is_not_ours(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no tokenizer in"):
+        load_tokenizer(tmp_path / "nothing")
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    stock = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>")))
+    stock.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="isn't a character tokenizer of craft"):
+        load_tokenizer(tmp_path)
+
+
+def test_real_text(shakespeare: Path) -> None:
+    with shakespeare.open(encoding="utf-8", newline="") as file:
+        text = file.read()
+    tokenizer = CharTokenizer.train([text])
+    ids = tokenizer.encode_ids(text)
+    assert len(tokenizer) == 65 + 4
+    assert ids.dtype == np.uint8
+    assert tokenizer.processor.decode(ids) == text
+    assert tokenizer(text[:20000]).input_ids == ids[:20000].tolist()
