@@ -75,7 +75,7 @@ def train(run: Run, resume: str | Path | None = None) -> TrainResult | None:
     set_seed(args.seed)
 
     # 2. Dataset
-    from craft.data.loaders import load_corpus
+    from craft.data.loaders import load_corpus, train_dataset
 
     with args.main_process_first(desc="preparing the text"):
         corpus = load_corpus(data)
@@ -92,10 +92,11 @@ def train(run: Run, resume: str | Path | None = None) -> TrainResult | None:
     # 4. Trainer
     from craft.training.base import LanguageModelTrainer
 
+    order = "streams" if model.carries_state and args.carry_state else data.order
     trainer = LanguageModelTrainer(
         model=model,
         args=args,
-        train_dataset=windows(corpus, data, args, model.carries_state),
+        train_dataset=train_dataset(corpus, data, args.global_batch_size, args.seed, order),
         eval_ids=corpus.validation,
         tokenizer=corpus.tokenizer,
         run_config=run.to_dict(),
@@ -179,17 +180,6 @@ def prepare_run(
         (paths.run_dir / RUN_CONFIG).write_text(run.to_yaml(), encoding="utf-8")
         setup_logging(paths.log_file)
     return paths
-
-
-def windows(corpus: Corpus, data: DataArguments, args: CraftTrainingArguments, carries_state: bool) -> Any:
-    """The training windows: streams for a model that carries its state, else blocks in the order of `data.order`."""
-    from craft.data.char_dataset import CharDataset
-    from craft.data.streaming import StreamDataset
-
-    if data.streaming:
-        return StreamDataset(corpus.train, data.block_size, args.global_batch_size, args.seed)
-    order = "streams" if carries_state and args.carry_state else data.order
-    return CharDataset(corpus.train, data.block_size, args.global_batch_size, args.seed, order)
 
 
 def export(trainer: Any, model_dir: Path, run: Run) -> None:
