@@ -201,9 +201,10 @@ class LanguageModelTrainer(Trainer):
             )
             seconds = time.perf_counter() - began
             metrics = self._metrics(result, metric_key_prefix, seconds)
-            self._say(result, seconds)
+            if self.is_world_process_zero():
+                self._say(result, seconds)
             self.log(metrics)
-            if self.args.sample_chars > 0 and self.is_world_process_zero():
+            if self.is_world_process_zero() and self.args.sample_chars > 0:
                 self._log_sample()
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         if self.is_in_train:

@@ -13,11 +13,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
+
+from craft.training.precision import Hardware
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
@@ -170,16 +173,12 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def orthogonalized(matrices: Tensor, steps: int = NEWTON_SCHULZ_STEPS) -> Tensor:
-    """Roughly U V^T of each matrix U S V^T (singular values between about 0.7 and 1.2), in bfloat16.
+    """Roughly U V^T of each matrix U S V^T (singular values between about 0.7 and 1.2), [n, rows, columns].
 
-    Args:
-        matrices: [n, rows, columns].
-
-    Returns:
-        Tensor [n, rows, columns] in bfloat16, whose precision is enough for a direction.
+    In bfloat16, whose precision is enough for a direction, except on CPUs that would have to emulate it.
     """
     a, b, c = NEWTON_SCHULZ
-    x = matrices.bfloat16()
+    x = matrices.to(_direction_dtype(matrices.device.type))
     tall = x.shape[1] > x.shape[2]
     if tall:
         x = x.mT
@@ -189,3 +188,9 @@ def orthogonalized(matrices: Tensor, steps: int = NEWTON_SCHULZ_STEPS) -> Tensor
         update = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, update, x, beta=a)
     return x.mT if tall else x
+
+
+@cache
+def _direction_dtype(device: str) -> torch.dtype:
+    emulated = device == "cpu" and not Hardware.detect(use_cpu=True).native_bf16
+    return torch.float32 if emulated else torch.bfloat16
