@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import stat
 import sys
 from pathlib import Path
@@ -12,6 +13,9 @@ import click
 
 from craft.inference import Sampling
 from craft.utils.common import UserError
+
+PATIENCE = 0.5
+"""Seconds that a pipe on stdin has to bring a prompt."""
 
 
 @click.command("generate")
@@ -110,15 +114,20 @@ def _prompt(prompt: str | None, prompt_file: str | None) -> str:
     except OSError as error:
         raise UserError(f"can't read --prompt-file {prompt_file}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"the prompt is not UTF-8 text: byte {data[error.start]:#04x} at position {error.start}"
-        ) from error
+        wrong = f"byte {data[error.start]:#04x} at position {error.start}"
+        raise UserError(f"the prompt is not UTF-8 text: {wrong}") from error
 
 
 def _is_piped() -> bool:
-    """Whether stdin is a pipe or a file: a terminal, /dev/null or a closed one would give no prompt."""
+    """Whether there is something to read on stdin: a file, or a pipe into which something was written.
+
+    A pipe that nobody writes to, as some programs give their children, must not stop us; `--prompt-file -`
+    waits.
+    """
     try:
         mode = os.fstat(sys.stdin.fileno()).st_mode
+        if stat.S_ISFIFO(mode):
+            return bool(select.select([sys.stdin], [], [], PATIENCE)[0])
+        return stat.S_ISREG(mode)
     except (AttributeError, OSError, ValueError):
         return False
-    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)

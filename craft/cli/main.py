@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import click
 
 from craft import __version__
-from craft.utils.common import UserError, did_you_mean
+from craft.utils.common import TrainingFailed, UserError, did_you_mean
 
 COMMANDS = {
     "train": "Train a model on your text, or on an experiment of craft's.",
@@ -69,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         group.main(args=arguments, prog_name="craft", standalone_mode=False)
     except UserError as error:
         fail(str(error), 2)
+    except TrainingFailed as error:
+        fail(str(error), 1)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.UsageError as error:

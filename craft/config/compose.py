@@ -194,12 +194,13 @@ def _read(text: str, field: Field) -> Any:
 def _parse(text: str) -> Any:
     """A value in YAML, read as Hydra reads files (`1e-3` is a number); text that isn't YAML stays text."""
     import yaml
-    from omegaconf._utils import get_yaml_loader
+    from omegaconf import OmegaConf
 
     try:
-        return yaml.load(text, Loader=get_yaml_loader())
+        parsed: Any = OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=False)
     except yaml.YAMLError:
         return text
+    return parsed["value"]
 
 
 def _compose_groups(choices: Mapping[str, str], folders: Sequence[Path]) -> tuple[Any, dict[str, list[Path]]]:

@@ -126,8 +126,8 @@ def _defaults(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _own(section: str, complete: Mapping[str, Any], written: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run holds: first what was written, then every other default of craft's own classes, so that a later
-    version repeats it. A model's fields that follow from the data are left to the data."""
+    """What a run holds: first what was written, then every other default of craft's own classes, so that a
+    later version repeats it. A model's fields that follow from the data are left to the data."""
     left_open = rules.FROM_DATA if section == "models" else ()
     defaults = [name for name in own_fields(section, written) if name in complete and name not in left_open]
     return {name: complete[name] for name in dict.fromkeys([*written, *defaults])}
