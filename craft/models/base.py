@@ -28,10 +28,10 @@ class BaseModel(PreTrainedModel):
 
     base_model_prefix = "model"
 
-    def save_pretrained(
+    def save_pretrained(  # type: ignore[override]
         self, save_directory: str | os.PathLike[str], is_main_process: bool = True, **kwargs: Any
     ) -> None:
-        """As in transformers, plus the model's Python files and the `auto_map` that leads Auto classes to them."""
+        """As in transformers, plus the model's Python files and an `auto_map` that leads to them."""
         config_class = type(self.config)
         module = config_class.__module__.rsplit(".", 1)[-1]
         stem = config_class.__name__.removesuffix("Config")
@@ -52,7 +52,7 @@ class GenerativeModel(BaseModel, GenerationMixin):
         return outputs.logits[:, -1], outputs.past_key_values
 
     def step(self, ids: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
-        """Read one character per row, ids [B]: the next logits [B, V] and the state, changed in place or new."""
+        """Read one id per row, ids [B]: the next logits [B, V] and the state, changed in place or new."""
         outputs = self(ids[:, None], past_key_values=state, use_cache=True)
         return outputs.logits[:, -1], outputs.past_key_values
 
@@ -64,9 +64,9 @@ class LanguageModel(GenerativeModel):
 
     carries_state = False  # True: `past_key_values` of one window is the start of the next in training
     backbone: type[PreTrainedModel]
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tied_weights_keys: Any = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
-    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
+    _pp_plan: Any = {"lm_head": (["hidden_states"], ["logits"])}
     _fsdp_plan = {"lm_head": "keep_full_weight"}
 
     def __init__(self, config: Any) -> None:
@@ -91,7 +91,7 @@ class LanguageModel(GenerativeModel):
     ) -> CausalLMOutputWithPast:
         """input_ids [B, T] -> logits [B, T, V], and with labels the mean negative log-likelihood in nats.
 
-        `labels` alone are shifted here, as everywhere in transformers (T-1 predictions); `shift_labels` [B, T]
+        `labels` alone are shifted here, as always in transformers (T-1 predictions); `shift_labels` [B, T]
         are the next characters themselves (T predictions). Training builds no cache unless `use_cache=True`.
         """
         if use_cache is None and self.training:
@@ -120,7 +120,7 @@ class LanguageModel(GenerativeModel):
         )
 
     def state_tensors(self, state: Cache) -> list[torch.Tensor]:
-        """A carried state as tensors, batch first and detached: what the trainer keeps, saves and restores."""
+        """A carried state as tensors, batch first and detached, for the trainer to keep, save and restore."""
         layers: list[Any] = state.layers
         return [tensor.detach() for layer in layers for tensor in (layer.keys, layer.values)]
 

@@ -35,7 +35,7 @@ def make_norm(config: Any) -> nn.Module:
 
 
 def make_linear(config: Any, inputs: int, outputs: int, residual: bool = False) -> nn.Linear:
-    """A linear layer that knows its initial standard deviation; `residual`: its output is added to the stream."""
+    """A linear layer that knows its initial standard deviation; `residual`: its output joins the stream."""
     layer: Any = nn.Linear(inputs, outputs, bias=config.bias)
     if config.initializer_range is None:
         layer.init_std = 0.0 if residual and config.zero_init else 0.5 * inputs**-0.5
@@ -53,8 +53,9 @@ class RotaryEmbedding(nn.Module):
         self.config = config
         self.rope_type = config.rope_parameters["rope_type"]
         self.max_seq_len_cached = self.original_max_seq_len = config.max_position_embeddings
-        rope_init = ROPE_INIT_FUNCTIONS.get(self.rope_type, self.compute_default_rope_parameters)
+        rope_init: Any = ROPE_INIT_FUNCTIONS.get(self.rope_type, self.compute_default_rope_parameters)
         inv_freq, self.attention_scaling = rope_init(config)
+        self.inv_freq: torch.Tensor
         self.register_buffer("inv_freq", inv_freq, persistent=False)
         self.register_buffer("original_inv_freq", inv_freq.clone(), persistent=False)
 
@@ -83,7 +84,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 
 def eager_attention_forward(
-    module: nn.Module,
+    module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -162,7 +163,7 @@ class MLP(nn.Module):
 
     def __init__(self, config: Any) -> None:
         super().__init__()
-        self.activation = ACTIVATIONS[config.mlp]
+        self.activation: Any = ACTIVATIONS[config.mlp]
         self.up_proj = make_linear(config, config.hidden_size, config.intermediate_size)
         self.down_proj = make_linear(config, config.intermediate_size, config.hidden_size, residual=True)
         gated = config.mlp == "swiglu"

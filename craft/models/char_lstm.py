@@ -1,8 +1,8 @@
 """A multi-layer LSTM over characters whose state is carried from window to window and through `generate`.
 
-Special here: the state of a layer (h, c) is a transformers cache layer, so beam search, chunked prefill,
-continued caches and the pipeline work unchanged; padding never touches the state; LayerNorm sits between the
-layers. Hub-safe: copied beside the weights by `save_pretrained`.
+Special here: the state of a layer (h, c) is a transformers cache layer, so beam search, chunked prefill and
+continued caches work unchanged; padding never touches the state; LayerNorm sits between the layers.
+Hub-safe: copied beside the weights by `save_pretrained`.
 """
 # ruff: noqa: RUF012  (transformers reads its plans and flags from plain class attributes)
 
@@ -16,12 +16,14 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from transformers import PreTrainedConfig
 from transformers import initialization as init
-from transformers.cache_utils import STATIC_LAYER_TYPE_MAPPING, Cache, CacheLayerMixin, DynamicCache
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .base import BaseModel, LanguageModel
+from .decoding import has_plain_weights
+from .lstm_cache import LAYER_TYPE
 
 
 class CharLSTMConfig(PreTrainedConfig):
@@ -74,52 +76,7 @@ class CharLSTMConfig(PreTrainedConfig):
     @property
     def layer_types(self) -> list[str]:
         """The cache layer of every layer, looked up by `DynamicCache(config=...)`."""
-        return ["char_lstm"] * self.num_hidden_layers
-
-
-class LSTMCacheLayer(CacheLayerMixin):
-    """h and c of one layer as `keys` and `values` of shape [B, 1, 1, H]: beam reordering is inherited."""
-
-    _layer_type = "char_lstm"  # registers the class for DynamicCache(config=...)
-    supports_early_init = False
-    keys: Any
-    values: Any
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.cumulative_length = 0
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        self.dtype, self.device = key_states.dtype, key_states.device
-        self.is_initialized = True
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, steps: int = 1, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Replace the state after `steps` characters (padding included, as generate() counts columns)."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        self.keys, self.values = key_states, value_states
-        self.cumulative_length += steps
-        return key_states, value_states
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.cumulative_length + query_length, 0
-
-    def get_seq_length(self) -> int:
-        return self.cumulative_length
-
-    def get_max_length(self) -> int:
-        return -1
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        self.keys, self.values = (t.repeat_interleave(repeats, dim=0) for t in (self.keys, self.values))
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        self.keys, self.values = self.keys[indices], self.values[indices]
-
-
-STATIC_LAYER_TYPE_MAPPING["char_lstm"] = LSTMCacheLayer  # type: ignore[assignment]
+        return [LAYER_TYPE] * self.num_hidden_layers
 
 
 class CharLSTMLayer(nn.Module):
@@ -191,7 +148,7 @@ class CharLSTMPreTrainedModel(BaseModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Uniform within ±1/sqrt(hidden_size) for LSTM, embedding and head; transformers' 0.02 would starve it."""
+        """Uniform within ±1/sqrt(hidden_size), an untied embedding normal; 0.02 would starve an LSTM."""
         bound = self.config.hidden_size**-0.5
         if isinstance(module, nn.LSTM):
             for name, parameter in module.named_parameters():
@@ -201,6 +158,8 @@ class CharLSTMPreTrainedModel(BaseModel):
                     parameter[self.config.hidden_size : 2 * self.config.hidden_size] += (
                         self.config.forget_bias
                     )
+        elif isinstance(module, nn.Embedding) and not self.config.tie_word_embeddings:
+            init.normal_(module.weight)
         elif isinstance(module, (nn.Embedding, nn.Linear)):
             init.uniform_(module.weight, -bound, bound)
         else:
@@ -236,13 +195,14 @@ class CharLSTMModel(CharLSTMPreTrainedModel):
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Exactly one of `input_ids` [B, T] and `inputs_embeds` [B, T, H]; the cache holds the carried state."""
+        """Exactly one of `input_ids` [B, T] and `inputs_embeds` [B, T, H]; the cache is the carried state."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if past_key_values is None and use_cache:
             past_key_values = DynamicCache(config=self.config)
-        if past_key_values is not None and len(past_key_values.layers) != len(self.layers):
+        layers: list[Any] = [] if past_key_values is None else past_key_values.layers
+        if past_key_values is not None and [layer._layer_type for layer in layers] != self.config.layer_types:
             raise ValueError("this cache was not made for a CharLSTM; use DynamicCache(config=model.config)")
         mask = None
         if attention_mask is not None and not attention_mask[:, -hidden.shape[1] :].all():
@@ -269,9 +229,11 @@ class CharLSTMForCausalLM(CharLSTMPreTrainedModel, LanguageModel):
     carries_state = True
     backbone = CharLSTMModel
 
-    def prefill(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, LSTMDecodeState]:
-        """Read prompts [B, T]; lay the weights out so that a step is one matrix product a layer and little else."""
+    def prefill(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        """Read prompts [B, T]; lay the weights out so that a step is one matrix product a layer."""
         logits, cache = super().prefill(input_ids)
+        if not has_plain_weights(self.model.layers):
+            return logits, cache
         state = LSTMDecodeState([], [], [], [])
         for layer, cached in zip(self.model.layers, cache.layers):
             w_ih, w_hh, b_ih, b_hh = layer.lstm.all_weights[0]
@@ -283,8 +245,10 @@ class CharLSTMForCausalLM(CharLSTMPreTrainedModel, LanguageModel):
             state.cell.append(cached.values[:, 0, 0].clone())
         return logits, state
 
-    def step(self, ids: torch.Tensor, state: LSTMDecodeState) -> tuple[torch.Tensor, LSTMDecodeState]:
+    def step(self, ids: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
         """Read one character per row; `state` is updated in place and returned."""
+        if not isinstance(state, LSTMDecodeState):
+            return super().step(ids, state)
         width = self.config.hidden_size
         x = self.model.embed_tokens(ids)
         for n, layer in enumerate(self.model.layers):

@@ -1,7 +1,7 @@
 """Generation one character at a time, without end if wanted: the method `stream` of every generative model.
 
-It uses transformers' own logits processors, stopping criteria and random numbers, so a stream equals `generate`
-with the same settings and seed; only the loop around them differs, which does nothing a step does not need.
+It uses transformers' own logits processors, stopping criteria and random numbers, so a stream equals
+`generate` with the same settings and seed; only the loop around them differs, and does no more than needed.
 Hub-safe: copied beside the weights by `save_pretrained`.
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation import logits_process, stopping_criteria
 
@@ -31,6 +32,14 @@ _WITHOUT_HISTORY = (
 )
 
 
+def has_plain_weights(layers: nn.Module) -> bool:
+    """Whether a fast path may lay the weights out anew: no adapters, nothing quantized, nothing sharded."""
+    own = __name__.rpartition(".")[0]
+    return all(type(m).__module__.startswith(("torch.nn.modules.", own)) for m in layers.modules()) and all(
+        type(p) is nn.Parameter for p in layers.parameters()
+    )
+
+
 def stream(
     model: Any,
     input_ids: torch.Tensor,
@@ -41,8 +50,8 @@ def stream(
 ) -> Iterator[torch.Tensor]:
     """Yield the next id of every row, int64 [B], until a limit or criterion says stop.
 
-    Without `max_new_tokens` or `max_length` (here, in the generation config or in the model's) it goes on until
-    the caller stops asking or every row has ended. A row that has ended yields the pad id.
+    Without `max_new_tokens` or `max_length` (here, in the generation config or in the model's) it goes on
+    until the caller stops asking or every row has ended. A row that has ended yields the pad id.
 
     Args:
         input_ids: prompts [B, T] of equal length, T >= 1.
@@ -99,13 +108,13 @@ def _steps(
     processors: LogitsProcessorList,
     criteria: StoppingCriteriaList,
     do_sample: bool,
-    pad: torch.Tensor | None,
+    pad: Any,
     limit: int | None,
 ) -> Iterator[torch.Tensor]:
     batch, length = input_ids.shape
     remember = not all(isinstance(rule, _WITHOUT_HISTORY) for rule in (*processors, *criteria))
     text = torch.cat([input_ids, input_ids.new_empty(batch, length + 256)], dim=1) if remember else input_ids
-    seen = input_ids
+    seen: Any = input_ids
     unfinished = torch.ones(batch, dtype=torch.long, device=input_ids.device)
     pads_rows = batch > 1 and any(hasattr(rule, "eos_token_id") for rule in criteria)
 

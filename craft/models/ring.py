@@ -1,7 +1,7 @@
 """Fast decoding for the transformer: keys and values in a ring of the last `size` characters.
 
-Special here: per layer one matrix product makes query, key and value; rotary pairs are laid side by side at prefill,
-so that turning them is one complex product; grouped queries are rows of one small attention; nothing is masked.
+Special here: per layer one matrix product makes query, key and value; rotary pairs are laid side by side, so
+that turning them is one complex product; grouped queries are rows of one small attention; nothing is masked.
 Hub-safe: copied beside the weights by `save_pretrained`.
 """
 
@@ -42,7 +42,7 @@ class Ring:
         values_from = (self.heads + self.shared) * self.dim
         rows = torch.arange(values_from + self.shared * self.dim, device=input_ids.device)
         if self.text is None:
-            # Rotary pairs (i, i + dim/2) side by side, in queries and keys alike: their products stay the same.
+            # Rotary pairs (i, i + dim/2) side by side, in queries and keys alike: products stay the same.
             pairs = pairs.view(2, -1).t().flatten()
             rows[:values_from] = rows[:values_from].view(-1, self.dim)[:, pairs].flatten()
         self.layers: list[Any] = []

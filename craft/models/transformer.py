@@ -1,8 +1,8 @@
 """A decoder-only transformer over characters: the modern block by default, GPT-2's by configuration.
 
-Special here: a rotary model sees a sliding window of its training context, so `generate` and `stream` go on past
-it; a model with learned positions says so in `generate` and rolls its window in `stream`. The blocks are in
-blocks.py, fast decoding in ring.py. Hub-safe: all are copied beside the weights by `save_pretrained`.
+Special here: a rotary model sees a sliding window of its training context, so `generate` and `stream` go on
+past it; a model with learned positions says so in `generate` and rolls its window in `stream`. The blocks are
+in blocks.py, fast decoding in ring.py. Hub-safe: copied beside the weights by `save_pretrained`.
 """
 # ruff: noqa: RUF012  (transformers reads its plans and flags from plain class attributes)
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
@@ -23,6 +23,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .base import BaseModel, LanguageModel
 from .blocks import Attention, RotaryEmbedding, TransformerLayer, make_norm
+from .decoding import has_plain_weights
 from .ring import Ring
 
 
@@ -30,22 +31,22 @@ class TransformerConfig(PreTrainedConfig):
     """Shape of a Transformer; every field may be set in a model YAML.
 
     Fields:
-        vocab_size, hidden_size, num_hidden_layers, num_attention_heads: characters, width, blocks, query heads.
+        vocab_size, hidden_size, num_hidden_layers, num_attention_heads: characters, width, blocks, heads.
         num_key_value_heads: heads of keys and values, which query heads share evenly; null: one each.
         head_dim: width of a head; null: hidden_size / num_attention_heads.
         mlp, intermediate_size: "relu2", "gelu" (exact) or "swiglu", and its inner width;
             null: 4 x hidden_size, for "swiglu" 8/3 x hidden_size rounded up to a multiple of 8.
-        norm, norm_weight, norm_eps: "rmsnorm" or "layernorm" before each half block, with a learned scale or not.
+        norm, norm_weight, norm_eps: "rmsnorm" or "layernorm" before each half block, learned scale or not.
         qk_norm, attention_scale: RMS-normalise queries and keys; factor of their products,
             null: 1/sqrt(head_dim), times 1.2 with qk_norm.
         position: "rope" or "learned".
-        rope_theta, rope_parameters: base of the rotary frequencies; transformers' dict, which wins over rope_theta.
+        rope_theta, rope_parameters: base of the rotary frequencies; transformers' dict, which wins over it.
         max_position_embeddings: training context; null: 256.
-        sliding_window: how many characters a layer sees back, itself included; null: the context. Rotary only.
-        bias: of the linear layers and of LayerNorm. dropout: on embeddings, attention and half blocks; in [0, 1).
+        sliding_window: characters a layer sees back, its own included; null: the context. Rotary only.
+        bias: of linear layers and LayerNorm. dropout: on embeddings, attention and half blocks; in [0, 1).
         tie_word_embeddings: the head shares the embedding matrix.
-        initializer_range: GPT-2's scheme with this standard deviation; null: embedding 1, weights 0.5/sqrt(fan_in).
-        zero_init: start with both half blocks and the (untied) head at zero; only with initializer_range null.
+        initializer_range: GPT-2's scheme with this deviation; null: embedding 1, weights 0.5/sqrt(fan_in).
+        zero_init: start with half blocks and (untied) head at zero; only with initializer_range null.
 
     Raises:
         ValueError: a field out of range or at odds with another, naming both and their values.
@@ -117,23 +118,18 @@ class TransformerConfig(PreTrainedConfig):
         self._check_choices()
 
     def _check_sizes(self) -> None:
-        derived = (
-            "num_key_value_heads",
-            "head_dim",
-            "intermediate_size",
-            "max_position_embeddings",
-            "sliding_window",
-        )
-        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", *derived):
+        sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+        derived = ("num_key_value_heads", "head_dim", "intermediate_size", "max_position_embeddings")
+        for name in (*sizes, *derived, "sliding_window"):
             value = getattr(self, name)
-            if not (isinstance(value, int) and value >= 1) and not (value is None and name in derived):
+            if not (isinstance(value, int) and value >= 1) and not (value is None and name not in sizes):
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
         size, heads, shared = self.hidden_size, self.num_attention_heads, self.num_key_value_heads or 1
         if self.head_dim is None and size % heads:
             raise ValueError(f"hidden_size ({size}) must be divisible by num_attention_heads ({heads})")
         if heads % shared:
             raise ValueError(
-                f"num_attention_heads ({heads}) must be divisible by num_key_value_heads ({shared})"
+                f"num_attention_heads ({heads}) is no multiple of num_key_value_heads ({shared})"
             )
 
     def _check_choices(self) -> None:
@@ -150,6 +146,14 @@ class TransformerConfig(PreTrainedConfig):
             raise ValueError(f'position "rope" turns pairs: head_dim must be even, got {self.head_dim}')
         if self.position == "learned" and self.sliding_window is not None:
             raise ValueError(f'sliding_window ({self.sliding_window}) needs position "rope", got "learned"')
+
+    def check_length(self, length: int) -> None:
+        """Raise a ValueError if learned positions do not reach `length` characters."""
+        if self.position == "learned" and length > (self.max_position_embeddings or 0):
+            raise ValueError(
+                f"{length} characters exceed the learned positions, max_position_embeddings="
+                f"{self.max_position_embeddings}; stream() rolls its window over them and goes on without end"
+            )
 
 
 class TransformerPreTrainedModel(BaseModel):
@@ -172,12 +176,9 @@ class TransformerPreTrainedModel(BaseModel):
         """The scheme of `initializer_range`; a tied embedding is also the head, hence its smaller scale."""
         config = self.config
         if isinstance(module, nn.Linear):
-            if hasattr(module, "init_std"):  # a layer of a block; otherwise the head
-                std = module.init_std
-            elif config.initializer_range is not None:
-                std = config.initializer_range
-            else:
-                std = 0.0 if config.zero_init else 0.5 * config.hidden_size**-0.5
+            head = 0.0 if config.zero_init else 0.5 * config.hidden_size**-0.5
+            std = config.initializer_range if config.initializer_range is not None else head
+            std = getattr(module, "init_std", std)  # which every linear layer of a block has
             init.normal_(module.weight, std=std)
             if module.bias is not None:
                 init.zeros_(module.bias)
@@ -193,7 +194,7 @@ class TransformerModel(TransformerPreTrainedModel):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
-        width, context = config.hidden_size, config.max_position_embeddings
+        width, context = config.hidden_size, config.max_position_embeddings or 0
         learned = config.position == "learned"
         self.embed_tokens = nn.Embedding(config.vocab_size, width)
         self.embed_positions: Any = nn.Embedding(context, width) if learned else None
@@ -229,9 +230,8 @@ class TransformerModel(TransformerPreTrainedModel):
         length = hidden.shape[1]
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
-            position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)[
-                :, -length:
-            ]  # none for padding
+            counted = attention_mask.long().cumsum(dim=1) - 1  # padding takes no position
+            position_ids = counted.clamp(min=0)[:, -length:]
         elif position_ids is None:
             position_ids = (torch.arange(length, device=hidden.device) + past)[None]
 
@@ -247,11 +247,8 @@ class TransformerModel(TransformerPreTrainedModel):
         )
         turns = None
         if self.embed_positions is not None:
-            if (
-                not torch.compiler.is_compiling()
-                and position_ids.max() >= self.embed_positions.num_embeddings
-            ):
-                raise ValueError(_beyond(self.config, int(position_ids.max()) + 1))
+            if not torch.compiler.is_compiling():
+                self.config.check_length(int(position_ids.max()) + 1)
             hidden = hidden + self.embed_positions(position_ids)
         else:
             turns = self.rotary_emb(hidden, position_ids)
@@ -268,44 +265,35 @@ class TransformerModel(TransformerPreTrainedModel):
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden), past_key_values=past_key_values)
 
 
-def _beyond(config: TransformerConfig, length: int) -> str:
-    return (
-        f"{length} characters do not fit into the max_position_embeddings={config.max_position_embeddings} "
-        f"learned positions; stream() rolls its window over them and goes on without end"
-    )
-
-
 class TransformerForCausalLM(TransformerPreTrainedModel, LanguageModel):
     """Transformer with a language-modelling head."""
 
     backbone = TransformerModel
     model: TransformerModel
 
-    def _validate_generated_length(  # type: ignore[misc]
-        self, generation_config: GenerationConfig, input_ids_length: int, has_default_max_length: bool
-    ) -> None:
+    def _validate_generated_length(self, generation_config: Any, *args: Any) -> None:
         """Refuse at once what learned positions cannot do, before any character is made."""
-        super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
-        context = self.config.max_position_embeddings
-        if self.config.position == "learned" and generation_config.max_length > context:
-            raise ValueError(_beyond(self.config, generation_config.max_length))
+        super()._validate_generated_length(generation_config, *args)  # type: ignore[misc]
+        self.config.check_length(generation_config.max_length)
 
-    def prefill(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, Ring]:
+    def prefill(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, Any]:
         """Read prompts [B, T] of equal length; of longer ones, learned positions hold the last characters."""
         if self.model.embed_positions is not None:
             input_ids = input_ids[:, -self.model.embed_positions.num_embeddings :]
         logits, cache = super().prefill(input_ids)
-        return logits, Ring(self.model, cache, input_ids)
+        return logits, Ring(self.model, cache, input_ids) if has_plain_weights(self.model.layers) else cache
 
-    def step(self, ids: torch.Tensor, state: Ring) -> tuple[torch.Tensor, Ring]:
+    def step(self, ids: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
         """Read one character per row; learned positions that run out are started anew with the last half."""
+        if not isinstance(state, Ring):
+            return super().step(ids, state)
         if state.text is not None and state.length == state.size:
             kept = state.text[:, state.size - (state.size - 1) // 2 :]
             return self.prefill(torch.cat([kept, ids[:, None]], dim=1))
         return self.lm_head(state.advance(self.model, ids)), state
 
     def flops_per_token(self) -> float:
-        """6 per multiplying weight, plus 12 x layers x heads x head_dim x context for the whole attention square."""
+        """6 per multiplying weight, plus 12 x layers x heads x head_dim x context (the whole square)."""
         config: Any = self.config
         attention = config.num_hidden_layers * config.num_attention_heads * config.head_dim
         return super().flops_per_token() + 12.0 * attention * config.max_position_embeddings

@@ -1,0 +1,127 @@
+"""The LSTM: its arithmetic against a plain loop, initialisation, padding, and what it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import DynamicCache
+
+from craft.models import CharLSTMConfig, CharLSTMForCausalLM
+
+from .tiny import VOCAB, make_lstm, make_transformer
+
+
+@pytest.mark.parametrize("layer_norm", ["each", "head", "none"])
+def test_logits_equal_the_textbook(layer_norm: str, text: torch.Tensor) -> None:
+    model = make_lstm(layer_norm=layer_norm)
+    state = model.state_dict()
+    x = state["model.embed_tokens.weight"][text]
+    for n in range(2):
+        prefix = f"model.layers.{n}."
+        w_ih, w_hh, b_ih, b_hh = (
+            state[f"{prefix}lstm.{name}_l0"] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        )
+        h = c = torch.zeros(2, 12)
+        out = []
+        for t in range(text.shape[1]):
+            i, f, g, o = (x[:, t] @ w_ih.T + b_ih + h @ w_hh.T + b_hh).split(12, dim=1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * c.tanh()
+            out.append(h)
+        x = torch.stack(out, dim=1)
+        assert (f"{prefix}norm.weight" in state) == (
+            layer_norm == "each" or (layer_norm == "head" and n == 1)
+        )
+        if f"{prefix}norm.weight" in state:
+            x = F.layer_norm(x, (12,), state[f"{prefix}norm.weight"], state[f"{prefix}norm.bias"])
+    torch.testing.assert_close(model(text).logits, x @ state["lm_head.weight"].T, atol=1e-4, rtol=1e-4)
+
+
+def test_initial_weights_are_uniform_in_one_over_root_width() -> None:
+    torch.manual_seed(0)
+    model = CharLSTMForCausalLM(CharLSTMConfig(vocab_size=65, hidden_size=64, forget_bias=1.0))
+    bound = 64**-0.5
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            assert torch.equal(parameter, torch.full_like(parameter, float("weight" in name)))
+            continue
+        if "embed" in name:
+            assert abs(parameter.std() - 1) < 0.05
+            continue
+        parameter = parameter.detach().clone()
+        if "bias_ih" in name:
+            assert abs(parameter[64:128].mean() - 1) < 0.05
+            parameter[64:128] -= 1
+        assert parameter.abs().max() <= bound + 1e-6
+        assert abs(parameter.std() - bound / 3**0.5) < 0.2 * bound
+    tied = CharLSTMForCausalLM(CharLSTMConfig(vocab_size=65, hidden_size=64, tie_word_embeddings=True))
+    assert tied.lm_head.weight.abs().max() <= bound
+
+
+@pytest.mark.parametrize("side", ["left", "right", "middle"])
+def test_padding_anywhere_changes_no_real_character(side: str, text: torch.Tensor) -> None:
+    """Logits at real characters and the state after them equal those of the text without padding."""
+    model = make_lstm()
+    real = {"left": slice(4, 12), "right": slice(0, 8), "middle": None}[side]
+    keep = torch.zeros(12, dtype=torch.bool)
+    keep[real if real else torch.tensor([0, 1, 2, 6, 7, 9, 10, 11])] = True
+    mask = torch.ones_like(text)
+    mask[0] = keep.long()
+    padded = model(text, attention_mask=mask, use_cache=True)
+    alone = model(text[:1, keep], use_cache=True)
+    torch.testing.assert_close(padded.logits[:1, keep], alone.logits)
+    torch.testing.assert_close(padded.logits[1:], model(text[1:]).logits)
+    for ours, theirs in zip(*(model.state_tensors(out.past_key_values) for out in (padded, alone))):
+        torch.testing.assert_close(ours[:1], theirs)
+
+
+def test_a_row_of_padding_keeps_its_state(text: torch.Tensor) -> None:
+    model = make_lstm()
+    cache = model(text[:, :4], use_cache=True).past_key_values
+    before = [t.clone() for t in model.state_tensors(cache)]
+    mask = torch.ones(2, 9, dtype=torch.long)
+    mask[0, 4:] = 0
+    after = model.state_tensors(
+        model(text[:, 4:9], attention_mask=mask, past_key_values=cache).past_key_values
+    )
+    for old, new in zip(before, after):
+        assert torch.equal(old[0], new[0])
+        assert not torch.allclose(old[1], new[1])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("hidden_size", 0, "hidden_size must be a positive integer, got 0"),
+        ("vocab_size", "many", "vocab_size must be a positive integer, got 'many'"),
+        ("layer_norm", "both", 'layer_norm must be "each", "head" or "none", got \'both\''),
+        ("dropout", 1.0, "dropout must be at least 0 and below 1, got 1.0"),
+    ],
+)
+def test_a_field_out_of_range_is_named(field: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CharLSTMConfig(**{field: value})
+
+
+def test_refuses_activation_checkpointing() -> None:
+    model = make_lstm()
+    for enable in (model.activation_checkpointing_enable, model.gradient_checkpointing_enable):
+        with pytest.raises(ValueError, match="gradient_checkpointing=true"):
+            enable()
+
+
+def test_refuses_a_cache_made_for_something_else(text: torch.Tensor) -> None:
+    model = make_lstm()
+    for cache in (DynamicCache(), DynamicCache(config=make_transformer().config)):
+        with pytest.raises(ValueError, match="not made for a CharLSTM"):
+            model(text, past_key_values=cache)
+
+
+def test_vocabulary_may_be_resized(text: torch.Tensor) -> None:
+    model = make_lstm()
+    before = model(text).logits
+    model.resize_token_embeddings(VOCAB + 3)
+    torch.testing.assert_close(model(text).logits[..., :VOCAB], before)

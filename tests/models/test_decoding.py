@@ -1,0 +1,177 @@
+"""stream(): the same text as generate(), without its end."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+from transformers import GenerationConfig, StoppingCriteria
+from transformers.generation import MaxLengthCriteria
+
+from .tiny import MAKERS, VOCAB, make_lstm, make_transformer
+
+ROTARY = [kind for kind in MAKERS if kind != "gpt2"]
+
+
+def streamed(model: Any, prompt: torch.Tensor, **settings: Any) -> torch.Tensor:
+    return torch.stack(list(model.stream(prompt, **settings)), dim=1)
+
+
+def generated(model: Any, prompt: torch.Tensor, **settings: Any) -> torch.Tensor:
+    return model.generate(prompt, **settings)[:, prompt.shape[1] :]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"do_sample": False},
+        {"do_sample": False, "repetition_penalty": 1.3, "no_repeat_ngram_size": 3},
+        {"do_sample": True},
+        {"do_sample": True, "temperature": 0.7, "top_k": 5, "top_p": 0.9, "num_return_sequences": 2},
+    ],
+    ids=["greedy", "greedy with processors", "sampled", "sampled with processors"],
+)
+def test_equals_generate(model: Any, prompt: torch.Tensor, settings: dict[str, Any]) -> None:
+    texts = []
+    for make in (generated, streamed):
+        torch.manual_seed(0)
+        texts.append(make(model, prompt, max_new_tokens=7, **settings))
+    assert torch.equal(*texts)
+
+
+@pytest.mark.parametrize("kind", ROTARY)
+@pytest.mark.parametrize("length", [1, 11, 12, 13, 40])
+def test_equals_generate_past_the_context(kind: str, length: int) -> None:
+    """Prompts shorter, as long and longer than the context of 12; texts several times as long."""
+    model = MAKERS[kind]()
+    prompt = torch.randint(1, VOCAB, (2, length), generator=torch.Generator().manual_seed(length))
+    settings = {"max_new_tokens": 50, "do_sample": False}
+    assert torch.equal(streamed(model, prompt, **settings), generated(model, prompt, **settings))
+
+
+def test_learned_positions_roll_by_reading_the_last_half_again(text: torch.Tensor) -> None:
+    model = make_transformer("gpt2")
+    ids = text[:1, :5]
+    out = streamed(model, ids, max_new_tokens=40, do_sample=False)
+    window = ids
+    for expected in out[0]:
+        assert model(window).logits[0, -1].argmax() == expected
+        window = torch.cat([window, expected.view(1, 1)], dim=1)
+        if window.shape[1] > 12:
+            window = window[:, -6:]
+
+
+def test_learned_positions_refuse_to_generate_past_the_context(prompt: torch.Tensor) -> None:
+    model = make_transformer("gpt2")
+    for ask in (
+        lambda: model.generate(prompt, max_new_tokens=8),
+        lambda: model(prompt.repeat(1, 3)),
+        lambda: model(prompt.repeat(1, 3), attention_mask=torch.ones(3, 15)),
+    ):
+        with pytest.raises(ValueError, match=r"1[35] characters .*max_position_embeddings=12.*stream\(\)"):
+            ask()
+
+
+def test_goes_on_without_a_limit(model: Any, prompt: torch.Tensor) -> None:
+    ids = list(islice(model.stream(prompt, do_sample=True), 400))
+    assert len(ids) == 400
+    assert ids[0].shape == (3,)
+    assert ids[0].dtype == torch.long
+
+
+@pytest.mark.parametrize("make", [make_lstm, make_transformer])
+def test_rows_end_at_eos_and_then_pad(make: Any, prompt: torch.Tensor) -> None:
+    model = make()
+    settings = {"do_sample": True, "eos_token_id": 4, "pad_token_id": 0, "max_new_tokens": 60}
+    texts = []
+    for way in (generated, streamed):
+        torch.manual_seed(3)
+        texts.append(way(model, prompt, **settings))
+    assert torch.equal(*texts)
+    ends = (texts[1] == 4).int().argmax(dim=1)
+    assert texts[1].shape[1] == ends.max() + 1 < 60
+    assert len(set(ends.tolist())) > 1
+    shortest = int(ends.argmin())
+    assert not texts[1][shortest, ends[shortest] + 1 :].any()
+
+
+def test_stops_by_criteria_and_by_length(prompt: torch.Tensor) -> None:
+    model = make_lstm()
+
+    class Every(StoppingCriteria):
+        def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+            return torch.full((len(input_ids),), input_ids.shape[1] >= 9)
+
+    assert len(list(model.stream(prompt, stopping_criteria=[Every()]))) == 4
+    assert len(list(model.stream(prompt, stopping_criteria=[MaxLengthCriteria(8)]))) == 3
+    assert len(list(model.stream(prompt, max_length=12))) == 7
+    assert len(list(model.stream(prompt, GenerationConfig(max_new_tokens=2)))) == 2
+    model.generation_config.max_new_tokens = 5
+    assert len(list(model.stream(prompt))) == 5
+    assert len(list(islice(model.stream(prompt, max_new_tokens=None), 50))) == 50
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_beams": 2}, "num_beams=2"),
+        ({"attention_mask": torch.tensor([[0, 1, 1, 1, 1]] * 3)}, "prompts of equal length"),
+        ({"max_length": 5}, "nothing to generate"),
+        ({"temperatur": 0.5}, "temperatur"),
+    ],
+)
+def test_mistakes_are_named_before_the_first_character(
+    prompt: torch.Tensor, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_lstm().stream(prompt, **settings)
+
+
+def test_an_empty_prompt_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"length >= 1\], got \[1, 0\]"):
+        make_lstm().stream(torch.zeros(1, 0, dtype=torch.long))
+
+
+def test_dropout_is_off_and_the_mode_is_left_alone(prompt: torch.Tensor) -> None:
+    for model in (make_lstm(dropout=0.5), make_transformer(dropout=0.5)):
+        expected = streamed(model, prompt, max_new_tokens=5, do_sample=False)
+        model.train()
+        assert torch.equal(streamed(model, prompt, max_new_tokens=5, do_sample=False), expected)
+        assert model.training
+
+
+class Adapter(torch.nn.Module):
+    """What a LoRA library puts in the place of a linear layer."""
+
+    def __init__(self, base: torch.nn.Linear) -> None:
+        super().__init__()
+        self.base_layer, self.weight = base, base.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base_layer(x) + 0.5 * x.sum(-1, keepdim=True)
+
+
+def test_an_adapter_is_not_bypassed(prompt: torch.Tensor) -> None:
+    model = make_transformer()
+    settings = {"max_new_tokens": 6, "do_sample": False}
+    plain = streamed(model, prompt, **settings)
+    for layer in model.model.layers:
+        layer.self_attn.v_proj = Adapter(layer.self_attn.v_proj)
+    adapted = streamed(model, prompt, **settings)
+    assert torch.equal(adapted, generated(model, prompt, **settings))
+    assert not torch.equal(adapted, plain)
+
+
+def test_streamed_ids_may_be_trained_on(prompt: torch.Tensor) -> None:
+    model = make_transformer()
+    ids = streamed(model, prompt, max_new_tokens=6, do_sample=True)
+    model(ids, labels=ids).loss.backward()
+    assert model.lm_head.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("make", [make_lstm, make_transformer])
+def test_bfloat16_streams(make: Any, prompt: torch.Tensor) -> None:
+    model = make().to(torch.bfloat16)
+    assert streamed(model, prompt, max_new_tokens=20, do_sample=True).shape == (3, 20)

@@ -1,0 +1,162 @@
+"""generate() with every model: caches, beams, padding, chunks, the pipeline; and mutants to be caught."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import DynamicCache, PreTrainedTokenizerFast, pipeline
+
+from craft.models import char_lstm, lstm_cache
+
+from .tiny import VOCAB, make_lstm, make_transformer
+
+GREEDY = {"do_sample": False, "max_new_tokens": 6, "pad_token_id": 0}
+BEAM = {**GREEDY, "num_beams": 3, "length_penalty": 0.0}
+
+
+def pad_left(rows: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    width = max(len(row) for row in rows)
+    ids = torch.stack([torch.cat([row.new_zeros(width - len(row)), row]) for row in rows])
+    mask = torch.stack([(torch.arange(width) >= width - len(row)).long() for row in rows])
+    return ids, mask
+
+
+def check_cache(model: Any, prompt: torch.Tensor) -> None:
+    """Greedy text and logits with the cache equal those without."""
+    cached, full = (
+        model.generate(prompt, **GREEDY, use_cache=use, output_logits=True, return_dict_in_generate=True)
+        for use in (True, False)
+    )
+    assert torch.equal(cached.sequences, full.sequences)
+    torch.testing.assert_close(torch.stack(cached.logits), torch.stack(full.logits), atol=1e-4, rtol=1e-4)
+
+
+def check_beam(model: Any, prompt: torch.Tensor) -> None:
+    cached, full = (
+        model.generate(prompt, **BEAM, num_return_sequences=2, use_cache=use) for use in (True, False)
+    )
+    assert torch.equal(cached, full)
+
+
+def check_padding(model: Any, settings: dict[str, Any]) -> None:
+    """A left-padded batch of unequal prompts equals each prompt alone."""
+    rows = [torch.tensor(r) for r in ([3], [5, 1, 2, 6], [4, 4], [7, 8, 2, 9, 10, 1])]
+    ids, mask = pad_left(rows)
+    batch = model.generate(ids, attention_mask=mask, **settings)
+    for row, out in zip(rows, batch):
+        alone = model.generate(row[None], **settings)[0, len(row) :]
+        assert torch.equal(out[ids.shape[1] :], alone)
+
+
+def test_cache_changes_nothing(model: Any, prompt: torch.Tensor) -> None:
+    check_cache(model, prompt)
+
+
+def test_beam_search_with_cache_equals_without(model: Any, prompt: torch.Tensor) -> None:
+    check_beam(model, prompt)
+
+
+@pytest.mark.parametrize("settings", [GREEDY, BEAM], ids=["greedy", "beam"])
+def test_left_padding_changes_nothing(model: Any, settings: dict[str, Any]) -> None:
+    check_padding(model, settings)
+
+
+def test_sampling_with_cache_equals_without(model: Any, prompt: torch.Tensor) -> None:
+    texts = []
+    for use in (True, False):
+        torch.manual_seed(0)
+        texts.append(
+            model.generate(prompt, do_sample=True, num_return_sequences=2, max_new_tokens=6, use_cache=use)
+        )
+    assert texts[0].shape == (6, 11)
+    assert torch.equal(*texts)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_chunked_prefill_changes_nothing(model: Any, size: int) -> None:
+    ids, mask = pad_left([torch.tensor(r) for r in ([3, 4], [5, 1, 2, 6, 8])])
+    whole = model.generate(ids, attention_mask=mask, **GREEDY)
+    assert torch.equal(model.generate(ids, attention_mask=mask, **GREEDY, prefill_chunk_size=size), whole)
+
+
+def test_a_continued_cache_goes_on_where_it_stopped(model: Any, prompt: torch.Tensor) -> None:
+    whole = model.generate(prompt, **GREEDY)
+    cache = DynamicCache(config=model.config)
+    half = model.generate(prompt, **{**GREEDY, "max_new_tokens": 3}, past_key_values=cache)
+    settings = {**GREEDY, "max_new_tokens": 3, "attention_mask": torch.ones_like(half)}
+    rest = model.generate(half, **settings, past_key_values=cache)
+    assert torch.equal(rest, whole)
+
+
+@pytest.mark.parametrize("make", [make_lstm, make_transformer])
+def test_static_cache_changes_nothing(make: Any, prompt: torch.Tensor) -> None:
+    model = make()
+    expected = model.generate(prompt, **GREEDY)
+    assert torch.equal(model.generate(prompt, **GREEDY, cache_implementation="static"), expected)
+
+
+def test_input_embeddings_may_be_given_instead_of_ids(model: Any, text: torch.Tensor) -> None:
+    embedded = model.get_input_embeddings()(text)
+    torch.testing.assert_close(model(inputs_embeds=embedded).logits, model(text).logits)
+    with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
+        model(input_ids=text, inputs_embeds=embedded)
+
+
+def test_an_lstm_refuses_to_be_assisted(prompt: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="not supported with stateful models"):
+        make_lstm().generate(prompt[:1], **GREEDY, assistant_model=make_lstm())
+
+
+def test_pipeline(model: Any) -> None:
+    """text-generation over unequal prompts in one batch gives what each gives alone."""
+    letters = {"<pad>": 0, **{letter: n + 1 for n, letter in enumerate("abcdefghijkl")}}
+    assert len(letters) == VOCAB
+    backend = Tokenizer(models.WordLevel(letters, unk_token="<pad>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    backend.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", padding_side="left")
+    model.generation_config.pad_token_id = 0
+    write = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    settings = {"do_sample": False, "max_new_tokens": 6, "return_full_text": False}
+    prompts = ["abc", "defghi", "k"]
+    together = [r[0]["generated_text"] for r in write(prompts, batch_size=3, **settings)]
+    assert together == [write(p, **settings)[0]["generated_text"] for p in prompts]
+    assert len(set(together)) > 1
+
+
+MUTANTS = {
+    "ignore the mask": ("padding", char_lstm.CharLSTMModel, "forward"),
+    "skip the beam reorder": ("beam", lstm_cache.LSTMCacheLayer, "reorder_cache"),
+    "swap h and c": ("cache", lstm_cache.LSTMCacheLayer, "update"),
+    "drop c": ("cache", lstm_cache.LSTMCacheLayer, "update"),
+}
+
+
+@pytest.mark.parametrize("mutant", list(MUTANTS))
+def test_the_checks_above_catch(mutant: str, prompt: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    check, owner, method = MUTANTS[mutant]
+    original: Any = getattr(owner, method)
+
+    def broken(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if mutant == "skip the beam reorder":
+            return None
+        if mutant == "ignore the mask":
+            return original(self, *args, **{**kwargs, "attention_mask": None})
+        h, c, *rest = args
+        return original(
+            self, *((c, h) if mutant == "swap h and c" else (h, torch.zeros_like(c))), *rest, **kwargs
+        )
+
+    model = make_lstm()
+    run = {
+        "padding": lambda: check_padding(model, GREEDY),
+        "beam": lambda: check_beam(model, prompt),
+        "cache": lambda: check_cache(model, prompt),
+    }[check]
+    run()
+    monkeypatch.setattr(owner, method, broken)
+    with pytest.raises(AssertionError):
+        run()

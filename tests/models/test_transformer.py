@@ -1,0 +1,243 @@
+"""The transformer: against two independent references, its backends, initialisation, and what it refuses."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from craft.models import TransformerConfig, TransformerForCausalLM
+
+from .tiny import TRANSFORMERS, VOCAB, make_transformer
+
+PRESETS = Path(__file__).parents[2] / "configs" / "models"
+
+
+def gpt2_logits(w: dict[str, torch.Tensor], ids: torch.Tensor, heads: int, layers: int) -> torch.Tensor:
+    """GPT-2 as in its paper: learned positions, pre-LayerNorm, exact GELU, tied head; every bias optional."""
+
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+        return x * w[f"{name}.weight"] + w.get(f"{name}.bias", 0)
+
+    def linear(x: torch.Tensor, name: str) -> torch.Tensor:
+        return x @ w[f"{name}.weight"].T + w.get(f"{name}.bias", 0)
+
+    batch, steps = ids.shape
+    x = w["model.embed_tokens.weight"][ids] + w["model.embed_positions.weight"][:steps]
+    for n in range(layers):
+        block = f"model.layers.{n}"
+        y = norm(x, f"{block}.input_layernorm")
+        q, k, v = (
+            linear(y, f"{block}.self_attn.{p}_proj").view(batch, steps, heads, -1).transpose(1, 2)
+            for p in "qkv"
+        )
+        scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[-1])
+        scores = scores.masked_fill(torch.ones(steps, steps).triu(1).bool(), -math.inf)
+        y = (scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, steps, -1)
+        x = x + linear(y, f"{block}.self_attn.o_proj")
+        y = linear(norm(x, f"{block}.post_attention_layernorm"), f"{block}.mlp.up_proj")
+        x = x + linear(y * 0.5 * (1 + torch.erf(y / math.sqrt(2))), f"{block}.mlp.down_proj")
+    return norm(x, "model.norm") @ w["lm_head.weight"].T
+
+
+def modern_logits(w: dict[str, torch.Tensor], ids: torch.Tensor, config: TransformerConfig) -> torch.Tensor:
+    """The modern block, one position and one head at a time, rotary pairs as complex numbers."""
+    dim, heads, shared = config.head_dim, config.num_attention_heads, config.num_key_value_heads
+
+    def unit(x: torch.Tensor) -> torch.Tensor:
+        return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        return unit(x) * w.get(f"{name}.weight", 1)
+
+    def linear(x: torch.Tensor, name: str) -> torch.Tensor:
+        return x @ w[f"{name}.weight"].T + w.get(f"{name}.bias", 0)
+
+    frequencies = 10000.0 ** (-torch.arange(0, dim, 2) / dim)
+    turns = torch.polar(torch.ones(len(ids), dim // 2), torch.arange(len(ids))[:, None] * frequencies)
+
+    def turned(x: torch.Tensor) -> torch.Tensor:
+        return torch.complex(x[:, : dim // 2], x[:, dim // 2 :]) * turns
+
+    x = w["model.embed_tokens.weight"][ids]
+    for n in range(config.num_hidden_layers):
+        block = f"model.layers.{n}"
+        y = norm(x, f"{block}.input_layernorm")
+        q, k, v = (linear(y, f"{block}.self_attn.{p}_proj").split(dim, dim=1) for p in "qkv")
+        mixed = []
+        for head in range(heads):
+            group = head // (heads // shared)
+            query, key = turned(unit(q[head])), turned(unit(k[group]))
+            rows = []
+            for t in range(len(ids)):
+                seen = slice(max(0, t - config.sliding_window + 1), t + 1)
+                scores = (query[t].conj() * key[seen]).real.sum(-1) * 1.2 / math.sqrt(dim)
+                rows.append(scores.softmax(0) @ v[group][seen])
+            mixed.append(torch.stack(rows))
+        x = x + linear(torch.cat(mixed, dim=1), f"{block}.self_attn.o_proj")
+        y = norm(x, f"{block}.post_attention_layernorm")
+        up = linear(y, f"{block}.mlp.up_proj")
+        if config.mlp == "swiglu":
+            gate = linear(y, f"{block}.mlp.gate_proj")
+            up = gate * gate.sigmoid() * up
+        else:
+            up = up.clamp(min=0) ** 2
+        x = x + linear(up, f"{block}.mlp.down_proj")
+    return norm(x, "model.norm") @ w["lm_head.weight"].T
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_gpt2_preset_equals_an_independent_gpt2(bias: bool, text: torch.Tensor) -> None:
+    model = make_transformer("gpt2", bias=bias)
+    assert any(name.endswith("bias") for name in model.state_dict()) == bias
+    torch.testing.assert_close(
+        model(text).logits, gpt2_logits(model.state_dict(), text, 4, 2), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_gpt2_preset_has_nanogpts_parameters() -> None:
+    """4 layers of 128, 65 characters, context 64: 804,096 parameters, 795,904 without the positions."""
+    fields = yaml.safe_load((PRESETS / "gpt2.yaml").read_text(encoding="utf-8"))
+    fields["max_position_embeddings"] = 64
+    model = TransformerForCausalLM(TransformerConfig(**fields, vocab_size=65))
+    assert model.num_parameters() == 804_096
+    assert model.num_parameters() - 64 * 128 == 795_904
+
+
+@pytest.mark.parametrize("kind", ["modern", "grouped", "windowed"])
+def test_modern_block_equals_an_independent_one(kind: str) -> None:
+    """Also beyond the context of 12, where every layer sees its last characters only."""
+    model = make_transformer(kind)
+    ids = torch.randint(0, VOCAB, (20,), generator=torch.Generator().manual_seed(1))
+    expected = modern_logits(model.state_dict(), ids, model.config)
+    torch.testing.assert_close(model(ids[None]).logits[0], expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", list(TRANSFORMERS))
+@pytest.mark.parametrize("backend", ["eager", pytest.param("flex_attention", marks=pytest.mark.slow)])
+def test_attention_backends_agree(kind: str, backend: str) -> None:
+    model = make_transformer(kind)
+    assert model.config._attn_implementation == "sdpa"
+    steps = 12 if kind == "gpt2" else 16
+    ids = torch.randint(1, VOCAB, (2, steps), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    cases = [{"input_ids": ids}, {"input_ids": ids, "attention_mask": mask}]
+    expected = [model(**case).logits[mask.bool()] for case in cases]
+    model.set_attn_implementation(backend)
+    for case, logits in zip(cases, expected):
+        torch.testing.assert_close(model(**case).logits[mask.bool()], logits, atol=1e-4, rtol=1e-4)
+
+
+def test_attention_weights_are_given_by_eager(text: torch.Tensor) -> None:
+    model = make_transformer()
+    model.set_attn_implementation("eager")
+    weights = model(text, output_attentions=True).attentions
+    assert [w.shape for w in weights] == [(2, 4, 12, 12)] * 2
+    torch.testing.assert_close(weights[0].sum(-1), torch.ones(2, 4, 12))
+    assert not weights[0].triu(1).any()
+
+
+def test_activation_checkpointing_changes_no_gradient(text: torch.Tensor) -> None:
+    model = make_transformer().train()
+    gradients = []
+    for enable in (False, True):
+        if enable:
+            model.activation_checkpointing_enable()
+        model.zero_grad()
+        model(text, labels=text).loss.backward()
+        gradients.append(model.model.layers[0].self_attn.q_proj.weight.grad.clone())
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["modern", "gpt2"])
+def test_compiles_into_one_graph(kind: str, text: torch.Tensor) -> None:
+    model = make_transformer(kind)
+    compiled = torch.compile(model, fullgraph=True)
+    expected = model(text, labels=text)
+    torch.testing.assert_close(compiled(text, labels=text).loss, expected.loss)
+
+
+def spread(model: Any) -> dict[str, float]:
+    return {n: p.std().item() for n, p in model.named_parameters() if p.ndim == 2 and "layers.1" not in n}
+
+
+def test_initial_weights_of_the_modern_scheme() -> None:
+    torch.manual_seed(0)
+    fields = {"vocab_size": 200, "num_hidden_layers": 1}
+    std = spread(TransformerForCausalLM(TransformerConfig(**fields)))
+    half = 0.5 * 128**-0.5
+    expected = {"embed_tokens": 1.0, "o_proj": 0, "down_proj": 0, "lm_head": 0}
+    for name, value in std.items():
+        wanted = next((v for part, v in expected.items() if part in name), half)
+        assert value == pytest.approx(wanted, rel=0.05), name
+    model = TransformerForCausalLM(TransformerConfig(**fields, zero_init=False, tie_word_embeddings=True))
+    std = spread(model)
+    assert std["model.layers.0.mlp.down_proj.weight"] == pytest.approx(0.5 * 512**-0.5, rel=0.05)
+    assert std["model.embed_tokens.weight"] == pytest.approx(half, rel=0.05)
+
+
+def test_initial_weights_of_gpt2s_scheme() -> None:
+    torch.manual_seed(0)
+    fields = yaml.safe_load((PRESETS / "gpt2.yaml").read_text(encoding="utf-8"))
+    for name, value in spread(TransformerForCausalLM(TransformerConfig(**fields))).items():
+        residual = "o_proj" in name or "down_proj" in name
+        assert value == pytest.approx(0.02 / (8**0.5 if residual else 1), rel=0.05), name
+
+
+def test_a_fresh_modern_model_knows_nothing() -> None:
+    model = TransformerForCausalLM(TransformerConfig(vocab_size=65))
+    ids = torch.arange(65)[None]
+    assert model(ids, labels=ids).loss.item() == pytest.approx(math.log(65))
+
+
+def test_what_is_left_out_is_derived() -> None:
+    config = TransformerConfig(max_position_embeddings=64)
+    assert (config.head_dim, config.num_key_value_heads, config.intermediate_size) == (32, 4, 512)
+    assert config.sliding_window == 64
+    assert config.attention_scale == pytest.approx(1.2 / 32**0.5)
+    assert config.rope_parameters == {"rope_type": "default", "rope_theta": 10000.0}
+    assert TransformerConfig(rope_theta=500.0).rope_parameters["rope_theta"] == 500.0
+    assert TransformerConfig(mlp="swiglu").intermediate_size == 344
+    learned = TransformerConfig(position="learned", qk_norm=False)
+    assert (learned.sliding_window, learned.rope_parameters, learned.max_position_embeddings) == (
+        None,
+        None,
+        256,
+    )
+    assert learned.attention_scale == pytest.approx(32**-0.5)
+
+
+def test_rope_theta_matters(text: torch.Tensor) -> None:
+    models = [make_transformer(rope_theta=theta) for theta in (10000.0, 100.0)]
+    assert not torch.allclose(*(m(text).logits[:, -1] for m in models))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_attention_heads": 3}, r"hidden_size \(128\) must be divisible by num_attention_heads \(3\)"),
+        (
+            {"num_key_value_heads": 3},
+            r"num_attention_heads \(4\) is no multiple of num_key_value_heads \(3\)",
+        ),
+        ({"num_hidden_layers": -1}, "num_hidden_layers must be a positive integer, got -1"),
+        ({"num_attention_heads": None}, "num_attention_heads must be a positive integer, got None"),
+        ({"mlp": "relu"}, "mlp must be one of relu2, gelu, swiglu, got 'relu'"),
+        ({"norm": "batch"}, "norm must be one of rmsnorm, layernorm, got 'batch'"),
+        ({"position": "alibi"}, "position must be one of rope, learned, got 'alibi'"),
+        ({"dropout": -0.1}, "dropout must be at least 0 and below 1, got -0.1"),
+        ({"head_dim": 5}, "head_dim must be even, got 5"),
+        ({"position": "learned", "sliding_window": 4}, r'sliding_window \(4\) needs position "rope"'),
+    ],
+)
+def test_a_field_out_of_range_is_named(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TransformerConfig(**fields)

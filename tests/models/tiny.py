@@ -1,0 +1,57 @@
+"""Tiny models with lively weights: their texts change at once when a mask, a state or a position is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from craft.models import CharLSTMConfig, CharLSTMForCausalLM, TransformerConfig, TransformerForCausalLM
+
+VOCAB = 13
+MODERN = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 12}
+GPT2 = {
+    **MODERN,
+    "mlp": "gelu",
+    "norm": "layernorm",
+    "norm_weight": True,
+    "norm_eps": 1e-5,
+    "qk_norm": False,
+    "position": "learned",
+    "tie_word_embeddings": True,
+    "initializer_range": 0.02,
+}
+TRANSFORMERS = {
+    "modern": MODERN,
+    "grouped": {**MODERN, "num_key_value_heads": 2, "mlp": "swiglu", "bias": True, "norm_weight": True},
+    "windowed": {**MODERN, "sliding_window": 5, "head_dim": 6, "tie_word_embeddings": True},
+    "gpt2": GPT2,
+}
+
+
+@torch.no_grad()
+def enliven(model: Any, scale: float) -> Any:
+    """Every parameter random and large enough that the next character depends on all that came before."""
+    generator = torch.Generator().manual_seed(5)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator) * scale
+        parameter.copy_(1 + noise if "norm" in name and name.endswith("weight") else noise)
+    return model.eval()
+
+
+def make_lstm(**fields: Any) -> CharLSTMForCausalLM:
+    config = {"vocab_size": VOCAB, "hidden_size": 12, "num_hidden_layers": 2, **fields}
+    return enliven(CharLSTMForCausalLM(CharLSTMConfig(**config)), 0.7)
+
+
+def make_transformer(kind: str = "modern", **fields: Any) -> TransformerForCausalLM:
+    config = TransformerConfig(**{"vocab_size": VOCAB, **TRANSFORMERS[kind], **fields})
+    return enliven(TransformerForCausalLM(config), 0.4)
+
+
+MAKERS: dict[str, Callable[[], Any]] = {
+    "lstm": make_lstm,
+    "lstm-tied": lambda: make_lstm(tie_word_embeddings=True, layer_norm="head"),
+    **{kind: (lambda kind=kind: make_transformer(kind)) for kind in TRANSFORMERS},
+}
