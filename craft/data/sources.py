@@ -142,6 +142,8 @@ class HubDataset:
         return rows(self._dataset, self.text_column, f"{self.path}[{self.split}]")
 
     def signature(self) -> list[Any]:
+        if self.streaming:  # datasets has no fingerprint for these, and nothing of a stream is remembered
+            return [self.path, self.config_name, self.revision, self.split, self.text_column]
         return [self._dataset._fingerprint, self.text_column]
 
 

@@ -1,0 +1,186 @@
+"""Entries are whole or absent, whatever kills, damages or competes with their making."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from craft.data.cache import MANIFEST, Cache
+from craft.utils.common import UserError
+
+
+def write(folder: Path) -> None:
+    (folder / "a.bin").write_bytes(b"a" * 1000)
+    (folder / "b.bin").write_bytes(b"b" * 10)
+
+
+def test_an_entry_is_built_once(cache: Path) -> None:
+    built = []
+
+    def build(folder: Path) -> None:
+        built.append(folder)
+        write(folder)
+
+    place = Cache().entry("key", build)
+    assert place == Cache().entry("key", build) == cache / "key"
+    assert len(built) == 1
+    assert (place / "a.bin").read_bytes() == b"a" * 1000
+    assert Cache().entry("other", build) != place
+    assert sorted(p.name for p in cache.iterdir()) == [".locks", "key", "other"]
+
+
+def test_the_folder_is_the_argument_or_the_variable_or_under_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Cache(str(tmp_path / "mine")).root == tmp_path / "mine"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("CRAFT_CACHE")
+    assert Cache().root == tmp_path / ".cache" / "craft"
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove", "manifest", "garble"])
+def test_a_damaged_entry_is_rebuilt_with_one_line(
+    damage: str, cache: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("craft"), "propagate", True)  # setup_logging of another test unsets it
+    place = Cache().entry("key", write)
+    if damage == "truncate":
+        os.truncate(place / "a.bin", 999)
+    elif damage == "remove":
+        (place / "b.bin").unlink()
+    elif damage == "manifest":
+        (place / MANIFEST).unlink()
+    else:
+        (place / MANIFEST).write_text("{")
+    with caplog.at_level("WARNING", logger="craft"):
+        assert Cache().entry("key", write) == place
+    assert (place / "a.bin").stat().st_size == 1000
+    assert (place / "b.bin").stat().st_size == 10
+    assert len([r for r in caplog.records if "rebuilding" in r.getMessage()]) == 1
+    assert sorted(p.name for p in cache.iterdir()) == [".locks", "key"]
+
+
+def test_a_build_that_fails_leaves_nothing(cache: Path) -> None:
+    def build(folder: Path) -> None:
+        write(folder)
+        raise UserError("no")
+
+    with pytest.raises(UserError):
+        Cache().entry("key", build)
+    assert [p.name for p in cache.iterdir()] == [".locks"]
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from craft.data.cache import Cache
+def build(folder):
+    (folder / "a.bin").write_bytes(b"x")
+    print("half", flush=True)
+    time.sleep(60)
+Cache(sys.argv[1]).entry(sys.argv[2], build)
+"""
+
+
+def test_a_kill_in_the_middle_leaves_no_entry_and_its_rubbish_is_removed(cache: Path) -> None:
+    processes = []
+    for key in ("key", "never built again"):
+        process = subprocess.Popen([sys.executable, "-c", KILLED, str(cache), key], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"half\n"
+        processes.append(process)
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert sorted(p.name for p in cache.iterdir()) == [".building-key", ".building-never built again", ".locks"]
+    place = Cache().entry("key", write)
+    assert (place / "a.bin").read_bytes() == b"a" * 1000
+    assert sorted(p.name for p in cache.iterdir()) == [".locks", "key"]
+
+
+def test_a_kill_at_any_moment_leaves_nothing_or_everything(cache: Path) -> None:
+    def work() -> None:
+        Cache(str(cache)).entry("key", write)
+
+    context = multiprocessing.get_context("fork")
+    for delay in range(40):
+        process = context.Process(target=work)
+        process.start()
+        time.sleep(delay / 4000)
+        process.kill()
+        process.join()
+        if (cache / "key").exists():
+            names = {p.name: p.stat().st_size for p in (cache / "key").iterdir() if p.name != MANIFEST}
+            assert names == {"a.bin": 1000, "b.bin": 10}
+            shutil.rmtree(cache / "key")
+    assert (Cache().entry("key", write) / "b.bin").stat().st_size == 10
+    assert list(cache.glob(".building-*")) == []
+
+
+def test_what_another_process_is_building_is_left_alone(cache: Path) -> None:
+    (cache / ".locks").mkdir(parents=True)
+    (cache / ".building-busy").mkdir()
+    context = multiprocessing.get_context("fork")
+    held, done = context.Event(), context.Event()
+
+    def hold() -> None:
+        with FileLock(cache / ".locks" / "busy.lock"):
+            held.set()
+            done.wait(30)
+
+    process = context.Process(target=hold)
+    process.start()
+    try:
+        assert held.wait(30)
+        Cache().entry("key", write)
+        assert (cache / ".building-busy").is_dir()
+    finally:
+        done.set()
+        process.join()
+
+
+def test_processes_that_need_the_same_entry_build_it_once(cache: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+
+    def build(folder: Path) -> None:
+        with log.open("a") as file:
+            file.write("built\n")
+        time.sleep(0.3)
+        write(folder)
+
+    def work() -> None:
+        assert (Cache(str(cache)).entry("key", build) / "a.bin").stat().st_size == 1000
+
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=work) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [p.exitcode for p in processes] == [0] * 4
+    assert log.read_text() == "built\n"
+
+
+def test_a_folder_that_cannot_be_written_is_named_with_a_way_out(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"the cache folder .*/file/below: it can't be written .*data.cache_dir"):
+        Cache(str(tmp_path / "file" / "below")).entry("key", write)
+
+
+def test_a_full_disk_is_named_with_a_way_out(cache: Path) -> None:
+    def build(folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match=r"no space is left on that disk; choose another with data.cache_dir"):
+        Cache().entry("key", build)
+    assert [p.name for p in cache.iterdir()] == [".locks"]
