@@ -32,7 +32,7 @@ class Options:
         steps: training steps of one measurement (None: the benchmark's own choice).
         size: megabytes of generated text for the preparation of a corpus.
         seed: of weights, texts and data order.
-        quick: tiny models and texts, to see that everything runs; its figures mean nothing.
+        quick: tiny models and texts and no warm-up, to see that everything runs; its figures mean nothing.
     """
 
     repeats: int = 5
@@ -100,7 +100,9 @@ def timed(work: Callable[[], float]) -> Callable[[], Sample]:
     return run
 
 
-def measure(comparison: Comparison, repeats: int, tell: Callable[[str], object] = str) -> dict[str, Any]:
+def measure(
+    comparison: Comparison, repeats: int, tell: Callable[[str], object] = str, warm_up: bool = True
+) -> dict[str, Any]:
     """Run a comparison in `repeats` interleaved rounds, after one round to warm up, which is thrown away.
 
     Returns:
@@ -109,7 +111,7 @@ def measure(comparison: Comparison, repeats: int, tell: Callable[[str], object] 
     """
     contenders = comparison.contenders
     samples: dict[str, list[Sample]] = {c.name: [] for c in contenders}
-    for turn in range(repeats + 1):
+    for turn in range(0 if warm_up else 1, repeats + 1):
         for contender in _rotated(contenders, turn):
             tell(f"{comparison.name}: {contender.name} ({'warm-up' if turn == 0 else f'{turn}/{repeats}'})")
             sample = _one(contender)
@@ -150,7 +152,10 @@ def run_benchmark(name: str, options: Options, tell: Callable[[str], object] = s
     """Run `craft/benchmarks/{name}.py` and return its report, ready for `save` and `tables`."""
     module = importlib.import_module(f"craft.benchmarks.{name}")
     started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    results = [measure(comparison, options.repeats, tell) for comparison in module.comparisons(options)]
+    results = [
+        measure(comparison, options.repeats, tell, warm_up=not options.quick)
+        for comparison in module.comparisons(options)
+    ]
     return {
         "schema": SCHEMA,
         "benchmark": name,

@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 
 from craft.benchmarks.harness import Comparison, Contender, Options, timed
+from craft.benchmarks.networks import VOCAB
 from craft.benchmarks.texts import make_ids
 
 PROTOCOL = """Windows of T+1 ids per second out of a memory-mapped file of ids, in shuffled order, delivered
 as int64 tensors [B, T+1] (or inputs and labels [B, T]). Baseline: a map-style dataset with one row a call
 under torch's DataLoader with its defaults and shuffle=True, in the same process."""
-
-VOCAB = 69
 
 
 def comparisons(options: Options) -> Iterator[Comparison]:
