@@ -26,7 +26,8 @@ def command(
 ) -> None:
     """Measure craft beside baselines: medians of interleaved runs in the same process.
 
-    Without a name all five run, which takes about a quarter of an hour on two cores. Every measurement goes into a JSON file under outputs/benchmarks.
+    Without a name all five run, which takes about a quarter of an hour on two cores. Every measurement goes
+    into a JSON file under outputs/benchmarks.
     """
     from rich.console import Console
 
