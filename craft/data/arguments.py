@@ -12,14 +12,15 @@ from typing import Literal, get_args, get_type_hints
 
 from craft.utils.common import UserError, did_you_mean
 
+
 @dataclass
 class DataArguments:
     """One corpus, how it is split, cut into windows and tokenized.
 
     Args:
         name: label in the names of outputs; None derives it from `path` (`input.txt` -> `input`).
-        source: `builtin` (a corpus that needs no download), `files` (text or tables on this machine, or a URL)
-            or `hub` (a dataset of the Hugging Face Hub, or a local dataset folder).
+        source: `builtin` (a corpus that needs no download), `files` (text or tables on this machine, or
+            a URL) or `hub` (a dataset of the Hugging Face Hub, or a local dataset folder).
         path: builtin: `python_docs`. files: a file, folder, glob or http(s) URL; text may be compressed
             (.gz .bz2 .xz .zst .zip), tables are .jsonl .json .csv .parquet. hub: the dataset id.
         config_name: the configuration of a Hub dataset.
@@ -77,7 +78,9 @@ class DataArguments:
         for key in ("validation_size", "test_size"):
             size = getattr(self, key)
             if size < 0 or (size >= 1 and size != int(size)):
-                raise UserError(f"data.{key}={size} must be a fraction below 1 or a whole number of characters")
+                raise UserError(
+                    f"data.{key}={size} must be a fraction below 1 or a whole number of characters"
+                )
 
     @property
     def label(self) -> str:

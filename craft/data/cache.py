@@ -47,7 +47,9 @@ class Cache:
             fault = self._fault(place)  # another process may have been faster
             if fault:
                 if place.exists():
-                    get_logger(__name__).warning("prepared data in %s are damaged (%s): rebuilding", place, fault)
+                    get_logger(__name__).warning(
+                        "prepared data in %s are damaged (%s): rebuilding", place, fault
+                    )
                 self._remove_leftovers(key)
                 self._build(key, build)
         return place
@@ -113,7 +115,7 @@ class Cache:
             else:
                 raise
             raise UserError(
-                f"the cache folder {self.root}: {reason}; choose another with data.cache_dir=… or CRAFT_CACHE=…"
+                f"the cache folder {self.root}: {reason}; choose another with data.cache_dir or CRAFT_CACHE"
             ) from error
 
 

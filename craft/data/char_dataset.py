@@ -47,7 +47,9 @@ class CharDataset(TextDataset):
     ) -> None:
         super().__init__(ids, block_size)
         if order not in ORDERS:
-            raise UserError(f"data.order={order!r} is none of {', '.join(ORDERS)}{did_you_mean(order, ORDERS)}")
+            raise UserError(
+                f"data.order={order!r} is none of {', '.join(ORDERS)}{did_you_mean(order, ORDERS)}"
+            )
         self.global_batch_size = global_batch_size
         self.seed = seed
         self.order = order
@@ -58,7 +60,7 @@ class CharDataset(TextDataset):
         if self._n_windows < global_batch_size:
             raise UserError(self._too_short())
         self.steps_per_epoch = self._n_windows // global_batch_size
-        # numpy's overhead per call is that of thousands of windows: compute several steps at once, keep one block.
+        # numpy's overhead per call is that of thousands of windows: compute several steps at once.
         self._steps_per_block = max(1, WINDOWS_AT_ONCE // global_batch_size)
         self._block_of: tuple[int, int] | None = None
 
@@ -125,7 +127,8 @@ def train_loader(
 
     Returns:
         A loader of dicts: `input_ids` [B, T], `labels` [B, T] (the next characters), `shift_labels` (the same
-        tensor), `step_in_epoch`, `micro_step`. Its length is steps_per_epoch * accumulation; a stream has none.
+        tensor), `step_in_epoch`, `micro_step`. It has steps_per_epoch * accumulation of them; over a stream
+        it has no length.
 
     Raises:
         ValueError: if the processes and accumulation steps don't add up to the dataset's global batch.

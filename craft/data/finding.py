@@ -27,7 +27,9 @@ def find_source(args: DataArguments, split: str | None = None) -> Source:
         UserError: if there is nothing there, or nothing readable.
     """
     if not args.path:
-        raise UserError("data.path is empty: name a text file, folder, URL or dataset, such as data.path=my.txt")
+        raise UserError(
+            "data.path is empty: name a text file, folder, URL or dataset, such as data.path=my.txt"
+        )
     if args.source == "builtin":
         return BuiltIn(args.path)
     if args.source == "hub":
@@ -36,8 +38,8 @@ def find_source(args: DataArguments, split: str | None = None) -> Source:
         )
     if args.validation_split or args.test_split:
         raise UserError(
-            "data.validation_split and data.test_split name splits of a dataset (data.source=hub, which also takes "
-            "a local folder); text files are cut by data.validation_size and data.test_size"
+            "data.validation_split and data.test_split name splits of a dataset (data.source=hub, which also "
+            "takes a local folder); text files are cut by data.validation_size and data.test_size"
         )
     if args.path.startswith(("http://", "https://")):
         name = PurePath(urlparse(args.path).path)
@@ -111,7 +113,10 @@ def _folder(folder: Path) -> list[Path]:
         raise UserError(f"the folder {folder} holds no text file (.txt, .txt.gz, .jsonl, .csv, .parquet, …)")
     if len(files) < len(candidates):
         get_logger(__name__).warning(
-            "%s: %d of %d files aren't text and are left out", folder, len(candidates) - len(files), len(candidates)
+            "%s: %d of %d files aren't text and are left out",
+            folder,
+            len(candidates) - len(files),
+            len(candidates),
         )
     return files
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -70,19 +71,23 @@ def load_corpus(args: DataArguments, tokenizer: CharTokenizer | None = None) -> 
     scans = {split: scan(source, cache) for split, source in sources.items()}
     for split, found in scans.items():
         if not found.characters:
-            raise UserError(f"data.path={args.path} is empty" + (f" in its {split} split" if len(scans) > 1 else ""))
+            raise UserError(
+                f"data.path={args.path} is empty" + (f" in its {split} split" if len(scans) > 1 else "")
+            )
     tokenizer = tokenizer or build_tokenizer(args, scans)
     whole = {split: ids(source, scans[split], tokenizer, cache) for split, source in sources.items()}
     # The dataset's own splits are kept; those it doesn't have are cut from the end of its train split.
     validation_size = 0 if args.validation_split else args.validation_size
     test_size = 0 if args.test_split else args.test_size
-    splits = dict(zip(("train", "validation", "test"), cut(whole["train"], validation_size, test_size, tokenizer)))
+    splits: dict[str, Any] = dict(
+        zip(("train", "validation", "test"), cut(whole["train"], validation_size, test_size, tokenizer))
+    )
     splits.update({split: array for split, array in whole.items() if split != "train"})
     _long_enough(splits["train"], splits["validation"], args)
     keys = [ids_key(found, tokenizer) for found in scans.values()]
     return Corpus(
         tokenizer=tokenizer,
-        **splits,  # type: ignore[arg-type]
+        **splits,
         name=args.label,
         fingerprint=hashlib.sha256(repr((keys, validation_size, test_size)).encode()).hexdigest()[:16],
         n_chars=sum(found.characters for found in scans.values()),
@@ -107,8 +112,8 @@ def train_dataset(
         return CharDataset(corpus.train, args.block_size, global_batch_size, seed, order)
     if order == "streams":
         raise UserError(
-            "data.streaming=true reads the corpus once from front to back, but carried state needs many places of it "
-            "at once: set data.streaming=false or training.carry_state=false"
+            "data.streaming=true reads the corpus from front to back, but carried state needs many places "
+            "of it at once: set data.streaming=false or training.carry_state=false"
         )
     return StreamDataset(corpus.train, args.block_size, global_batch_size, seed)
 
@@ -139,8 +144,8 @@ def cut(
     last = _boundary(array, _before(n, test_size), tokenizer)
     if middle < 1:
         raise UserError(
-            f"data.validation_size={validation_size} and data.test_size={test_size} leave nothing of {n} characters "
-            "for training; make them smaller"
+            f"data.validation_size={validation_size} and data.test_size={test_size} leave nothing of {n} "
+            "characters for training; make them smaller"
         )
     validation = array[middle:last] if validation_size else None
     return array[:middle], validation, array[last:] if test_size else None

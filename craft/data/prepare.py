@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -152,7 +153,7 @@ def _write(path: Path, blocks: Iterator[np.ndarray], dtype: np.dtype) -> None:
             raise AssertionError("numpy's header grew with the count")
 
 
-def _header(file, dtype: np.dtype, count: int) -> int:  # type: ignore[no-untyped-def]
+def _header(file: BinaryIO, dtype: np.dtype, count: int) -> int:
     """Writes the header of a 1-D array; numpy pads it so that its length doesn't depend on `count`."""
     description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (count,)}
     np.lib.format.write_array_header_1_0(file, description)

@@ -92,7 +92,7 @@ class TextProcessor:
 
     @property
     def id_chars(self) -> np.ndarray:
-        """int64 [vocab]: the characters an id stands for; a character in bytes is counted at its first byte."""
+        """int64 [vocab]: characters an id stands for; one in bytes is counted at its first byte."""
         counts = np.ones(self.vocab_size, np.int64)
         counts[:UNK] = 0
         if self.unknown == "bytes":
@@ -172,5 +172,5 @@ def _unseen(char: str, position: int, where: str) -> str:
 def _surrogate(char: str, position: int, where: str) -> str:
     return (
         f"unpaired surrogate U+{ord(char):04X} at position {position} of {where} isn't a character; "
-        "open files with encoding='utf-8', or clean the text with text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')"
+        "open files with encoding='utf-8', or drop it with text.encode('utf-8', 'ignore').decode()"
     )

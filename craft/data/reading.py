@@ -104,7 +104,9 @@ def _zstandard(path: Path) -> Any:
     try:
         import zstandard
     except ImportError:
-        raise UserError(f"{path} needs the zstandard package: pip install 'craft-lm[zstd]', or unpack it") from None
+        raise UserError(
+            f"{path} needs the zstandard package: pip install 'craft-lm[zstd]', or unpack it"
+        ) from None
     return zstandard
 
 
@@ -136,6 +138,6 @@ def _not_utf8(path: Path, error: UnicodeDecodeError, base: int) -> str:
             "control codes; give a text file"
         )
     return (
-        f"{path} isn't valid UTF-8 at byte {offset} (0x{data[error.start]:02x}); convert it, for example with "
-        "iconv -f LATIN1 -t UTF-8, or read it with data.errors=replace"
+        f"{path} isn't valid UTF-8 at byte {offset} (0x{data[error.start]:02x}); convert it, for example "
+        "with iconv -f LATIN1 -t UTF-8, or read it with data.errors=replace"
     )

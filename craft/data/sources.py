@@ -165,8 +165,10 @@ def unreachable(path: str, error: Exception) -> str:
     """The message for a URL or dataset that can't be fetched."""
     from huggingface_hub import constants
 
-    why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else str(error.__cause__ or error).splitlines()[0]
-    return f"{path} can't be reached ({why}); with a copy on this machine use data.source=files data.path=/path/to/it"
+    why = (
+        "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else str(error.__cause__ or error).splitlines()[0]
+    )
+    return f"{path} can't be reached ({why}); with a copy here use data.source=files data.path=/path/to/copy"
 
 
 def rows(dataset: Any, column: str, name: str) -> Iterator[Piece]:
@@ -188,7 +190,9 @@ def rows(dataset: Any, column: str, name: str) -> Iterator[Piece]:
             for text in table.column(column).to_pylist():
                 if not isinstance(text, (str, type(None))):
                     kind = table.column(column).type
-                    raise UserError(f"column {column!r} of {name} holds {kind}, not text: choose another with data.text_column")
+                    raise UserError(
+                        f"column {column!r} of {name} holds {kind}, not text: choose another data.text_column"
+                    )
                 if text is not None:
                     yield Piece(text, f"row {row} of {name}", 0)
                 row += 1

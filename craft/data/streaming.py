@@ -1,7 +1,8 @@
 """Training while reading: nothing is prepared on the disk, and the order is still exactly reproducible.
 
-Windows are cut from the stream in order and shuffled inside consecutive buffers, by a permutation that depends
-on (seed, pass over the stream, number of the buffer) alone. To resume is to read forward to the same place.
+Windows are cut from the stream in order and shuffled inside consecutive buffers, by a permutation that
+depends on (seed, pass over the stream, number of the buffer) alone. To resume is to read forward to the
+same place.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ class StreamDataset:
             pass_number += 1
 
     def _buffers(self) -> Iterator[np.ndarray]:
-        """One pass in arrays [<= WINDOWS_PER_BUFFER, T + 1]; what doesn't fill a window at the end is left."""
+        """One pass in arrays [<= WINDOWS_PER_BUFFER, T + 1]; an unfilled window at the end is left."""
         size, wanted = self.block_size, WINDOWS_PER_BUFFER * self.block_size + 1
         pending = np.empty(0, self.stream.tokenizer.processor.dtype)
         for block in self.stream.blocks():
@@ -115,7 +116,7 @@ def open_stream(
     """(tokenizer, train, validation, test) of a streamed corpus; the held-out splits are arrays.
 
     Args:
-        own: the dataset's own `validation` and `test` splits; those missing are taken from the stream's start.
+        own: the dataset's own `validation` and `test` splits; the others are taken from the stream's start.
 
     Raises:
         UserError: if the alphabet can't be known in advance, or the stream is too short.
@@ -128,14 +129,15 @@ def open_stream(
             arrays[split] = np.concatenate(list(encoded(own[split], tokenizer)))
         elif size:
             wanted = int(size) if size >= 1 else VALIDATION_IDS
-            array = _first(TextStream(source, tokenizer, skip), wanted)
-            if len(array) < wanted:
+            first = _first(TextStream(source, tokenizer, skip), wanted)
+            if len(first) < wanted:
                 raise UserError(
-                    f"{args.path} ends within the first {skip + wanted} characters, which data.{split}_size={size} "
-                    "holds out of a stream; give a smaller count, or prepare the corpus with data.streaming=false"
+                    f"{args.path} ends within the first {skip + wanted} characters, which "
+                    f"data.{split}_size={size} holds out of a stream; give a smaller count, or set "
+                    "data.streaming=false"
                 )
-            arrays[split] = array
-            skip += len(array)
+            arrays[split] = first
+            skip += len(first)
     for split, array in arrays.items():
         if array is not None and len(array) <= args.block_size:
             raise UserError(

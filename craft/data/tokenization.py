@@ -111,7 +111,7 @@ class CharTokenizer(PreTrainedTokenizerFast):
     @cached_property
     def alphabet(self) -> list[str]:
         """The characters with an id of their own, in the order of their ids."""
-        vocab = self._tokenizer.get_vocab(with_added_tokens=False)
+        vocab = self.backend_tokenizer.get_vocab(with_added_tokens=False)
         return [token for token, _ in sorted(vocab.items(), key=lambda item: item[1]) if len(token) == 1]
 
     @cached_property
@@ -137,7 +137,9 @@ class CharTokenizer(PreTrainedTokenizerFast):
         """
         return self.processor.encode(text, where, offset)
 
-    def _encode_plus(self, text: Any, text_pair: Any = None, **kwargs: Any) -> BatchEncoding:
+    def _encode_plus(  # type: ignore[override]
+        self, text: Any, text_pair: Any = None, **kwargs: Any
+    ) -> BatchEncoding:
         # Every public way to encode passes here. The table lookup raises for surrogates and, under
         # `strict`, for unseen characters, which the backend would turn into <unk> without a word.
         for piece in (*_strings(text), *_strings(text_pair)):
@@ -153,7 +155,9 @@ class CharTokenizer(PreTrainedTokenizerFast):
             if file.endswith("tokenizer_config.json"):
                 config = json.loads(Path(file).read_text(encoding="utf-8"))
                 config["tokenizer_class"] = "PreTrainedTokenizerFast"
-                Path(file).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+                Path(file).write_text(
+                    json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+                )
         return super()._save_pretrained(save_directory, file_names, *args, **kwargs)
 
 
@@ -180,7 +184,9 @@ def load_tokenizer(path: str | Path, **kwargs: Any) -> CharTokenizer:
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"no tokenizer in {path}: {str(error).splitlines()[0]}") from error
     if "unknown" not in tokenizer.init_kwargs:
-        raise UserError(f"the tokenizer in {path} isn't a character tokenizer of craft; load it with AutoTokenizer")
+        raise UserError(
+            f"the tokenizer in {path} isn't a character tokenizer of craft; load it with AutoTokenizer"
+        )
     if not tokenizer.alphabet:
         tokenizer.__class__ = ByteTokenizer
     return tokenizer

@@ -52,7 +52,9 @@ def test_the_folder_is_the_argument_or_the_variable_or_under_home(
 def test_a_damaged_entry_is_rebuilt_with_one_line(
     damage: str, cache: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("craft"), "propagate", True)  # setup_logging of another test unsets it
+    monkeypatch.setattr(
+        logging.getLogger("craft"), "propagate", True
+    )  # setup_logging of another test unsets it
     place = Cache().entry("key", write)
     if damage == "truncate":
         os.truncate(place / "a.bin", 999)
@@ -102,7 +104,11 @@ def test_a_kill_in_the_middle_leaves_no_entry_and_its_rubbish_is_removed(cache: 
     for process in processes:
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    assert sorted(p.name for p in cache.iterdir()) == [".building-key", ".building-never built again", ".locks"]
+    assert sorted(p.name for p in cache.iterdir()) == [
+        ".building-key",
+        ".building-never built again",
+        ".locks",
+    ]
     place = Cache().entry("key", write)
     assert (place / "a.bin").read_bytes() == b"a" * 1000
     assert sorted(p.name for p in cache.iterdir()) == [".locks", "key"]
@@ -173,7 +179,9 @@ def test_processes_that_need_the_same_entry_build_it_once(cache: Path, tmp_path:
 
 def test_a_folder_that_cannot_be_written_is_named_with_a_way_out(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"the cache folder .*/file/below: it can't be written .*data.cache_dir"):
+    with pytest.raises(
+        UserError, match=r"the cache folder .*/file/below: it can't be written .*data.cache_dir"
+    ):
         Cache(str(tmp_path / "file" / "below")).entry("key", write)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,13 @@ def test_windows_of_a_memory_map_are_those_of_the_array(dtype: Any, tmp_path: Pa
     assert mapped.windows(starts).tolist() == [ids[s : s + 8].tolist() for s in starts]
 
 
-@given(size=st.integers(1, 9), batch=st.integers(1, 7), extra=st.integers(0, 200), seed=SEED, epoch=st.integers(0, 9))
+@given(
+    size=st.integers(1, 9),
+    batch=st.integers(1, 7),
+    extra=st.integers(0, 200),
+    seed=SEED,
+    epoch=st.integers(0, 9),
+)
 def test_shuffled_windows_of_an_epoch_never_overlap_and_miss_less_than_a_batch(
     size: int, batch: int, extra: int, seed: int, epoch: int
 ) -> None:
@@ -80,14 +87,20 @@ def test_random_offsets_reach_both_ends_and_repeat_freely() -> None:
     dataset.windows(starts)
 
 
-@given(size=st.integers(1, 9), batch=st.integers(1, 5), extra=st.integers(0, 300), seed=SEED, epoch=st.integers(0, 5))
+@given(
+    size=st.integers(1, 9),
+    batch=st.integers(1, 5),
+    extra=st.integers(0, 300),
+    seed=SEED,
+    epoch=st.integers(0, 5),
+)
 def test_a_stream_goes_on_where_its_last_chunk_ended(
     size: int, batch: int, extra: int, seed: int, epoch: int
 ) -> None:
     n = size * (batch + 1) + extra
     dataset = CharDataset(np.arange(n, dtype=np.uint16), size, batch, seed, order="streams")
     chunks = [dataset.windows(dataset.starts(epoch, k)) for k in range(dataset.steps_per_epoch)]
-    for before, after in zip(chunks, chunks[1:]):
+    for before, after in pairwise(chunks):
         assert (before[:, -1] == after[:, 0]).all()  # the last target is the next chunk's first input
     inputs = torch.stack(chunks)[..., :-1].flatten().tolist()
     assert len(inputs) == len(set(inputs)) == dataset.steps_per_epoch * batch * size
@@ -118,11 +131,15 @@ def test_a_refused_corpus_is_told_what_works(order: str, batch: int, size: int, 
 
 
 def test_an_unknown_order_is_named() -> None:
-    with pytest.raises(UserError, match="'shufled' is none of shuffled, random, streams, did you mean 'shuffled'"):
+    with pytest.raises(
+        UserError, match="'shufled' is none of shuffled, random, streams, did you mean 'shuffled'"
+    ):
         CharDataset(np.zeros(100, np.uint8), 4, 2, 0, order="shufled")
 
 
-def batches(dataset: CharDataset, rows: int, accumulation: int, rank: int, world: int, epoch: int) -> list[dict]:
+def batches(
+    dataset: CharDataset, rows: int, accumulation: int, rank: int, world: int, epoch: int
+) -> list[dict]:
     loader = train_loader(dataset, rows, accumulation, rank, world)
     loader.set_epoch(epoch)
     assert len(loader) == dataset.steps_per_epoch * accumulation
@@ -160,7 +177,9 @@ def same(one: dict, two: dict) -> bool:
 
 @settings(deadline=None)
 @given(skip=st.integers(0, 30), seed=SEED, epoch=st.integers(0, 3))
-def test_a_skipped_loader_goes_on_exactly_there_and_follows_the_epoch(skip: int, seed: int, epoch: int) -> None:
+def test_a_skipped_loader_goes_on_exactly_there_and_follows_the_epoch(
+    skip: int, seed: int, epoch: int
+) -> None:
     dataset = CharDataset(np.arange(40 * 16, dtype=np.uint16), 5, 4, seed)
     loader = train_loader(dataset, 2, 2, 0, 1)
     skip = min(skip, len(loader))
@@ -186,7 +205,9 @@ def test_skipping_ten_million_batches_cuts_no_window() -> None:
 
 def test_a_loader_that_does_not_add_up_is_refused() -> None:
     dataset = CharDataset(np.zeros(1000, np.uint8), 4, 8, 0)
-    with pytest.raises(ValueError, match=r"2 rows x 2 accumulation steps x 1 processes = 4, but the global batch is 8"):
+    with pytest.raises(
+        ValueError, match=r"2 rows x 2 accumulation steps x 1 processes = 4, but the global batch is 8"
+    ):
         train_loader(dataset, 2, 2, 0, 1)
 
 
@@ -198,7 +219,9 @@ class Recorder(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.zeros(()))
         self.seen: list[list[list[int]]] = []
 
-    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor, **kwargs: Any) -> dict[str, torch.Tensor]:
+    def forward(
+        self, input_ids: torch.Tensor, labels: torch.Tensor, **kwargs: Any
+    ) -> dict[str, torch.Tensor]:
         self.seen.append(input_ids.tolist())
         return {"loss": self.weight * input_ids.float().mean()}
 
@@ -232,6 +255,8 @@ def test_hugging_face_trainer_resumes_in_the_middle_of_an_epoch(tmp_path: Path) 
 
     whole = train(None)
     steps = [(step // 7, step % 7) for step in range(20)]
-    expected = [dataset.windows(dataset.starts(*s))[rows, :-1].tolist() for s in steps for rows in ([0, 1], [2, 3])]
+    expected = [
+        dataset.windows(dataset.starts(*s))[rows, :-1].tolist() for s in steps for rows in ([0, 1], [2, 3])
+    ]
     assert whole == expected
     assert train(str(tmp_path / "checkpoint-10")) == expected[20:]

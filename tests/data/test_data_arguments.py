@@ -41,8 +41,14 @@ def test_the_standard_corpora_are_cut_as_the_field_cuts_them() -> None:
     [
         ({"source": "file"}, "data.source='file' is none of builtin, files, hub, did you mean 'files'?"),
         ({"unknown": "byte"}, "data.unknown='byte' is none of strict, unk, bytes, did you mean 'bytes'?"),
-        ({"validation_size": 1.5}, "data.validation_size=1.5 must be a fraction below 1 or a whole number of characters"),
-        ({"test_size": -0.1}, "data.test_size=-0.1 must be a fraction below 1 or a whole number of characters"),
+        (
+            {"validation_size": 1.5},
+            "data.validation_size=1.5 must be a fraction below 1 or a whole number of characters",
+        ),
+        (
+            {"test_size": -0.1},
+            "data.test_size=-0.1 must be a fraction below 1 or a whole number of characters",
+        ),
         ({"block_size": 0}, "data.block_size=0 must be at least 1"),
     ],
 )
@@ -67,6 +73,7 @@ def test_label(values: dict[str, Any], label: str) -> None:
 
 
 def test_the_schema_imports_neither_torch_nor_transformers() -> None:
-    code = "import sys, craft.data.arguments; print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
+    heavy = "('torch', 'transformers', 'numpy')"
+    code = f"import sys, craft.data.arguments; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -21,7 +21,13 @@ def text_of(path: Any, **fields: Any) -> str:
 
 
 def test_folders_and_patterns_are_sorted_and_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, text in (("b.txt", "B"), ("a.txt", "A\r\n"), ("deep/c.md", "C"), (".hidden", "H"), (".git/x.txt", "G")):
+    for name, text in (
+        ("b.txt", "B"),
+        ("a.txt", "A\r\n"),
+        ("deep/c.md", "C"),
+        (".hidden", "H"),
+        (".git/x.txt", "G"),
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(text.encode())
     (tmp_path / "deep" / "d.txt.gz").write_bytes(gzip.compress(b"D"))
@@ -46,7 +52,7 @@ def test_what_is_missing_is_named_with_its_neighbour(tmp_path: Path) -> None:
         find_source(DataArguments(path=str(tmp_path / "peoms.txt")))
     with pytest.raises(UserError, match=r"doesn't exist \(the current folder"):
         find_source(DataArguments(path=str(tmp_path / "*.csv")))
-    with pytest.raises(UserError, match="data.path is empty"):
+    with pytest.raises(UserError, match=r"data.path is empty"):
         find_source(DataArguments())
 
 
@@ -62,7 +68,9 @@ def test_a_folder_without_text_and_a_mixed_one_are_refused(tmp_path: Path) -> No
 
 def test_split_names_belong_to_datasets(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(UserError, match="data.validation_split and data.test_split name splits of a dataset"):
+    with pytest.raises(
+        UserError, match=r"data.validation_split and data.test_split name splits of a dataset"
+    ):
         find_source(DataArguments(path=str(tmp_path / "a.txt"), validation_split="validation"))
 
 
@@ -82,6 +90,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     monkeypatch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", tmp_path / "downloads")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "downloads")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)  # this machine alone is asked
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
     class Handler(BaseHTTPRequestHandler):
@@ -108,7 +117,9 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     web.server_close()
 
 
-def test_a_url_is_downloaded_once_and_read_by_its_suffix(server: Any) -> None:
+def test_a_url_is_downloaded_once_and_read_by_its_suffix(
+    server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server.files["/data/input.txt"] = b"caf\xc3\xa9\r\n"
     server.files["/text.gz"] = gzip.compress(b"packed")
     server.files["/rows.jsonl"] = b'{"text": "row"}\n'
@@ -119,6 +130,8 @@ def test_a_url_is_downloaded_once_and_read_by_its_suffix(server: Any) -> None:
     assert len(server.requests) == asked
     assert text_of(f"{server.url}/text.gz?download=1") == "packed"
     assert text_of(f"{server.url}/rows.jsonl") == "row"
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    assert text_of(f"{server.url}/data/input.txt") == "café\r\n"
 
 
 def test_a_url_that_cannot_be_reached_is_refused_with_a_way_out(server: Any) -> None:

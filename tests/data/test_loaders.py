@@ -47,7 +47,11 @@ def test_tiny_shakespeare_is_cut_as_nanogpt_cuts_it(shakespeare: Path) -> None:
     assert load(shakespeare, validation_size=0.2).fingerprint != corpus.fingerprint
 
 
-@given(st.integers(2, 10**7), st.sampled_from([0.0, 0.01, 0.05, 0.1, 0.2, 0.25]), st.sampled_from([0.0, 0.05, 0.1, 0.3]))
+@given(
+    st.integers(2, 10**7),
+    st.sampled_from([0.0, 0.01, 0.05, 0.1, 0.2, 0.25]),
+    st.sampled_from([0.0, 0.05, 0.1, 0.3]),
+)
 def test_fractions_are_cut_as_nanogpt_would_cut_them(n: int, validation: float, test: float) -> None:
     tokenizer = CharTokenizer.train(["a"])
     train = (100 - round(validation * 100) - round(test * 100)) / 100  # not 1 - 0.05 - 0.05, which isn't 0.9
@@ -94,7 +98,7 @@ def test_every_policy_reaches_the_tokenizer(tmp_path: Path) -> None:
     assert small.tokenizer.alphabet == ["a"]
     assert decoded(small, "train").startswith("aaaabbbc")
     assert isinstance(load(path, tokenizer="byte").tokenizer, ByteTokenizer)
-    with pytest.raises(UserError, match="say what they become with data.unknown"):
+    with pytest.raises(UserError, match=r"say what they become with data.unknown"):
         load(path, min_frequency=20)
 
 
@@ -154,13 +158,15 @@ def test_rows_of_tables_are_documents(suffix: str, streaming: bool, tmp_path: Pa
 def test_missing_and_wrong_columns_are_named(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("txt,n\nab,1\n")
-    with pytest.raises(UserError, match=r"data.text_column='text' isn't among the columns .*\(txt, n\), did you mean 'txt'"):
+    with pytest.raises(
+        UserError, match=r"data.text_column='text' isn't among the columns .*\(txt, n\), did you mean 'txt'"
+    ):
         load(path)
-    with pytest.raises(UserError, match="column 'n' of .* holds int64, not text"):
+    with pytest.raises(UserError, match=r"column 'n' of .* holds int64, not text"):
         load(path, text_column="n")
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"text": "a"}\n{"text": ')
-    with pytest.raises(UserError, match="broken.jsonl can't be"):
+    with pytest.raises(UserError, match=r"broken.jsonl can't be"):
         load(broken)
 
 
@@ -179,7 +185,12 @@ def dataset_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_dataset_keeps_its_own_splits(dataset_folder: Path, streaming: bool) -> None:
     policy = {"tokenizer": "byte"} if streaming else {}
     corpus = load(
-        dataset_folder, source="hub", validation_split="validation", test_split="test", streaming=streaming, **policy
+        dataset_folder,
+        source="hub",
+        validation_split="validation",
+        test_split="test",
+        streaming=streaming,
+        **policy,
     )
     train = np.concatenate(list(corpus.train.blocks())) if streaming else corpus.train
     assert corpus.tokenizer.decode(train) == "ab<eos>ba<eos>" * 30
@@ -267,4 +278,9 @@ def test_train_dataset_follows_the_arguments(shakespeare: Path) -> None:
     corpus = load_corpus(args)
     assert train_dataset(corpus, args, 8, seed=3).order == "random"
     streams = train_dataset(corpus, args, 8, seed=3, order="streams")
-    assert (streams.order, streams.block_size, streams.global_batch_size, streams.seed) == ("streams", 32, 8, 3)
+    assert (streams.order, streams.block_size, streams.global_batch_size, streams.seed) == (
+        "streams",
+        32,
+        8,
+        3,
+    )

@@ -20,7 +20,9 @@ def test_a_permutation_visits_everything_once(size: int, seed: int, epoch: int) 
 
 
 @given(st.integers(1, 10**15), SEED, st.lists(st.integers(0, 10**15), min_size=1, max_size=20, unique=True))
-def test_single_places_of_a_huge_permutation_are_computed_alone(size: int, seed: int, index: list[int]) -> None:
+def test_single_places_of_a_huge_permutation_are_computed_alone(
+    size: int, seed: int, index: list[int]
+) -> None:
     index = [i % size for i in index]
     found = permuted(np.array(index), size, seed)
     assert ((found >= 0) & (found < size)).all()

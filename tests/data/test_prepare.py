@@ -60,12 +60,21 @@ def test_ids_are_those_of_the_tokenizer_and_come_as_a_memory_map(tmp_path: Path)
         assert array.dtype == tokenizer.processor.dtype
 
 
-def test_documents_end_with_eos_and_their_boundaries_are_part_of_the_content(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_documents_end_with_eos_and_their_boundaries_are_part_of_the_content(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     tokenizer = CharTokenizer.train(["abc"])
     a, b, c = tokenizer.encode("abc")
     for piece in (1, 2, 1 << 20):
         monkeypatch.setattr("craft.data.prepare.PIECE", piece)
-        assert np.concatenate(list(encoded(Documents("ab", "", "c"), tokenizer))).tolist() == [a, b, 2, 2, c, 2]
+        assert np.concatenate(list(encoded(Documents("ab", "", "c"), tokenizer))).tolist() == [
+            a,
+            b,
+            2,
+            2,
+            c,
+            2,
+        ]
     one, two = scan(Documents("ab", "c"), Cache()), scan(Documents("a", "bc"), Cache())
     assert one.counts == two.counts
     assert one.sha256 != two.sha256
@@ -141,10 +150,14 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, cache: 
     assert list(cache.glob("scan-*")) == []
 
 
-def test_a_given_alphabet_refuses_a_file_by_name_and_position(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_given_alphabet_refuses_a_file_by_name_and_position(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("craft.data.reading.PIECE", 100)
     source = file_source(tmp_path / "poem.txt", "é" * 120 + "x")
-    with pytest.raises(UserError, match=r"'x' \(U\+0078\) at position 120 of .*poem.txt isn't in the alphabet"):
+    with pytest.raises(
+        UserError, match=r"'x' \(U\+0078\) at position 120 of .*poem.txt isn't in the alphabet"
+    ):
         ids(source, scan(source, Cache()), CharTokenizer.train(["é"]), Cache())
 
 
@@ -169,7 +182,9 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
     with path.open("wb") as file:
         for _ in range(200):
             file.write(line * (1_000_000 // len(line)))
-    done = subprocess.run([sys.executable, "-c", MEASURE, str(path)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(path)], capture_output=True, text=True, check=True
+    )
     characters, kilobytes = map(int, done.stdout.split())
     assert characters == path.stat().st_size // len(line) * len(line.decode())
     assert kilobytes < 100_000  # for 200 MB of text: tables and a few pieces of a megabyte

@@ -79,7 +79,9 @@ def test_buffers_are_shuffled_and_each_pass_differently() -> None:
 
 
 @settings(deadline=None, max_examples=30)
-@given(rows=st.integers(1, 3), accumulation=st.integers(1, 2), world=st.integers(1, 3), skip=st.integers(0, 12))
+@given(
+    rows=st.integers(1, 3), accumulation=st.integers(1, 2), world=st.integers(1, 3), skip=st.integers(0, 12)
+)
 def test_processes_share_each_global_batch_and_a_skip_reads_forward(
     rows: int, accumulation: int, world: int, skip: int
 ) -> None:
@@ -104,7 +106,7 @@ def test_a_stream_has_no_length() -> None:
 
 
 def test_a_stream_shorter_than_a_window_is_refused() -> None:
-    with pytest.raises(UserError, match="ends before it fills a window of data.block_size=10"):
+    with pytest.raises(UserError, match=r"ends before it fills a window of data.block_size=10"):
         StreamDataset(stream(10), 10, 1, seed=0).batch(0, 0, np.arange(1))
 
 
@@ -128,7 +130,9 @@ def test_held_out_characters_are_never_trained_on(
 
 @settings(deadline=None, max_examples=30)
 @given(size=st.integers(10, 60))
-def test_a_held_out_split_ends_between_characters(size: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_held_out_split_ends_between_characters(
+    size: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     text = "aé世👩" * 30
     found = corpus(tmp_path_factory.getbasetemp() / "bytes.txt", text, tokenizer="byte", validation_size=size)
     held_out = bytes((found.validation - 4).astype(np.uint8)).decode()  # raises inside a character
@@ -142,13 +146,17 @@ def test_a_fraction_of_a_stream_is_a_fixed_count(tmp_path: Path, monkeypatch: py
     found = corpus(tmp_path / "a.txt", TEXT, unknown="unk")
     assert len(found.validation) == 30
     assert found.test is None
-    with pytest.raises(UserError, match=r"ends within the first 5000 characters, which data.validation_size=5000"):
+    with pytest.raises(
+        UserError, match=r"ends within the first 5000 characters, which data.validation_size=5000"
+    ):
         corpus(tmp_path / "a.txt", TEXT, unknown="unk", validation_size=5000)
-    with pytest.raises(UserError, match="too few for data.block_size=64; the largest that works is 29"):
+    with pytest.raises(UserError, match=r"too few for data.block_size=64; the largest that works is 29"):
         corpus(tmp_path / "a.txt", TEXT, unknown="unk", block_size=64)
 
 
-def test_the_alphabet_of_a_stream_is_that_of_its_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_alphabet_of_a_stream_is_that_of_its_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(streaming, "ALPHABET_CHARACTERS", 20)
     found = corpus(tmp_path / "a.txt", TEXT, unknown="unk", validation_size=10)
     assert found.tokenizer.alphabet == list(TEXT[:20])
@@ -169,6 +177,10 @@ def test_nothing_is_written_and_the_loader_runs(tmp_path: Path, cache: Path) -> 
 
 
 def test_the_builtin_corpus_streams_too() -> None:
-    found = load_corpus(DataArguments(source="builtin", path="python_docs", streaming=True, tokenizer="byte", validation_size=1000))
+    found = load_corpus(
+        DataArguments(
+            source="builtin", path="python_docs", streaming=True, tokenizer="byte", validation_size=1000
+        )
+    )
     assert isinstance(found.tokenizer, ByteTokenizer)
     assert len(found.validation) == 1000

@@ -57,7 +57,12 @@ def test_decode_inverts_encode_over_the_alphabet(text: str) -> None:
 def test_ids_are_specials_then_characters_by_code_point() -> None:
     tokenizer = CharTokenizer.train(["ba", "é"])
     assert tokenizer.convert_ids_to_tokens(range(7)) == ["<pad>", "<bos>", "<eos>", "<unk>", "a", "b", "é"]
-    assert (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id) == (0, 1, 2, 3)
+    assert (
+        tokenizer.pad_token_id,
+        tokenizer.bos_token_id,
+        tokenizer.eos_token_id,
+        tokenizer.unk_token_id,
+    ) == (0, 1, 2, 3)
     assert len(tokenizer) == tokenizer.vocab_size == len(tokenizer.id_chars) == len(tokenizer.id_bytes) == 7
     assert len(TOKENIZERS["byte"]) == 260
     assert TOKENIZERS["byte"]("é").input_ids == [4 + 0xC3, 4 + 0xA9]
@@ -90,7 +95,7 @@ def test_strict_holds_for_every_way_to_encode() -> None:
 
 def test_an_unpaired_surrogate_is_an_error_with_a_way_out() -> None:
     for tokenizer in TOKENIZERS.values():
-        with pytest.raises(UserError, match=r"unpaired surrogate U\+D83D at position 1 .*surrogatepass"):
+        with pytest.raises(UserError, match=r"unpaired surrogate U\+D83D at position 1 .*'ignore'"):
             tokenizer("a\ud83d")
 
 
@@ -162,7 +167,9 @@ for name in {list(TOKENIZERS)!r}:
     assert shown == ("a<unk>" if name in ("strict", "unk") else "aé"), (name, shown)
 print("fine")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
     assert done.stdout.strip() == "fine", done.stderr
 
 
@@ -173,7 +180,9 @@ def test_load_tokenizer_refuses_what_is_not_ours(tmp_path: Path) -> None:
     from tokenizers.models import WordLevel
     from transformers import PreTrainedTokenizerFast
 
-    stock = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>")))
+    stock = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>"))
+    )
     stock.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="isn't a character tokenizer of craft"):
         load_tokenizer(tmp_path)
