@@ -137,7 +137,7 @@ def _choice(group: str, value: str, folders: Sequence[Path]) -> str:
     name = value.removesuffix(".yaml")
     if name not in names and not (group == "experiments" and name in ("null", "none")):
         raise UserError(f"no {group}={value}{did_you_mean(name, names)} (there are: {', '.join(names)})")
-    return "null" if name == "none" else name
+    return "none" if name == "null" else name
 
 
 def _suggest_setting(key: str) -> str:
@@ -214,7 +214,7 @@ def _compose_groups(choices: Mapping[str, str], folders: Sequence[Path]) -> tupl
         _search_first(folders[0])
     try:
         with hydra.initialize_config_dir(str(own), version_base="1.3"):
-            words = [f"{group}={name}" for group, name in choices.items()]
+            words = [f"~{group}" if name == "none" else f"{group}={name}" for group, name in choices.items()]
             config = hydra.compose("config", overrides=words, return_hydra_config=True)
     except HydraException as error:
         raise UserError(f"configuration: {_one_line(error)}") from error
@@ -226,15 +226,13 @@ def _compose_groups(choices: Mapping[str, str], folders: Sequence[Path]) -> tupl
     with open_dict(config):
         del config["hydra"]
         config.experiment = chosen.get("experiments") or "none"
-    files = {
-        section: [
-            folder / group / f"{name}.yaml"
-            for group, name in (("experiments", chosen.get("experiments")), (section, chosen.get(section)))
-            for folder in folders
-            if name and (folder / group / f"{name}.yaml").is_file()
+    files = {}
+    for section in (*SECTIONS, "experiments"):
+        picked = {group: chosen.get(group) for group in ("experiments", section)}
+        paths = [
+            folder / group / f"{name}.yaml" for group, name in picked.items() for folder in folders if name
         ]
-        for section in SECTIONS
-    }
+        files[section] = [path for path in paths if path.is_file()]
     return config, files
 
 
@@ -282,7 +280,7 @@ def _load_saved(
         raise UserError(f"{file} is not a saved run: it must have the sections {', '.join(SECTIONS)}")
     files = {section: [file] for section in SECTIONS}
     if choices:
-        fresh, fresh_files = _compose_groups({**choices, "experiments": "null"}, folders)
+        fresh, fresh_files = _compose_groups({**choices, "experiments": "none"}, folders)
         for section in choices:
             config[section], files[section] = fresh[section], fresh_files[section]
     return config, files

@@ -62,6 +62,8 @@ class Locator:
         if any(typed == key or typed.startswith(f"{key}.") for typed in self.typed):
             return ""
         candidates = self.files.get(section) or [file for files in self.files.values() for file in files]
+        if not name and section in self.files:
+            return f" ({short(candidates[-1])})" if candidates else ""
         for file in candidates:
             for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
                 if re.match(rf"\s*{re.escape(name or section)}\s*:", line):

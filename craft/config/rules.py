@@ -104,7 +104,6 @@ OTHER_NAMES = {
     "seq_len": "block_size",
     "text": "path",
     "file": "path",
-    "dtype": "precision",
 }
 """What other programs call the same thing; used for suggestions only."""
 

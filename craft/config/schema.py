@@ -61,6 +61,9 @@ class Run:
             UserError: for an unknown key, a wrong type, a value out of range or an impossible combination.
         """
         for key in mapping:
+            if key == "experiments":
+                where = locate("experiments")
+                raise UserError(f"an experiment's file must begin with the line '# @package _global_'{where}")
             if key not in (*SECTIONS, "experiment"):
                 hint = did_you_mean(str(key), SECTIONS)
                 raise UserError(f"unknown section {key!r}{locate(str(key))}{hint} {SECTIONS_ARE}")
@@ -149,14 +152,21 @@ def coerce(value: Any, field: Field) -> Any:
     names = {kind.name for kind in field.kinds}
     if isinstance(value, float) and "int" in names and value.is_integer():
         return int(value)
-    if isinstance(value, str) and "float" in names and "str" not in names:
-        try:
-            number = float(value)
-        except ValueError:
-            raise TypeError from None
-        if math.isfinite(number):
-            return number
+    if isinstance(value, str) and not field.textual and (meant := _scalar(value)) != value:
+        return coerce(meant, field)
     raise TypeError
+
+
+def _scalar(text: str) -> Any:
+    """The number or truth value that a text spells, else the text: environment variables are always text."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            pass
+    return text
 
 
 def _is(value: Any, kind: Kind) -> bool:

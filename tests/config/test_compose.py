@@ -1,0 +1,219 @@
+"""What a valid command line composes to, and that a saved run repeats it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from craft.config.compose import compose, resumed, split_text
+from craft.config.files import builtin_folder, config_folders, list_group
+from craft.config.schema import GROUPS, Run
+from craft.utils.common import UserError
+from craft.utils.outputs import RUN_CONFIG
+
+EXPERIMENTS = [name for name, _, _ in list_group("experiments", config_folders(None))]
+
+
+def names(group: str) -> list[str]:
+    return [name for name, _, _ in list_group(group, config_folders(None))]
+
+
+def test_without_arguments_it_is_the_quickstart() -> None:
+    run = compose()
+    assert run.experiment == "quickstart"
+    assert run.data["path"] == "python_docs"
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_shipped_file_composes_and_says_what_it_is_for(
+    group: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("craft.config.combinations.accelerator_present", lambda: True)
+    for name, description, _ in list_group(group, config_folders(None)):
+        needed = ["data.path=my.txt"] if group == "data" and name == "text_file" else []
+        streaming = ["training.max_steps=100"] if group == "data" else []
+        assert compose([f"{group}={name}", *needed, *streaming])
+        assert 10 < len(description) <= 112, f"{group}/{name}.yaml needs a comment that says what it is for"
+
+
+def test_the_command_line_beats_the_experiment_which_beats_the_groups(own: Callable[..., Path]) -> None:
+    folder = own(
+        **{
+            "training/base": "# x\nseed: 1\nmax_steps: 10\nlearning_rate: 1e-3\n",
+            "experiments/mine": "# @package _global_\ndefaults:\n  - override /training: base\n  - _self_\n"
+            "training:\n  seed: 2\n  max_steps: 20\n",
+        }
+    )
+    run = compose(["experiments=mine", "training.max_steps=30"], config_dir=folder)
+    assert (run.training["learning_rate"], run.training["seed"], run.training["max_steps"]) == (0.001, 2, 30)
+    assert run.experiment == "mine"
+    assert (
+        compose(["experiments=mine", "models=char_lstm"], config_dir=folder).models["model_type"]
+        == "char_lstm"
+    )
+
+
+def test_a_users_file_shadows_and_adds(own: Callable[..., Path]) -> None:
+    folder = own(
+        **{"models/char_lstm": "model_type: char_lstm\nhidden_size: 48\n", "data/mine": "path: a.txt\n"}
+    )
+    assert compose(["models=char_lstm"], config_dir=folder).models["hidden_size"] == 48
+    assert compose(["data=mine"], config_dir=folder).data["path"] == "a.txt"
+    assert compose(["models=char_lstm"]).models["hidden_size"] != 48  # gone with the next call
+    listed = {name: path for name, _, path in list_group("models", config_folders(folder))}
+    assert listed["char_lstm"].is_relative_to(folder)
+    assert listed["transformer"].is_relative_to(builtin_folder())
+
+
+def test_values_are_read_by_the_type_of_their_field() -> None:
+    run = compose(
+        [
+            "data=text_file",
+            "data.path=my text (1), [final].txt",
+            "training.sample_prompt=ROMEO:",
+            "training.learning_rate=1e-3",
+            "training.max_steps=2e3",
+            "training.run_name=007",
+            "training.lr_scheduler_kwargs.min_lr=1e-4",
+            "training.report_to=[wandb]",
+            "training.eval_steps=null",
+            "training.use_cpu=yes",
+        ]
+    )
+    assert run.data["path"] == "my text (1), [final].txt"
+    assert run.training["sample_prompt"] == "ROMEO:"
+    assert run.training["learning_rate"] == 0.001
+    assert run.training["max_steps"] == 2000
+    assert run.training["run_name"] == "007"
+    assert run.training["lr_scheduler_kwargs"]["min_lr"] == 0.0001
+    assert run.training["report_to"] == ["wandb"]
+    assert run.training["eval_steps"] is None
+    assert run.training["use_cpu"] is True
+
+
+@pytest.mark.parametrize(
+    ("typed", "prompt"),
+    [
+        ("", ""),
+        ('"a\\nb"', "a\nb"),
+        ("null", None),
+        ("# x", "# x"),
+        ("a # b", "a # b"),
+        ("1", "1"),
+        ("- x", "- x"),
+        ("{", "{"),
+    ],
+)
+def test_a_text_stays_as_it_was_typed(typed: str, prompt: str | None) -> None:
+    assert compose([f"training.sample_prompt={typed}"]).training["sample_prompt"] == prompt
+
+
+def test_interpolations_resolve(monkeypatch: pytest.MonkeyPatch, own: Callable[..., Path]) -> None:
+    monkeypatch.setenv("CRAFT_TEST_STEPS", "12")
+    folder = own(**{"training/mine": "max_steps: ${oc.env:CRAFT_TEST_STEPS}\nseed: ${.max_steps}\n"})
+    run = compose(["training=mine", "training.run_name=${oc.env:CRAFT_TEST_STEPS}"], config_dir=folder)
+    assert (run.training["max_steps"], run.training["seed"], run.training["run_name"]) == (12, 12, "12")
+
+
+def test_a_text_as_first_argument(tiny_text: Path) -> None:
+    assert split_text([str(tiny_text), "models=char_lstm"]) == [
+        "data=text_file",
+        f"data.path={tiny_text}",
+        "models=char_lstm",
+    ]
+    assert split_text(["https://example.org/a.txt?x=1"])[1] == "data.path=https://example.org/a.txt?x=1"
+    run = compose(split_text([str(tiny_text), "experiments=quickstart"]))
+    assert run.data["path"] == str(tiny_text)
+    assert run.data["source"] == "files"
+
+
+OVERRIDES = st.fixed_dictionaries(
+    {},
+    optional={
+        "models": st.sampled_from(names("models")),
+        "training.learning_rate": st.floats(1e-12, 1e3).map(repr),
+        "training.seed": st.integers(0, 2**31).map(str),
+        "training.sample_prompt": st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=12).filter(
+            lambda text: "$" not in text and not text.startswith(('"', "'"))
+        ),
+        "training.weight_decay": st.sampled_from(["0", "0.1", "1e-5", "3"]),
+        "data.validation_size": st.sampled_from(["0.05", "1000", "0.3"]),
+        "data.unknown": st.sampled_from(["strict", "unk", "bytes"]),
+        "training.lr_scheduler_kwargs.min_lr": st.sampled_from(["1e-5", "0.01"]),
+    },
+)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(overrides=OVERRIDES)
+def test_a_saved_run_repeats_exactly(overrides: dict[str, str], tmp_path: Path) -> None:
+    run = compose([f"{key}={value}" for key, value in overrides.items()])
+    file = tmp_path / "run.yaml"
+    file.write_text(run.to_yaml(), encoding="utf-8")
+    assert compose([], config_file=file) == run
+    assert yaml.safe_load(run.to_yaml()) == run.to_dict()
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_repeats_and_takes_overrides(
+    experiment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("craft.config.combinations.accelerator_present", lambda: True)
+    run = compose([f"experiments={experiment}"])
+    file = tmp_path / "run.yaml"
+    file.write_text(run.to_yaml(), encoding="utf-8")
+    again = compose(["training.seed=77"], config_file=file)
+    assert again.training == {**run.training, "seed": 77}
+    assert (again.models, again.data, again.experiment) == (run.models, run.data, experiment)
+
+
+def test_a_group_replaces_a_section_of_a_saved_run(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(compose(["training.seed=5"]).to_yaml(), encoding="utf-8")
+    run = compose(["models=char_lstm"], config_file=file)
+    assert run.models["model_type"] == "char_lstm"
+    assert "num_attention_heads" not in run.models
+    assert run.training["seed"] == 5
+
+
+def test_a_saved_run_does_not_depend_on_later_defaults() -> None:
+    run = compose(["data=text_file", "data.path=a.txt"])
+    assert run.data["block_size"] == 64  # a default of the class, written out
+    assert run.training["carry_state"] is True
+    assert "vocab_size" not in run.models  # follows from the data
+
+
+def test_a_run_can_be_made_from_plain_data() -> None:
+    run = compose()
+    assert Run.of(run.to_dict()) == run
+    with pytest.raises(UserError, match=r"unknown key 'data.nothing'"):
+        Run.of({**run.to_dict(), "data": {**run.data, "nothing": 1}})
+
+
+def test_the_run_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run to resume"):
+        resumed("latest", tmp_path)
+    for name in ("a_0.8M_fp32_20260101_000000", "a_0.8M_fp32_20260101_000000_step_10"):
+        (tmp_path / "models" / name).mkdir(parents=True)
+        (tmp_path / "models" / name / RUN_CONFIG).write_text("x", encoding="utf-8")
+    folder, saved = resumed("latest", tmp_path)
+    assert saved == tmp_path / "models/a_0.8M_fp32_20260101_000000" / RUN_CONFIG
+    assert resumed(folder) == (folder, saved)
+    with pytest.raises(UserError, match="no run there"):
+        resumed(str(tmp_path))
+
+
+def test_composing_imports_neither_torch_nor_transformers() -> None:
+    code = (
+        "import sys; from craft.config.compose import compose; compose();"
+        "print([m for m in ('torch', 'transformers', 'numpy', 'datasets') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,233 @@
+"""Every mistake in a configuration is one line that quotes what was typed and says what could be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from craft.config import combinations
+from craft.config.compose import compose, split_text
+from craft.utils.common import UserError
+
+TEXT = ["data=text_file", "data.path=my.txt"]
+EVALUATES = ["training.eval_strategy=steps", "training.eval_steps=100"]
+
+
+def refusal(*overrides: str, **kwargs: object) -> str:
+    with pytest.raises(UserError) as caught:
+        compose([*TEXT, *overrides], **kwargs)  # type: ignore[arg-type]
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("override", "phrases"),
+    [
+        # names
+        ("experiment=quickstart", ["'experiment'", "did you mean 'experiments'?"]),
+        ("model=char_lstm", ["'model'", "did you mean 'models'?"]),
+        ("models=char_lstmm", ["models=char_lstmm", "did you mean 'char_lstm'?", "transformer"]),
+        ("experiments=quikstart", ["did you mean 'quickstart'?"]),
+        ("models=transformer,char_lstm", ["models=transformer,char_lstm"]),
+        ("learning_rate=1", ["'learning_rate'", "did you mean 'training.learning_rate'?"]),
+        ("lr=1", ["did you mean 'training.learning_rate'?"]),
+        ("n_layer=1", ["did you mean 'models.num_hidden_layers'?"]),
+        ("training.lerning_rate=1", ["'training.lerning_rate'", "did you mean 'training.learning_rate'?"]),
+        ("training.block_size=8", ["did you mean 'data.block_size'?"]),
+        ("training.batch_size=8", ["did you mean 'training.per_device_train_batch_size'?"]),
+        ("model.hidden_size=8", ["'model'", "did you mean 'models'?"]),
+        ("hydra.run.dir=x", ["'hydra'"]),
+        ("training._target_=os.system", ["'training._target_'"]),
+        ("models.model_type=char_lstmm", ["char_lstmm", "did you mean 'char_lstm'?"]),
+        ("~training.seed=1", ["KEY=VALUE"]),
+        ("training.seed", ["KEY=VALUE"]),
+        # types
+        ("training.learning_rate=abc", ["training.learning_rate=abc", "a number"]),
+        ("training.learning_rate=null", ["training.learning_rate=null", "a number"]),
+        ("training.learning_rate=.nan", ["training.learning_rate", "a number"]),
+        ("training.learning_rate=true", ["training.learning_rate=true", "a number"]),
+        ("training.learning_rate=[1e-3]", ["training.learning_rate=[0.001]"]),
+        ("training.learning_rate.x=1", ["'training.learning_rate.x'", "a number"]),
+        ("training.max_steps=1.5", ["training.max_steps=1.5", "a whole number"]),
+        ("training.max_steps=ten", ["training.max_steps=ten", "a whole number"]),
+        ("training.use_cpu=2", ["training.use_cpu=2", "true or false"]),
+        ("training.lr_scheduler_type=cosin", ["did you mean 'cosine'?"]),
+        ("training.optim=muonn", ["did you mean 'muon'?"]),
+        ("training.precision=fp8", ["training.precision=fp8", "auto, fp32, bf16, fp16"]),
+        ("training.eval_strategy=sometimes", ["no, steps, epoch"]),
+        ("training.eval_protocol=block", ["did you mean 'blocks'?", "sliding-N"]),
+        ("training.eval_protocol=sliding-0", ["sliding-N"]),
+        ("data.order=suffled", ["did you mean 'shuffled'?"]),
+        ("data.source=web", ["builtin, files, hub"]),
+        ("models.mlp=relu", ["did you mean 'relu2'?"]),
+        ("models.norm=batchnorm", ["rmsnorm, layernorm"]),
+        # ranges
+        ("training.learning_rate=0", ["training.learning_rate=0", "above 0"]),
+        ("training.learning_rate=-1e-3", ["training.learning_rate=-0.001", "above 0"]),
+        ("training.max_steps=0", ["at least 1, or -1"]),
+        ("training.per_device_train_batch_size=0", ["at least 1"]),
+        ("training.adam_beta2=1.0", ["at least 0 and below 1"]),
+        ("training.weight_decay=-0.1", ["0 or more"]),
+        ("training.ema_decay=1.0", ["above 0 and below 1"]),
+        ("training.logging_steps=0", ["above 0"]),
+        ("training.logging_steps=1.5", ["a whole number, or a fraction below 1"]),
+        ("models.hidden_size=-128", ["models.hidden_size=-128", "at least 1"]),
+        ("models.num_hidden_layers=0", ["at least 1"]),
+        ("models.dropout=1.0", ["models.dropout=1.0", "at least 0 and below 1"]),
+        ("models.dropout=-0.1", ["at least 0 and below 1"]),
+        ("data.block_size=0", ["data.block_size=0", "at least 1"]),
+        ("data.min_frequency=0", ["at least 1"]),
+        ("data.validation_size=-0.1", ["0 or more"]),
+        ("data.validation_size=1.5", ["data.validation_size=1.5", "fraction below 1"]),
+        # combinations
+        ("models.hidden_size=130", ["models.hidden_size=130", "multiple of models.num_attention_heads=4"]),
+        ("models.num_key_value_heads=3", ["models.num_attention_heads=4", "models.num_key_value_heads=3"]),
+        ("models.head_dim=7", ["7", "even"]),
+        ("models.max_position_embeddings=32", ["data.block_size=64", "models.max_position_embeddings=32"]),
+        ("data.path=null", ["craft train my.txt"]),
+        ("data.source=hub data.path=null", ["data.source=hub", "data.path=USER/DATASET"]),
+        ("data.validation_size=0.6 data.test_size=0.4", ["data.test_size=0.4", "below 1"]),
+        ("data.validation_split=dev", ["data.validation_split", "data.source=hub"]),
+        ("data.tokenizer=byte data.max_vocab_size=9", ["data.max_vocab_size", "byte"]),
+        (
+            "training.eval_strategy=steps data.validation_size=0",
+            ["data.validation_size=0", "eval_strategy=no"],
+        ),
+        ("training.eval_strategy=no training.load_best_model_at_end=true", ["training.eval_strategy=steps"]),
+        (
+            "training.eval_strategy=no training.load_best_model_at_end=no training.early_stopping_patience=3",
+            ["training.early_stopping_patience=3"],
+        ),
+        ("training.precision=bf16 training.fp16=true", ["training.fp16=true", "training.precision=bf16"]),
+        ("training.fp16=true training.bf16=true", ["exclude each other"]),
+        (
+            "training.use_cpu=true training.precision=fp16",
+            ["training.precision=fp16", "training.use_cpu=true"],
+        ),
+        ("training.use_cpu=true training.fp16=true", ["training.fp16=true", "needs a GPU"]),
+        ("models=char_lstm training.gradient_checkpointing=true", ["gradient_checkpointing", "char_lstm"]),
+        ("models=char_lstm training.activation_checkpointing=true", ["activation_checkpointing"]),
+        ("models=char_lstm data.streaming=true training.max_steps=9", ["training.carry_state=false"]),
+        ("data.streaming=true training.max_steps=-1", ["training.max_steps"]),
+        ("training.global_batch_size=10 training.gradient_accumulation_steps=4", ["multiple of"]),
+        ("training.dataloader_prefetch_factor=2", ["training.dataloader_num_workers"]),
+        ("models=gpt2 models.sliding_window=8", ["models.position=rope"]),
+        ("training.hub_token=hf_x", ["HF_TOKEN"]),
+    ],
+)
+def test_a_mistake_on_the_command_line(override: str, phrases: list[str]) -> None:
+    message = refusal(*override.split())
+    for phrase in phrases:
+        assert phrase in message
+
+
+def test_a_secret_is_not_repeated() -> None:
+    assert "hf_verysecret" not in refusal("training.hub_token=hf_verysecret")
+
+
+def test_a_missing_environment_variable() -> None:
+    message = refusal("training.run_name=${oc.env:CRAFT_NO_SUCH_VARIABLE}")
+    assert "training.run_name" in message
+    assert "CRAFT_NO_SUCH_VARIABLE" in message
+
+
+def test_fp16_is_refused_where_no_gpu_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(combinations, "accelerator_present", lambda: False)
+    assert "this machine has none" in refusal("training.precision=fp16")
+    monkeypatch.setattr(combinations, "accelerator_present", lambda: True)
+    assert (
+        compose([*TEXT, "training.precision=fp16", "training.use_cpu=false"]).training["precision"] == "fp16"
+    )
+
+
+def test_a_hidden_gpu_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert not combinations.accelerator_present()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "phrases"),
+    [
+        (
+            "models/mine",
+            "model_type: char_lstm\nhidden_sise: 8\n",
+            ["models/mine.yaml:2", "did you mean 'models.hidden_size'?"],
+        ),
+        ("models/mine", "hidden_size: 8\n", ["models.model_type", "char_lstm"]),
+        ("models/mine", "model_type: char_lstm\ndropout: abc\n", ["dropout=abc", "models/mine.yaml:2"]),
+        ("models/mine", "model_type: [char_lstm\n", ["models/mine.yaml:", "not valid YAML"]),
+        ("models/mine", "model_type: char_lstm\nmodel_type: gpt2\n", ["models/mine.yaml:2", "duplicate"]),
+        ("models/mine", "model_type: !!python/object:os.system\n", ["models/mine.yaml:1", "python/object"]),
+        (
+            "models/mine",
+            "model_type: char_lstm\n_target_: os.system\n",
+            ["'models._target_'", "models/mine.yaml:2"],
+        ),
+        ("models/mine", "- a list\n", ["models/mine"]),
+        ("training/mine", "per_device_train_batch_size: 0\n", ["training/mine.yaml:1", "at least 1"]),
+        ("training/mine", "seed: ${nowhere}\n", ["training.seed", "nowhere"]),
+        ("data/mine", "path: a.txt\nblock_size: 1e400\n", ["data.block_size", "data/mine.yaml:2"]),
+        (
+            "experiments/mine",
+            "# @package _global_\ntraning: {seed: 1}\n",
+            ["'traning'", "did you mean 'training'?"],
+        ),
+        ("experiments/mine", "training: {seed: 1}\n", ["experiments/mine.yaml", "# @package _global_"]),
+        ("experiments/mine", "# @package _global_\ndefaults: [override /models: nix]\n", ["models/nix"]),
+    ],
+)
+def test_a_mistake_in_a_file(own: Callable[..., Path], name: str, text: str, phrases: list[str]) -> None:
+    group = name.split("/")[0]
+    choice = [f"{group}=mine"] if group != "data" else []
+    folder = own(**{name: text})
+    with pytest.raises(UserError) as caught:
+        compose(["data=mine"] if group == "data" else [*TEXT, *choice], config_dir=folder)
+    assert "\n" not in str(caught.value)
+    for phrase in phrases:
+        assert phrase in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "phrases"),
+    [
+        ("models: {model_type: char_lstm}\n", ["data is null"]),
+        ("models: 3\n", ["models is 3"]),
+        ("just text\n", ["unknown section 'just text'"]),
+        ("[1, 2]\n", ["is not a saved run"]),
+        ("models:\n  a: 'b\n", ["not valid YAML"]),
+        ("\x00\x01", ["config.yaml"]),
+    ],
+)
+def test_a_mistake_in_a_saved_run(tmp_path: Path, text: str, phrases: list[str]) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        compose([], config_file=file)
+    assert "\n" not in str(caught.value)
+    for phrase in phrases:
+        assert phrase in str(caught.value)
+
+
+def test_a_saved_run_that_is_not_there(tmp_path: Path) -> None:
+    assert "no file" in refusal(config_file=tmp_path / "none.yaml")
+    assert "is a folder" in refusal(config_file=tmp_path)
+    assert "experiments" in refusal("experiments=quickstart", config_file=tmp_path)
+
+
+def test_a_configuration_folder_without_configurations(tmp_path: Path) -> None:
+    assert "holds none of the folders" in refusal(config_dir=tmp_path)
+
+
+def test_a_text_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "story.txt").write_text("x", encoding="utf-8")
+    for words, phrase in [
+        (["stroy.txt"], "did you mean 'story.txt'?"),
+        (["quickstart"], "did you mean experiments=quickstart?"),
+        (["story.txt", "other.txt"], "two texts given"),
+    ]:
+        with pytest.raises(UserError, match=phrase.replace("?", r"\?")):
+            split_text(words)

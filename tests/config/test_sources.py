@@ -1,0 +1,115 @@
+"""The fields read from the sources are those of the imported classes."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from craft.config import rules, schema
+from craft.config.sources import UNKNOWN, Field, Kind, classes, fields, kinds
+
+
+def kinds_of(annotation: str) -> tuple[Kind, ...]:
+    return tuple(kinds(ast.parse(annotation, mode="eval").body))
+
+
+@pytest.mark.parametrize(
+    ("annotation", "expected"),
+    [
+        ("int", [Kind("int")]),
+        ("float | None", [Kind("float"), Kind("null")]),
+        ("Optional[str]", [Kind("str"), Kind("null")]),
+        ("'int | None'", [Kind("int"), Kind("null")]),
+        ("None | str | list[str]", [Kind("null"), Kind("str"), Kind("list")]),
+        ("dict[str, Any] | str | None", [Kind("dict"), Kind("str"), Kind("null")]),
+        ("Literal['a', 'b'] | None", [Kind("choice", ("a", "b")), Kind("null")]),
+        ("str | None | Literal[False]", [Kind("str"), Kind("null"), Kind("choice", (False,))]),
+        ("IntervalStrategy | str", [Kind("choice", ("no", "steps", "epoch"))]),
+        ("str | torch.dtype | None", [Kind("str"), Kind("null")]),
+    ],
+)
+def test_annotations(annotation: str, expected: list[Kind]) -> None:
+    assert list(kinds_of(annotation)) == expected
+
+
+def read_and_real() -> Iterator[tuple[str, dict[str, Field], type]]:
+    from craft.data.arguments import DataArguments
+    from craft.models import CharLSTMConfig, TransformerConfig
+    from craft.training.arguments import CraftTrainingArguments
+
+    yield "data", schema.data_fields(), DataArguments
+    yield "training", schema.training_fields(), CraftTrainingArguments
+    for config in (CharLSTMConfig, TransformerConfig):
+        yield config.model_type, schema.model_source(config.model_type).fields, config
+
+
+def test_the_sources_say_what_the_classes_say() -> None:
+    undeclared = {"attn_implementation", "output_attentions"}
+    for name, read, cls in read_and_real():
+        real = {field.name: field for field in dataclasses.fields(cls) if not field.name.startswith("_")}
+        assert read.keys() - undeclared == real.keys(), name
+        for key, field in read.items():
+            if field.default is not UNKNOWN and key not in undeclared:
+                assert field.default == real[key].default, f"{name}.{key}"
+
+
+def test_every_rule_is_about_a_field_that_exists() -> None:
+    known = {"data": schema.data_fields(), "training": schema.training_fields()}
+    known["models"] = {
+        key: field for kind in schema.model_types() for key, field in schema.model_source(kind).fields.items()
+    }
+    for section, ranges in rules.RANGES.items():
+        assert ranges.keys() <= known[section].keys()
+    for owner, choices in rules.CHOICES.items():
+        there = known[owner] if owner in known else schema.model_source(owner).fields
+        for key, words in choices.items():
+            assert any(
+                kind.name == "choice" and set(kind.choices) <= set(words) for kind in there[key].kinds
+            ), (owner, key)
+    everything = set().union(*known.values())
+    assert set(rules.OTHER_NAMES.values()) <= everything
+    assert not set(rules.OTHER_NAMES) & everything
+
+
+def test_the_choices_of_a_model_are_those_that_it_accepts() -> None:
+    from transformers import AutoConfig
+
+    import craft.models  # noqa: F401
+
+    for model_type in schema.model_types():
+        for key, words in rules.CHOICES.get(model_type, {}).items():
+            for word in words:
+                assert getattr(AutoConfig.for_model(model_type, **{key: word}), key) == word
+            with pytest.raises(ValueError, match=key):
+                AutoConfig.for_model(model_type, **{key: "nonsense"})
+
+
+def test_recurrent_models_are_recognised() -> None:
+    assert schema.model_source("char_lstm").carries_state
+    assert not schema.model_source("char_transformer").carries_state
+
+
+def test_a_new_model_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "new.py"
+    file.write_text(
+        "class BaseConfig(PreTrainedConfig):\n    width: int = 3\n"
+        "class NewConfig(BaseConfig):\n    model_type = 'new'\n"
+        "    depth: int | None = None\n    _hidden: int = 0\n",
+        encoding="utf-8",
+    )
+    monkeypatch.setattr(schema, "model_types", lambda: {"new": file})
+    schema.model_source.cache_clear()
+    source = schema.model_source("new")
+    schema.model_source.cache_clear()
+    assert list(source.own) == ["width", "depth"]
+    assert not source.carries_state
+    assert [field.name for field in fields(classes(file)["BaseConfig"])] == ["width"]
+
+
+def test_a_field_says_what_may_be_written() -> None:
+    assert Field("x", (Kind("int"), Kind("float"), Kind("null"))).describe() == "a number or null"
+    assert Field("x", (Kind("choice", ("a", False)),), None).describe() == "one of a, false or null"
