@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import glob
 import os
+import re
 from pathlib import Path, PurePath
 from urllib.parse import urlparse
 
@@ -98,7 +99,12 @@ def _local(pattern: str) -> list[Path]:
     files = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if os.path.isfile(p))
     if files:
         return files
-    raise UserError(f"data.path={pattern} doesn't exist{_nearest(path)} (the current folder is {Path.cwd()})")
+    hub = (
+        "; for a dataset of the Hub say data.source=hub" if re.fullmatch(r"[\w.-]+/[\w.-]+", pattern) else ""
+    )
+    raise UserError(
+        f"data.path={pattern} doesn't exist{_nearest(path)} (the current folder is {Path.cwd()}){hub}"
+    )
 
 
 def _folder(folder: Path) -> list[Path]:

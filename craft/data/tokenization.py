@@ -73,10 +73,10 @@ class CharTokenizer(PreTrainedTokenizerFast):
         frequent = [c for c, n in counts.items() if n >= min_frequency]
         kept = sorted(frequent, key=lambda c: (-counts[c], c))[:max_vocab_size]
         if unknown == "strict" and len(kept) < len(counts):
-            left_out = next(c for c in counts if c not in set(kept))
+            left_out = sorted(set(counts) - set(kept))
             raise UserError(
                 f"data.min_frequency={min_frequency} and data.max_vocab_size={max_vocab_size} leave out "
-                f"{len(counts) - len(kept)} characters of the corpus, such as {left_out!r}: "
+                f"{len(left_out)} characters of the corpus, such as {left_out[0]!r}: "
                 "say what they become with data.unknown=unk or data.unknown=bytes"
             )
         return cls._over(sorted(kept), unknown)

@@ -52,6 +52,8 @@ def test_what_is_missing_is_named_with_its_neighbour(tmp_path: Path) -> None:
         find_source(DataArguments(path=str(tmp_path / "peoms.txt")))
     with pytest.raises(UserError, match=r"doesn't exist \(the current folder"):
         find_source(DataArguments(path=str(tmp_path / "*.csv")))
+    with pytest.raises(UserError, match=r"roneneldan/TinyStories doesn't exist .*say data.source=hub"):
+        find_source(DataArguments(path="roneneldan/TinyStories"))
     with pytest.raises(UserError, match=r"data.path is empty"):
         find_source(DataArguments())
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -149,6 +150,23 @@ def test_saved_and_loaded_it_is_the_same(name: str, tmp_path: Path) -> None:
     # Saved again it still loads, and still as a stock class.
     loaded.save_pretrained(tmp_path / "again")
     assert load_tokenizer(tmp_path / "again").encode(TRICKY) == tokenizer.encode(TRICKY)
+
+
+def test_what_is_pushed_names_the_stock_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uploaded = {}
+
+    def upload(self: Any, folder: str, *args: Any, **kwargs: Any) -> None:
+        uploaded.update(json.loads((Path(folder) / "tokenizer_config.json").read_text(encoding="utf-8")))
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda self, repo_id, **_: Repo(repo_id))
+    monkeypatch.setattr(CharTokenizer, "_upload_modified_files", upload)
+    TOKENIZERS["unk"].save_pretrained(tmp_path, push_to_hub=True, repo_id="me/mine")
+    assert (uploaded["tokenizer_class"], uploaded["unknown"]) == ("PreTrainedTokenizerFast", "unk")
+
+
+class Repo:
+    def __init__(self, repo_id: str) -> None:
+        self.repo_id = repo_id
 
 
 def test_auto_tokenizer_needs_no_craft_and_no_remote_code(tmp_path: Path) -> None:
