@@ -87,6 +87,9 @@ class LanguageModelTrainer(Trainer):
             processing_class=tokenizer,
             **kwargs,
         )
+        for config in (model.config, model.generation_config):  # as transformers would, with a warning
+            for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+                setattr(config, name, getattr(tokenizer, name))
         self.tokenizer = tokenizer
         self.block_size = block_size or train_dataset.block_size
         self.carried = CarriedState(model)

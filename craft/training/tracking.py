@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,8 @@ def start(run_dir: Path, project: str, config: dict[str, Any], run_id: str | Non
         if wandb.run.id not in _started:
             return wandb.run.id  # begun by the user's own code, for example by a sweep
         wandb.finish()
-    run_id = run_id or os.environ.get("WANDB_RUN_ID") or wandb.util.generate_id()
-    mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+    run_id = run_id or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
+    mode = os.environ.get("WANDB_MODE") or ("online" if _has_key(wandb) else "offline")
     folder = Path(os.environ.get("WANDB_DIR") or log_dir(run_dir))
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -90,3 +91,10 @@ def finish(exit_code: int) -> None:
 def log_dir(run_dir: Path) -> Path:
     """`outputs/logs` for a run in `outputs/models`, otherwise the run's own folder."""
     return run_dir.parent.parent / "logs" if run_dir.parent.name == "models" else run_dir
+
+
+def _has_key(wandb: Any) -> bool:
+    try:
+        return bool(wandb.login(prompt=False, verify=False))
+    except TypeError:  # before wandb 0.31
+        return bool(wandb.api.api_key)
