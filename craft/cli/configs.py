@@ -18,8 +18,8 @@ def command(config_dir: Path | None) -> None:
     craft train experiments=shakespeare_lstm
     craft train my.txt models=char_lstm training.max_steps=500
     """
+    from craft.config.fields import GROUPS
     from craft.config.files import config_folders, list_group
-    from craft.config.schema import GROUPS
 
     folders = config_folders(config_dir)
     listed = {group: list_group(group, folders) for group in GROUPS}

@@ -108,7 +108,7 @@ def checks(quick: bool) -> Iterator[Check]:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         yield f"{str(dtype)[6:]} on {device.type}", partial(_multiply, device, dtype)
     yield "tokenizers", _tokenizers
-    from craft.config.schema import model_types
+    from craft.config.fields import model_types
 
     for model_type in model_types():
         yield model_type, partial(_model, model_type, device)

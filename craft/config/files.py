@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from craft.config.schema import GROUPS
+from craft.config.fields import GROUPS
 from craft.config.sources import CRAFT
 from craft.utils.common import UserError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from craft.config.schema import GROUPS
+from craft.config.fields import GROUPS
 
 
 @pytest.fixture

@@ -12,9 +12,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from craft.config.compose import compose, resumed, split_text
+from craft.config.arguments import resumed, split_text
+from craft.config.compose import compose
+from craft.config.fields import GROUPS
 from craft.config.files import builtin_folder, config_folders, list_group
-from craft.config.schema import GROUPS, Run
+from craft.config.schema import Run
 from craft.utils.common import UserError
 from craft.utils.outputs import RUN_CONFIG
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from craft.config import combinations
-from craft.config.compose import compose, split_text
+from craft.config.arguments import split_text
+from craft.config.compose import compose
 from craft.utils.common import UserError
 
 TEXT = ["data=text_file", "data.path=my.txt"]

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from craft.config import rules, schema
+from craft.config import fields as keys
+from craft.config import rules
 from craft.config.sources import UNKNOWN, Field, Kind, classes, fields, kinds
 
 
@@ -41,10 +42,10 @@ def read_and_real() -> Iterator[tuple[str, dict[str, Field], type]]:
     from craft.models import CharLSTMConfig, TransformerConfig
     from craft.training.arguments import CraftTrainingArguments
 
-    yield "data", schema.data_fields(), DataArguments
-    yield "training", schema.training_fields(), CraftTrainingArguments
+    yield "data", keys.data_fields(), DataArguments
+    yield "training", keys.training_fields(), CraftTrainingArguments
     for config in (CharLSTMConfig, TransformerConfig):
-        yield config.model_type, schema.model_source(config.model_type).fields, config
+        yield config.model_type, keys.model_source(config.model_type).fields, config
 
 
 def test_the_sources_say_what_the_classes_say() -> None:
@@ -58,14 +59,14 @@ def test_the_sources_say_what_the_classes_say() -> None:
 
 
 def test_every_rule_is_about_a_field_that_exists() -> None:
-    known = {"data": schema.data_fields(), "training": schema.training_fields()}
+    known = {"data": keys.data_fields(), "training": keys.training_fields()}
     known["models"] = {
-        key: field for kind in schema.model_types() for key, field in schema.model_source(kind).fields.items()
+        key: field for kind in keys.model_types() for key, field in keys.model_source(kind).fields.items()
     }
     for section, ranges in rules.RANGES.items():
         assert ranges.keys() <= known[section].keys()
     for owner, choices in rules.CHOICES.items():
-        there = known[owner] if owner in known else schema.model_source(owner).fields
+        there = known[owner] if owner in known else keys.model_source(owner).fields
         for key, words in choices.items():
             assert any(
                 kind.name == "choice" and set(kind.choices) <= set(words) for kind in there[key].kinds
@@ -80,7 +81,7 @@ def test_the_choices_of_a_model_are_those_that_it_accepts() -> None:
 
     import craft.models  # noqa: F401
 
-    for model_type in schema.model_types():
+    for model_type in keys.model_types():
         for key, words in rules.CHOICES.get(model_type, {}).items():
             for word in words:
                 assert getattr(AutoConfig.for_model(model_type, **{key: word}), key) == word
@@ -89,8 +90,8 @@ def test_the_choices_of_a_model_are_those_that_it_accepts() -> None:
 
 
 def test_recurrent_models_are_recognised() -> None:
-    assert schema.model_source("char_lstm").carries_state
-    assert not schema.model_source("char_transformer").carries_state
+    assert keys.model_source("char_lstm").carries_state
+    assert not keys.model_source("char_transformer").carries_state
 
 
 def test_a_new_model_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,10 +102,10 @@ def test_a_new_model_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "    depth: int | None = None\n    _hidden: int = 0\n",
         encoding="utf-8",
     )
-    monkeypatch.setattr(schema, "model_types", lambda: {"new": file})
-    schema.model_source.cache_clear()
-    source = schema.model_source("new")
-    schema.model_source.cache_clear()
+    monkeypatch.setattr(keys, "model_types", lambda: {"new": file})
+    keys.model_source.cache_clear()
+    source = keys.model_source("new")
+    keys.model_source.cache_clear()
     assert list(source.own) == ["width", "depth"]
     assert not source.carries_state
     assert [field.name for field in fields(classes(file)["BaseConfig"])] == ["width"]

@@ -1,0 +1,149 @@
+"""The keys of each section, which are the fields of the class that receives it, and help with wrong ones."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from craft.config import rules
+from craft.config.sources import (
+    CRAFT,
+    Field,
+    Kind,
+    base_names,
+    class_constant,
+    classes,
+    fields,
+    package_file,
+    yaml_word,
+)
+from craft.utils.common import UserError, did_you_mean
+
+SECTIONS = ("models", "data", "training")
+GROUPS = (*SECTIONS, "experiments")
+
+Locate = Callable[[str], str]
+"""Says where a key was written, to end a sentence with: `training.lr -> ' (mine/training/a.yaml:4)'`."""
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """What the source of a model says: the fields of its config, and whether it carries a state."""
+
+    own: dict[str, Field]
+    carries_state: bool
+
+    @property
+    def fields(self) -> dict[str, Field]:
+        return pretrained_config_fields() | self.own
+
+
+@functools.cache
+def data_fields() -> dict[str, Field]:
+    cls = classes(CRAFT / "data" / "arguments.py")["DataArguments"]
+    return rules.with_choices("data", {field.name: field for field in fields(cls)})
+
+
+@functools.cache
+def own_training_fields() -> dict[str, Field]:
+    """craft's own training fields, and those of transformers to which it gives another default."""
+    cls = classes(CRAFT / "training" / "arguments.py")["CraftTrainingArguments"]
+    return rules.with_choices("training", {field.name: field for field in fields(cls)})
+
+
+@functools.cache
+def training_fields() -> dict[str, Field]:
+    cls = classes(package_file("transformers", "training_args.py"))["TrainingArguments"]
+    return {field.name: field for field in fields(cls)} | own_training_fields()
+
+
+@functools.cache
+def pretrained_config_fields() -> dict[str, Field]:
+    """What every model's config has, and two switches that its constructor takes without declaring them."""
+    cls = classes(package_file("transformers", "configuration_utils.py"))["PreTrainedConfig"]
+    extra = [
+        Field("attn_implementation", (Kind("str"), Kind("null")), None),
+        Field("output_attentions", (Kind("bool"),), False),
+    ]
+    return {field.name: field for field in (*fields(cls), *extra)}
+
+
+@functools.cache
+def model_types() -> dict[str, Path]:
+    """Every `model_type` of the package and the file that defines it: a new model is one new file."""
+    found = {}
+    for path in sorted((CRAFT / "models").glob("*.py")):
+        for cls in classes(path).values():
+            name = class_constant(cls, "model_type")
+            if isinstance(name, str) and name and cls.name.endswith("Config"):
+                found[name] = path
+    return found
+
+
+@functools.cache
+def model_source(model_type: str) -> ModelSource:
+    """The model of that type, read from its file; a config may inherit from another one of the same file."""
+    here = classes(model_types()[model_type])
+    config = next(cls for cls in here.values() if class_constant(cls, "model_type") == model_type)
+    lineage = [config]
+    while parents := [here[name] for name in base_names(lineage[-1]) if name in here]:
+        lineage.append(parents[0])
+    found: dict[str, Field] = {}
+    for cls in reversed(lineage):
+        found |= {field.name: field for field in fields(cls)}
+    carries = any(class_constant(cls, "carries_state") is True for cls in here.values())
+    for name in found.keys() & rules.FROM_DATA:
+        found[name] = replace(found[name], kinds=(*found[name].kinds, Kind("null")))
+    return ModelSource(rules.with_choices(model_type, found), carries)
+
+
+def own_fields(section: str, values: Mapping[str, Any]) -> dict[str, Field]:
+    """Those fields of a valid section that craft's own classes define."""
+    if section == "models":
+        return model_source(values["model_type"]).own
+    return data_fields() if section == "data" else own_training_fields()
+
+
+def section_fields(
+    section: str, values: Mapping[str, Any], locate: Locate = lambda key: ""
+) -> dict[str, Field]:
+    """The fields that `section` may have; those of `models` depend on its `model_type`."""
+    if section == "data":
+        return data_fields()
+    if section == "training":
+        return training_fields()
+    model_type = values.get("model_type")
+    if model_type not in model_types():
+        known = ", ".join(model_types())
+        hint = did_you_mean(str(model_type), model_types())
+        where = locate("models.model_type")
+        raise UserError(
+            f"unknown models.model_type={yaml_word(model_type)}{where}{hint} (there are: {known})"
+        )
+    choice = Field("model_type", (Kind("choice", tuple(model_types())),))
+    return {"model_type": choice, **model_source(str(model_type)).fields}
+
+
+def all_keys() -> list[str]:
+    """Every key of every section, dotted."""
+    keys = [f"data.{name}" for name in data_fields()] + [f"training.{name}" for name in training_fields()]
+    models = {name: None for kind in model_types() for name in model_source(kind).fields}
+    return keys + [f"models.{name}" for name in ("model_type", *models)]
+
+
+def suggest(key: str) -> str:
+    """`', did you mean …?'` for an unknown key: another section's key of that name, what other programs call
+    the same thing, or the nearest spelling."""
+    keys = all_keys()
+    name = key.rpartition(".")[2]
+    for candidate in (name, rules.OTHER_NAMES.get(name.lower(), "")):
+        for section in SECTIONS:
+            if f"{section}.{candidate}" in keys and f"{section}.{candidate}" != key:
+                return f", did you mean '{section}.{candidate}'?"
+    same_section = [k for k in keys if k.partition(".")[0] == key.partition(".")[0]]
+    return (
+        did_you_mean(key, same_section) or did_you_mean(key, keys) or did_you_mean(f"training.{name}", keys)
+    )
