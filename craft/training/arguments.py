@@ -163,10 +163,11 @@ class CraftTrainingArguments(transformers.TrainingArguments):
         if not self.on_cpu:
             return
         self.use_cpu = True
-        os.environ["ACCELERATE_USE_CPU"] = "true"  # read when the trainer creates its Accelerator
-        if world > 1 and not dist.is_initialized():
-            # Accelerate passes no timeout on a CPU, and a lost peer would be waited for without end.
-            dist.init_process_group("gloo", timeout=timedelta(seconds=self.ddp_timeout))
+        if world > 1:
+            os.environ["ACCELERATE_USE_CPU"] = "true"  # read when the trainer creates its Accelerator
+            if not dist.is_initialized():
+                # Accelerate passes no timeout on a CPU, and a lost peer would be waited for without end.
+                dist.init_process_group("gloo", timeout=timedelta(seconds=self.ddp_timeout))
 
     def _translate_precision_flags(self) -> None:
         """Hugging Face's `bf16=True` and `fp16=True` are other words for `precision`; one of them is kept."""

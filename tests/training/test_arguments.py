@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_run
+
+from craft.training.arguments import CraftTrainingArguments
+from craft.training.precision import Hardware, choose_precision
+from craft.utils.common import UserError
+
+CPU = Hardware("cpu", native_bf16=True)
+OLD_CPU = Hardware("cpu")
+
+
+@pytest.mark.parametrize(
+    ("requested", "recurrent", "hardware", "launcher", "chosen", "because"),
+    [
+        ("auto", False, CPU, "no", "fp32", "fastest for this model on cpu"),
+        ("auto", True, CPU, "no", "bf16", "recurrent"),
+        ("auto", True, OLD_CPU, "no", "fp32", "natively"),
+        ("auto", True, CPU, "fp16", "fp32", "doesn't exist on a CPU"),
+        ("auto", False, CPU, "bf16", "bf16", "accelerate"),
+        ("auto", False, Hardware("cuda", (9, 0)), "no", "bf16", "capability 9.0"),
+        ("auto", False, Hardware("cuda", (9, 0)), "fp16", "fp16", "accelerate"),
+        ("auto", True, Hardware("cuda", (7, 5)), "no", "fp16", "capability 7.5"),
+        ("auto", False, Hardware("cuda", (6, 1)), "no", "fp32", "no tensor cores"),
+        ("fp32", True, CPU, "fp16", "fp32", "asked for"),
+        ("bf16", False, OLD_CPU, "no", "bf16", "asked for"),
+        ("auto", False, Hardware("mps"), "no", "fp32", "on mps"),
+    ],
+)
+def test_precision_and_its_reason(
+    requested: str, recurrent: bool, hardware: Hardware, launcher: str, chosen: str, because: str
+) -> None:
+    precision, reason = choose_precision(requested, recurrent=recurrent, hardware=hardware, launcher=launcher)
+    assert precision == chosen
+    assert because in reason
+
+
+@pytest.mark.parametrize(
+    ("requested", "hardware", "message"),
+    [
+        ("fp16", CPU, "precision=fp16 needs a GPU"),
+        ("bf16", Hardware("cuda", (7, 5)), r"needs a GPU of capability 8.0 \(here capability 7.5\)"),
+        ("fp1", CPU, "'fp1' isn't known, did you mean 'fp16'"),
+    ],
+)
+def test_precision_that_is_refused(requested: str, hardware: Hardware, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        choose_precision(requested, recurrent=False, hardware=hardware, launcher="no")
+
+
+def test_the_trainer_settles_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    trainer = tiny_run.trainer("char_lstm", tmp_path, precision="auto")
+    assert (trainer.args.precision, trainer.args.mixed_precision) == ("fp32", "no")
+    assert "fp16 doesn't exist on a CPU" in trainer.args.precision_reason
+    assert trainer.accelerator.mixed_precision == "no"
+
+
+def test_bf16_is_another_word_for_precision(tmp_path: Path) -> None:
+    args = CraftTrainingArguments(output_dir=str(tmp_path), bf16=True)
+    args.settle_precision(recurrent=False)
+    assert (args.precision, args.bf16, args.mixed_precision) == ("bf16", True, "bf16")
+
+
+def test_the_global_batch_is_shared_out(tmp_path: Path) -> None:
+    args = CraftTrainingArguments(
+        output_dir=str(tmp_path), global_batch_size=12, gradient_accumulation_steps=3
+    )
+    assert args.per_device_train_batch_size == 4
+    args = CraftTrainingArguments(
+        output_dir=str(tmp_path), per_device_train_batch_size=4, gradient_accumulation_steps=3
+    )
+    assert args.global_batch_size == 12
+
+
+def test_muon_and_best_model_pass_hugging_face(tmp_path: Path) -> None:
+    args = CraftTrainingArguments(
+        output_dir=str(tmp_path),
+        optim="muon",
+        eval_strategy="steps",
+        eval_steps=10,
+        save_steps=7,
+        load_best_model_at_end=True,
+    )
+    assert (args.optim, args.load_best_model_at_end, args.metric_for_best_model) == ("muon", True, "loss")
+    assert args.greater_is_better is False
+    assert args.logging_nan_inf_filter is False
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"global_batch_size": 10, "gradient_accumulation_steps": 4}, "= 4; use 8 or 12"),
+        ({"global_batch_size": 3, "gradient_accumulation_steps": 4}, "= 4; use 4$"),
+        ({"optim": "muonn"}, "did you mean 'muon'"),
+        ({"lr_scheduler_type": "cosin"}, "did you mean 'cosine'"),
+        ({"eval_protocol": "block"}, "did you mean 'blocks'"),
+        ({"eval_protocol": "sliding-0"}, "isn't a protocol"),
+        ({"ema_decay": 1.0}, "between 0 and 1"),
+        ({"early_stopping_patience": 3}, "needs evaluations"),
+        ({"bf16": True, "precision": "fp32"}, "contradicts"),
+        ({"logging_steps": 2.5}, "^training: .*logging_steps must be an integer"),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        CraftTrainingArguments(output_dir=str(tmp_path), **changes)
+
+
+def test_processes_for_gpus_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `accelerate launch --multi_gpu --num_processes 8` does on a machine without GPUs."""
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    with pytest.raises(UserError, match="8 processes were launched for GPUs, but this machine has none"):
+        CraftTrainingArguments(output_dir=str(tmp_path))
+
+
+def test_a_world_that_nobody_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The launcher's world is larger than the one that this process ended up in."""
+    args = CraftTrainingArguments(output_dir=str(tmp_path))
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    with pytest.raises(UserError, match="8 processes were launched, but this one sees a world of 1"):
+        args._check_world()

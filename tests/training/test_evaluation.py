@@ -1,0 +1,184 @@
+"""Hand-computed figures: models whose every probability is known."""
+
+from __future__ import annotations
+
+import json
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_run
+import torch
+
+from craft.training import protocols
+from craft.training.evaluation import Evaluation, evaluate_split, table
+from craft.training.metrics import BitsPerCharacter, NextCharacterAccuracy
+from craft.utils.common import UserError
+
+
+class Counting:
+    """Gives id 0 the odds c : 2 after reading c ids, so a prediction's cost tells how much it was made from.
+
+    Recurrent if asked: the state is the number of ids read so far.
+    """
+
+    def __init__(self, recurrent: bool = False, vocab_size: int = 2) -> None:
+        self.carries_state, self.training, self.device = recurrent, True, torch.device("cpu")
+        self.config = SimpleNamespace(vocab_size=vocab_size, max_position_embeddings=None)
+
+    def eval(self) -> None:
+        self.training = False
+
+    def train(self, mode: bool) -> None:
+        self.training = mode
+
+    def __call__(self, input_ids: torch.Tensor, past_key_values: Any, use_cache: bool) -> Any:
+        before = past_key_values or 0
+        read = before + 1 + torch.arange(input_ids.shape[1])
+        logits = torch.zeros(*input_ids.shape, self.config.vocab_size)
+        logits[..., 0] = (read / 2).log()
+        return SimpleNamespace(logits=logits, past_key_values=int(read[-1]) if use_cache else None)
+
+
+def cost(read: int) -> float:
+    """Nats that id 0 costs after `read` ids: -ln(c / (c + 2))."""
+    return math.log((read + 2) / read)
+
+
+ZEROS = np.zeros(11, dtype=np.int64)  # 10 predictions
+
+
+@pytest.mark.parametrize(
+    ("protocol", "reads"),
+    [
+        ("blocks", [1, 2, 3, 4, 1, 2, 3, 4, 1, 2]),
+        ("sliding-1", [1, 2, 3, 4, 4, 4, 4, 4, 4, 4]),
+        ("sliding-2", [1, 2, 3, 4, 3, 4, 3, 4, 3, 4]),
+        ("sliding-3", [1, 2, 3, 4, 2, 3, 4, 2, 3, 4]),
+        ("sliding-4", [1, 2, 3, 4, 1, 2, 3, 4, 1, 2]),
+        ("stateful", [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]),
+    ],
+)
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_what_each_protocol_lets_a_model_see(protocol: str, reads: list[int], batch_size: int) -> None:
+    model = Counting(recurrent=True)
+    result = evaluate_split(model, ZEROS, protocol=protocol, block_size=4, batch_size=batch_size)
+    costs = [cost(read) for read in reads]
+    assert result.nats == pytest.approx(sum(costs))
+    assert result.squares == pytest.approx(sum(c * c for c in costs))
+    assert (result.predictions, result.characters, result.bytes) == (10, 10, 10)
+    assert result.correct == sum(read >= 2 for read in reads)  # after one id, the other id is the likelier
+    assert model.training
+
+
+def test_parallel_streams_read_what_precedes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocols.stream_rows, "__defaults__", (3,))
+    result = evaluate_split(Counting(True), ZEROS, protocol="stateful", block_size=2, streams=2)
+    reads = [1, 2, 3, 4, 5, 4, 5, 6, 7, 8]
+    assert result.nats == pytest.approx(sum(cost(read) for read in reads))
+
+
+def test_figures_of_a_text_of_wide_characters() -> None:
+    """Five ids of a, é, 世 with 1, 2 and 3 bytes and a uniform model over 4 ids: 2 bits each."""
+    model = Counting(vocab_size=4)
+    model.__class__ = type("Uniform", (Counting,), {"__call__": uniform})
+    ids = np.array([1, 2, 3, 3, 1])
+    result = evaluate_split(
+        model, ids, block_size=2, id_chars=np.array([0, 1, 1, 1]), id_bytes=np.array([0, 1, 2, 3])
+    )
+    assert (result.predictions, result.characters, result.bytes) == (4, 4, 2 + 3 + 3 + 1)
+    assert result.bits_per_char == pytest.approx(2)
+    assert result.bits_per_byte == pytest.approx(8 / 9)
+    assert result.perplexity == pytest.approx(4)
+    assert result.standard_error == pytest.approx(0, abs=1e-6)
+
+
+def test_figures_of_bytes() -> None:
+    """世 as three bytes, of which the first stands for the character: bits per character add up its bytes."""
+    model = Counting(vocab_size=4)
+    model.__class__ = type("Uniform", (Counting,), {"__call__": uniform})
+    ids = np.array([0, 1, 2, 3, 0])  # a 世 a, and the first a isn't predicted
+    result = evaluate_split(
+        model, ids, block_size=8, id_chars=np.array([1, 1, 0, 0]), id_bytes=np.array([1, 1, 1, 1])
+    )
+    assert (result.predictions, result.characters, result.bytes) == (4, 2, 4)
+    assert result.bits_per_char == pytest.approx(4)
+    assert result.bits_per_byte == pytest.approx(2)
+    assert result.perplexity == pytest.approx(4)
+
+
+def uniform(self: Counting, input_ids: torch.Tensor, past_key_values: Any, use_cache: bool) -> Any:
+    return SimpleNamespace(logits=torch.zeros(*input_ids.shape, 4), past_key_values=None)
+
+
+def test_standard_error_by_hand() -> None:
+    costs = [0.5, 1.5, 1.0, 3.0]
+    result = Evaluation(
+        protocol="blocks", split="test", nats=sum(costs), squares=sum(c * c for c in costs),
+        predictions=4, characters=2, bytes=4, correct=1, block_size=8,
+    )  # fmt: skip
+    assert result.standard_error == pytest.approx(np.std(costs) / 2 * 4 / 2)
+    assert result.accuracy == 0.25
+    assert result.nats_per_char == 3.0
+
+
+@pytest.mark.parametrize("kind", ["char_lstm", "char_transformer"])
+def test_real_models_against_a_plain_loop(kind: str) -> None:
+    model, ids = tiny_run.model(kind, dropout=0.5), tiny_run.split_ids()[1][:100]
+    result = evaluate_split(model, ids, protocol="blocks", block_size=8, batch_size=5)
+    model.eval()
+    nats = 0.0
+    for start in range(0, 99, 8):
+        window = torch.from_numpy(ids[start : start + 9].astype(np.int64))
+        logits = model(window[None, :-1]).logits[0]
+        nats += torch.nn.functional.cross_entropy(logits, window[1:], reduction="sum").item()
+    assert result.nats == pytest.approx(nats, rel=1e-5)
+    assert result.predictions == 99
+
+
+def test_the_lstm_reads_statefully() -> None:
+    model, ids = tiny_run.model("char_lstm"), tiny_run.split_ids()[1]
+    result = evaluate_split(model, ids, protocol="stateful", block_size=7)
+    text = torch.from_numpy(ids.astype(np.int64))
+    logits = model.eval()(text[None, :-1]).logits[0]
+    expected = torch.nn.functional.cross_entropy(logits, text[1:], reduction="sum").item()
+    assert result.nats == pytest.approx(expected, rel=1e-5)
+    in_blocks = evaluate_split(model, ids, protocol="blocks", block_size=7)
+    assert in_blocks.nats != pytest.approx(expected, rel=1e-5)
+
+
+def test_bf16_is_near_and_fp32_is_the_default() -> None:
+    model, ids = tiny_run.model("char_transformer"), tiny_run.split_ids()[1]
+    exact, rounded = (evaluate_split(model, ids, block_size=8, precision=p) for p in ("fp32", "bf16"))
+    assert exact.nats == evaluate_split(model, ids, block_size=8).nats
+    assert rounded.nats == pytest.approx(exact.nats, rel=1e-2)
+
+
+def test_too_short_a_text() -> None:
+    with pytest.raises(UserError, match="the test split has 1 characters"):
+        evaluate_split(Counting(), ZEROS[:1], block_size=4, split="test")
+
+
+def test_table_and_json() -> None:
+    result = evaluate_split(Counting(True), ZEROS, protocol="stateful", block_size=4, dataset="zeros")
+    lines = table([result, result]).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert lines[0].split() == [
+        "protocol", "split", "nats/char", "bits/char", "bits/byte", "perplexity", "accuracy", "characters"
+    ]  # fmt: skip
+    assert lines[1].split()[0:2] == ["stateful", "validation"]
+    written = json.loads(json.dumps(result.to_dict()))
+    assert written["bits_per_char"] == result.bits_per_char
+    assert written["dataset"] == "zeros"
+
+
+def test_metric_classes_work_without_a_network() -> None:
+    bits = BitsPerCharacter().compute(predictions=[math.log(2), math.log(8)], references=[1, 1])
+    assert bits["bits_per_character"] == pytest.approx(2)
+    # é as two bytes: its first id stands for the character, the second for none.
+    bits = BitsPerCharacter().compute(predictions=[math.log(2), math.log(8)], references=[1, 0])
+    assert bits["bits_per_character"] == pytest.approx(4)
+    right = NextCharacterAccuracy().compute(predictions=[1, 2, 3, 4], references=[1, 2, 0, 4])
+    assert right == {"next_character_accuracy": 0.75}

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_run
+import torch
+from torch import nn
+from transformers.trainer_utils import SchedulerType
+
+from craft.training.optimization import MuonAdamW, decaying, muon_groups, orthogonalized
+from craft.utils.common import UserError
+
+SETTINGS: dict[str, Any] = {
+    "lr": 1e-2,
+    "muon_lr": 2e-2,
+    "momentum": 0.95,
+    "weight_decay": 0.1,
+    "betas": (0.8, 0.95),
+    "eps": 1e-8,
+}
+
+
+class Small(nn.Module):
+    """Two equal matrices, a tall and a wide one, an embedding, a norm and a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(11, 16)
+        self.one, self.two = nn.Linear(16, 16, bias=False), nn.Linear(16, 16, bias=False)
+        self.up, self.down = nn.Linear(16, 64, bias=True), nn.Linear(64, 16, bias=False)
+        self.norm = nn.LayerNorm(16)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.embed(ids))
+        return self.down(torch.tanh(self.up(self.two(torch.tanh(self.one(x))))))
+
+
+def steps(model: nn.Module, *optimizers: torch.optim.Optimizer, first: int = 0, last: int = 5) -> None:
+    for seed in range(first, last):
+        ids = torch.randint(0, 11, (4, 7), generator=torch.Generator().manual_seed(seed))
+        model.zero_grad()
+        model(ids).square().mean().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+def is_matrix(name: str) -> int:
+    return int(name.split(".")[0] in ("one", "two", "up", "down"))
+
+
+def test_it_equals_torch_muon_and_torch_adamw() -> None:
+    """Batching matrices of one shape, and having both methods in one optimizer, changes nothing."""
+    ours, theirs = Small(), Small()
+    steps(ours, MuonAdamW(muon_groups(ours, is_matrix, **SETTINGS)))
+    matrices = [p for n, p in theirs.named_parameters() if p.ndim == 2 and is_matrix(n)]
+    others = [p for n, p in theirs.named_parameters() if not (p.ndim == 2 and is_matrix(n))]
+    muon = torch.optim.Muon(matrices, lr=2e-2, weight_decay=0.1, momentum=0.95)
+    adamw = torch.optim.AdamW(others, lr=1e-2, betas=(0.8, 0.95), eps=1e-8, weight_decay=0.0, fused=True)
+    steps(theirs, muon, adamw)
+    for (name, a), b in zip(ours.named_parameters(), theirs.parameters()):
+        assert torch.allclose(a, b, atol=2e-3 if is_matrix(name) else 1e-4), name
+        assert not torch.equal(a, Small().get_parameter(name)), name
+
+
+def test_stacked_matrices_are_orthogonalized_one_by_one() -> None:
+    torch.manual_seed(0)
+    gates = nn.Parameter(torch.zeros(4 * 8, 8))
+    gates.grad = torch.randn(32, 8)
+    group = {"params": [gates], "blocks": 4, "lr": 1.0, "momentum": 0.0, "weight_decay": 0.0}
+    MuonAdamW([group]).step()
+    for gate, gradient in zip(gates.detach().split(8), gates.grad.split(8)):
+        alone = orthogonalized(gradient[None])[0]
+        assert torch.allclose(-gate, alone.float(), atol=1e-6)
+        # Newton-Schulz brings every singular value near 1, and turns nothing.
+        u, _, v = torch.linalg.svd(gradient)
+        assert torch.linalg.matrix_norm(-gate - u @ v, 2) < 0.45
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 32, 8), (2, 8, 32)])
+def test_orthogonalized_singular_values(shape: tuple[int, int, int]) -> None:
+    values = torch.linalg.svdvals(orthogonalized(torch.randn(shape, generator=torch.manual_seed(3))).float())
+    assert values.min() > 0.5
+    assert values.max() < 1.3
+
+
+@pytest.mark.parametrize("kind", ["char_lstm", "char_transformer"])
+def test_groups_of_the_real_models(kind: str) -> None:
+    model = tiny_run.model(kind)
+    groups = muon_groups(model, model.muon_blocks, **SETTINGS)
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters())
+    assert groups[0]["lr"] == SETTINGS["lr"]  # the first group's rate is what is logged
+    blocks = {group["blocks"] for group in groups}
+    assert blocks == ({0, 4} if kind == "char_lstm" else {0, 1})
+    embedding = model.get_input_embeddings().weight
+    assert any(
+        p is embedding for g in groups if not g["blocks"] and not g["weight_decay"] for p in g["params"]
+    )
+
+
+def test_weight_decay_spares_norms_biases_and_embeddings() -> None:
+    assert decaying(Small()) == ["one.weight", "two.weight", "up.weight", "down.weight"]
+
+
+def test_state_dict_round_trip_is_bitwise() -> None:
+    model = Small()
+    optimizer = MuonAdamW(muon_groups(model, is_matrix, **SETTINGS))
+    steps(model, optimizer, last=3)
+    saved_model, saved = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
+    steps(model, optimizer, first=3)
+
+    again = Small()
+    again.load_state_dict(saved_model)
+    resumed = MuonAdamW(muon_groups(again, is_matrix, **SETTINGS))
+    resumed.load_state_dict(saved)
+    steps(again, resumed, first=3)
+    for a, b in zip(model.parameters(), again.parameters()):
+        assert torch.equal(a, b)
+
+
+def test_a_gradient_scaler_and_a_schedule_accept_it() -> None:
+    model = Small()
+    optimizer = MuonAdamW(muon_groups(model, is_matrix, **SETTINGS))
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.005, 0.01]
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    before = [p.clone() for p in model.parameters()]
+    scaler.scale(model(torch.zeros(1, 2, dtype=torch.long)).mean() * float("inf")).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))  # the overflow was skipped
+    assert scaler.get_scale() == 2.0
+
+
+@pytest.mark.parametrize("schedule", [name.value for name in SchedulerType])
+def test_every_schedule_works_without_extras(tmp_path: Path, schedule: str) -> None:
+    trainer = tiny_run.trainer("char_transformer", tmp_path, lr_scheduler_type=schedule, optim="muon")
+    trainer.create_optimizer_and_scheduler(100)
+    rates = []
+    for _ in range(100):
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        trainer.optimizer.step()
+        if schedule in ("reduce_lr_on_plateau", "greedy"):
+            trainer.lr_scheduler.step(1.0)
+        else:
+            trainer.lr_scheduler.step()
+    assert max(rates) <= 1e-2 * 1.3
+    if schedule == "warmup_stable_decay":
+        assert rates[79] == pytest.approx(1e-2)
+        assert rates[95] < 4e-3
+
+
+def test_muon_needs_a_model_that_names_its_matrices(tmp_path: Path) -> None:
+    trainer = tiny_run.trainer("char_transformer", tmp_path, optim="muon")
+    trainer.model = Small()
+    with pytest.raises(UserError, match="and Small doesn't; use"):
+        trainer.create_optimizer()
