@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from typing import TYPE_CHECKING, Any
 
 import click
-
-if TYPE_CHECKING:
-    from craft.training.evaluation import Evaluation
 
 
 @click.command("evaluate")
@@ -47,35 +42,10 @@ def command(
     craft evaluate outputs/models/MODEL --protocol blocks --protocol sliding-32
     """
     from craft.inference import evaluate
+    from craft.training.evaluation import table
 
     results = evaluate(model, data, protocols, split, batch_size)
-    click.echo(json.dumps([_record(result) for result in results], indent=2) if as_json else _table(results))
-
-
-FIGURES = ("nats_per_char", "bits_per_char", "bits_per_byte", "perplexity", "accuracy")
-
-
-def _record(result: Evaluation) -> dict[str, Any]:
-    return {**dataclasses.asdict(result), **{name: getattr(result, name) for name in FIGURES}}
-
-
-def _table(results: list[Evaluation]) -> str:
-    titles = (
-        "protocol",
-        "split",
-        "characters",
-        "nats/char",
-        "bits/char",
-        "bits/byte",
-        "perplexity",
-        "accuracy",
-    )
-    rows = [
-        (r.protocol, r.split, f"{r.characters:,}", *(f"{getattr(r, name):.4f}" for name in FIGURES))
-        for r in results
-    ]
-    widths = [max(map(len, column)) for column in zip(titles, *rows)]
-    return "\n".join(
-        "  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths)))
-        for row in (titles, *rows)
-    )
+    if as_json:
+        click.echo(json.dumps([result.to_dict() for result in results], indent=2))
+    else:
+        click.echo(table(results))

@@ -57,9 +57,9 @@ def group() -> None:
     """Character-level language models: train, evaluate, generate, share.
 
     \b
-    craft train                     a first model in about a minute, without a download
-    craft train my.txt              the same on your own text
-    craft generate latest           let the newest model write
+    craft train              a first model in about a minute, without a download
+    craft train my.txt       the same on your own text
+    craft generate latest    let the newest model write
     """
 
 
