@@ -122,7 +122,7 @@ def _multiply(device: object, dtype: object) -> str:
     import torch
 
     size = 256
-    a = torch.randn(size, size, device=device, dtype=dtype)  # type: ignore[call-overload]
+    a = torch.randn(size, size, device=device, dtype=dtype)
     float((a @ a).sum())
     start, repeats = time.perf_counter(), 3
     for _ in range(repeats):
@@ -155,7 +155,7 @@ def _model(model_type: str, device: object) -> str:
     torch.manual_seed(0)
     sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "max_position_embeddings": 32}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes)).to(device)
-    ids = torch.randint(4, 64, (2, 17), device=device)  # type: ignore[call-overload]
+    ids = torch.randint(4, 64, (2, 17), device=device)
     loss = model(input_ids=ids[:, :-1], labels=ids[:, 1:], shift_labels=ids[:, 1:]).loss
     loss.backward()
     if not all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters()):
@@ -179,7 +179,7 @@ def _outputs() -> str:
 def _compile(device: object) -> str:
     import torch
 
-    x = torch.randn(64, device=device)  # type: ignore[call-overload]
+    x = torch.randn(64, device=device)
     plain = torch.nn.functional.gelu(x) * 2
     if not torch.allclose(torch.compile(lambda x: torch.nn.functional.gelu(x) * 2)(x), plain, atol=1e-5):
         raise ArithmeticError("compiled and plain code give different numbers")
