@@ -96,10 +96,12 @@ def load(model: str | Path, root: Path = OUTPUTS) -> tuple[PreTrainedModel, Char
     where = resolve(model, root)
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
     import craft.models  # noqa: F401  (makes craft's classes known to AutoModel)
     from craft.data.tokenization import load_tokenizer
 
+    disable_progress_bar()  # small models load at once, and the bar would stand between prompt and text
     try:
         network = AutoModelForCausalLM.from_pretrained(where, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:

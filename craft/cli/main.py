@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -19,6 +20,15 @@ COMMANDS = {
     "benchmark": "Measure craft's speed on this machine beside baselines.",
     "doctor": "Check that everything craft needs works on this machine.",
 }
+
+
+ENVIRONMENT = {
+    # Threads that spin while they wait make a small model ten times slower as soon as the cores are shared.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # What transformers warns of is for who calls it, which is us.
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+"""Settings that must be there before torch and transformers are imported; the user's own win."""
 
 
 class LazyGroup(click.Group):
@@ -65,6 +75,8 @@ def group() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command and exits: 0 done, 1 failed, 2 the user's mistake (one line on stderr), 130 stopped."""
+    for variable, value in ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
     try:
         group.main(args=arguments, prog_name="craft", standalone_mode=False)
     except UserError as error:
