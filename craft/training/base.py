@@ -238,7 +238,7 @@ class LanguageModelTrainer(Trainer):
             rows = self.model.stream(
                 torch.tensor(ids[None].astype(np.int64), device=self.args.device), config
             )
-            return self.tokenizer.decode([int(row[0]) for row in rows])
+            return self.tokenizer.decode([int(row[0]) for row in rows], skip_special_tokens=True)
 
     def _log_sample(self) -> None:
         try:

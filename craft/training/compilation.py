@@ -32,8 +32,9 @@ def compile_forward(model: nn.Module, attempt: Callable[[], Any], **options: Any
     try:
         attempt()
     except Exception as error:  # whatever compilers raise, the model can train without them
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        reason = f"{type(error).__name__}: {first}"[:200]
+        cause = getattr(error, "inner_exception", error)
+        first = (str(cause).strip() or "no message").splitlines()[0]
+        reason = f"{type(cause).__name__}: {first}"[:200]
     finally:
         model.zero_grad(set_to_none=True)
     failed = torch.tensor(int(bool(reason)), device=next(model.parameters()).device)

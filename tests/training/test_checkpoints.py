@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from craft.training import checkpoints
+from craft.utils.common import UserError
+
+
+def write(run_dir: Path, step: int) -> Path:
+    staging = checkpoints.staging_dir(run_dir, step)
+    (staging / "deep").mkdir(parents=True)
+    (staging / "model.safetensors").write_bytes(bytes(range(256)) * step)
+    (staging / "model.safetensors").chmod(0o600)
+    (staging / "deep" / "state.json").write_text(f'{{"step": {step}}}')
+    return checkpoints.publish(staging, step)
+
+
+def test_a_published_checkpoint_is_whole_and_readable(tmp_path: Path) -> None:
+    checkpoint = write(tmp_path, 5)
+    assert checkpoint == tmp_path / "checkpoint-5"
+    assert checkpoints.damage(checkpoint) == ""
+    assert sorted(json.loads((checkpoint / "manifest.json").read_text())["files"]) == [
+        "deep/state.json",
+        "model.safetensors",
+    ]
+    assert (checkpoint / "model.safetensors").stat().st_mode & 0o044  # others may read it
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
+
+
+def test_writing_a_step_again_replaces_it(tmp_path: Path) -> None:
+    (write(tmp_path, 5) / "extra").write_text("stale")
+    assert not (write(tmp_path, 5) / "extra").exists()
+    assert checkpoints.damage(tmp_path / "checkpoint-5") == ""
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("harm", "name", "reason"),
+    [
+        (cut, "model.safetensors", "model.safetensors has 2559 bytes instead of 2560"),
+        (flip, "model.safetensors", "model.safetensors has changed since it was written"),
+        (Path.unlink, "deep/state.json", "deep/state.json is missing"),
+        (Path.unlink, "manifest.json", "it has no manifest.json"),
+        (cut, "manifest.json", "its manifest.json can't be read"),
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, harm, name: str, reason: str
+) -> None:
+    write(tmp_path, 9)
+    harm(write(tmp_path, 10) / name)
+    with caplog.at_level(logging.WARNING, logger="craft"):
+        assert checkpoints.find_checkpoint(tmp_path) == tmp_path / "checkpoint-9"
+    assert "checkpoint-10 is passed over: " + reason in caplog.text
+    with pytest.raises(UserError, match=r"can't resume from .*checkpoint-10"):
+        checkpoints.find_checkpoint(tmp_path / "checkpoint-10")
+
+
+def test_the_newest_by_step_not_by_name(tmp_path: Path) -> None:
+    for step in (9, 100, 20):
+        write(tmp_path, step)
+    (tmp_path / "checkpoint-final").mkdir()
+    assert checkpoints.find_checkpoint(tmp_path).name == "checkpoint-100"
+    assert checkpoints.find_checkpoint(tmp_path / "checkpoint-9").name == "checkpoint-9"
+
+
+def test_nothing_to_resume_from(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no whole checkpoint-N"):
+        checkpoints.find_checkpoint(tmp_path)
+    with pytest.raises(UserError, match="there is no such folder"):
+        checkpoints.find_checkpoint(tmp_path / "gone")
+
+
+def test_rotation_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        write(tmp_path, step)
+    checkpoints.rotate(tmp_path, None, 1)
+    assert len(list(tmp_path.iterdir())) == 4
+    checkpoints.rotate(tmp_path, 2, 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint-1",
+        "checkpoint-3",
+        "checkpoint-4",
+    ]
+    checkpoints.rotate(tmp_path, 1, None)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
+
+
+def test_leftovers_of_a_killed_process_go(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    checkpoints.staging_dir(tmp_path, 2).mkdir()
+    (tmp_path / ".trash-checkpoint-0").mkdir()
+    checkpoints.clear_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import io
+import json
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_run
+
+from craft.training.logging import METRICS_FILE, MetricsFile, Stopwatch, read_metrics
+from craft.utils.logging import setup_logging
+
+
+def test_events_beyond_the_resumed_step_are_forgotten(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path)
+    file.start(0)
+    for step in (5, 10, 10, 15):
+        file.write(
+            {"step": step, "loss": float("nan") if step == 15 else 1.0, "sample": "line\u2028separator"}
+        )
+    assert json.loads((tmp_path / METRICS_FILE).read_text().split("\n")[3])["loss"] is None
+    with file.path.open("a") as torn:
+        torn.write('{"step": 16, "lo')
+    assert [event["step"] for event in read_metrics(tmp_path)] == [5, 10, 10, 15]
+    file.start(10)
+    file.write({"step": 12})
+    assert [event["step"] for event in read_metrics(tmp_path)] == [5, 10, 10, 12]
+    file.start(0)
+    assert read_metrics(tmp_path) == []
+
+
+def test_the_watch_counts_training_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    watch = Stopwatch()
+    watch.resume(50.0)
+    watch.run()
+    now[0] += 3
+    watch.pause()
+    now[0] += 100
+    assert watch.total() == 53
+    assert watch.lap() == 3
+    watch.run()
+    watch.run()
+    now[0] += 2
+    assert (watch.lap(), watch.total(), watch.before) == (2, 55, 50)
+
+
+def test_plain_lines_in_a_pipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    setup_logging(tmp_path / "log.txt")
+    tiny_run.trainer("char_transformer", tmp_path / "run", sample_chars=12).train()
+    lines = capsys.readouterr().err.splitlines()
+    losses = [line for line in lines if "bits/char" in line and "chars/s" in line]
+    assert [line.split()[1] for line in losses] == ["5/20", "10/20", "15/20", "20/20"]
+    assert all("left" in line for line in losses[:-1])
+    assert any(line.startswith("step 20  validation ") and "best so far" in line for line in lines)
+    assert any(line == "sample:" for line in lines)
+    assert "\x1b" not in "".join(lines)
+    assert "step  5/20" in (tmp_path / "log.txt").read_text()
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_bar_on_a_terminal_and_the_same_log_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    setup_logging(tmp_path / "log.txt")
+    tiny_run.trainer("char_transformer", tmp_path / "run").train()
+    shown = screen.getvalue()
+    assert "\x1b[" in shown
+    assert "validation" in shown
+    assert "\nstep  5/20" not in shown  # the bar shows it
+    assert "step  5/20" in (tmp_path / "log.txt").read_text()
+    assert not any(handler.filters for handler in logging.getLogger("craft").handlers)
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> None:
+    yield
+    for handler in list(logging.getLogger("craft").handlers):
+        logging.getLogger("craft").removeHandler(handler)
+        handler.close()
+    logging.getLogger("craft").propagate = True

@@ -1,0 +1,106 @@
+"""What is really in the files that Weights & Biases writes offline."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_run
+
+from craft.training import tracking
+
+wandb = pytest.importorskip("wandb")
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> Any:
+    for name in ("WANDB_MODE", "WANDB_DIR", "WANDB_API_KEY", "WANDB_PROJECT", "WANDB_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", "/dev/null")
+    monkeypatch.setattr(tracking, "_has_key", lambda wandb: False)
+    yield
+    if wandb.run is not None:
+        wandb.finish()
+
+
+def records(file: Path) -> list[Any]:
+    """The records of an offline run; its format is that of LevelDB logs: blocks of 32 KiB, header 7 bytes."""
+    from wandb.proto import wandb_internal_pb2
+
+    data, place, parts, found = file.read_bytes(), 7, b"", []
+    while place + 7 <= len(data):
+        if 32768 - place % 32768 < 7:
+            place += 32768 - place % 32768
+            continue
+        length, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
+        parts += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(parts)
+            found.append(record)
+            parts = b""
+    return found
+
+
+def test_a_resumed_run_is_one_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run_dir = tmp_path / "outputs" / "models" / "tiny_run"
+    with caplog.at_level(logging.INFO, logger="craft"):
+        tiny_run.trainer("char_lstm", run_dir, report_to="wandb", max_steps=10, sample_chars=9).train()
+    said = [record.message for record in caplog.records if record.message.startswith("W&B")]
+    assert len(said) == 1
+    assert said[0].startswith(f"W&B: offline, in {tmp_path}/outputs/logs/wandb")
+    run_id = (run_dir / tracking.ID_FILE).read_text().strip()
+    assert json.loads((run_dir / "checkpoint-10" / "progress.json").read_text())["wandb_id"] == run_id
+    wandb.finish()
+    (run_dir / tracking.ID_FILE).unlink()  # the checkpoint knows it too
+    tiny_run.trainer("char_lstm", run_dir, report_to="wandb").train(resume_from_checkpoint=True)
+    assert wandb.run.id == run_id
+    wandb.finish()
+
+    files = sorted((tmp_path / "outputs" / "logs" / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert [file.stem for file in files] == [f"run-{run_id}"] * 2
+    rows: list[dict[str, Any]] = []
+    for file in files:
+        for record in records(file):
+            if record.WhichOneof("record_type") == "history":
+                items = record.history.item
+                row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+                rows.append(row)
+    steps = [row["train/global_step"] for row in rows if "train/loss" in row]
+    assert steps == [5, 10, 15, 20]
+    evaluated = [row for row in rows if "eval/loss" in row]
+    assert [row["train/global_step"] for row in evaluated] == [10, 20]
+    assert evaluated[0]["eval/bits_per_char"] > 0
+    assert sum("eval/sample" in row or any(k.startswith("eval/sample") for k in row) for row in rows) == 1
+
+
+def test_an_empty_mode_and_no_key_mean_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "")
+    assert tracking.start(tmp_path, "craft", {}, "abc12345") == "abc12345"
+    assert wandb.run.settings.mode == "offline"
+
+
+def test_a_run_begun_by_the_user_is_used(tmp_path: Path) -> None:
+    mine = wandb.init(mode="offline", dir=str(tmp_path), settings=wandb.Settings(silent=True))
+    assert tracking.start(tmp_path, "craft", {}, None) == mine.id
+    tracking.finish(1)
+    assert wandb.run is mine
+
+
+def test_trouble_with_wandb_stops_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(**kwargs: Any) -> None:
+        raise wandb.errors.CommError("the server said no\nand more")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    with caplog.at_level(logging.WARNING, logger="craft"):
+        trainer = tiny_run.trainer("char_lstm", tmp_path, report_to="wandb", max_steps=4, eval_strategy="no")
+        assert trainer.train().global_step == 4
+    (said,) = (record.message for record in caplog.records if "W&B" in record.message)
+    assert "the server said no" in said
+    assert "\n" not in said

@@ -1,0 +1,290 @@
+"""Whole runs of tiny models in this process."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_run
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from craft.data.char_dataset import CharDataset, train_loader
+from craft.training.arguments import CraftTrainingArguments
+from craft.training.base import LanguageModelTrainer
+from craft.training.evaluation import evaluate_split
+from craft.training.logging import read_metrics
+from craft.utils.common import TrainingFailed, UserError
+
+KINDS = ("char_lstm", "char_transformer")
+
+
+def bare_loop(kind: str, steps: int, carry: bool) -> list[float]:
+    """The losses of a run as plain PyTorch would train it: AdamW, linear schedule, clipping at 1."""
+    model = tiny_run.model(kind).train()
+    train, _ = tiny_run.split_ids()
+    dataset = CharDataset(train, tiny_run.BLOCK, tiny_run.BATCH, 42, "streams" if carry else "shuffled")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0, fused=True)
+    warm = 2
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda s: s / warm if s < warm else (20 - s) / (20 - warm)
+    )
+    losses, state, loader = [], None, train_loader(dataset, tiny_run.BATCH, 1, 0, 1)
+    while True:
+        loader.set_epoch(len(losses) // dataset.steps_per_epoch)
+        for batch in loader:
+            state = state if carry and batch["step_in_epoch"] else None
+            outputs = model(batch["input_ids"], past_key_values=state, use_cache=carry)
+            loss = torch.nn.functional.cross_entropy(outputs.logits.flatten(0, 1), batch["labels"].flatten())
+            if carry:
+                state = model.state_from_tensors(model.state_tensors(outputs.past_key_values))
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+            if len(losses) == steps:
+                return losses
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize(
+    ("kind", "carry"), [("char_lstm", True), ("char_lstm", False), ("char_transformer", False)]
+)
+def test_losses_are_those_of_a_bare_loop(tmp_path: Path, kind: str, carry: bool, accumulation: int) -> None:
+    """The exact mean over all B x T predictions, also when the batch is cut into micro-batches."""
+    trainer = tiny_run.trainer(
+        kind, tmp_path, carry_state=carry, gradient_accumulation_steps=accumulation, logging_steps=1
+    )
+    trainer.train()
+    logged = [event["loss"] for event in read_metrics(tmp_path) if "loss" in event]
+    assert logged == pytest.approx(bare_loop(kind, 20, carry), abs=2e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_is_a_model_that_anything_opens(tmp_path: Path, kind: str) -> None:
+    trainer = tiny_run.trainer(kind, tmp_path)
+    trainer.train()
+    folder = tmp_path / "checkpoint-20"
+    names = {path.name for path in folder.iterdir()}
+    assert not any(name.endswith(".bin") for name in names)
+    assert json.loads((folder / "training_args.json").read_text())["max_steps"] == 20
+    assert (folder / "craft_run.yaml").read_text() == "experiment: tiny\n"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.config.use_cache is True
+    assert model.config.eos_token_id == trainer.tokenizer.eos_token_id
+    assert AutoTokenizer.from_pretrained(folder)("wall")["input_ids"] == list(
+        trainer.tokenizer.encode_ids("wall")
+    )
+    ids = torch.arange(8)[None]
+    assert torch.equal(model.eval()(ids).logits, trainer.model.eval()(ids).logits)
+
+
+def test_metrics_and_samples_are_in_the_file_of_the_run(tmp_path: Path) -> None:
+    tiny_run.trainer("char_lstm", tmp_path, sample_chars=30, sample_prompt="9 green").train()
+    events = read_metrics(tmp_path)
+    (last,) = (event for event in events if "eval_loss" in event and event["step"] == 20)
+    assert last["eval_bits_per_char"] == pytest.approx(last["eval_loss"] / math.log(2))
+    assert last["eval_perplexity"] == pytest.approx(math.exp(last["eval_loss"]))
+    assert {"eval_accuracy", "eval_bits_per_byte", "characters", "elapsed"} <= set(last)
+    assert last["characters"] == 20 * tiny_run.BATCH * tiny_run.BLOCK
+    losses = [event for event in events if "loss" in event]
+    assert [event["step"] for event in losses] == [5, 10, 15, 20]
+    for event in losses:
+        assert event["bits_per_char"] == pytest.approx(event["loss"] / math.log(2))
+        assert event["chars_per_second"] > 0
+    samples = [event["sample"] for event in events if "sample" in event]
+    assert len(samples) == 2
+    for sample in samples:
+        assert sample.startswith("9 green")
+        assert 20 < len(sample) <= 37
+        assert "<" not in sample  # special tokens, which a young model still draws, aren't text
+
+
+def test_sampling_and_evaluating_leave_training_alone(tmp_path: Path) -> None:
+    """Dropout draws the same numbers whether or not samples are drawn in between."""
+    quiet = tiny_run.trainer("char_lstm", tmp_path / "quiet", dropout=0.3, eval_strategy="no")
+    quiet.train()
+    loud = tiny_run.trainer("char_lstm", tmp_path / "loud", dropout=0.3, sample_chars=20, eval_steps=3)
+    loud.train()
+    for a, b in zip(quiet.model.parameters(), loud.model.parameters()):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch_fused", "muon"])
+def test_the_average_is_what_is_evaluated_and_exported(tmp_path: Path, optim: str) -> None:
+    trainer = tiny_run.trainer("char_transformer", tmp_path, ema_decay=0.8, optim=optim)
+    trainer.train()
+    folder = tmp_path / "checkpoint-20"
+    exported, raw = (
+        load_file(folder / name) for name in ("model.safetensors", "training_weights.safetensors")
+    )
+    assert any(not torch.equal(exported[name], raw[name]) for name in exported)
+    for name, parameter in trainer.model.named_parameters():
+        assert torch.equal(parameter, exported[name])
+    _, validation = tiny_run.split_ids()
+    scored = evaluate_split(trainer.model, validation, protocol="blocks", block_size=tiny_run.BLOCK)
+    (last,) = (e for e in read_metrics(tmp_path) if "eval_loss" in e and e["step"] == 20)
+    assert last["eval_loss"] == pytest.approx(scored.nats_per_char, rel=1e-6)
+
+
+class Scripted(LanguageModelTrainer):
+    """Reports evaluation losses from a list."""
+
+    losses: list[float]
+
+    def _metrics(self, *args: Any) -> dict[str, float]:
+        return {**super()._metrics(*args), "eval_loss": self.losses[self.state.global_step // 2 - 1]}
+
+
+def scripted(output_dir: Path, losses: list[float], **changes: Any) -> Scripted:
+    trainer = tiny_run.trainer("char_transformer", output_dir, eval_steps=2, save_steps=100, **changes)
+    trainer.__class__ = Scripted
+    trainer.losses = losses
+    return trainer
+
+
+def test_best_and_last_are_kept(tmp_path: Path) -> None:
+    """A new best is saved although no save was due, and `load_best_model_at_end` gives it back."""
+    losses = [3.0, 2.0, 1.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0]
+    trainer = scripted(tmp_path, losses, load_best_model_at_end=True, save_total_limit=1)
+    trainer.train()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-20", "checkpoint-6"]
+    best = load_file(tmp_path / "checkpoint-6" / "model.safetensors")
+    for name, parameter in trainer.model.named_parameters():
+        assert torch.equal(parameter, best[name])
+
+
+def test_early_stopping_and_that_it_is_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    losses = [3.0, 2.0, 2.5, 1.9, 2.1, 2.2, 2.3, 2.4, 2.5, 1.0]
+    settings: dict[str, Any] = {"early_stopping_patience": 3, "load_best_model_at_end": True}
+    trainer = scripted(tmp_path, losses, **settings)
+    trainer.train()
+    assert trainer.state.global_step == 14  # the best was at 8; 10, 12 and 14 were no better
+    with caplog.at_level(logging.INFO, logger="craft"):
+        again = scripted(tmp_path, losses, **settings)
+        assert again.train(resume_from_checkpoint=True).global_step == 14
+    assert "this run is finished" in caplog.text
+    for a, b in zip(trainer.model.parameters(), again.model.parameters()):
+        assert torch.equal(a, b)
+
+
+def test_patience_survives_a_resume(tmp_path: Path) -> None:
+    losses = [3.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0]
+    first = scripted(tmp_path, losses, max_steps=8)
+    first.train()
+    second = scripted(tmp_path, losses, early_stopping_patience=3)
+    second.train(resume_from_checkpoint=True)
+    assert second.state.global_step == 10
+
+
+def test_a_finished_run_says_so_and_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first = tiny_run.trainer("char_lstm", tmp_path)
+    first.train()
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    again = tiny_run.trainer("char_lstm", tmp_path)
+    with caplog.at_level(logging.INFO, logger="craft"):
+        assert again.train(resume_from_checkpoint=True).global_step == 20
+    assert "is at step 20" in caplog.text
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    for a, b in zip(first.model.parameters(), again.model.parameters()):
+        assert torch.equal(a, b)
+
+
+def test_a_new_run_does_not_mix_with_an_old_one(tmp_path: Path) -> None:
+    tiny_run.trainer("char_lstm", tmp_path).train()
+    with pytest.raises(UserError, match="holds checkpoints of another run"):
+        tiny_run.trainer("char_lstm", tmp_path).train()
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_the_end_is_the_same(tmp_path: Path) -> None:
+    first = tiny_run.trainer("char_lstm", tmp_path, dropout=0.2, eval_strategy="no")
+    first.train()
+    weights = tmp_path / "checkpoint-20" / "optimizer.pt"
+    weights.write_bytes(weights.read_bytes()[:-7])
+    again = tiny_run.trainer("char_lstm", tmp_path, dropout=0.2, eval_strategy="no")
+    again.train(resume_from_checkpoint=tmp_path)
+    assert again.resumed == tmp_path / "checkpoint-16"
+    for a, b in zip(first.model.parameters(), again.model.parameters()):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("poison", ["loss", "gradient"])
+def test_nan_stops_the_run(tmp_path: Path, poison: str) -> None:
+    trainer = tiny_run.trainer("char_transformer", tmp_path)
+
+    def spoil(module: torch.nn.Module, inputs: Any, outputs: Any) -> None:
+        if trainer.state.global_step == 6 and outputs.requires_grad:
+            if poison == "loss":
+                outputs.data.fill_(float("nan"))
+            else:
+                outputs.register_hook(lambda gradient: gradient * float("inf"))
+
+    trainer.model.lm_head.register_forward_hook(spoil)
+    with pytest.raises(TrainingFailed) as failure:
+        trainer.train()
+    message = str(failure.value)
+    assert "training stopped at step 7: the " in message
+    assert ("loss is nan" in message) == (poison == "loss")
+    assert "at learning rate 0.00" in message
+    assert f"last good checkpoint: {tmp_path / 'checkpoint-4'}" in message
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
+
+
+def test_a_full_disk_stops_the_run_and_leaves_no_torn_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = tiny_run.trainer("char_transformer", tmp_path)
+    save = torch.save
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        if trainer.state.global_step == 8:
+            raise OSError(28, "No space left on device")
+        save(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(TrainingFailed, match=r"checkpoint-8 can't be written .*No space left on device"):
+        trainer.train()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4", "metrics.jsonl"]
+
+
+def test_what_does_not_go_together(tmp_path: Path) -> None:
+    train, validation = tiny_run.split_ids()
+    dataset = CharDataset(train, tiny_run.BLOCK, tiny_run.BATCH, 0, "shuffled")
+    tokenizer, lstm = tiny_run.tokenizer(), tiny_run.model("char_lstm")
+    with pytest.raises(UserError, match="a carried state needs data in parallel streams"):
+        LanguageModelTrainer(lstm, tiny_run.arguments(tmp_path), dataset, validation, tokenizer)
+    with pytest.raises(UserError, match="there is no validation text"):
+        LanguageModelTrainer(lstm, tiny_run.arguments(tmp_path), dataset, None, tokenizer)
+
+
+def test_epochs_instead_of_steps(tmp_path: Path) -> None:
+    args = {"max_steps": -1, "num_train_epochs": 2.0, "eval_strategy": "epoch", "save_strategy": "epoch"}
+    trainer = tiny_run.trainer("char_lstm", tmp_path, logging_strategy="epoch", **args)
+    trainer.train()
+    steps = [event["step"] for event in read_metrics(tmp_path) if "eval_loss" in event]
+    assert steps == [tiny_run.STEPS_PER_EPOCH, 2 * tiny_run.STEPS_PER_EPOCH]
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-12", "checkpoint-24"]
+
+
+def test_bf16_trains_and_is_scored_in_fp32(tmp_path: Path) -> None:
+    trainer = tiny_run.trainer("char_lstm", tmp_path, precision="bf16")
+    trainer.train()
+    assert all(parameter.dtype == torch.float32 for parameter in trainer.model.parameters())
+    _, validation = tiny_run.split_ids()
+    scored = evaluate_split(trainer.model, validation, protocol="stateful", block_size=tiny_run.BLOCK)
+    (last,) = (e for e in read_metrics(tmp_path) if "eval_loss" in e and e["step"] == 20)
+    assert last["eval_loss"] == pytest.approx(scored.nats_per_char, rel=1e-6)
+
+
+def test_arguments_are_written_without_secrets(tmp_path: Path) -> None:
+    args = CraftTrainingArguments(output_dir=str(tmp_path), hub_token="hf_secret")
+    assert "hf_secret" not in args.to_json_string()
+    assert np.isfinite(json.loads(args.to_json_string())["learning_rate"])
