@@ -56,7 +56,9 @@ class Sampling:
         if self.max_new_tokens < 1:
             raise UserError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
         if not self.temperature > 0:
-            raise UserError(f"temperature is {self.temperature}; it must be above 0 (use --greedy for the likeliest text)")
+            raise UserError(
+                f"temperature is {self.temperature}; it must be above 0 (use --greedy for the likeliest text)"
+            )
         if self.top_k < 0:
             raise UserError(f"top_k is {self.top_k}; it must be 0 (off) or more")
         if not 0 < self.top_p <= 1:
@@ -106,7 +108,9 @@ def load(model: str | Path, root: Path = OUTPUTS) -> tuple[PreTrainedModel, Char
         network = AutoModelForCausalLM.from_pretrained(where, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"can't load the model {str(model)!r}: {reason} Give a folder made by 'craft train' or a Hub id") from error
+        raise UserError(
+            f"can't load the model {str(model)!r}: {reason} Give a folder made by 'craft train' or a Hub id"
+        ) from error
     tokenizer = load_tokenizer(where)
     rows = network.get_input_embeddings().weight.shape[0]
     if len(tokenizer) != rows:
@@ -130,16 +134,26 @@ def resolve(model: str | Path, root: Path = OUTPUTS) -> str:
     if path.is_dir():
         if (path / "config.json").is_file():
             return str(path)
-        inside = [p for p in (*path.parent.glob(f"{path.name}_step_*"), *path.glob("checkpoint-*")) if (p / "config.json").is_file()]
+        inside = [
+            p
+            for p in (*path.parent.glob(f"{path.name}_step_*"), *path.glob("checkpoint-*"))
+            if (p / "config.json").is_file()
+        ]
         if not inside:
-            raise UserError(f"{path} holds no model (no config.json); give a finished model's folder, or 'latest'")
+            raise UserError(
+                f"{path} holds no model (no config.json); give a finished model's folder, or 'latest'"
+            )
         return str(max(inside, key=lambda p: (p / "config.json").stat().st_mtime_ns))
     if path.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(model)):
-        raise UserError(f"no model at {str(model)!r}; give a folder made by 'craft train', a Hub id such as user/name, or 'latest'")
+        raise UserError(
+            f"no model at {str(model)!r}; give a folder made by 'craft train', a Hub id such as user/name, or 'latest'"
+        )
     return str(model)
 
 
-def stream_text(model: PreTrainedModel, tokenizer: CharTokenizer, prompt: str = "", **sampling: Any) -> Iterator[str]:
+def stream_text(
+    model: PreTrainedModel, tokenizer: CharTokenizer, prompt: str = "", **sampling: Any
+) -> Iterator[str]:
     """Writes on after `prompt`, piece by piece (a character, or nothing while one of several bytes is incomplete).
 
     Args:
@@ -187,7 +201,9 @@ def _write(
 
     if sampling.seed is not None:
         set_seed(sampling.seed)
-    ids = [tokenizer.encode_ids(prompt, "the prompt").tolist() or [_first_id(tokenizer)] for prompt in prompts]
+    ids = [
+        tokenizer.encode_ids(prompt, "the prompt").tolist() or [_first_id(tokenizer)] for prompt in prompts
+    ]
     input_ids = torch.tensor(ids, device=model.device)
 
     table = token_bytes(tokenizer)
@@ -258,7 +274,9 @@ def evaluate(
     corpus = load_corpus(arguments, tokenizer=tokenizer)
     ids = corpus.train if split == "all" else getattr(corpus, split)
     if ids is None or len(ids) < 2:
-        raise UserError(f"{corpus.name} has no {split} split; choose with --split, or set data.{split}_size when training")
+        raise UserError(
+            f"{corpus.name} has no {split} split; choose with --split, or set data.{split}_size when training"
+        )
     return [
         evaluate_split(
             network,
@@ -297,7 +315,11 @@ def _data_arguments(where: str, data: str | None, split: str) -> Any:
     run: dict[str, Any] = yaml.safe_load(saved.read_text(encoding="utf-8")) if saved.is_file() else {}
     arguments = DataArguments(**run.get("data", {}))
     if data is not None:
-        local = Path(data).exists() or any(c in data for c in "*?[") or data.startswith(("http://", "https://", "/", "."))
+        local = (
+            Path(data).exists()
+            or any(c in data for c in "*?[")
+            or data.startswith(("http://", "https://", "/", "."))
+        )
         hub = not local and re.fullmatch(r"[\w.-]+/[\w.-]+", data) is not None
         arguments = DataArguments(
             source="hub" if hub else "files",
@@ -309,7 +331,9 @@ def _data_arguments(where: str, data: str | None, split: str) -> Any:
             text_column=arguments.text_column,
         )
     elif not run:
-        raise UserError(f"{where} has no {RUN_CONFIG}, so its data are unknown; name a text: craft evaluate MODEL my.txt")
+        raise UserError(
+            f"{where} has no {RUN_CONFIG}, so its data are unknown; name a text: craft evaluate MODEL my.txt"
+        )
     if split == "all":
         arguments = dataclasses.replace(arguments, validation_size=0, test_size=0)
     return arguments

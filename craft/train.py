@@ -148,13 +148,20 @@ def build_model(
     except ValueError as error:
         raise UserError(f"models: {error}") from error
     if len(tokenizer) > config.vocab_size:
-        raise UserError(f"models.vocab_size={config.vocab_size} is too small: the text needs {len(tokenizer)} ids")
+        raise UserError(
+            f"models.vocab_size={config.vocab_size} is too small: the text needs {len(tokenizer)} ids"
+        )
     model = AutoModelForCausalLM.from_config(config)
     # A text in one piece never shows the model where a text ends, so it shouldn't say so either.
     never = [tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id]
     never += [] if documents else [tokenizer.eos_token_id]
     model.generation_config = GenerationConfig(
-        max_new_tokens=SAMPLE_CHARACTERS, do_sample=True, temperature=0.8, top_k=0, suppress_tokens=never, **special
+        max_new_tokens=SAMPLE_CHARACTERS,
+        do_sample=True,
+        temperature=0.8,
+        top_k=0,
+        suppress_tokens=never,
+        **special,
     )
     return model
 
@@ -169,7 +176,9 @@ def prepare_run(
     if resume is not None:
         paths = RunPaths.of_run_dir(Path(resume))
     elif "output_dir" in run.training and run.training["output_dir"]:
-        paths = RunPaths(name, human(model.num_parameters()), args.precision, folder=Path(run.training["output_dir"]))
+        paths = RunPaths(
+            name, human(model.num_parameters()), args.precision, folder=Path(run.training["output_dir"])
+        )
     else:
         paths = RunPaths(name, human(model.num_parameters()), args.precision)
     if args.world_size > 1:
@@ -196,7 +205,11 @@ def evaluate(model_dir: Path, corpus: Corpus, data: DataArguments, paths: RunPat
     if corpus.validation is None:
         return []
     model, tokenizer = load(model_dir)
-    protocols = ["stateful", "blocks"] if model.carries_state else ["blocks", f"sliding-{max(1, data.block_size // 2)}"]
+    protocols = (
+        ["stateful", "blocks"]
+        if model.carries_state
+        else ["blocks", f"sliding-{max(1, data.block_size // 2)}"]
+    )
     evaluations = [
         evaluate_split(
             model,
@@ -243,9 +256,14 @@ def draw(paths: RunPaths, run: Run, corpus: Corpus) -> None:
 def farewell(model_dir: Path, paths: RunPaths) -> None:
     """Where everything is, and the three commands one would type next."""
     kept = {"loss curve": paths.figure("loss"), "sample": paths.sample_file, "log": paths.log_file}
-    lines = [f"model      {model_dir}", *(f"{name:<10} {file}" for name, file in kept.items() if file.exists())]
+    lines = [
+        f"model      {model_dir}",
+        *(f"{name:<10} {file}" for name, file in kept.items() if file.exists()),
+    ]
     lines += ["", "next:", f"  craft generate {model_dir}", f"  craft evaluate {model_dir}"]
-    lines += [f"""  python -c "from transformers import pipeline; print(pipeline('text-generation', '{model_dir}', trust_remote_code=True)(chr(10))[0]['generated_text'])\""""]
+    lines += [
+        f"""  python -c "from transformers import pipeline; print(pipeline('text-generation', '{model_dir}', trust_remote_code=True)(chr(10))[0]['generated_text'])\""""
+    ]
     logger.info("\n".join(lines))
 
 

@@ -59,7 +59,10 @@ class RunPaths:
 
     @property
     def run_dir(self) -> Path:
-        return self.folder or self.root / "models" / f"{self.model_name}_{self.size}_{self.precision}_{self.stamp}"
+        return (
+            self.folder
+            or self.root / "models" / f"{self.model_name}_{self.size}_{self.precision}_{self.stamp}"
+        )
 
     def export_dir(self, step: int) -> Path:
         return self.run_dir.with_name(f"{self.run_dir.name}_step_{step}")
@@ -122,5 +125,7 @@ def latest_model(root: Path = OUTPUTS) -> Path:
     """
     exports = [p for p in (root / "models").glob("*_step_*") if (p / "config.json").is_file()]
     if not exports:
-        raise UserError(f"no finished model in {root / 'models'}; run 'craft train my.txt' first, or give a folder or Hub id")
+        raise UserError(
+            f"no finished model in {root / 'models'}; run 'craft train my.txt' first, or give a folder or Hub id"
+        )
     return max(exports, key=lambda p: (p / "config.json").stat().st_mtime_ns)

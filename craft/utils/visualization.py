@@ -47,7 +47,9 @@ def plot_loss_curve(history: Sequence[dict[str, Any]], path: Path, title: str = 
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     if train:
-        axes.plot([x(e) for e, _ in train], [v for _, v in train], color=TRAIN, linewidth=1.2, label="training")
+        axes.plot(
+            [x(e) for e, _ in train], [v for _, v in train], color=TRAIN, linewidth=1.2, label="training"
+        )
     if validation:
         axes.plot(
             [x(e) for e, _ in validation],

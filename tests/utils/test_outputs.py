@@ -18,7 +18,9 @@ def test_every_name_of_a_run_shares_its_stamp() -> None:
     assert str(paths.export_dir(1200)) == "outputs/models/char_lstm_1.1M_bf16_20260102_030405_step_1200"
     assert str(paths.log_file) == "outputs/logs/train_char_lstm_20260102_030405.log"
     assert str(paths.sample_file) == "outputs/samples/sample_20260102_030405.txt"
-    assert str(paths.evaluation_file("text8")) == "outputs/evaluation/eval_char_lstm_text8_20260102_030405.json"
+    assert (
+        str(paths.evaluation_file("text8")) == "outputs/evaluation/eval_char_lstm_text8_20260102_030405.json"
+    )
     assert str(paths.figure("loss")) == "outputs/visualizations/loss_char_lstm_20260102_030405.png"
 
 
@@ -58,7 +60,13 @@ def test_stamps_sort_by_age() -> None:
 
 
 def test_numbers_and_hints_for_people() -> None:
-    assert [human(n) for n in (7, 1_250, 803_000, 10_650_000, 2.5e9)] == ["7", "1.2K", "0.8M", "10.7M", "2.5B"]
+    assert [human(n) for n in (7, 1_250, 803_000, 10_650_000, 2.5e9)] == [
+        "7",
+        "1.2K",
+        "0.8M",
+        "10.7M",
+        "2.5B",
+    ]
     assert [human_time(s) for s in (5, 65, 3725)] == ["0:05", "1:05", "1:02:05"]
     assert did_you_mean("lerning_rate", ["learning_rate", "seed"]) == ", did you mean 'learning_rate'?"
     assert did_you_mean("zzz", ["learning_rate"]) == ""

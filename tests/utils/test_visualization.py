@@ -36,7 +36,9 @@ def test_nothing_logged_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "logging_steps" in lines[0]
 
 
-def test_without_matplotlib_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_one_line_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lines = said(monkeypatch)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert plot_loss_curve(HISTORY, tmp_path / "loss.png") is None

@@ -1,0 +1,148 @@
+"""Loading, writing and scoring with finished models: what a user types after training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from craft.data.tokenization import ByteTokenizer, CharTokenizer
+from craft.inference import Sampling, load, resolve, sample, stream_text, token_bytes
+from craft.train import build_model
+from craft.utils.common import UserError
+
+TEXT = "to be or not to be, that is the question:\nwhether 'tis nobler in the mind to suffer é 漢\n"
+TINY = {
+    "char_lstm": {"model_type": "char_lstm", "hidden_size": 16, "num_hidden_layers": 2},
+    "char_transformer": {
+        "model_type": "char_transformer",
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "zero_init": False,
+    },
+}
+
+
+@pytest.fixture(params=["char_lstm", "char_transformer"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A saved model with random weights."""
+    torch.manual_seed(0)
+    tokenizer = CharTokenizer.train([TEXT])
+    model = build_model(TINY[request.param], tokenizer, block_size=16, documents=False)
+    path = tmp_path / "model_step_1"
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def test_a_seed_repeats_and_streaming_writes_the_same_as_a_batch(folder: Path) -> None:
+    model, tokenizer = load(folder)
+    first = "".join(stream_text(model, tokenizer, "to be", max_new_tokens=60, seed=3))
+    assert len(first) == 60
+    assert first == "".join(stream_text(model, tokenizer, "to be", max_new_tokens=60, seed=3))
+    assert first != "".join(stream_text(model, tokenizer, "to be", max_new_tokens=60, seed=4))
+    assert sample(model, tokenizer, ["to be"], max_new_tokens=60, seed=3) == [[first]]
+
+
+def test_greedy_equals_generate_past_the_context(folder: Path) -> None:
+    model, tokenizer = load(folder)
+    ids = tokenizer("to be", return_tensors="pt").input_ids
+    whole = model.generate(ids, do_sample=False, max_new_tokens=50)[0, ids.shape[1] :]
+    assert "".join(
+        stream_text(model, tokenizer, "to be", max_new_tokens=50, greedy=True)
+    ) == tokenizer.decode(whole)
+
+
+def test_prompts_of_unequal_length_give_what_each_gives_alone(folder: Path) -> None:
+    model, tokenizer = load(folder)
+    prompts = ["to be", "", "whether 'tis nobler", "or no"]
+    together = sample(model, tokenizer, prompts, max_new_tokens=20, greedy=True)
+    assert together == [sample(model, tokenizer, [p], max_new_tokens=20, greedy=True)[0] for p in prompts]
+
+
+def test_samples_of_one_prompt_differ(folder: Path) -> None:
+    model, tokenizer = load(folder)
+    (texts,) = sample(model, tokenizer, ["to be"], num_samples=3, max_new_tokens=40, seed=0)
+    assert len(set(texts)) == 3
+
+
+def test_a_stop_text_ends_each_row_and_is_kept(folder: Path) -> None:
+    model, tokenizer = load(folder)
+    (texts,) = sample(
+        model, tokenizer, ["to be"], num_samples=4, max_new_tokens=3000, seed=0, stop=("e", "to")
+    )
+    assert all(text.endswith(("e", "to")) for text in texts)
+    assert all(text.count("e") <= 1 and text.count("to") <= 1 for text in texts)
+
+
+def test_specials_that_training_never_showed_are_never_written(folder: Path) -> None:
+    model, tokenizer = load(folder)
+    (texts,) = sample(model, tokenizer, [""], num_samples=2, max_new_tokens=500, temperature=50.0, seed=0)
+    assert all(len(text) == 500 and set(text) <= set(tokenizer.alphabet) for text in texts)
+
+
+def test_an_unseen_character_in_the_prompt_is_named(folder: Path) -> None:
+    model, tokenizer = load(folder)
+    with pytest.raises(UserError, match=r"'Z'.*U\+005A"):
+        next(stream_text(model, tokenizer, "to Z"))
+
+
+def test_bytes_become_characters_only_when_whole() -> None:
+    torch.manual_seed(0)
+    tokenizer = ByteTokenizer.create()
+    model = build_model(TINY["char_transformer"], tokenizer, block_size=8, documents=False)
+    text = "".join(stream_text(model, tokenizer, "é", max_new_tokens=200, seed=1))
+    ids = [int(i[0]) for i in seeded_stream(model, tokenizer, "é", 200)]
+    assert (
+        text
+        == b"".join(token_bytes(tokenizer)[i] for i in ids).decode("utf-8", errors="replace")[: len(text)]
+    )
+
+
+def seeded_stream(
+    model: torch.nn.Module, tokenizer: CharTokenizer, prompt: str, count: int
+) -> list[torch.Tensor]:
+    torch.manual_seed(1)
+    ids = torch.tensor([tokenizer.encode_ids(prompt).tolist()])
+    return list(model.stream(ids, Sampling(max_new_tokens=count).generation_config(model)))
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"temperature": 0.0}, "--greedy"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"top_k": -1}, "top_k is -1"),
+        ({"top_p": 1.5}, "top_p is 1.5"),
+        ({"min_p": 1.0}, "min_p is 1.0"),
+        ({"stop": ("",)}, "stop is an empty text"),
+    ],
+)
+def test_values_out_of_range_are_refused(bad: dict, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        Sampling(**bad)
+
+
+def test_a_run_folder_stands_for_its_newest_model(folder: Path) -> None:
+    run = folder.with_name("model")
+    run.mkdir()
+    assert resolve(run) == str(folder)
+
+
+def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
+    for name, said in (
+        (str(tmp_path), "no config.json"),
+        ("no/such/folder/here", "no model at"),
+        ("latest", "no finished"),
+    ):
+        with pytest.raises(UserError, match=said):
+            resolve(name, tmp_path)
+
+
+def test_weights_and_tokenizer_of_different_runs_are_refused(folder: Path) -> None:
+    CharTokenizer.train(["abc"]).save_pretrained(folder)
+    with pytest.raises(UserError, match=r"7 entries.*rows"):
+        load(folder)
