@@ -28,9 +28,7 @@ def register(module_name: str) -> list[str]:
         name: value for name, value in vars(module).items() if getattr(value, "__module__", "") == module_name
     }
     stems = [
-        n.removesuffix("Config")
-        for n, v in own.items()
-        if n.endswith("Config") and getattr(v, "model_type", "")
+        n.removesuffix("Config") for n, v in own.items() if n.endswith("Config") and hasattr(v, "model_type")
     ]
     names = [stem + ending for stem in stems for ending in ("Config", "Model", "ForCausalLM")]
     missing = [name for name in names if not hasattr(module, name)]

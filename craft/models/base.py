@@ -23,6 +23,13 @@ from transformers.utils import can_return_tuple
 from .decoding import stream
 
 
+def embed(table: nn.Module, ids: torch.Tensor | None, embeds: torch.Tensor | None) -> torch.Tensor:
+    """The embeddings [B, T, C] of exactly one of `ids` [B, T] and ready-made `embeds`."""
+    if (ids is None) == (embeds is None):
+        raise ValueError("give exactly one of input_ids and inputs_embeds")
+    return table(ids) if embeds is None else embeds
+
+
 class BaseModel(PreTrainedModel):
     """A PreTrainedModel that travels with its own code, so that what it saves loads without craft."""
 

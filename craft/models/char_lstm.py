@@ -21,7 +21,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .base import BaseModel, LanguageModel
+from .base import BaseModel, LanguageModel, embed
 from .decoding import has_plain_weights
 from .lstm_cache import LAYER_TYPE
 
@@ -196,9 +196,7 @@ class CharLSTMModel(CharLSTMPreTrainedModel):
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Exactly one of `input_ids` [B, T] and `inputs_embeds` [B, T, H]; the cache is the carried state."""
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
-        hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        hidden = embed(self.embed_tokens, input_ids, inputs_embeds)
         if past_key_values is None and use_cache:
             past_key_values = DynamicCache(config=self.config)
         layers: list[Any] = [] if past_key_values is None else past_key_values.layers

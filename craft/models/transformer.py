@@ -21,10 +21,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .base import BaseModel, LanguageModel
+from .base import BaseModel, LanguageModel, embed
 from .blocks import Attention, RotaryEmbedding, TransformerLayer, make_norm
 from .decoding import has_plain_weights
 from .ring import Ring
+
+MLPS, NORMS, POSITIONS = ("relu2", "gelu", "swiglu"), ("rmsnorm", "layernorm"), ("rope", "learned")
 
 
 class TransformerConfig(PreTrainedConfig):
@@ -32,8 +34,8 @@ class TransformerConfig(PreTrainedConfig):
 
     Fields:
         vocab_size, hidden_size, num_hidden_layers, num_attention_heads: characters, width, blocks, heads.
-        num_key_value_heads: heads of keys and values, which query heads share evenly; null: one each.
-        head_dim: width of a head; null: hidden_size / num_attention_heads.
+        num_key_value_heads, head_dim: heads of keys and values, which query heads share evenly, null: one
+            each; width of a head, null: hidden_size / num_attention_heads.
         mlp, intermediate_size: "relu2", "gelu" (exact) or "swiglu", and its inner width;
             null: 4 x hidden_size, for "swiglu" 8/3 x hidden_size rounded up to a multiple of 8.
         norm, norm_weight, norm_eps: "rmsnorm" or "layernorm" before each half block, learned scale or not.
@@ -59,7 +61,6 @@ class TransformerConfig(PreTrainedConfig):
         "layers.*.self_attn.k_proj": "colwise",
         "layers.*.self_attn.v_proj": "colwise",
         "layers.*.self_attn.o_proj": "rowwise",
-        "layers.*.mlp.gate_proj": "colwise",
         "layers.*.mlp.up_proj": "colwise",
         "layers.*.mlp.down_proj": "rowwise",
     }
@@ -115,6 +116,8 @@ class TransformerConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.position == "learned":
             self.rope_parameters = None
+        if self.mlp == "swiglu":
+            self.base_model_tp_plan = {**self.base_model_tp_plan, "layers.*.mlp.gate_proj": "colwise"}
         self._check_choices()
 
     def _check_sizes(self) -> None:
@@ -133,11 +136,7 @@ class TransformerConfig(PreTrainedConfig):
             )
 
     def _check_choices(self) -> None:
-        for name, allowed in (
-            ("mlp", ("relu2", "gelu", "swiglu")),
-            ("norm", ("rmsnorm", "layernorm")),
-            ("position", ("rope", "learned")),
-        ):
+        for name, allowed in (("mlp", MLPS), ("norm", NORMS), ("position", POSITIONS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         if not 0 <= self.dropout < 1:
@@ -222,9 +221,7 @@ class TransformerModel(TransformerPreTrainedModel):
         Raises:
             ValueError: more characters than a model with learned positions has positions for.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
-        hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        hidden = embed(self.embed_tokens, input_ids, inputs_embeds)
         if past_key_values is None and use_cache:
             past_key_values = DynamicCache(config=self.config)
         length = hidden.shape[1]
@@ -277,11 +274,14 @@ class TransformerForCausalLM(TransformerPreTrainedModel, LanguageModel):
         self.config.check_length(generation_config.max_length)
 
     def prefill(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        """Read prompts [B, T] of equal length; of longer ones, learned positions hold the last characters."""
-        if self.model.embed_positions is not None:
-            input_ids = input_ids[:, -self.model.embed_positions.num_embeddings :]
+        """Read prompts [B, T] of equal length, or as much of their end as reaches the next character."""
+        config: Any = self.config
+        windows = config.num_hidden_layers * ((config.sliding_window or 1) - 1) + 1
+        input_ids = input_ids[:, -(windows if config.sliding_window else config.max_position_embeddings) :]
         logits, cache = super().prefill(input_ids)
-        return logits, Ring(self.model, cache, input_ids) if has_plain_weights(self.model.layers) else cache
+        lengthwise = (config.rope_parameters or {}).get("rope_type") in ("dynamic", "longrope")
+        plain = has_plain_weights(self.model.layers) and not lengthwise  # angles change with the length there
+        return logits, Ring(self.model, cache, input_ids) if plain else cache
 
     def step(self, ids: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
         """Read one character per row; learned positions that run out are started anew with the last half."""

@@ -215,6 +215,23 @@ def test_what_is_left_out_is_derived() -> None:
     assert learned.attention_scale == pytest.approx(32**-0.5)
 
 
+@pytest.mark.parametrize("mlp", ["relu2", "swiglu"])
+def test_every_entry_of_the_parallel_plan_names_a_layer(mlp: str) -> None:
+    model = make_transformer(mlp=mlp)
+    names = {name.replace(".0.", ".*.") for name, _ in model.model.named_modules()}
+    plan = set(model.config.base_model_tp_plan)
+    assert plan <= names
+    assert {name for name in names if name.startswith("layers.*") and name.endswith("_proj")} == plan
+
+
+@pytest.mark.parametrize("scaling", ["linear", "dynamic", "yarn"])
+def test_scaled_rotary_positions_stream_as_they_generate(scaling: str, prompt: torch.Tensor) -> None:
+    model = make_transformer(rope_parameters={"rope_type": scaling, "rope_theta": 10000.0, "factor": 4.0})
+    settings = {"max_new_tokens": 25, "do_sample": False}
+    expected = model.generate(prompt, **settings)[:, prompt.shape[1] :]
+    assert torch.equal(torch.stack(list(model.stream(prompt, **settings)), dim=1), expected)
+
+
 def test_rope_theta_matters(text: torch.Tensor) -> None:
     models = [make_transformer(rope_theta=theta) for theta in (10000.0, 100.0)]
     assert not torch.allclose(*(m(text).logits[:, -1] for m in models))
