@@ -78,9 +78,7 @@ def choose_precision(
         raise UserError(f"training.precision=bf16 needs a GPU of capability 8.0 (here {hardware}); use fp16")
     if requested != "auto":
         return requested, "asked for"
-    if launcher in ("fp16", "bf16"):
-        if on_cpu and launcher == "fp16":
-            return "fp32", "accelerate's mixed_precision fp16 doesn't exist on a CPU"
+    if launcher in ("fp16", "bf16") and not (on_cpu and launcher == "fp16"):
         return launcher, "accelerate's mixed_precision"
     if capability is not None:
         if capability >= (8, 0):
@@ -88,8 +86,10 @@ def choose_precision(
         if capability >= (7, 0):
             return "fp16", f"the GPU has {hardware}: float16 tensor cores, no bfloat16"
         return "fp32", f"the GPU has {hardware}: no tensor cores"
+    # The launcher's file serves every machine; without a GPU the run is the one that `craft train` would do.
+    aside = "accelerate's fp16 doesn't exist on a CPU; " if on_cpu and launcher == "fp16" else ""
     if on_cpu and recurrent:
         if hardware.native_bf16:
-            return "bf16", "this CPU multiplies bfloat16 natively and the model is recurrent"
-        return "fp32", "this CPU doesn't multiply bfloat16 natively"
-    return "fp32", f"the fastest for this model on {hardware}"
+            return "bf16", f"{aside}this CPU multiplies bfloat16 natively and the model is recurrent"
+        return "fp32", f"{aside}this CPU doesn't multiply bfloat16 natively"
+    return "fp32", f"{aside}the fastest for this model on {hardware}"

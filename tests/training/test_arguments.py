@@ -20,7 +20,8 @@ OLD_CPU = Hardware("cpu")
         ("auto", False, CPU, "no", "fp32", "fastest for this model on cpu"),
         ("auto", True, CPU, "no", "bf16", "recurrent"),
         ("auto", True, OLD_CPU, "no", "fp32", "natively"),
-        ("auto", True, CPU, "fp16", "fp32", "doesn't exist on a CPU"),
+        ("auto", True, CPU, "fp16", "bf16", "doesn't exist on a CPU"),
+        ("auto", False, CPU, "fp16", "fp32", "doesn't exist on a CPU"),
         ("auto", False, CPU, "bf16", "bf16", "accelerate"),
         ("auto", False, Hardware("cuda", (9, 0)), "no", "bf16", "capability 9.0"),
         ("auto", False, Hardware("cuda", (9, 0)), "fp16", "fp16", "accelerate"),
@@ -54,7 +55,7 @@ def test_precision_that_is_refused(requested: str, hardware: Hardware, message: 
 
 def test_the_trainer_settles_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
-    trainer = tiny_run.trainer("char_lstm", tmp_path, precision="auto")
+    trainer = tiny_run.trainer("char_transformer", tmp_path, precision="auto")
     assert (trainer.args.precision, trainer.args.mixed_precision) == ("fp32", "no")
     assert "fp16 doesn't exist on a CPU" in trainer.args.precision_reason
     assert trainer.accelerator.mixed_precision == "no"

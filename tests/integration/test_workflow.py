@@ -1,0 +1,164 @@
+"""Text in, a Hugging Face model out: whole runs by the command line, in real processes and empty folders."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+QUICK = [
+    "training.max_steps=12",
+    "training.eval_steps=6",
+    "training.save_steps=6",
+    "training.logging_steps=3",
+    "training.global_batch_size=4",
+    "data.block_size=16",
+    "training.report_to=none",
+    "training.sample_chars=20",
+]
+SMALL = {
+    "char_lstm": ["models=char_lstm", "models.hidden_size=16"],
+    "char_transformer": ["models=transformer", "models.hidden_size=16", "models.num_attention_heads=2"],
+}
+
+
+def run(folder: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CRAFT_CACHE": str(folder / "cache"), **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def craft(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run(folder, sys.executable, "-m", "craft", *arguments)
+
+
+def finished(folder: Path) -> list[Path]:
+    return sorted((folder / "outputs" / "models").glob("*_step_*"))
+
+
+def weights(model: Path) -> str:
+    return hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module", params=list(SMALL))
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """A folder in which a text was trained on; what the terminal showed; the model type."""
+    folder = tmp_path_factory.mktemp(request.param)
+    text = "Größe\r\nthe quick brown fox 👩‍🚀 jumps over the lazy dog\n" * 60
+    (folder / "my text.txt").write_bytes(text.encode())
+    done = craft(folder, "train", "my text.txt", *SMALL[request.param], *QUICK)
+    return folder, done.stderr, request.param
+
+
+def test_everything_is_there_and_named_as_promised(trained: tuple[Path, str, str]) -> None:
+    folder, shown, kind = trained
+    (model,) = finished(folder)
+    run_dir = model.with_name(model.name.removesuffix("_step_12"))
+    name, stamp = run_dir.name[: -len("_20260101_000000")], run_dir.name[-15:]
+    assert name.startswith(f"{kind}_")
+    assert name.endswith(("_fp32", "_bf16"))
+    files = {path.name for path in model.iterdir()}
+    assert {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "craft_run.yaml"} <= files
+    assert {"base.py", "decoding.py"} <= files
+    assert not {path.suffix for path in model.iterdir()} & {".bin", ".pt", ".pth", ".pkl"}
+    assert {path.name for path in run_dir.glob("checkpoint-*")} == {"checkpoint-6", "checkpoint-12"}
+    outputs = folder / "outputs"
+    assert (outputs / "logs" / f"train_{kind}_{stamp}.log").stat().st_size > 100
+    assert (outputs / "visualizations" / f"loss_{kind}_{stamp}.png").read_bytes().startswith(b"\x89PNG")
+    assert (outputs / "samples" / f"sample_{stamp}.txt").read_text(encoding="utf-8")
+    record = json.loads((outputs / "evaluation" / f"eval_{kind}_my-text_{stamp}.json").read_text())
+    assert {e["protocol"] for e in record["evaluations"]} >= {"blocks"}
+    assert all(e["predictions"] == e["characters"] for e in record["evaluations"])
+    assert f"craft generate {model.relative_to(folder)}" in shown
+    assert "bits/char" in shown
+
+
+def test_evaluate_repeats_the_figures_of_the_run(trained: tuple[Path, str, str]) -> None:
+    folder, _, _ = trained
+    (record,) = (folder / "outputs" / "evaluation").glob("*.json")
+    (expected,) = (e for e in json.loads(record.read_text())["evaluations"] if e["protocol"] == "blocks")
+    (again,) = json.loads(craft(folder, "evaluate", "latest", "--protocol", "blocks", "--json").stdout)
+    assert again["nats"] == pytest.approx(expected["nats"], rel=1e-6)
+    assert again["characters"] == expected["characters"]
+    assert again["bits_per_char"] > again["bits_per_byte"]  # the text has characters of several bytes
+
+
+def test_generate_streams_the_prompt_and_what_follows(trained: tuple[Path, str, str]) -> None:
+    folder, _, _ = trained
+    arguments = ("generate", "latest", "-p", "the quick", "-n", "40", "--seed", "1")
+    first, second = craft(folder, *arguments).stdout, craft(folder, *arguments).stdout
+    assert first == second
+    assert first.startswith("the quick")
+    assert len(first) >= len("the quick") + 40
+
+
+def test_a_pipeline_in_a_process_without_craft(trained: tuple[Path, str, str]) -> None:
+    folder, _, _ = trained
+    (model,) = finished(folder)
+    script = f"""
+import sys
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] == 'craft': raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Hidden())
+from transformers import pipeline
+write = pipeline('text-generation', {str(model)!r}, trust_remote_code=True)
+print(write('the quick', max_new_tokens=30, do_sample=False)[0]['generated_text'], end='')
+"""
+    text = run(folder, sys.executable, "-I", "-c", script).stdout
+    greedy = craft(folder, "generate", "latest", "-p", "the quick", "-n", "30", "--greedy").stdout
+    assert text.startswith("the quick")
+    assert greedy.rstrip("\n") == text.replace("\r\n", "\n").rstrip("\n")
+
+
+def test_the_saved_run_repeats_it_bit_for_bit(trained: tuple[Path, str, str]) -> None:
+    folder, _, _ = trained
+    first = finished(folder)[0]
+    again = folder / "again"
+    again.mkdir()
+    (again / "my text.txt").write_bytes((folder / "my text.txt").read_bytes())
+    craft(again, "train", "--config", str(first / "craft_run.yaml"))
+    (second,) = finished(again)
+    assert weights(first) == weights(second)
+    assert yaml.safe_load((first / "craft_run.yaml").read_text()) == yaml.safe_load(
+        (second / "craft_run.yaml").read_text()
+    )
+
+
+def test_accelerate_launch_is_the_same_run(trained: tuple[Path, str, str], checkout: Path) -> None:
+    folder, _, _ = trained
+    launched = folder / "launched"
+    launched.mkdir()
+    (launched / "my text.txt").write_bytes((folder / "my text.txt").read_bytes())
+    run(
+        launched,
+        *(sys.executable, "-m", "accelerate.commands.launch"),
+        *("--config_file", str(checkout / "accelerate_config.yaml"), "-m", "craft.train"),
+        *("--config", str(finished(folder)[0] / "craft_run.yaml")),
+        ACCELERATE_USE_CPU="true",
+    )
+    (second,) = finished(launched)
+    assert weights(finished(folder)[0]) == weights(second)
+
+
+def test_a_stream_trains_without_preparing_anything(tmp_path: Path) -> None:
+    rows = [json.dumps({"body": f"row {i}: the quick brown fox jumps over the lazy dog"}) for i in range(400)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    streamed = ["data.text_column=body", "data.streaming=true", "data.tokenizer=byte", "data.validation_size=500"]
+    craft(tmp_path, "train", "rows.jsonl", *SMALL["char_transformer"], *QUICK, *streamed)
+    (model,) = finished(tmp_path)
+    assert "fox" in craft(tmp_path, "generate", str(model), "-p", "fox", "-n", "5").stdout
+    assert not list((tmp_path / "cache").rglob("*.npy"))
