@@ -78,10 +78,10 @@ class CraftTrainingArguments(transformers.TrainingArguments):
         self._translate_precision_flags()
         # Hugging Face knows no Muon, and couples "keep the best" to equal save and evaluation steps, which
         # our trainer doesn't need (it saves at every new best): both are hidden from its checks.
-        optim, keep_best = self.optim, self.load_best_model_at_end
+        optim, keep_best = self.optim, self.load_best_model_at_end  # type: ignore[has-type]
         self.optim = "adamw_torch_fused" if optim == "muon" else optim
         self.load_best_model_at_end = False
-        if self.metric_for_best_model is None and _value(self.eval_strategy) != "no":
+        if _value(self.eval_strategy) != "no" and not self.metric_for_best_model:  # type: ignore[has-type]
             self.metric_for_best_model = "loss"
         try:
             super().__post_init__()
@@ -197,7 +197,8 @@ class CraftTrainingArguments(transformers.TrainingArguments):
 
     def _derive_batch_size(self) -> None:
         if self.global_batch_size is None:
-            self.global_batch_size = self.per_device_train_batch_size * self.shares
+            rows: int = self.per_device_train_batch_size  # type: ignore[has-type]
+            self.global_batch_size = rows * self.shares
         if self.global_batch_size % self.shares:
             below = self.global_batch_size // self.shares * self.shares
             near = " or ".join(str(n) for n in (below, below + self.shares) if n)

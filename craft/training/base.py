@@ -97,8 +97,13 @@ class LanguageModelTrainer(Trainer):
         self.flops_per_id = float(model.flops_per_token())
         # Losses are per predicted id; what is logged as bits is per character, and an id may be less than
         # one.
-        seen = np.asarray(train_dataset.ids[: 1 << 20]) if hasattr(train_dataset, "ids") else np.arange(0)
-        self.chars_per_id = float(tokenizer.id_chars[seen].mean()) if len(seen) else 1.0
+        known = getattr(train_dataset, "ids", eval_ids)
+        self.chars_per_id = 1.0 if known is None else float(tokenizer.id_chars[known[: 1 << 20]].mean())
+
+    @property
+    def chars_per_step(self) -> float:
+        windows = self.args.per_device_train_batch_size * self.args.shares
+        return windows * self.train_dataset.block_size * self.chars_per_id
 
     # ---- Steps
 
@@ -168,7 +173,7 @@ class LanguageModelTrainer(Trainer):
         if self.carries_state:
             self.carried.restore(
                 per_rank,
-                global_batch_size=self.args.global_batch_size,
+                global_batch_size=self.args.shares * self.args.per_device_train_batch_size,
                 rank=self.args.process_index,
                 world=self.args.world_size,
                 accumulation=self.args.gradient_accumulation_steps,
@@ -216,7 +221,7 @@ class LanguageModelTrainer(Trainer):
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """Adds what only a language model can say: bits per character, characters seen and per second."""
-        per_step = self.args.global_batch_size * self.block_size * self.chars_per_id
+        per_step = self.chars_per_step
         logs["characters"] = round(self.state.global_step * per_step)
         if "loss" in logs:
             logs["bits_per_char"] = logs["loss"] / math.log(2) / self.chars_per_id

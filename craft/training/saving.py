@@ -54,6 +54,8 @@ class SavingTrainer(transformers.Trainer):
 
     args: CraftTrainingArguments
     run_config: dict[str, Any]
+    optimizer: Any
+    control: Any
 
     def __init__(self, **kwargs: Any) -> None:
         self.resumed: Path | None = None

@@ -171,7 +171,7 @@ class Trainer(SavingTrainer):
         own = self.raw_weights()
         if self.args.ema_decay is not None:
             self.average = WeightAverage(self.model, self.args.ema_decay)
-            if own is not None:
+            if own is not None and self.resumed is not None:
                 self.average.resume(own, self.progress_at(self.resumed)["average_updates"])
         elif own is not None:
             self.model.load_state_dict(own, strict=False)
@@ -250,7 +250,7 @@ class Trainer(SavingTrainer):
         self.run_dir.mkdir(parents=True, exist_ok=True)
         checkpoints.clear_leftovers(self.run_dir)
         self.metrics_file.start(checkpoints.step_of(self.resumed) if self.resumed else 0)
-        if "wandb" in self.args.report_to:
+        if "wandb" in (self.args.report_to or []):
             known = self.progress_at(self.resumed)["wandb_id"] if self.resumed else None
             self.wandb_id = tracking.start(self.run_dir, self.args.project, self.run_config, known)
             if self.wandb_id is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from craft.data.arguments import DataArguments
 from craft.data.char_dataset import CharDataset, train_loader
+from craft.data.loaders import load_corpus, train_dataset
+from craft.models import TransformerConfig, TransformerForCausalLM
 from craft.training.arguments import CraftTrainingArguments
 from craft.training.base import LanguageModelTrainer
 from craft.training.evaluation import evaluate_split
@@ -263,6 +267,35 @@ def test_what_does_not_go_together(tmp_path: Path) -> None:
         LanguageModelTrainer(lstm, tiny_run.arguments(tmp_path), dataset, validation, tokenizer)
     with pytest.raises(UserError, match="there is no validation text"):
         LanguageModelTrainer(lstm, tiny_run.arguments(tmp_path), dataset, None, tokenizer)
+
+
+def test_a_stream_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    """Text that is read while training has no length and no epochs; the end is the same all the same."""
+    (tmp_path / "text.txt").write_text(tiny_run.TEXT * 3, encoding="utf-8")
+    data = DataArguments(
+        path=str(tmp_path / "text.txt"), streaming=True, tokenizer="byte", block_size=8, validation_size=200
+    )
+    corpus = load_corpus(data)
+
+    def trainer(output_dir: Path) -> LanguageModelTrainer:
+        args = tiny_run.arguments(output_dir, gradient_accumulation_steps=2, eval_strategy="no")
+        torch.manual_seed(1)
+        config = TransformerConfig(
+            vocab_size=len(corpus.tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=1
+        )
+        dataset = train_dataset(corpus, data, args.global_batch_size, args.seed)
+        model = TransformerForCausalLM(config)
+        return LanguageModelTrainer(model, args, dataset, corpus.validation, corpus.tokenizer)
+
+    whole, stopped = trainer(tmp_path / "whole"), trainer(tmp_path / "stopped")
+    whole.train()
+    stopped.train()
+    shutil.rmtree(tmp_path / "stopped" / "checkpoint-20")
+    again = trainer(tmp_path / "stopped")
+    again.train(resume_from_checkpoint=True)
+    assert again.resumed == tmp_path / "stopped" / "checkpoint-16"
+    for a, b in zip(whole.model.parameters(), again.model.parameters()):
+        assert torch.equal(a, b)
 
 
 def test_epochs_instead_of_steps(tmp_path: Path) -> None:
