@@ -6,8 +6,8 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 from craft.benchmarks import machine
@@ -89,7 +89,7 @@ def child(way: str, file: Path, megabytes: float) -> Callable[[], Sample]:
 
     def run() -> Sample:
         told = process_output(["-m", "craft.benchmarks.encode", way, str(file)])
-        return Sample(megabytes, **json.loads(told.splitlines()[-1]))
+        return Sample(**(json.loads(told.splitlines()[-1]) | {"amount": megabytes}))
 
     return run
 
@@ -121,10 +121,11 @@ def main(way: str, file: str) -> None:
         if way == "cached":
             prepare(Path(file), Path(cache))
         machine.reset_peak()
-        before, start = machine.rss(), time.perf_counter()
+        before, start = machine.rss(), machine.now()
         prepare(Path(file), Path(cache))
-        seconds = time.perf_counter() - start
-        print(json.dumps({"seconds": seconds, "rss_before": before, "rss_peak": machine.peak_rss()}))
+        sample = Sample.between(start, machine.now(), 0)
+        sample.rss_before, sample.rss_peak = before, machine.peak_rss()
+        print(json.dumps(asdict(sample)))
 
 
 if __name__ == "__main__":

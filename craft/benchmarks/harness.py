@@ -44,11 +44,14 @@ class Options:
 
 @dataclass
 class Sample:
-    """One measurement: `amount` of work (characters, MB, windows, calls) in `seconds`, and memory in
-    bytes."""
+    """One measurement: `amount` of work (characters, MB, windows, calls) in `seconds`, memory in bytes.
+
+    `cpu_seconds` is the work of all threads of the process, which a busy machine hardly lengthens.
+    """
 
     amount: float
     seconds: float
+    cpu_seconds: float
     rss_before: int | None = None
     rss_peak: int | None = None
     cuda_peak: int | None = None
@@ -56,6 +59,14 @@ class Sample:
     @property
     def rate(self) -> float:
         return self.amount / self.seconds
+
+    @property
+    def cpu_rate(self) -> float:
+        return self.amount / max(self.cpu_seconds, 1e-9)
+
+    @classmethod
+    def between(cls, start: machine.Moment, end: machine.Moment, amount: float) -> Sample:
+        return cls(amount, end.wall - start.wall, end.cpu - start.cpu)
 
 
 @dataclass
@@ -90,12 +101,9 @@ def timed(work: Callable[[], float]) -> Callable[[], Sample]:
     """A `run` that times all of `work`, which returns the amount of work it did."""
 
     def run() -> Sample:
-        gpu = machine.cuda()
-        start = time.perf_counter()
+        start = machine.now()
         amount = work()
-        if gpu:
-            gpu.synchronize()
-        return Sample(amount, time.perf_counter() - start)
+        return Sample.between(start, machine.now(), amount)
 
     return run
 
@@ -128,8 +136,9 @@ def measure(
 
 
 def summary(contender: Contender, samples: Sequence[Sample], base: Sequence[Sample]) -> dict[str, Any]:
-    """Medians of one contender. `ratio` is how many times as fast as the baseline: the median over the rounds
-    of this rate by the baseline's rate of the same round. Memory peaks are the largest seen."""
+    """Medians of one contender. `ratio` is how many times as fast as the baseline: the median over the
+    rounds of this rate by the baseline's rate of the same round; `cpu_rate` and `cpu_ratio` count CPU seconds
+    instead. Memory peaks are the largest seen."""
     rate = statistics.median(s.rate for s in samples)
     gpu = machine.cuda()
     peak = machine.peak_flops(gpu.get_device_name()) if gpu else None
@@ -139,6 +148,8 @@ def summary(contender: Contender, samples: Sequence[Sample], base: Sequence[Samp
         "rate": rate,
         "seconds": statistics.median(s.seconds for s in samples),
         "ratio": statistics.median(s.rate / b.rate for s, b in zip(samples, base, strict=True)),
+        "cpu_rate": statistics.median(s.cpu_rate for s in samples),
+        "cpu_ratio": statistics.median(s.cpu_rate / b.cpu_rate for s, b in zip(samples, base, strict=True)),
         "spread": (max(s.rate for s in samples) - min(s.rate for s in samples)) / rate,
         "peak_rss_bytes": _largest(s.rss_peak for s in samples),
         "rss_growth_bytes": _largest(growths),
@@ -163,8 +174,9 @@ def run_benchmark(name: str, options: Options, tell: Callable[[str], object] = s
         **machine.describe(),
         "protocol": {
             "description": " ".join(module.PROTOCOL.split()),
-            "rounds": "one round to warm up, then `repeats` rounds of all contenders in rotated order; rate: "
-            "median; ratio: median of the ratios to the baseline of the same round; memory: largest peak",
+            "rounds": "one round to warm up (none if quick), then `repeats` rounds of all contenders in "
+            "rotated order; rate: median; ratio: median of the ratios to the baseline of the same round; CPU "
+            "ratio: the same by CPU seconds, which a busy machine hardly lengthens; memory: largest peak",
             **asdict(options),
         },
         "comparisons": results,
@@ -189,7 +201,7 @@ def tables(report: dict[str, Any]) -> Iterator[Any]:
         table = Table(title=f"{report['benchmark']}: {comparison['name']}", title_justify="left")
         table.add_column("")
         unit = "seconds" if by_time else f"{comparison['unit']}/s"
-        for column in (unit, "speed ratio", "spread", "peak RSS MB"):
+        for column in (unit, "speed ratio", "CPU ratio", "spread", "peak RSS MB"):
             table.add_column(column, justify="right")
         with_cuda = any(row["peak_cuda_bytes"] is not None for row in rows)
         with_mfu = any(row["mfu"] is not None for row in rows)
@@ -200,7 +212,7 @@ def tables(report: dict[str, Any]) -> Iterator[Any]:
         for row in rows:
             name = row["name"] + (" (baseline)" if row["name"] == comparison["baseline"] else "")
             cells = [f"{row['seconds']:.3f}" if by_time else _figure(row["rate"])]
-            cells += [f"{row['ratio']:.2f}", f"{row['spread']:.0%}", _memory(row)]
+            cells += [f"{row['ratio']:.2f}", f"{row['cpu_ratio']:.2f}", f"{row['spread']:.0%}", _memory(row)]
             if with_cuda:
                 cells.append(_megabytes(row["peak_cuda_bytes"]))
             if with_mfu:

@@ -10,10 +10,11 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 PACKAGES = ("craft-lm", "torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy")
 
@@ -96,6 +97,21 @@ def describe() -> dict[str, Any]:
         "versions": versions,
         "commit": commit(),
     }
+
+
+class Moment(NamedTuple):
+    """Both clocks, in seconds: the wall's, and the CPU time of all threads of this process."""
+
+    wall: float
+    cpu: float
+
+
+def now() -> Moment:
+    """The time once the GPU, if there is one, has finished what it was given."""
+    gpu = cuda()
+    if gpu:
+        gpu.synchronize()
+    return Moment(time.perf_counter(), time.process_time())
 
 
 def rss() -> int | None:

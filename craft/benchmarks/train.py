@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -61,26 +61,30 @@ def training(task: Task, steps: int, seed: int) -> Comparison:
     from craft.data.char_dataset import CharDataset
     from craft.training.precision import Hardware, choose_precision
 
-    first, second = (networks.craft_model(task.preset, task.size, task.context, seed) for _ in range(2))
+    model = networks.craft_model(task.preset, task.size, task.context, seed)
     chosen, _ = choose_precision(
-        "auto", recurrent=first.carries_state, hardware=Hardware.detect(), launcher="no"
+        "auto", recurrent=model.carries_state, hardware=Hardware.detect(), launcher="no"
     )
     precision = "fp32" if chosen == "fp16" else chosen  # a bare loop in fp16 would need loss scaling as well
     ids = make_ids((WARM_UP + steps + 4) * task.batch * task.context, networks.VOCAB, seed).astype(np.uint8)
-    order = "streams" if first.carries_state else "shuffled"
+    order = "streams" if model.carries_state else "shuffled"
     data = CharDataset(ids, task.context, task.batch, seed, order)
-    flops = float(first.flops_per_token())
+    flops = float(model.flops_per_token())
 
-    def bare(model: Any) -> Callable[[], Sample]:
-        return lambda: bare_loop(model, data, steps, precision)
+    # Each run trains a fresh copy: Accelerate marks a model it has prepared and leaves it alone thereafter.
+    def bare(network: Any) -> Callable[[], Sample]:
+        return lambda: bare_loop(copy.deepcopy(network), data, steps, precision)
+
+    def by_trainer() -> Sample:
+        return trainer(copy.deepcopy(model), data, steps, precision, seed)
 
     contenders = [
-        Contender("bare loop", bare(second), flops),
-        Contender("craft LanguageModelTrainer", lambda: trainer(first, data, steps, precision, seed), flops),
+        Contender("bare loop", bare(model), flops),
+        Contender("craft LanguageModelTrainer", by_trainer, flops),
     ]
     others = [build(task.size, task.context, seed) for build in task.others]
     contenders += [Contender(f"{type(other).__name__}, bare loop", bare(other)) for other in others]
-    weights = {type(model).__name__: model.num_parameters() for model in (first, *others)}
+    weights = {type(network).__name__: network.num_parameters() for network in (model, *others)}
     settings = {
         "batch": task.batch,
         "context": task.context,
@@ -101,10 +105,10 @@ def bare_loop(model: Any, data: Any, steps: int, precision: str) -> Sample:
     device = torch.device(networks.device())
     autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
     model.train()
-    start = 0.0
+    start = machine.now()
     for step in range(WARM_UP + steps):
         if step == WARM_UP:
-            start = now()
+            start = machine.now()
         windows = data.windows(data.starts(0, step)).to(device)
         labels = windows[:, 1:].contiguous()
         with autocast:
@@ -118,7 +122,7 @@ def bare_loop(model: Any, data: Any, steps: int, precision: str) -> Sample:
         optimizer.zero_grad()
         if step % LOG_EVERY == 0:
             outputs.loss.item()
-    return Sample(steps * data.global_batch_size * data.block_size, now() - start)
+    return Sample.between(start, machine.now(), steps * data.global_batch_size * data.block_size)
 
 
 def trainer(model: Any, data: Any, steps: int, precision: str, seed: int) -> Sample:
@@ -131,14 +135,14 @@ def trainer(model: Any, data: Any, steps: int, precision: str, seed: int) -> Sam
     class Clock(TrainerCallback):
         """Looks at the time when a step begins, so that what follows a step, such as logging, is counted."""
 
-        begun: dict[int, float]
+        begun: dict[int, machine.Moment]
 
         def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
             self.begun = {}
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step in (WARM_UP, WARM_UP + steps):
-                self.begun[state.global_step] = now()
+                self.begun[state.global_step] = machine.now()
 
     with tempfile.TemporaryDirectory() as folder:
         arguments = CraftTrainingArguments(
@@ -156,13 +160,5 @@ def trainer(model: Any, data: Any, steps: int, precision: str, seed: int) -> Sam
         clock = Clock()
         tokenizer = networks.tokenizer()
         LanguageModelTrainer(model, arguments, data, None, tokenizer, callbacks=[clock]).train()
-    seconds = clock.begun[WARM_UP + steps] - clock.begun[WARM_UP]
-    return Sample(steps * data.global_batch_size * data.block_size, seconds)
-
-
-def now() -> float:
-    """The time once the GPU, if there is one, has finished what it was given."""
-    gpu = machine.cuda()
-    if gpu:
-        gpu.synchronize()
-    return time.perf_counter()
+    amount = steps * data.global_batch_size * data.block_size
+    return Sample.between(clock.begun[WARM_UP], clock.begun[WARM_UP + steps], amount)

@@ -35,6 +35,8 @@ def command(
 
     options = Options(repeats=repeats, steps=steps, size=size, seed=seed, quick=quick)
     console, progress = Console(), Console(stderr=True)
+    if not console.is_terminal:
+        console.width = 120  # a file has no width, and a wrapped table is hard to read
     for name in names or NAMES:
         with progress.status(name) as status:
             report = run_benchmark(name, options, tell=status.update)

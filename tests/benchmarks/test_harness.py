@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
@@ -19,7 +20,8 @@ def contender(
     def run() -> Sample:
         if log is not None:
             log.append(name)
-        return Sample(amount, next(calls))
+        wall = next(calls)
+        return Sample(amount, wall, wall / 2)
 
     return Contender(name, run)
 
@@ -51,6 +53,15 @@ def test_the_ratio_is_taken_within_the_rounds():
     assert row(measured, "b")["ratio"] == 1
 
 
+def test_cpu_seconds_make_a_ratio_of_their_own():
+    slow = Contender("a", lambda: Sample(1, seconds=1, cpu_seconds=8))
+    fast = Contender("b", lambda: Sample(1, seconds=1, cpu_seconds=2))
+    measured = result(slow, fast, repeats=2)
+    assert row(measured, "b")["ratio"] == 1
+    assert row(measured, "b")["cpu_ratio"] == 4
+    assert row(measured, "b")["cpu_rate"] == 0.5
+
+
 def test_rounds_are_interleaved_and_start_with_another_contender_each_time():
     log: list[str] = []
     result(*[contender(name, [1] * 4, log) for name in "abc"], repeats=3)
@@ -74,7 +85,7 @@ def test_each_measurement_has_its_own_peak_of_memory():
 
 
 def test_memory_of_another_process_is_kept():
-    other = Contender("other", lambda: Sample(1, 1, rss_before=5, rss_peak=7))
+    other = Contender("other", lambda: Sample(1, 1, 1, rss_before=5, rss_peak=7))
     measured = row(result(other, repeats=1), "other")
     assert (measured["peak_rss_bytes"], measured["rss_growth_bytes"]) == (7, 2)
 
@@ -86,7 +97,7 @@ def test_mfu_is_flops_by_the_peak_of_the_device(monkeypatch):
             return "NVIDIA H200"
 
     monkeypatch.setattr(machine, "cuda", lambda: Gpu)
-    samples = [Sample(2e6, 1.0)]
+    samples = [Sample(2e6, 1.0, 1.0)]
     known = Contender("a", lambda: samples[0], flops=98.9e6)
     assert harness.summary(known, samples, samples)["mfu"] == pytest.approx(0.2)
     assert harness.summary(Contender("b", lambda: samples[0]), samples, samples)["mfu"] is None
@@ -107,7 +118,7 @@ def test_peak_of_a_device_is_found_by_the_longest_name(name, peak):
 
 def test_no_mfu_and_no_cuda_memory_without_a_gpu(monkeypatch):
     monkeypatch.setattr(machine, "cuda", lambda: None)
-    measured = row(result(Contender("a", lambda: Sample(1, 1), flops=1e9), repeats=1), "a")
+    measured = row(result(Contender("a", lambda: Sample(1, 1, 1), flops=1e9), repeats=1), "a")
     assert measured["mfu"] is None
     assert measured["peak_cuda_bytes"] is None
 
@@ -120,12 +131,12 @@ def test_a_report_says_what_it_was_measured_on_and_how(tmp_path, monkeypatch):
         def comparisons(options):
             yield Comparison("speed", "MB", [contender("a", [1, 1]), contender("b", [1, 2])], "a", {"x": 1})
 
-    monkeypatch.setattr(harness.importlib, "import_module", lambda name: Module)
+    monkeypatch.setitem(sys.modules, "craft.benchmarks.toy", Module)
     told: list[str] = []
-    report = harness.run_benchmark("encode", Options(repeats=1, seed=7), told.append)
+    report = harness.run_benchmark("toy", Options(repeats=1, seed=7), told.append)
     path = save(report, tmp_path)
     assert path.parent == tmp_path / "benchmarks"
-    assert path.name.startswith("benchmark_encode_")
+    assert path.name.startswith("benchmark_toy_")
     read = json.loads(path.read_text(encoding="utf-8"))
     assert read == report
     assert read["schema"] == harness.SCHEMA
@@ -137,7 +148,7 @@ def test_a_report_says_what_it_was_measured_on_and_how(tmp_path, monkeypatch):
     assert len(told) == 4
 
     (table,) = tables(report)
-    assert table.title == "encode: speed"
+    assert table.title == "toy: speed"
     assert table.row_count == 2
     cells = [list(column.cells) for column in table.columns]
     assert cells[0] == ["a (baseline)", "b"]
