@@ -1,12 +1,14 @@
 """Using a finished model: load it, let it write, score it.
 
-The three functions behind `craft generate`, `craft evaluate` and the last step of a training run. A model is named by a
-folder, a Hub id, or `latest` (the newest finished model under `outputs/models`).
+The functions behind `craft generate`, `craft evaluate` and the last step of a training run. A model is named
+by a folder, a Hub id, or `latest` (the newest finished model under `outputs/models`).
 """
 
 from __future__ import annotations
 
 import codecs
+import contextlib
+import copy
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -70,8 +72,6 @@ class Sampling:
 
     def generation_config(self, model: PreTrainedModel) -> Any:
         """The model's own `GenerationConfig` with these choices in it."""
-        import copy
-
         config = copy.deepcopy(model.generation_config)
         config.update(
             max_new_tokens=self.max_new_tokens,
@@ -93,7 +93,8 @@ def load(model: str | Path, root: Path = OUTPUTS) -> tuple[PreTrainedModel, Char
         root: where `latest` looks.
 
     Raises:
-        UserError: if there is no such model, it isn't one of craft's, or weights and tokenizer don't belong together.
+        UserError: if there is no such model, it isn't one of craft's, or its weights and tokenizer don't
+            belong together.
     """
     where = resolve(model, root)
     import torch
@@ -146,7 +147,8 @@ def resolve(model: str | Path, root: Path = OUTPUTS) -> str:
         return str(max(inside, key=lambda p: (p / "config.json").stat().st_mtime_ns))
     if path.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(model)):
         raise UserError(
-            f"no model at {str(model)!r}; give a folder made by 'craft train', a Hub id such as user/name, or 'latest'"
+            f"no model at {str(model)!r}; give a folder made by 'craft train', a Hub id such as user/name, "
+            "or 'latest'"
         )
     return str(model)
 
@@ -154,10 +156,10 @@ def resolve(model: str | Path, root: Path = OUTPUTS) -> str:
 def stream_text(
     model: PreTrainedModel, tokenizer: CharTokenizer, prompt: str = "", **sampling: Any
 ) -> Iterator[str]:
-    """Writes on after `prompt`, piece by piece (a character, or nothing while one of several bytes is incomplete).
+    """Writes on after `prompt`, a character at a time (nothing while one of several bytes is incomplete).
 
     Args:
-        prompt: what to go on from; empty for a new line (or the begin token where the model knows no line break).
+        prompt: what to go on from; empty for a new line (or the begin token, if line breaks are unknown).
         **sampling: the fields of `Sampling`.
 
     Raises:
@@ -195,7 +197,7 @@ def sample(
 def _write(
     model: PreTrainedModel, tokenizer: CharTokenizer, prompts: list[str], sampling: Sampling
 ) -> Iterator[list[str]]:
-    """One step a turn: the piece of text that each row gained; a finished row gains nothing. Equal lengths."""
+    """One step a turn: the text that each row gained, nothing if it has ended. Prompts of equal length."""
     import torch
     from transformers import set_seed
 
@@ -230,7 +232,7 @@ def _first_id(tokenizer: CharTokenizer) -> int:
 
 
 def token_bytes(tokenizer: CharTokenizer) -> list[bytes]:
-    """For each id the UTF-8 bytes that it stands for; nothing for special tokens, U+FFFD for the unknown one."""
+    """The UTF-8 bytes that each id stands for: none for special tokens, U+FFFD for the unknown one."""
     table = []
     for token in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))):
         if token == tokenizer.unk_token:
@@ -257,8 +259,8 @@ def evaluate(
     Args:
         model: as for `load`.
         data: a text file, folder, glob or Hub data set; `None` for what the model was trained on.
-        protocols: `blocks`, `sliding-N`, `stateful`; empty for the model's natural one (`stateful` where it carries a
-            state, else `blocks`).
+        protocols: `blocks`, `sliding-N`, `stateful`; empty for the model's natural one (`stateful` where it
+            carries a state, else `blocks`).
         split: `train`, `validation`, `test`, or `all` for every character.
         batch_size: windows scored at once.
 
@@ -266,6 +268,7 @@ def evaluate(
         UserError: for an unknown model, protocol or split, or text that the model's tokenizer refuses.
     """
     from craft.data.loaders import load_corpus
+    from craft.data.streaming import TextStream
     from craft.training.evaluation import evaluate_split
 
     where = resolve(model, root)
@@ -273,7 +276,7 @@ def evaluate(
     network, tokenizer = load(where, root)
     corpus = load_corpus(arguments, tokenizer=tokenizer)
     ids = corpus.train if split == "all" else getattr(corpus, split)
-    if ids is None or len(ids) < 2:
+    if ids is None or isinstance(ids, TextStream) or len(ids) < 2:
         raise UserError(
             f"{corpus.name} has no {split} split; choose with --split, or set data.{split}_size when training"
         )
@@ -308,10 +311,8 @@ def _data_arguments(where: str, data: str | None, split: str) -> Any:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-        try:
+        with contextlib.suppress(HfHubHTTPError, LocalEntryNotFoundError, OSError):
             saved = Path(hf_hub_download(where, RUN_CONFIG))
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError):
-            pass
     run: dict[str, Any] = yaml.safe_load(saved.read_text(encoding="utf-8")) if saved.is_file() else {}
     arguments = DataArguments(**run.get("data", {}))
     if data is not None:

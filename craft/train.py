@@ -92,6 +92,7 @@ def train(run: Run, resume: str | Path | None = None) -> TrainResult | None:
     # 4. Trainer
     from craft.training.base import LanguageModelTrainer
 
+    assert args.global_batch_size is not None  # the arguments derive it
     order = "streams" if model.carries_state and args.carry_state else data.order
     trainer = LanguageModelTrainer(
         model=model,
@@ -121,7 +122,9 @@ def train(run: Run, resume: str | Path | None = None) -> TrainResult | None:
 
 def describe(corpus: Corpus) -> str:
     """One line: name, size, splits, alphabet."""
-    if corpus.n_chars is None:
+    from craft.data.streaming import TextStream
+
+    if isinstance(corpus.train, TextStream):
         return f"{corpus.name}, streamed, {len(corpus.tokenizer)} ids"
     splits = {"training": corpus.train, "validation": corpus.validation, "test": corpus.test}
     parts = [f"{len(ids):,} for {name}" for name, ids in splits.items() if ids is not None]
@@ -152,6 +155,8 @@ def build_model(
             f"models.vocab_size={config.vocab_size} is too small: the text needs {len(tokenizer)} ids"
         )
     model = AutoModelForCausalLM.from_config(config)
+    if model.carries_state:
+        model.config.max_position_embeddings = None  # its window is no limit of a state, nor of generate()
     # A text in one piece never shows the model where a text ends, so it shouldn't say so either.
     never = [tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id]
     never += [] if documents else [tokenizer.eos_token_id]
@@ -169,13 +174,13 @@ def build_model(
 def prepare_run(
     run: Run, model: PreTrainedModel, args: CraftTrainingArguments, resume: str | Path | None
 ) -> RunPaths:
-    """Names the run's outputs, the same in all processes, and makes its folder with the resolved run in it."""
+    """Names the run's outputs, the same in all processes, and makes its folder with the resolved run."""
     from accelerate.utils import broadcast_object_list
 
     name = run.models["model_type"]
     if resume is not None:
         paths = RunPaths.of_run_dir(Path(resume))
-    elif "output_dir" in run.training and run.training["output_dir"]:
+    elif run.training.get("output_dir"):
         paths = RunPaths(
             name, human(model.num_parameters()), args.precision, folder=Path(run.training["output_dir"])
         )
@@ -260,10 +265,9 @@ def farewell(model_dir: Path, paths: RunPaths) -> None:
         f"model      {model_dir}",
         *(f"{name:<10} {file}" for name, file in kept.items() if file.exists()),
     ]
+    pipeline = f"pipeline('text-generation', '{model_dir}', trust_remote_code=True)"
     lines += ["", "next:", f"  craft generate {model_dir}", f"  craft evaluate {model_dir}"]
-    lines += [
-        f"""  python -c "from transformers import pipeline; print(pipeline('text-generation', '{model_dir}', trust_remote_code=True)(chr(10))[0]['generated_text'])\""""
-    ]
+    lines += [f'  python -c "from transformers import pipeline; print({pipeline}(chr(10)))"']
     logger.info("\n".join(lines))
 
 

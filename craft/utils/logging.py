@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
+from typing import TextIO
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -19,14 +20,14 @@ class _CurrentStderr(logging.StreamHandler):
         logging.Handler.__init__(self)
 
     @property
-    def stream(self):  # type: ignore[override]
+    def stream(self) -> TextIO:  # type: ignore[override]
         return sys.stderr
 
 
 def setup_logging(log_file: Path | None = None, main_process: bool = True, level: int = logging.INFO) -> None:
     """Sends craft's messages to stderr (bare lines) and, if given, to `log_file` (with time and level).
 
-    Calling it again replaces what it set up before. In processes other than the main one only warnings are shown.
+    Calling it again replaces what it set up before. Processes other than the main one show warnings only.
     """
     root = logging.getLogger("craft")
     for handler in list(root.handlers):

@@ -126,6 +126,7 @@ def latest_model(root: Path = OUTPUTS) -> Path:
     exports = [p for p in (root / "models").glob("*_step_*") if (p / "config.json").is_file()]
     if not exports:
         raise UserError(
-            f"no finished model in {root / 'models'}; run 'craft train my.txt' first, or give a folder or Hub id"
+            f"no finished model in {root / 'models'}; run 'craft train my.txt' first, or name a folder or "
+            "Hub id"
         )
     return max(exports, key=lambda p: (p / "config.json").stat().st_mtime_ns)

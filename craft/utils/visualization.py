@@ -1,4 +1,4 @@
-"""Pictures of a run. matplotlib is an extra (`pip install "craft-lm[plots]"`) and imported only when something is drawn."""
+"""Pictures of a run. matplotlib is an extra (`pip install "craft-lm[plots]"`), imported when it is needed."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def plot_loss_curve(history: Sequence[dict[str, Any]], path: Path, title: str = 
     """Draws training and validation loss over the characters seen.
 
     Args:
-        history: the entries of `metrics.jsonl`: dicts with `step` and `loss` or `eval_loss` (nats per character),
-            and, where known, `characters` (training characters seen so far).
+        history: the entries of `metrics.jsonl`: dicts with `step` and `loss` or `eval_loss` (nats per
+            character) and, where known, `characters` (training characters seen so far).
         path: the PNG to write.
         title: one line above the picture.
 
     Returns:
-        `path`, or `None` (with one log line that says why) if matplotlib isn't installed or nothing was logged.
+        `path`, or `None` (and one log line that says why) if matplotlib is missing or nothing was logged.
     """
     train = [(e, e["loss"]) for e in history if math.isfinite(e.get("loss", math.nan))]
     validation = [(e, e["eval_loss"]) for e in history if math.isfinite(e.get("eval_loss", math.nan))]

@@ -1,4 +1,4 @@
-"""`docs/extending.md` is executed: its files are written into a copy of the project, and its model is trained."""
+"""`docs/extending.md` is executed: its files go into a copy of the project, and its model is trained."""
 
 from __future__ import annotations
 

@@ -54,7 +54,9 @@ def weights(model: Path) -> str:
 
 
 @pytest.fixture(scope="module", params=list(SMALL))
-def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+def trained(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str, str]:
     """A folder in which a text was trained on; what the terminal showed; the model type."""
     folder = tmp_path_factory.mktemp(request.param)
     text = "Größe\r\nthe quick brown fox 👩‍🚀 jumps over the lazy dog\n" * 60
@@ -71,7 +73,13 @@ def test_everything_is_there_and_named_as_promised(trained: tuple[Path, str, str
     assert name.startswith(f"{kind}_")
     assert name.endswith(("_fp32", "_bf16"))
     files = {path.name for path in model.iterdir()}
-    assert {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "craft_run.yaml"} <= files
+    assert {
+        "model.safetensors",
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "craft_run.yaml",
+    } <= files
     assert {"base.py", "decoding.py"} <= files
     assert not {path.suffix for path in model.iterdir()} & {".bin", ".pt", ".pth", ".pkl"}
     assert {path.name for path in run_dir.glob("checkpoint-*")} == {"checkpoint-6", "checkpoint-12"}
@@ -157,7 +165,12 @@ def test_accelerate_launch_is_the_same_run(trained: tuple[Path, str, str], check
 def test_a_stream_trains_without_preparing_anything(tmp_path: Path) -> None:
     rows = [json.dumps({"body": f"row {i}: the quick brown fox jumps over the lazy dog"}) for i in range(400)]
     (tmp_path / "rows.jsonl").write_text("\n".join(rows), encoding="utf-8")
-    streamed = ["data.text_column=body", "data.streaming=true", "data.tokenizer=byte", "data.validation_size=500"]
+    streamed = [
+        "data.text_column=body",
+        "data.streaming=true",
+        "data.tokenizer=byte",
+        "data.validation_size=500",
+    ]
     craft(tmp_path, "train", "rows.jsonl", *SMALL["char_transformer"], *QUICK, *streamed)
     (model,) = finished(tmp_path)
     assert "fox" in craft(tmp_path, "generate", str(model), "-p", "fox", "-n", "5").stdout
