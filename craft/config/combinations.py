@@ -170,7 +170,7 @@ def _precision(run: Parts) -> Complaint:
 
 def _checkpointing(run: Parts) -> Complaint:
     for key in ("gradient_checkpointing", "activation_checkpointing"):
-        if run.training[key] and run.recurrent:
+        if run.training.get(key) and run.recurrent:
             return (
                 f"training.{key}",
                 f"training.{key}=true does not work with models.model_type={run.models['model_type']}: "

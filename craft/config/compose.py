@@ -16,6 +16,7 @@ from typing import Any
 from craft.config.arguments import split_overrides
 from craft.config.fields import SECTIONS, section_fields, suggest
 from craft.config.files import Locator, config_folders
+from craft.config.rules import OVERRULES
 from craft.config.schema import Run
 from craft.config.sources import Field
 from craft.utils.common import UserError, did_you_mean
@@ -35,6 +36,8 @@ def compose(
     Raises:
         UserError: for anything that isn't a possible run; nothing has been read or imported by then.
     """
+    from omegaconf import OmegaConf
+
     folders = config_folders(config_dir)
     choices, values = split_overrides(overrides, folders)
     with _yaml_errors():
@@ -46,6 +49,10 @@ def compose(
         locate = Locator(typed, files)
         for key, text in values:
             _set(config, key, text, locate)
+        for key, text in values:
+            for other, neutral in {**OVERRULES.get(key, {}), **OVERRULES.get(f"{key}={text}", {})}.items():
+                if other not in typed:
+                    OmegaConf.update(config, other, neutral, force_add=True)
         return Run.of(_resolved(config), locate)
 
 

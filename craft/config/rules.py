@@ -75,6 +75,14 @@ CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
 FROM_DATA = ("vocab_size", "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
 """Fields of a model that follow from the data wherever the YAML leaves them open."""
 
+OVERRULES: dict[str, dict[str, Any]] = {
+    "training.per_device_train_batch_size": {"training.global_batch_size": None},
+    "training.num_train_epochs": {"training.max_steps": -1},
+    "training.eval_strategy=no": {"training.load_best_model_at_end": False},
+    "data.validation_size=0": {"training.eval_strategy": "no", "training.load_best_model_at_end": False},
+}
+"""What typing the first takes back where a file has set it: the same said in two ways, or made impossible."""
+
 OTHER_NAMES = {
     "lr": "learning_rate",
     "batch_size": "per_device_train_batch_size",

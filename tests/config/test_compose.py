@@ -219,3 +219,19 @@ def test_composing_imports_neither_torch_nor_transformers() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_typing_one_of_two_words_for_the_same_takes_back_the_other() -> None:
+    assert compose([]).training["max_steps"] > 0
+    run = compose(["training.per_device_train_batch_size=3", "training.num_train_epochs=2"])
+    assert run.training["per_device_train_batch_size"] == 3
+    assert run.training["global_batch_size"] is None
+    assert run.training["max_steps"] == -1
+    both = compose(["training.per_device_train_batch_size=3", "training.global_batch_size=12"])
+    assert both.training["global_batch_size"] == 12
+
+
+def test_a_run_without_evaluations_needs_one_word() -> None:
+    for word in ("training.eval_strategy=no", "data.validation_size=0"):
+        training = compose([word]).training
+        assert (training["eval_strategy"], training["load_best_model_at_end"]) == ("no", False)

@@ -110,7 +110,6 @@ def refusal(*overrides: str, **kwargs: object) -> str:
         ),
         ("training.use_cpu=true training.fp16=true", ["training.fp16=true", "needs a GPU"]),
         ("models=char_lstm training.gradient_checkpointing=true", ["gradient_checkpointing", "char_lstm"]),
-        ("models=char_lstm training.activation_checkpointing=true", ["activation_checkpointing"]),
         ("models=char_lstm data.streaming=true training.max_steps=9", ["training.carry_state=false"]),
         ("data.streaming=true training.max_steps=-1", ["training.max_steps"]),
         ("training.global_batch_size=10 training.gradient_accumulation_steps=4", ["multiple of"]),
