@@ -21,10 +21,13 @@ import torch
 import torch.distributed as dist
 import transformers
 import yaml
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import HubStrategy
 
 from craft.training import checkpoints
 from craft.training.arguments import CraftTrainingArguments
@@ -39,6 +42,7 @@ logger = get_logger(__name__)
 RAW_WEIGHTS = "training_weights.safetensors"
 PROGRESS = "progress.json"
 STATE = "trainer_state.json"
+NOT_FOR_THE_HUB = ["*.pt", "*.pth", "rank_*", RAW_WEIGHTS, PROGRESS, STATE, checkpoints.MANIFEST]
 
 
 class SavingTrainer(transformers.Trainer):
@@ -153,6 +157,22 @@ class SavingTrainer(transformers.Trainer):
             text = yaml.safe_dump(self.run_config, sort_keys=False, allow_unicode=True)
             (folder / RUN_CONFIG).write_text(text, encoding="utf-8")
         (folder / "training_args.json").write_text(self.args.to_json_string() + "\n", encoding="utf-8")
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Uploads the model of a checkpoint, without the pickle of the arguments that transformers adds."""
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        try:
+            HfApi(token=self.args.hub_token).upload_folder(
+                repo_id=self.hub_model_id,
+                folder_path=checkpoint_folder,
+                ignore_patterns=NOT_FOR_THE_HUB,
+                commit_message=f"Step {self.state.global_step}",
+                revision=self.args.hub_revision,
+            )
+        except (HfHubHTTPError, OSError) as error:
+            reason = str(error).splitlines()[0]
+            logger.warning(f"step {self.state.global_step} isn't on the Hub ({reason}); training goes on")
 
     def rank_tensors(self) -> dict[str, Tensor]:
         """What this process alone knows and a resumed run needs."""
