@@ -231,6 +231,14 @@ class SavingTrainer(transformers.Trainer):
             running = torch.stack([saved["running_loss"] for saved in per_rank]).mean(dim=0)
         self._tr_loss = running.reshape(()).to(self.args.device)
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """As in transformers, but tied weights aren't missing for being saved once."""
+        saved_once = {name for name, _ in self.model.named_parameters()}
+        every_name = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+        tied = every_name - saved_once
+        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(load_result)
+
     def _wait(self) -> None:
         if self.args.world_size > 1:
             dist.barrier()

@@ -270,6 +270,22 @@ def test_what_does_not_go_together(tmp_path: Path) -> None:
         LanguageModelTrainer(lstm, tiny_run.arguments(tmp_path), dataset, None, tokenizer)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_tied_weights_resume_quietly(tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    spec: dict[str, Any] = {"tied": True, "dropout": 0.1, "ema_decay": 0.9, "eval_strategy": "no"}
+    whole = tiny_run.trainer(kind, tmp_path, **spec)
+    whole.train()
+    shutil.rmtree(tmp_path / "checkpoint-20")
+    again = tiny_run.trainer(kind, tmp_path, **spec)
+    logging.getLogger("transformers").propagate = True
+    with caplog.at_level(logging.WARNING):
+        again.train(resume_from_checkpoint=True)
+    assert again.model.lm_head.weight is again.model.get_input_embeddings().weight
+    for a, b in zip(whole.model.parameters(), again.model.parameters()):
+        assert torch.equal(a, b)
+    assert "missing keys" not in caplog.text
+
+
 def test_a_stream_goes_on_where_it_stopped(tmp_path: Path) -> None:
     """Text that is read while training has no length and no epochs; the end is the same all the same."""
     (tmp_path / "text.txt").write_text(tiny_run.TEXT * 3, encoding="utf-8")

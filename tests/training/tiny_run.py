@@ -61,9 +61,11 @@ def arguments(output_dir: Path | str, **changes: Any) -> CraftTrainingArguments:
     return CraftTrainingArguments(**{**values, **changes})
 
 
-def trainer(kind: str, output_dir: Path | str, dropout: float = 0.0, **changes: Any) -> LanguageModelTrainer:
+def trainer(
+    kind: str, output_dir: Path | str, dropout: float = 0.0, tied: bool = False, **changes: Any
+) -> LanguageModelTrainer:
     args = arguments(output_dir, **changes)
-    network = model(kind, dropout)
+    network = model(kind, dropout, tie_word_embeddings=tied)
     order = "streams" if network.carries_state and args.carry_state else "shuffled"
     train, validation = split_ids()
     dataset = CharDataset(train, BLOCK, args.global_batch_size, args.seed, order)
