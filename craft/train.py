@@ -83,7 +83,7 @@ def train(run: Run, resume: str | Path | None = None) -> TrainResult | None:
 
     # 3. Model
     model = build_model(run.models, corpus.tokenizer, data.block_size, corpus.documents)
-    args.settle_precision(recurrent=model.carries_state)
+    args.settle_precision()
     paths = prepare_run(run, model, args, resume)
     logger.info(f"model     {run.models['model_type']}, {human(model.num_parameters())} parameters")
     logger.info(f"precision {args.precision}: {args.precision_reason}")

@@ -62,9 +62,7 @@ def training(task: Task, steps: int, seed: int) -> Comparison:
     from craft.training.precision import Hardware, choose_precision
 
     model = networks.craft_model(task.preset, task.size, task.context, seed)
-    chosen, _ = choose_precision(
-        "auto", recurrent=model.carries_state, hardware=Hardware.detect(), launcher="no"
-    )
+    chosen, _ = choose_precision("auto", hardware=Hardware.detect(), launcher="no")
     precision = "fp32" if chosen == "fp16" else chosen  # a bare loop in fp16 would need loss scaling as well
     ids = make_ids((WARM_UP + steps + 4) * task.batch * task.context, networks.VOCAB, seed).astype(np.uint8)
     order = "streams" if model.carries_state else "shuffled"
@@ -99,10 +97,13 @@ def bare_loop(model: Any, data: Any, steps: int, precision: str) -> Sample:
     """What one would write by hand: forward, backward, clip, step, and a look at the loss now and then."""
     import torch
 
+    from craft.training.precision import suit_attention
+
     carried = getattr(model, "carries_state", False)
     extra: dict[str, Any] = {"use_cache": carried}
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
     device = torch.device(networks.device())
+    suit_attention(model, precision, on_cpu=device.type == "cpu")
     autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
     model.train()
     start = machine.now()

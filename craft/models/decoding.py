@@ -127,8 +127,8 @@ def _steps(
             model.train()
     while True:
         scores = logits.float()
-        if processors:
-            scores = processors(seen, scores)
+        for rule in processors:  # calling the list would inspect every rule's signature in every step
+            scores = rule(seen, scores)
         if do_sample:
             ids = torch.multinomial(scores.softmax(dim=-1), num_samples=1).squeeze(1)
         else:

@@ -94,14 +94,14 @@ class CraftTrainingArguments(transformers.TrainingArguments):
         self._check_world()
         self._derive_batch_size()
 
-    def settle_precision(self, recurrent: bool) -> None:
-        """Decides `precision` for a model on this machine; `bf16`, `fp16`, `mixed_precision` follow.
+    def settle_precision(self) -> None:
+        """Decides `precision` on this machine; `bf16`, `fp16`, `mixed_precision` follow.
 
         Raises:
             UserError: see `choose_precision`.
         """
         hardware = Hardware.detect(self.on_cpu)
-        name, reason = choose_precision(self.precision, recurrent=recurrent, hardware=hardware)
+        name, reason = choose_precision(self.precision, hardware=hardware)
         if self.precision_reason:  # settled before; "asked for" would hide why
             return
         self.precision, self.precision_reason = name, reason

@@ -13,16 +13,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerControl, TrainerState
+from transformers import PrinterCallback, ProgressCallback, TrainerState
 from transformers.integrations import WandbCallback
 from transformers.trainer_utils import SaveStrategy, TrainOutput
 from transformers.utils.logging import disable_progress_bar
 
 from craft.training import checkpoints, tracking
 from craft.training.arguments import CraftTrainingArguments
+from craft.training.callbacks import Hooks
 from craft.training.ema import WeightAverage
 from craft.training.logging import MetricsFile, Progress
 from craft.training.optimization import SCHEDULE_DEFAULTS, MuonAdamW, decaying, muon_groups
+from craft.training.precision import suit_attention
 from craft.training.saving import STATE, SavingTrainer
 from craft.training.signals import StopRequest
 from craft.utils.common import TrainingFailed, UserError
@@ -58,7 +60,8 @@ class Trainer(SavingTrainer):
         run_config: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        args.settle_precision(recurrent=bool(getattr(model, "carries_state", False)))
+        args.settle_precision()
+        suit_attention(model, args.precision, on_cpu=args.on_cpu)
         use_cache = getattr(model.config, "use_cache", None)
         super().__init__(model=model, args=args, **kwargs)
         if use_cache is not None:
@@ -70,7 +73,7 @@ class Trainer(SavingTrainer):
             disable_progress_bar()  # also of "Writing model shards" at every checkpoint
         for callback in (PrinterCallback, ProgressCallback):
             self.pop_callback(callback)
-        self.add_callback(_Hooks(self))
+        self.add_callback(Hooks(self))
         self.add_callback(self.progress)
 
     @property
@@ -118,7 +121,9 @@ class Trainer(SavingTrainer):
         finally:
             self.watch.pause()
             self.progress.close()
-            self.model.__dict__.pop("forward", None)  # autocast and compilation end with training
+            # Autocast and compilation end with training; another trainer may prepare the model again.
+            for attribute in ("forward", "_is_accelerate_prepared"):
+                self.model.__dict__.pop(attribute, None)
 
     # ---- Optimizer and schedule
 
@@ -284,29 +289,3 @@ class Trainer(SavingTrainer):
             return False
         best = values.index((max if self.args.greater_is_better else min)(values))
         return len(values) - 1 - best >= self.args.early_stopping_patience
-
-
-class _Hooks(TrainerCallback):
-    """The moments of the loop at which the trainer has something of its own to do."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.trainer.restore_progress()
-        self.trainer.watch.run()
-
-    def on_optimizer_step(
-        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if self.trainer.average is not None:
-            self.trainer.average.update()
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        control.should_log |= state.global_step >= state.max_steps
-        if self.trainer.stop.agreed():
-            control.should_training_stop = True
-
-    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.trainer.stop.signum:  # the epoch isn't at its end, only this process is
-            control.should_log = control.should_evaluate = control.should_save = False

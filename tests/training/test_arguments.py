@@ -15,27 +15,26 @@ OLD_CPU = Hardware("cpu")
 
 
 @pytest.mark.parametrize(
-    ("requested", "recurrent", "hardware", "launcher", "chosen", "because"),
+    ("requested", "hardware", "launcher", "chosen", "because"),
     [
-        ("auto", False, CPU, "no", "fp32", "fastest for this model on cpu"),
-        ("auto", True, CPU, "no", "bf16", "recurrent"),
-        ("auto", True, OLD_CPU, "no", "fp32", "natively"),
-        ("auto", True, CPU, "fp16", "bf16", "doesn't exist on a CPU"),
-        ("auto", False, CPU, "fp16", "fp32", "doesn't exist on a CPU"),
-        ("auto", False, CPU, "bf16", "bf16", "accelerate"),
-        ("auto", False, Hardware("cuda", (9, 0)), "no", "bf16", "capability 9.0"),
-        ("auto", False, Hardware("cuda", (9, 0)), "fp16", "fp16", "accelerate"),
-        ("auto", True, Hardware("cuda", (7, 5)), "no", "fp16", "capability 7.5"),
-        ("auto", False, Hardware("cuda", (6, 1)), "no", "fp32", "no tensor cores"),
-        ("fp32", True, CPU, "fp16", "fp32", "asked for"),
-        ("bf16", False, OLD_CPU, "no", "bf16", "asked for"),
-        ("auto", False, Hardware("mps"), "no", "fp32", "on mps"),
+        ("auto", CPU, "no", "bf16", "natively"),
+        ("auto", OLD_CPU, "no", "fp32", "natively"),
+        ("auto", CPU, "fp16", "bf16", "doesn't exist on a CPU"),
+        ("auto", OLD_CPU, "fp16", "fp32", "doesn't exist on a CPU"),
+        ("auto", CPU, "bf16", "bf16", "accelerate"),
+        ("auto", Hardware("cuda", (9, 0)), "no", "bf16", "capability 9.0"),
+        ("auto", Hardware("cuda", (9, 0)), "fp16", "fp16", "accelerate"),
+        ("auto", Hardware("cuda", (7, 5)), "no", "fp16", "capability 7.5"),
+        ("auto", Hardware("cuda", (6, 1)), "no", "fp32", "no tensor cores"),
+        ("fp32", CPU, "fp16", "fp32", "asked for"),
+        ("bf16", OLD_CPU, "no", "bf16", "asked for"),
+        ("auto", Hardware("mps"), "no", "fp32", "on mps"),
     ],
 )
 def test_precision_and_its_reason(
-    requested: str, recurrent: bool, hardware: Hardware, launcher: str, chosen: str, because: str
+    requested: str, hardware: Hardware, launcher: str, chosen: str, because: str
 ) -> None:
-    precision, reason = choose_precision(requested, recurrent=recurrent, hardware=hardware, launcher=launcher)
+    precision, reason = choose_precision(requested, hardware=hardware, launcher=launcher)
     assert precision == chosen
     assert because in reason
 
@@ -50,20 +49,25 @@ def test_precision_and_its_reason(
 )
 def test_precision_that_is_refused(requested: str, hardware: Hardware, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        choose_precision(requested, recurrent=False, hardware=hardware, launcher="no")
+        choose_precision(requested, hardware=hardware, launcher="no")
 
 
-def test_the_trainer_settles_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("native", [False, True])
+def test_the_trainer_settles_precision(native: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    monkeypatch.setattr(
+        Hardware, "detect", classmethod(lambda cls, use_cpu: Hardware("cpu", native_bf16=native))
+    )
     trainer = tiny_run.trainer("char_transformer", tmp_path, precision="auto")
-    assert (trainer.args.precision, trainer.args.mixed_precision) == ("fp32", "no")
+    expected = ("bf16", "bf16", "eager") if native else ("fp32", "no", "sdpa")
+    attention = trainer.model.config._attn_implementation
+    assert (trainer.args.precision, trainer.accelerator.mixed_precision, attention) == expected
     assert "fp16 doesn't exist on a CPU" in trainer.args.precision_reason
-    assert trainer.accelerator.mixed_precision == "no"
 
 
 def test_bf16_is_another_word_for_precision(tmp_path: Path) -> None:
     args = CraftTrainingArguments(output_dir=str(tmp_path), bf16=True)
-    args.settle_precision(recurrent=False)
+    args.settle_precision()
     assert (args.precision, args.bf16, args.mixed_precision) == ("bf16", True, "bf16")
 
 

@@ -1,0 +1,33 @@
+"""Where our trainer reaches into the loop of transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+
+class Hooks(TrainerCallback):
+    """The moments of the loop at which the trainer has something of its own to do."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.trainer.restore_progress()
+        self.trainer.watch.run()
+
+    def on_optimizer_step(
+        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.trainer.average is not None:
+            self.trainer.average.update()
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        control.should_log |= state.global_step >= state.max_steps
+        if self.trainer.stop.agreed():
+            control.should_training_stop = True
+
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.trainer.stop.signum:  # the epoch isn't at its end, only this process is
+            control.should_log = control.should_evaluate = control.should_save = False

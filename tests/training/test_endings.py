@@ -1,0 +1,135 @@
+"""How runs end and begin again: best and last, patience, NaN, a full disk, finished runs, damage."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_run
+import torch
+from safetensors.torch import load_file
+
+from craft.training.base import LanguageModelTrainer
+from craft.utils.common import TrainingFailed, UserError
+
+
+class Scripted(LanguageModelTrainer):
+    """Reports evaluation losses from a list."""
+
+    losses: list[float]
+
+    def _metrics(self, *args: Any) -> dict[str, float]:
+        return {**super()._metrics(*args), "eval_loss": self.losses[self.state.global_step // 2 - 1]}
+
+
+def scripted(output_dir: Path, losses: list[float], **changes: Any) -> Scripted:
+    trainer = tiny_run.trainer("char_transformer", output_dir, eval_steps=2, save_steps=100, **changes)
+    trainer.__class__ = Scripted
+    trainer.losses = losses
+    return trainer
+
+
+def test_best_and_last_are_kept(tmp_path: Path) -> None:
+    """A new best is saved although no save was due, and `load_best_model_at_end` gives it back."""
+    losses = [3.0, 2.0, 1.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0]
+    trainer = scripted(tmp_path, losses, load_best_model_at_end=True, save_total_limit=1)
+    trainer.train()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-20", "checkpoint-6"]
+    best = load_file(tmp_path / "checkpoint-6" / "model.safetensors")
+    for name, parameter in trainer.model.named_parameters():
+        assert torch.equal(parameter, best[name])
+
+
+def test_early_stopping_and_that_it_is_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    losses = [3.0, 2.0, 2.5, 1.9, 2.1, 2.2, 2.3, 2.4, 2.5, 1.0]
+    settings: dict[str, Any] = {"early_stopping_patience": 3, "load_best_model_at_end": True}
+    trainer = scripted(tmp_path, losses, **settings)
+    trainer.train()
+    assert trainer.state.global_step == 14  # the best was at 8; 10, 12 and 14 were no better
+    with caplog.at_level(logging.INFO, logger="craft"):
+        again = scripted(tmp_path, losses, **settings)
+        assert again.train(resume_from_checkpoint=True).global_step == 14
+    assert "this run is finished" in caplog.text
+    for a, b in zip(trainer.model.parameters(), again.model.parameters()):
+        assert torch.equal(a, b)
+
+
+def test_patience_survives_a_resume(tmp_path: Path) -> None:
+    losses = [3.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0]
+    first = scripted(tmp_path, losses, max_steps=8)
+    first.train()
+    second = scripted(tmp_path, losses, early_stopping_patience=3)
+    second.train(resume_from_checkpoint=True)
+    assert second.state.global_step == 10
+
+
+def test_a_finished_run_says_so_and_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first = tiny_run.trainer("char_lstm", tmp_path)
+    first.train()
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    again = tiny_run.trainer("char_lstm", tmp_path)
+    with caplog.at_level(logging.INFO, logger="craft"):
+        assert again.train(resume_from_checkpoint=True).global_step == 20
+    assert "is at step 20" in caplog.text
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    for a, b in zip(first.model.parameters(), again.model.parameters()):
+        assert torch.equal(a, b)
+
+
+def test_a_new_run_does_not_mix_with_an_old_one(tmp_path: Path) -> None:
+    tiny_run.trainer("char_lstm", tmp_path).train()
+    with pytest.raises(UserError, match="holds checkpoints of another run"):
+        tiny_run.trainer("char_lstm", tmp_path).train()
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_the_end_is_the_same(tmp_path: Path) -> None:
+    first = tiny_run.trainer("char_lstm", tmp_path, dropout=0.2, eval_strategy="no")
+    first.train()
+    weights = tmp_path / "checkpoint-20" / "optimizer.pt"
+    weights.write_bytes(weights.read_bytes()[:-7])
+    again = tiny_run.trainer("char_lstm", tmp_path, dropout=0.2, eval_strategy="no")
+    again.train(resume_from_checkpoint=tmp_path)
+    assert again.resumed == tmp_path / "checkpoint-16"
+    for a, b in zip(first.model.parameters(), again.model.parameters()):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("poison", ["loss", "gradient"])
+def test_nan_stops_the_run(tmp_path: Path, poison: str) -> None:
+    trainer = tiny_run.trainer("char_transformer", tmp_path)
+
+    def spoil(module: torch.nn.Module, inputs: Any, outputs: Any) -> None:
+        if trainer.state.global_step == 6 and outputs.requires_grad:
+            if poison == "loss":
+                outputs.data.fill_(float("nan"))
+            else:
+                outputs.register_hook(lambda gradient: gradient * float("inf"))
+
+    trainer.model.lm_head.register_forward_hook(spoil)
+    with pytest.raises(TrainingFailed) as failure:
+        trainer.train()
+    message = str(failure.value)
+    assert "training stopped at step 7: the " in message
+    assert ("loss is nan" in message) == (poison == "loss")
+    assert "at learning rate 0.00" in message
+    assert f"last good checkpoint: {tmp_path / 'checkpoint-4'}" in message
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
+
+
+def test_a_full_disk_stops_the_run_and_leaves_no_torn_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = tiny_run.trainer("char_transformer", tmp_path)
+    save = torch.save
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        if trainer.state.global_step == 8:
+            raise OSError(28, "No space left on device")
+        save(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(TrainingFailed, match=r"checkpoint-8 can't be written .*No space left on device"):
+        trainer.train()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4", "metrics.jsonl"]
