@@ -25,7 +25,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signum = 0
-        self._since = 0.0
+        self._received = 0  # the handler writes this and `_since` only: it may interrupt `agreed`
+        self._since: float | None = None
         self._group: dist.ProcessGroup | None = None
 
     @property
@@ -36,7 +37,7 @@ class StopRequest:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Inside, signals ask to stop. In threads, where Python can't, nothing changes."""
-        self.signum = 0
+        self.signum, self._received, self._since = 0, 0, None
         if dist.is_initialized() and dist.get_backend() != "gloo":
             # Over NCCL the question would make the host wait for the GPU in every step.
             self._group = dist.new_group(backend="gloo")
@@ -52,19 +53,21 @@ class StopRequest:
 
     def agreed(self) -> bool:
         """Whether any process was asked to stop; all of them must ask, and get the same answer."""
+        signum = max(self._received, self.signum)
         if dist.is_initialized():
-            flag = torch.tensor([self.signum], dtype=torch.int32)
+            flag = torch.tensor([signum], dtype=torch.int32)
             dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
-            self.signum = int(flag)
-        return self.signum != 0
+            signum = int(flag)
+        self.signum = signum
+        return signum != 0
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         # One Ctrl-C may arrive twice, from the terminal and from the launcher: only a later one is a second
         # one.
-        if self.signum and time.monotonic() - self._since > 1.0:
+        if self._since is not None and time.monotonic() - self._since > 1.0:
             os._exit(128 + signum)
-        if not self.signum:
-            self.signum, self._since = signum, time.monotonic()
+        if self._since is None:
+            self._received, self._since = signum, time.monotonic()
             name = "Ctrl-C" if signum == signal.SIGINT else "SIGTERM"
             # Not through logging: a handler may interrupt a write that holds its lock.
             os.write(2, f"\n{name}: finishing this step and saving; once more exits at once\n".encode())

@@ -5,6 +5,7 @@ import signal
 import threading
 
 import pytest
+import torch
 
 from craft.training.signals import StopRequest
 
@@ -36,6 +37,39 @@ def test_a_later_signal_exits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         now[0] += 1.5
         os.kill(os.getpid(), signal.SIGINT)
     assert exits == [130]
+
+
+def test_a_signal_during_the_agreement_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reduced(flag: torch.Tensor, **kwargs: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_backend", lambda: "gloo")
+    monkeypatch.setattr("torch.distributed.all_reduce", reduced)
+    stop = StopRequest()
+    with stop.listening():
+        assert not stop.agreed()  # the others were told 0 for this process; they learn of it a step later
+        assert stop.agreed()
+    assert stop.signum == signal.SIGTERM
+
+
+def test_the_first_own_signal_after_another_process_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler tells the processes one after another: the last one told must save, not exit."""
+    exits: list[int] = []
+    now = [10.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr(os, "_exit", exits.append)
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_backend", lambda: "gloo")
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda flag, **kwargs: flag.fill_(signal.SIGTERM))
+    stop = StopRequest()
+    with stop.listening():
+        assert stop.agreed()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert exits == []
+        now[0] += 1.5
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert exits == [128 + signal.SIGTERM]
 
 
 def test_in_a_thread_signals_are_left_alone() -> None:
