@@ -118,13 +118,7 @@ def _steps(
     unfinished = torch.ones(batch, dtype=torch.long, device=input_ids.device)
     pads_rows = batch > 1 and any(hasattr(rule, "eos_token_id") for rule in criteria)
 
-    training = model.training
-    model.eval()  # no dropout in the prompt; a step never has any
-    try:
-        logits, state = model.prefill(input_ids)
-    finally:
-        if training:
-            model.train()
+    logits, state = _read(model, model.prefill, input_ids)
     while True:
         scores = logits.float()
         for rule in processors:  # calling the list would inspect every rule's signature in every step
@@ -150,4 +144,18 @@ def _steps(
             unfinished = unfinished & ~criteria(seen, scores)
             if not unfinished.any():
                 return
-        logits, state = model.step(ids, state)
+        logits, state = _read(model, model.step, ids, state)
+
+
+def _read(model: Any, method: Any, *args: Any) -> tuple[torch.Tensor, Any]:
+    """`method(*args)` without dropout. Between the characters the caller has the model as it was: a stream may
+    be left at any of them, and the model trained on."""
+    if not model.training:
+        return method(*args)
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        return method(*args)
+    finally:
+        for module in training:
+            module.training = True

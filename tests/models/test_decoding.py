@@ -134,12 +134,38 @@ def test_an_empty_prompt_is_refused() -> None:
         make_lstm().stream(torch.zeros(1, 0, dtype=torch.long))
 
 
-def test_dropout_is_off_and_the_mode_is_left_alone(prompt: torch.Tensor) -> None:
-    for model in (make_lstm(dropout=0.5), make_transformer(dropout=0.5)):
-        expected = streamed(model, prompt, max_new_tokens=5, do_sample=False)
+@pytest.mark.parametrize("path", ["fast", "adapted", "rolling"])
+def test_dropout_is_off_and_the_mode_is_left_alone(prompt: torch.Tensor, path: str) -> None:
+    """By the hand-written step, by `forward` where there is none, and where a step reads the prompt again."""
+    models = [make_lstm(dropout=0.5), make_transformer(dropout=0.5)]
+    if path == "adapted":
+        for layer in models[0].model.layers:
+            layer.norm = Wrapper(layer.norm)
+        for layer in models[1].model.layers:
+            layer.self_attn.v_proj = Adapter(layer.self_attn.v_proj)
+    elif path == "rolling":
+        models = [make_transformer("gpt2", dropout=0.5)]
+    for model in models:
+        settings = {"max_new_tokens": 20, "do_sample": False}
+        expected = streamed(model, prompt, **settings)
         model.train()
-        assert torch.equal(streamed(model, prompt, max_new_tokens=5, do_sample=False), expected)
-        assert model.training
+        frozen = model.model.layers[0].eval()
+        for ids, right in zip(model.stream(prompt, **settings), expected.T):
+            assert torch.equal(ids, right)
+            assert model.training
+            assert model.lm_head.training
+            assert not any(module.training for module in frozen.modules())
+
+
+class Wrapper(torch.nn.Module):
+    """Any module that the hand-written step doesn't know."""
+
+    def __init__(self, base: torch.nn.Module) -> None:
+        super().__init__()
+        self.base = base
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base(x)
 
 
 class Adapter(torch.nn.Module):
