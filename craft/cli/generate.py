@@ -79,7 +79,7 @@ def command(
 
     \b
     craft generate latest --prompt "ROMEO:"
-    craft generate latest -p "def " --temperature 0.5 --stop "\\n\\n"
+    craft generate latest -p "def " --temperature 0.5 --stop $'\\n\\n'
     cat start.txt | craft generate outputs/models/MODEL -n 2000
     """
     text = _prompt(prompt, prompt_file)

@@ -52,8 +52,9 @@ def command(
     if resume is not None and "=" in resume:  # `--resume KEY=VALUE`: the option's own value was left out
         arguments, resume = (resume, *arguments), "latest"
     overrides = split_text(arguments)
-    if resume is not None and config_file is None:
-        resume, config_file = resumed(resume)
+    if resume is not None:
+        resume, saved = resumed(resume)
+        config_file = config_file or saved
     run = compose(overrides, config_dir=config_dir, config_file=config_file)
     if print_config:
         click.echo(run.to_yaml(), nl=False)

@@ -11,7 +11,7 @@ from craft.config.files import config_folders, list_group
 from craft.utils.common import UserError, did_you_mean
 from craft.utils.outputs import OUTPUTS, RUN_CONFIG
 
-OVERRIDE = re.compile(r"\+*([A-Za-z_][\w.]*)=(.*)", re.DOTALL)
+OVERRIDE = re.compile(r"\+*([A-Za-z_]\w*(?:\.\w+)*)=(.*)", re.DOTALL)
 
 
 def split_text(arguments: Sequence[str]) -> list[str]:

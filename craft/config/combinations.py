@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from craft.config.sources import yaml_word
+from craft.config.sources import scheduler_arguments, yaml_word
 from craft.utils.common import UserError, did_you_mean
 
 Complaint = tuple[str, str] | None
@@ -220,6 +220,22 @@ def _steps(run: Parts) -> Complaint:
     return None
 
 
+def _schedule(run: Parts) -> Complaint:
+    schedule, extra = run.training["lr_scheduler_type"], run.training["lr_scheduler_kwargs"]
+    taken = scheduler_arguments(schedule) if isinstance(extra, dict) and extra else None
+    unknown = [] if taken is None else [key for key in extra if key not in taken]
+    if taken is None or not unknown:
+        return None
+    what = (
+        f"takes {', '.join(sorted(taken))}" if taken else "takes none: set training.lr_scheduler_kwargs=null"
+    )
+    return (
+        "training.lr_scheduler_kwargs",
+        f"unknown training.lr_scheduler_kwargs.{unknown[0]}{did_you_mean(unknown[0], taken)}; "
+        f"training.lr_scheduler_type={schedule} {what}",
+    )
+
+
 def _protocol(run: Parts) -> Complaint:
     protocol = run.training["eval_protocol"]
     if re.fullmatch(r"auto|blocks|stateful|sliding-[1-9]\d*", str(protocol)):
@@ -261,5 +277,6 @@ RULES = (
     _checkpointing,
     _best_model,
     _steps,
+    _schedule,
     _protocol,
 )

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from craft.config.arguments import split_overrides
-from craft.config.fields import SECTIONS, section_fields, suggest
-from craft.config.files import Locator, config_folders
+from craft.config.fields import GROUPS, SECTIONS, section_fields, suggest
+from craft.config.files import Locator, config_folders, list_group, short
 from craft.config.rules import OVERRULES
 from craft.config.schema import Run
 from craft.config.sources import Field
@@ -40,7 +40,8 @@ def compose(
 
     folders = config_folders(config_dir)
     choices, values = split_overrides(overrides, folders)
-    with _yaml_errors():
+    readable = [path for group in GROUPS for _, _, path in list_group(group, folders)]
+    with _yaml_errors(readable if config_file is None else [Path(config_file), *readable]):
         if config_file is None:
             config, files = _compose_groups(choices, folders)
         else:
@@ -48,11 +49,10 @@ def compose(
         typed = {key for key, _ in values}
         locate = Locator(typed, files)
         for key, text in values:
-            _set(config, key, text, locate)
-        for key, text in values:
             for other, neutral in {**OVERRULES.get(key, {}), **OVERRULES.get(f"{key}={text}", {})}.items():
-                if other not in typed:
-                    OmegaConf.update(config, other, neutral, force_add=True)
+                OmegaConf.update(config, other, neutral, force_add=True)
+        for key, text in values:
+            _set(config, key, text, locate)
         return Run.of(_resolved(config), locate)
 
 
@@ -202,7 +202,7 @@ def _resolved(config: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def _yaml_errors() -> Iterator[None]:
+def _yaml_errors(files: Sequence[Path]) -> Iterator[None]:
     """Turns what YAML, OmegaConf and Hydra say about a file or an interpolation into one line."""
     import yaml
     from omegaconf.errors import OmegaConfBaseException
@@ -213,7 +213,12 @@ def _yaml_errors() -> Iterator[None]:
         mark = error.problem_mark or error.context_mark
         where = f"{mark.name}:{mark.line + 1}: " if mark else ""
         raise UserError(f"{where}not valid YAML: {error.problem or error.context}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        guilty = next(
+            (short(path) for path in files if path.read_bytes() == error.object), "a configuration file"
+        )
+        raise UserError(f"{guilty} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    except yaml.YAMLError as error:
         raise UserError(f"configuration: {_one_line(error)}") from error
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
@@ -221,5 +226,7 @@ def _yaml_errors() -> Iterator[None]:
 
 
 def _one_line(error: BaseException) -> str:
+    """What a library says in several lines, without its lists of folders."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2]) if lines else type(error).__name__
+    text = " ".join(lines[:2]) if lines else type(error).__name__
+    return re.split(r"\s*(?:Config search path|Available options in|full_key)", text)[0].rstrip(".")

@@ -78,6 +78,7 @@ FROM_DATA = ("vocab_size", "max_position_embeddings", "bos_token_id", "eos_token
 OVERRULES: dict[str, dict[str, Any]] = {
     "training.per_device_train_batch_size": {"training.global_batch_size": None},
     "training.num_train_epochs": {"training.max_steps": -1},
+    "training.lr_scheduler_type": {"training.lr_scheduler_kwargs": None},
     "training.eval_strategy=no": {"training.load_best_model_at_end": False},
     "data.validation_size=0": {"training.eval_strategy": "no", "training.load_best_model_at_end": False},
 }

@@ -132,6 +132,33 @@ def enums() -> dict[str, tuple[str, ...]]:
     return found
 
 
+def scheduler_arguments(scheduler: str) -> set[str] | None:
+    """The keys of `lr_scheduler_kwargs` that one of transformers' schedules takes; None if it takes any."""
+    names = classes(package_file("transformers", "trainer_utils.py"))["SchedulerType"]
+    member = next(
+        node.targets[0].id
+        for node in names.body
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and literal(node.value) == scheduler
+    )
+    body = parse(package_file("transformers", "optimization.py")).body
+    table = next(
+        node.value
+        for node in body
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "TYPE_TO_SCHEDULER_FUNCTION"
+    )
+    assert isinstance(table, ast.Dict)
+    function = next(
+        value for key, value in zip(table.keys, table.values) if getattr(key, "attr", "") == member
+    )
+    (found,) = (n for n in body if isinstance(n, ast.FunctionDef) and n.name == getattr(function, "id", ""))
+    if found.args.kwarg:
+        return None
+    taken = {argument.arg for argument in (*found.args.args, *found.args.kwonlyargs)}
+    return taken - {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
+
+
 def fields(cls: ast.ClassDef) -> Iterator[Field]:
     """The public annotated fields of a class body, as a dataclass has them, but no `_private` ones."""
     for node in cls.body:

@@ -128,6 +128,17 @@ def test_print_config_is_valid_for_config(tmp_path: Path, tiny_text: Path) -> No
     assert not (tmp_path / "outputs").exists()
 
 
+def test_resume_takes_the_configuration_of_the_run(tmp_path: Path) -> None:
+    run = tmp_path / "outputs/models/a_0.8M_fp32_20260101_000000"
+    run.mkdir(parents=True)
+    saved = craft("train", "training.seed=7", "--print-config", cwd=tmp_path).stdout
+    (run / "craft_run.yaml").write_text(saved, encoding="utf-8")
+    assert craft("train", "--resume", "--print-config", cwd=tmp_path).stdout == saved
+    assert craft("train", "--print-config", "--resume", str(run), cwd=tmp_path).stdout == saved
+    changed = craft("train", "--resume", "training.seed=8", "--print-config", cwd=tmp_path).stdout
+    assert changed == saved.replace("seed: 7", "seed: 8")
+
+
 def test_python_m_craft_train_takes_the_same_words(tmp_path: Path) -> None:
     module = [sys.executable, "-m", "craft.train", "training.seed=3", "--print-config"]
     done = subprocess.run(module, capture_output=True, text=True, cwd=tmp_path, timeout=60)

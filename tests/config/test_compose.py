@@ -83,6 +83,7 @@ def test_values_are_read_by_the_type_of_their_field() -> None:
             "training.learning_rate=1e-3",
             "training.max_steps=2e3",
             "training.run_name=007",
+            "training.lr_scheduler_type=cosine_with_min_lr",
             "training.lr_scheduler_kwargs.min_lr=1e-4",
             "training.report_to=[wandb]",
             "training.eval_steps=null",
@@ -148,7 +149,7 @@ OVERRIDES = st.fixed_dictionaries(
         "training.weight_decay": st.sampled_from(["0", "0.1", "1e-5", "3"]),
         "data.validation_size": st.sampled_from(["0.05", "1000", "0.3"]),
         "data.unknown": st.sampled_from(["strict", "unk", "bytes"]),
-        "training.lr_scheduler_kwargs.min_lr": st.sampled_from(["1e-5", "0.01"]),
+        "training.report_to": st.sampled_from(["none", "wandb", "[wandb, tensorboard]"]),
     },
 )
 
@@ -229,6 +230,14 @@ def test_typing_one_of_two_words_for_the_same_takes_back_the_other() -> None:
     assert run.training["max_steps"] == -1
     both = compose(["training.per_device_train_batch_size=3", "training.global_batch_size=12"])
     assert both.training["global_batch_size"] == 12
+
+
+def test_another_schedule_drops_the_arguments_of_the_first() -> None:
+    experiment = "experiments=nanogpt_cpu"
+    assert compose([experiment]).training["lr_scheduler_kwargs"] == {"min_lr": 0.0001}
+    assert compose([experiment, "training.lr_scheduler_type=linear"]).training["lr_scheduler_kwargs"] is None
+    typed = ["training.lr_scheduler_kwargs.min_lr=1", "training.lr_scheduler_type=cosine_with_min_lr"]
+    assert compose([experiment, *typed]).training["lr_scheduler_kwargs"] == {"min_lr": 1}
 
 
 def test_a_run_without_evaluations_needs_one_word() -> None:

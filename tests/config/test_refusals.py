@@ -114,6 +114,12 @@ def refusal(*overrides: str, **kwargs: object) -> str:
         ("data.streaming=true training.max_steps=-1", ["training.max_steps"]),
         ("training.global_batch_size=10 training.gradient_accumulation_steps=4", ["multiple of"]),
         ("training.dataloader_prefetch_factor=2", ["training.dataloader_num_workers"]),
+        (
+            "training.lr_scheduler_type=cosine_with_min_lr training.lr_scheduler_kwargs.min_lrr=1",
+            ["did you mean 'min_lr'?"],
+        ),
+        ("training.lr_scheduler_kwargs.min_lr=1", ["min_lr", "lr_scheduler_type=linear", "takes none"]),
+        ("experiments=nanogpt_cpu training.lr_scheduler_kwargs.x=1", ["x", "takes min_lr"]),
         ("models=gpt2 models.sliding_window=8", ["models.position=rope"]),
         ("training.hub_token=hf_x", ["HF_TOKEN"]),
     ],
@@ -126,6 +132,16 @@ def test_a_mistake_on_the_command_line(override: str, phrases: list[str]) -> Non
 
 def test_a_secret_is_not_repeated() -> None:
     assert "hf_verysecret" not in refusal("training.hub_token=hf_verysecret")
+
+
+def test_a_file_that_is_not_text(own: Callable[..., Path]) -> None:
+    folder = own()
+    for name in ("models/mine.yaml", "run.yaml"):
+        (folder / name).write_bytes(b"# x\n\xff\xfe\n")
+    with pytest.raises(UserError, match=r"own/models/mine\.yaml is not UTF-8 text"):
+        compose(["models=mine"], config_dir=folder)
+    with pytest.raises(UserError, match=r"own/run\.yaml is not UTF-8 text"):
+        compose([], config_file=folder / "run.yaml")
 
 
 def test_a_missing_environment_variable() -> None:

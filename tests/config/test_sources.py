@@ -11,7 +11,7 @@ import pytest
 
 from craft.config import fields as keys
 from craft.config import rules
-from craft.config.sources import UNKNOWN, Field, Kind, classes, fields, kinds
+from craft.config.sources import UNKNOWN, Field, Kind, classes, enums, fields, kinds, scheduler_arguments
 
 
 def kinds_of(annotation: str) -> tuple[Kind, ...]:
@@ -114,3 +114,12 @@ def test_a_new_model_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_field_says_what_may_be_written() -> None:
     assert Field("x", (Kind("int"), Kind("float"), Kind("null"))).describe() == "a number or null"
     assert Field("x", (Kind("choice", ("a", False)),), None).describe() == "one of a, false or null"
+
+
+def test_the_arguments_of_every_schedule_are_found() -> None:
+    for scheduler in enums()["SchedulerType"]:
+        taken = scheduler_arguments(scheduler)
+        assert taken is None or not taken & {"optimizer", "num_training_steps"}
+    assert scheduler_arguments("linear") == set()
+    assert scheduler_arguments("cosine_with_min_lr") == {"num_cycles", "min_lr", "min_lr_rate"}
+    assert scheduler_arguments("reduce_lr_on_plateau") is None
