@@ -18,6 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from craft.utils.common import UserError
+from craft.utils.files import sync
 from craft.utils.logging import get_logger
 
 MANIFEST = "manifest.json"
@@ -62,11 +63,11 @@ class Cache:
             files = {p.name: p.stat().st_size for p in sorted(work.iterdir())}
             (work / MANIFEST).write_text(json.dumps({"files": files}), encoding="utf-8")
             for path in (*work.iterdir(), work):
-                _sync(path)
+                sync(path)
             if place.exists():
                 place.rename(self.root / f"{_TEMPORARY}{key}-damaged")
             work.rename(place)
-            _sync(self.root)
+            sync(self.root)
         finally:
             self._remove_leftovers(key)
 
@@ -117,11 +118,3 @@ class Cache:
             raise UserError(
                 f"the cache folder {self.root}: {reason}; choose another with data.cache_dir or CRAFT_CACHE"
             ) from error
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from craft.utils.common import UserError
+from craft.utils.files import sync
 from craft.utils.logging import get_logger
 
 logger = get_logger(__name__)
@@ -39,23 +39,29 @@ def publish(staging: Path, step: int) -> Path:
     Raises:
         OSError: if the disk refuses; the staging folder is left for `discard`.
     """
-    run_dir = staging.parent
     files = sorted(path for path in staging.rglob("*") if path.is_file())
     manifest = staging / MANIFEST
     manifest.touch()
     entries = {}
     for path in files:
         path.chmod(manifest.stat().st_mode)  # safetensors makes its files unreadable for others
-        sync(path)
         entries[path.relative_to(staging).as_posix()] = {"size": path.stat().st_size, "sha256": sha256(path)}
     manifest.write_text(json.dumps({"step": step, "files": entries}, indent=1), encoding="utf-8")
-    sync(manifest)
-    sync(staging)
-    final = checkpoint_dir(run_dir, step)
+    return put(staging, checkpoint_dir(staging.parent, step))
+
+
+def put(staging: Path, final: Path) -> Path:
+    """Syncs a folder of files and renames it to `final`, which is so at any moment whole or absent.
+
+    Raises:
+        OSError: if the disk refuses; the staging folder is left for `discard`.
+    """
+    for path in (*staging.rglob("*"), staging):
+        sync(path)
     if final.exists():
         discard(final)
     staging.rename(final)
-    sync(run_dir)
+    sync(final.parent)
     return final
 
 
@@ -138,12 +144,3 @@ def sha256(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Makes sure that a file or folder is on the disk, not only in memory."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
