@@ -1,13 +1,12 @@
-"""Using a finished model: load it, let it write, score it.
+"""Using a finished model: load it, let it write.
 
-The functions behind `craft generate`, `craft evaluate` and the last step of a training run. A model is named
-by a folder, a Hub id, or `latest` (the newest finished model under `outputs/models`).
+The functions behind `craft generate` and the last step of a training run. A model is named by a folder, a
+Hub id, or `latest` (the newest finished model under `outputs/models`).
 """
 
 from __future__ import annotations
 
 import codecs
-import contextlib
 import copy
 import re
 from collections.abc import Iterator, Sequence
@@ -16,15 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from craft.utils.common import UserError
-from craft.utils.outputs import OUTPUTS, RUN_CONFIG, latest_model
+from craft.utils.outputs import OUTPUTS, latest_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from craft.data.tokenization import CharTokenizer
-    from craft.training.evaluation import Evaluation
-
-REPLACEMENT = "\ufffd"
 
 
 @dataclass(frozen=True)
@@ -86,7 +82,7 @@ class Sampling:
 
 
 def load(model: str | Path, root: Path = OUTPUTS) -> tuple[PreTrainedModel, CharTokenizer]:
-    """Loads a craft model and its tokenizer, in evaluation mode, on the GPU if there is one.
+    """Loads a craft model and its tokenizer, in evaluation mode, on the accelerator if there is one.
 
     Args:
         model: a folder, a Hub id (`user/name`), or `latest`.
@@ -98,6 +94,7 @@ def load(model: str | Path, root: Path = OUTPUTS) -> tuple[PreTrainedModel, Char
     """
     where = resolve(model, root)
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
@@ -107,10 +104,11 @@ def load(model: str | Path, root: Path = OUTPUTS) -> tuple[PreTrainedModel, Char
     disable_progress_bar()  # small models load at once, and the bar would stand between prompt and text
     try:
         network = AutoModelForCausalLM.from_pretrained(where, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"can't load the model {str(model)!r}: {reason} Give a folder made by 'craft train' or a Hub id"
+            f"can't load the model {str(model)!r}: {reason.rstrip('.')}; give a folder made by 'craft train' "
+            "or a Hub id"
         ) from error
     tokenizer = load_tokenizer(where)
     rows = network.get_input_embeddings().weight.shape[0]
@@ -119,7 +117,8 @@ def load(model: str | Path, root: Path = OUTPUTS) -> tuple[PreTrainedModel, Char
             f"{where}: the tokenizer has {len(tokenizer)} entries but the model's embedding has {rows} rows; "
             "tokenizer.json and model.safetensors come from different runs"
         )
-    return network.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    return network.eval().to(device), tokenizer
 
 
 def resolve(model: str | Path, root: Path = OUTPUTS) -> str:
@@ -208,7 +207,7 @@ def _write(
     ]
     input_ids = torch.tensor(ids, device=model.device)
 
-    table = token_bytes(tokenizer)
+    table = tokenizer.processor.token_bytes
     decoders = [codecs.getincrementaldecoder("utf-8")(errors="replace") for _ in prompts]
     longest = max(map(len, sampling.stop), default=0)
     tails, open_rows = [""] * len(prompts), [True] * len(prompts)
@@ -229,112 +228,3 @@ def _first_id(tokenizer: CharTokenizer) -> int:
     """What an empty prompt begins with: a line break is the likeliest thing before a text that starts."""
     newline = tokenizer.convert_tokens_to_ids("\n")
     return tokenizer.bos_token_id if newline in (None, tokenizer.unk_token_id) else newline
-
-
-def token_bytes(tokenizer: CharTokenizer) -> list[bytes]:
-    """The UTF-8 bytes that each id stands for: none for special tokens, U+FFFD for the unknown one."""
-    table = []
-    for token in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))):
-        if token == tokenizer.unk_token:
-            table.append(REPLACEMENT.encode())
-        elif token in tokenizer.all_special_tokens:
-            table.append(b"")
-        elif re.fullmatch(r"<0x[0-9A-F]{2}>", token):
-            table.append(bytes([int(token[3:5], 16)]))
-        else:
-            table.append(token.encode())
-    return table
-
-
-def evaluate(
-    model: str | Path,
-    data: str | None = None,
-    protocols: Sequence[str] = (),
-    split: str = "validation",
-    batch_size: int = 64,
-    root: Path = OUTPUTS,
-) -> list[Evaluation]:
-    """Scores a model over a whole split, once for each protocol.
-
-    Args:
-        model: as for `load`.
-        data: a text file, folder, glob or Hub data set; `None` for what the model was trained on.
-        protocols: `blocks`, `sliding-N`, `stateful`; empty for the model's natural one (`stateful` where it
-            carries a state, else `blocks`).
-        split: `train`, `validation`, `test`, or `all` for every character.
-        batch_size: windows scored at once.
-
-    Raises:
-        UserError: for an unknown model, protocol or split, or text that the model's tokenizer refuses.
-    """
-    from craft.data.loaders import load_corpus
-    from craft.data.streaming import TextStream
-    from craft.training.evaluation import evaluate_split
-
-    where = resolve(model, root)
-    arguments = _data_arguments(where, data, split)
-    network, tokenizer = load(where, root)
-    corpus = load_corpus(arguments, tokenizer=tokenizer)
-    ids = corpus.train if split == "all" else getattr(corpus, split)
-    if ids is None or isinstance(ids, TextStream) or len(ids) < 2:
-        raise UserError(
-            f"{corpus.name} has no {split} split; choose with --split, or set data.{split}_size when training"
-        )
-    return [
-        evaluate_split(
-            network,
-            ids,
-            protocol=protocol,
-            block_size=arguments.block_size,
-            batch_size=batch_size,
-            id_chars=tokenizer.id_chars,
-            id_bytes=tokenizer.id_bytes,
-            split=split,
-            dataset=corpus.name,
-        )
-        for protocol in protocols or ["stateful" if network.carries_state else "blocks"]
-    ]
-
-
-def _data_arguments(where: str, data: str | None, split: str) -> Any:
-    """The data of the run that made the model, or the user's text cut as that run cut its own."""
-    import dataclasses
-
-    import yaml
-
-    from craft.data.arguments import DataArguments
-
-    if split not in ("train", "validation", "test", "all"):
-        raise UserError(f"unknown split {split!r}; choose train, validation, test or all")
-    saved = Path(where) / RUN_CONFIG
-    if not saved.is_file() and not Path(where).is_dir():
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-        with contextlib.suppress(HfHubHTTPError, LocalEntryNotFoundError, OSError):
-            saved = Path(hf_hub_download(where, RUN_CONFIG))
-    run: dict[str, Any] = yaml.safe_load(saved.read_text(encoding="utf-8")) if saved.is_file() else {}
-    arguments = DataArguments(**run.get("data", {}))
-    if data is not None:
-        local = (
-            Path(data).exists()
-            or any(c in data for c in "*?[")
-            or data.startswith(("http://", "https://", "/", "."))
-        )
-        hub = not local and re.fullmatch(r"[\w.-]+/[\w.-]+", data) is not None
-        arguments = DataArguments(
-            source="hub" if hub else "files",
-            path=data,
-            block_size=arguments.block_size,
-            validation_size=arguments.validation_size,
-            test_size=arguments.test_size,
-            errors=arguments.errors,
-            text_column=arguments.text_column,
-        )
-    elif not run:
-        raise UserError(
-            f"{where} has no {RUN_CONFIG}, so its data are unknown; name a text: craft evaluate MODEL my.txt"
-        )
-    if split == "all":
-        arguments = dataclasses.replace(arguments, validation_size=0, test_size=0)
-    return arguments

@@ -34,18 +34,20 @@ def command(
     """Score a model over a whole split: every character is predicted once.
 
     MODEL is 'latest', a folder, or a model on the Hugging Face Hub. DATA is a file, folder, glob, URL or data
-    set of the Hub; without it, the data that the model was trained on.
+    set of the Hub; without it, the data that the model was trained on. The figures are also kept under
+    outputs/evaluation.
 
     \b
     craft evaluate latest
     craft evaluate latest other.txt --split all
     craft evaluate outputs/models/MODEL --protocol blocks --protocol sliding-32
     """
-    from craft.inference import evaluate
+    from craft.scoring import evaluate
     from craft.training.evaluation import table
 
-    results = evaluate(model, data, protocols, split, batch_size)
+    scores = evaluate(model, data, protocols, split, batch_size)
     if as_json:
-        click.echo(json.dumps([result.to_dict() for result in results], indent=2))
+        click.echo(json.dumps([each.to_dict() for each in scores.evaluations], indent=2))
     else:
-        click.echo(table(results))
+        click.echo(table(scores.evaluations))
+    click.echo(f"saved {scores.save()}", err=True)  # stdout is for the figures alone

@@ -36,7 +36,7 @@ class Corpus:
         validation, test: 1-D ids; None if `validation_size` or `test_size` is 0.
         name: as in the names of outputs.
         fingerprint: of content, tokenizer and splits.
-        n_chars, n_bytes: characters and UTF-8 bytes of all splits; None when streaming.
+        n_chars: characters of all splits; None when streaming.
         documents: whether `<eos>` ends each document.
     """
 
@@ -47,7 +47,6 @@ class Corpus:
     name: str
     fingerprint: str
     n_chars: int | None
-    n_bytes: int | None
     documents: bool
 
 
@@ -58,7 +57,7 @@ def load_corpus(args: DataArguments, tokenizer: CharTokenizer | None = None) -> 
         tokenizer: used as it is (to evaluate or fine-tune a model); None trains one on the corpus.
 
     Raises:
-        UserError: if the source is missing, empty, no text, or too short for `args.block_size`.
+        UserError: if the source is missing, empty or no text.
     """
     if args.streaming:
         return _streamed(args, tokenizer)
@@ -83,7 +82,6 @@ def load_corpus(args: DataArguments, tokenizer: CharTokenizer | None = None) -> 
         zip(("train", "validation", "test"), cut(whole["train"], validation_size, test_size, tokenizer))
     )
     splits.update({split: array for split, array in whole.items() if split != "train"})
-    _long_enough(splits["train"], splits["validation"], args)
     keys = [ids_key(found, tokenizer) for found in scans.values()]
     return Corpus(
         tokenizer=tokenizer,
@@ -91,7 +89,6 @@ def load_corpus(args: DataArguments, tokenizer: CharTokenizer | None = None) -> 
         name=args.label,
         fingerprint=hashlib.sha256(repr((keys, validation_size, test_size)).encode()).hexdigest()[:16],
         n_chars=sum(found.characters for found in scans.values()),
-        n_bytes=sum(found.bytes for found in scans.values()),
         documents=sources["train"].documents,
     )
 
@@ -105,10 +102,12 @@ def train_dataset(
         order: `shuffled`, `random` or `streams` (for carried state); None is `args.order`.
 
     Raises:
-        UserError: if the corpus is too short for the batch, or a stream is asked for parallel streams.
+        UserError: if the corpus is too short for the window or the batch, or a stream is asked for parallel
+            streams.
     """
     order = order or args.order
     if isinstance(corpus.train, np.ndarray):
+        _long_enough(corpus.train, corpus.validation, args)
         return CharDataset(corpus.train, args.block_size, global_batch_size, seed, order)
     if order == "streams":
         raise UserError(
@@ -199,6 +198,5 @@ def _streamed(args: DataArguments, tokenizer: CharTokenizer | None) -> Corpus:
         name=args.label,
         fingerprint=hashlib.sha256(repr((source.signature(), len(tokenizer))).encode()).hexdigest()[:16],
         n_chars=None,
-        n_bytes=None,
         documents=source.documents,
     )

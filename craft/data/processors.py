@@ -75,6 +75,9 @@ class TextProcessor:
     Args:
         alphabet: the characters in the order of their ids; empty for a byte vocabulary.
         unknown: `strict` (an error that names the character), `unk` (id 3) or `bytes` (its UTF-8 bytes).
+
+    Attributes:
+        token_bytes: the UTF-8 bytes that each id shows as: none for specials, U+FFFD for `<unk>`.
     """
 
     def __init__(self, alphabet: Sequence[str], unknown: str) -> None:
@@ -82,8 +85,8 @@ class TextProcessor:
         self._bytes = BytesProcessor()
         byte_values = [bytes([b]) for b in range(256)] if unknown == "bytes" else []
         self._first_char = FIRST_ID + len(byte_values)
-        self._utf8 = [b"", b"", b"", "\ufffd".encode(), *byte_values, *(c.encode() for c in alphabet)]
-        self.vocab_size = len(self._utf8)
+        self.token_bytes = [b"", b"", b"", "\ufffd".encode(), *byte_values, *(c.encode() for c in alphabet)]
+        self.vocab_size = len(self.token_bytes)
         self.dtype = id_dtype(self.vocab_size)
         self._table = np.full(CODE_POINTS if alphabet else 0, UNK, self.dtype)
         self._table[[ord(c) for c in alphabet]] = np.arange(self._first_char, self.vocab_size)
@@ -102,7 +105,7 @@ class TextProcessor:
     @property
     def id_bytes(self) -> np.ndarray:
         """int64 [vocab]: the UTF-8 bytes an id stands for; unknowable for `<unk>`, which counts 1."""
-        counts = np.array([len(b) for b in self._utf8], np.int64)
+        counts = np.array([len(b) for b in self.token_bytes], np.int64)
         counts[UNK] = 1
         return counts
 
@@ -135,7 +138,7 @@ class TextProcessor:
 
     def decode(self, ids: np.ndarray | Sequence[int]) -> str:
         """The text of `ids`: specials are left out, `<unk>` and invalid UTF-8 show as U+FFFD."""
-        return b"".join([self._utf8[i] for i in np.asarray(ids).tolist()]).decode("utf-8", "replace")
+        return b"".join([self.token_bytes[i] for i in np.asarray(ids).tolist()]).decode("utf-8", "replace")
 
     def _with_bytes(self, text: str, ids: np.ndarray, unseen: np.ndarray) -> np.ndarray:
         """`ids` with every unseen character replaced by the ids of its UTF-8 bytes."""

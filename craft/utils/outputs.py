@@ -4,7 +4,7 @@ Everything lies under `outputs/` of the folder in which the command runs:
 
     outputs/models/{model}_{size}_{precision}_{date}_{timestamp}/            a run: checkpoint-{step}/ inside
     outputs/models/{model}_{size}_{precision}_{date}_{timestamp}_step_{n}/   its finished model
-    outputs/logs/{train|eval}_{model}_{date}_{timestamp}.log
+    outputs/logs/train_{model}_{date}_{timestamp}.log
     outputs/samples/sample_{date}_{timestamp}.txt
     outputs/evaluation/eval_{model}_{dataset}_{date}_{timestamp}.json
     outputs/visualizations/{type}_{model}_{date}_{timestamp}.png
@@ -107,10 +107,6 @@ def sample_file(root: Path = OUTPUTS, stamp: str | None = None) -> Path:
 
 def evaluation_file(model_name: str, dataset: str, root: Path = OUTPUTS, stamp: str | None = None) -> Path:
     return root / "evaluation" / f"eval_{slug(model_name)}_{slug(dataset)}_{stamp or timestamp()}.json"
-
-
-def evaluation_log(model_name: str, root: Path = OUTPUTS, stamp: str | None = None) -> Path:
-    return root / "logs" / f"eval_{slug(model_name)}_{stamp or timestamp()}.log"
 
 
 def benchmark_file(test: str, hardware: str, root: Path = OUTPUTS, stamp: str | None = None) -> Path:

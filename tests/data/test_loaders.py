@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from craft.data.arguments import DataArguments
-from craft.data.char_dataset import CharDataset
 from craft.data.loaders import Corpus, cut, load_corpus, train_dataset
 from craft.data.tokenization import ByteTokenizer, CharTokenizer
 from craft.utils.common import UserError
@@ -35,7 +34,7 @@ def test_tiny_shakespeare_is_cut_as_nanogpt_cuts_it(shakespeare: Path) -> None:
     with shakespeare.open(encoding="utf-8", newline="") as file:
         text = file.read()
     assert (len(corpus.train), len(corpus.validation), corpus.test) == (1_003_854, 111_540, None)
-    assert (corpus.n_chars, corpus.n_bytes, corpus.documents) == (len(text), len(text), False)
+    assert (corpus.n_chars, corpus.documents) == (len(text), False)
     assert corpus.train.dtype == np.uint8
     assert isinstance(corpus.train, np.memmap)
     # nanoGPT's vocabulary is sorted(set(text)); ours has four specials before it.
@@ -248,8 +247,13 @@ def test_the_largest_block_size_that_works_is_the_truth(
     path = tmp_path_factory.getbasetemp() / f"{n}.txt"
     if not path.exists():
         path.write_text("ab" * (n // 2) + "a" * (n % 2))
+
+    def windows(block_size: int) -> None:
+        args = DataArguments(path=str(path), block_size=block_size, order=order, validation_size=validation)
+        train_dataset(load_corpus(args), args, global_batch_size=1, seed=0)
+
     try:
-        corpus = load(path, block_size=block, order=order, validation_size=validation)
+        windows(block)
     except UserError as error:
         message = str(error)
         if "the largest data.block_size that works is" not in message:
@@ -257,12 +261,9 @@ def test_the_largest_block_size_that_works_is_the_truth(
             return
         best = int(message.rsplit(" ", 1)[1])
         assert best < block
-        corpus = load(path, block_size=best, order=order, validation_size=validation)
-        CharDataset(corpus.train, best, 1, 0, order)
+        windows(best)
         with pytest.raises(UserError):
-            load(path, block_size=best + 1, order=order, validation_size=validation)
-    else:
-        CharDataset(corpus.train, block, 1, 0, order)
+            windows(best + 1)
 
 
 def test_damaged_ids_are_rebuilt(shakespeare: Path, cache: Path) -> None:

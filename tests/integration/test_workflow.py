@@ -98,7 +98,12 @@ def test_evaluate_repeats_the_figures_of_the_run(trained: tuple[Path, str, str])
     folder, _, _ = trained
     (record,) = (folder / "outputs" / "evaluation").glob("*.json")
     (expected,) = (e for e in json.loads(record.read_text())["evaluations"] if e["protocol"] == "blocks")
-    (again,) = json.loads(craft(folder, "evaluate", "latest", "--protocol", "blocks", "--json").stdout)
+    done = craft(folder, "evaluate", "latest", "--protocol", "blocks", "--json")
+    (again,) = json.loads(done.stdout)
+    kept = folder / done.stderr.strip().removeprefix("saved ")
+    assert json.loads(kept.read_text())["evaluations"] == [again]
+    assert kept.parent == record.parent
+    kept.unlink()  # the next test finds what training left
     assert again["nats"] == pytest.approx(expected["nats"], rel=1e-6)
     assert again["characters"] == expected["characters"]
     assert again["bits_per_char"] > again["bits_per_byte"]  # the text has characters of several bytes

@@ -1,0 +1,176 @@
+"""Scoring a finished model over a whole text: the function behind `craft evaluate`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from craft.inference import load, resolve
+from craft.utils.common import UserError
+from craft.utils.outputs import OUTPUTS, RUN_CONFIG, evaluation_file
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from craft.data.arguments import DataArguments
+    from craft.data.loaders import Corpus
+    from craft.training.evaluation import Evaluation
+
+SPLITS = ("train", "validation", "test", "all")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What `evaluate` found out.
+
+    Attributes:
+        model: the folder or Hub id that was scored.
+        model_type: for the name of the file.
+        evaluations: one for each protocol.
+    """
+
+    model: str
+    model_type: str
+    evaluations: list[Evaluation]
+
+    def save(self, root: Path = OUTPUTS) -> Path:
+        """Writes the figures to `root/evaluation/eval_….json`, as a training run does, and says where."""
+        file = evaluation_file(self.model_type, self.evaluations[0].dataset, root)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        record = {"model": self.model, "evaluations": [each.to_dict() for each in self.evaluations]}
+        file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        return file
+
+
+def evaluate(
+    model: str | Path,
+    data: str | None = None,
+    protocols: Sequence[str] = (),
+    split: str = "validation",
+    batch_size: int = 64,
+    root: Path = OUTPUTS,
+) -> Scores:
+    """Scores a model over a whole split, once for each protocol.
+
+    Args:
+        model: as for `craft.inference.load`.
+        data: a text file, folder, glob, URL or Hub data set; `None` for what the model was trained on.
+        protocols: `blocks`, `sliding-N`, `stateful`; empty for the model's natural one (`stateful` where it
+            carries a state, else `blocks`).
+        split: `train`, `validation`, `test`, or `all` for every character of all three.
+        batch_size: windows scored at once.
+
+    Raises:
+        UserError: for an unknown model, protocol or split, or text that the model's tokenizer refuses.
+    """
+    if split not in SPLITS:
+        raise UserError(f"unknown split {split!r}; choose {', '.join(SPLITS[:-1])} or {SPLITS[-1]}")
+    where = resolve(model, root)
+    arguments = _data_arguments(where, data)
+    if split == "all":
+        arguments = dataclasses.replace(arguments, validation_size=0, test_size=0)
+    network, tokenizer = load(where, root)
+
+    from craft.data.loaders import load_corpus
+    from craft.training.evaluation import evaluate_split
+
+    corpus = load_corpus(arguments, tokenizer=tokenizer)
+    ids = _split(corpus, split)
+    evaluations = [
+        evaluate_split(
+            network,
+            ids,
+            protocol=protocol,
+            block_size=arguments.block_size,
+            batch_size=batch_size,
+            id_chars=tokenizer.id_chars,
+            id_bytes=tokenizer.id_bytes,
+            split=split,
+            dataset=corpus.name,
+        )
+        for protocol in protocols or ["stateful" if network.carries_state else "blocks"]
+    ]
+    return Scores(where, network.config.model_type, evaluations)
+
+
+def _split(corpus: Corpus, split: str) -> np.ndarray:
+    """The ids of one split, or of all of them one after the other."""
+    import numpy as np
+
+    from craft.data.streaming import TextStream
+
+    if isinstance(corpus.train, TextStream) and split in ("train", "all"):
+        raise UserError(
+            f"{corpus.name} is streamed, so its end isn't known and --split {split} can't be scored; choose "
+            "--split validation, or name a text: craft evaluate MODEL my.txt"
+        )
+    if split != "all":
+        ids = getattr(corpus, split)
+        if ids is None:
+            raise UserError(f"{corpus.name} has no {split} split, as in training; choose another, or --split all")
+        return ids
+    parts = [part for part in (corpus.train, corpus.validation, corpus.test) if isinstance(part, np.ndarray)]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _data_arguments(where: str, data: str | None) -> DataArguments:
+    """The data of the run that made the model, or the user's text cut in the same proportions."""
+    from craft.data.arguments import DataArguments
+
+    saved = _saved_run(where)
+    if saved is None and data is None:
+        raise UserError(
+            f"{where} has no {RUN_CONFIG}, so its data are unknown; name a text: craft evaluate MODEL my.txt"
+        )
+    own = DataArguments() if saved is None else _read(saved)
+    if data is None:
+        return own
+    local = (
+        Path(data).expanduser().exists()
+        or any(c in data for c in "*?[")
+        or data.startswith(("http://", "https://", "/", ".", "~"))
+    )
+    hub = not local and re.fullmatch(r"[\w.-]+/[\w.-]+", data) is not None
+    # A count of characters was meant for the run's own text: it may be more than all of this one.
+    sizes = {name: getattr(own, name) for name in ("validation_size", "test_size") if getattr(own, name) < 1}
+    return DataArguments(
+        source="hub" if hub else "files",
+        path=data,
+        block_size=own.block_size,
+        errors=own.errors,
+        text_column=own.text_column,
+        cache_dir=own.cache_dir,
+        **sizes,
+    )
+
+
+def _saved_run(where: str) -> Path | None:
+    """The run's configuration beside the weights, fetched if they are on the Hub."""
+    folder = Path(where)
+    if not folder.is_dir():
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        with contextlib.suppress(HfHubHTTPError, LocalEntryNotFoundError, OSError):
+            return Path(hf_hub_download(where, RUN_CONFIG))
+        return None
+    return folder / RUN_CONFIG if (folder / RUN_CONFIG).is_file() else None
+
+
+def _read(saved: Path) -> DataArguments:
+    import yaml
+
+    from craft.data.arguments import DataArguments
+
+    try:
+        run: Any = yaml.safe_load(saved.read_text(encoding="utf-8"))
+        return DataArguments(**run["data"])
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split()).replace("DataArguments.__init__() got an ", "")
+        raise UserError(f"{saved} isn't a run that craft saved: {reason}") from error

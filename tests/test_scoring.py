@@ -1,0 +1,124 @@
+"""What is scored when a user asks for a split of a text, and every refusal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from craft.data.tokenization import CharTokenizer
+from craft.scoring import evaluate
+from craft.train import build_model
+from craft.utils.common import UserError
+
+LSTM = {"model_type": "char_lstm", "hidden_size": 8, "num_hidden_layers": 1}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model with random weights that a run of 200 characters made."""
+    torch.manual_seed(0)
+    (tmp_path / "own.txt").write_text("abcd" * 50)
+    tokenizer = CharTokenizer.train(["abcd"])
+    path = tmp_path / "model_step_1"
+    model = build_model(LSTM, tokenizer, block_size=16, documents=False)
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    trained_on(path, path=str(tmp_path / "own.txt"))
+    return path
+
+
+def trained_on(folder: Path, **data: Any) -> None:
+    fields = {"block_size": 16, "cache_dir": str(folder.parent / "cache"), **data}
+    (folder / "craft_run.yaml").write_text(yaml.safe_dump({"data": fields}))
+
+
+def predictions(*args: Any, **kwargs: Any) -> int:
+    (figures,) = evaluate(*args, **kwargs).evaluations
+    return figures.predictions
+
+
+@pytest.mark.parametrize(("split", "size"), [("train", 180), ("validation", 20), ("all", 200)])
+def test_a_split_of_the_runs_own_text(folder: Path, split: str, size: int) -> None:
+    assert predictions(folder, split=split) == size - 1
+
+
+def test_a_text_shorter_than_a_window_is_scored(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("abcda")
+    assert predictions(folder, str(tmp_path / "short.txt"), split="all") == 4
+    with pytest.raises(UserError, match="the validation split has 1 characters"):
+        evaluate(folder, str(tmp_path / "short.txt"))
+
+
+def test_a_given_text_is_prepared_where_the_runs_text_was(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.txt").write_text("dcba" * 50)
+    evaluate(folder, str(tmp_path / "other.txt"))
+    assert list((tmp_path / "cache").glob("ids-*"))
+
+
+def test_counts_of_the_runs_text_are_not_cut_from_another(folder: Path, tmp_path: Path) -> None:
+    trained_on(folder, path=str(tmp_path / "own.txt"), validation_size=150, test_size=10)
+    (tmp_path / "other.txt").write_text("dcba" * 25)
+    assert predictions(folder, str(tmp_path / "other.txt")) == 9
+    assert predictions(folder) == 149
+
+
+def test_all_means_a_datasets_own_splits_too(folder: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    for name, text in (("train", "abcd"), ("validation", "dcb")):
+        (rows / f"{name}.jsonl").write_text(json.dumps({"text": text}) + "\n")
+    trained_on(folder, source="hub", path=str(rows), validation_split="validation")
+    assert predictions(folder, split="validation") == 3
+    assert predictions(folder, split="all") == len("abcd") + len("dcb") + 2 - 1
+
+
+def test_a_stream_has_only_the_splits_it_held_out(folder: Path, tmp_path: Path) -> None:
+    fields = {"path": str(tmp_path / "own.txt"), "streaming": True, "unknown": "bytes", "test_size": 0}
+    trained_on(folder, **fields, validation_size=40)
+    assert predictions(folder, split="validation") == 39
+    for split in ("train", "all"):
+        with pytest.raises(UserError, match=rf"is streamed.*--split {split}.*--split validation"):
+            evaluate(folder, split=split)
+    with pytest.raises(UserError, match="no test split"):
+        evaluate(folder, split="test")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("data: {block_sise: 3}", "block_sise"),
+        ("data: [1", "craft_run.yaml isn't a run"),
+        ("models: {}", "'data'"),
+        ("data: 3", "isn't a run"),
+        ("", "isn't a run"),
+    ],
+)
+def test_a_damaged_run_is_named(folder: Path, text: str, said: str) -> None:
+    (folder / "craft_run.yaml").write_text(text)
+    with pytest.raises(UserError, match=said) as caught:
+        evaluate(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_without_its_run_needs_a_text(folder: Path, tmp_path: Path) -> None:
+    (folder / "craft_run.yaml").unlink()
+    with pytest.raises(UserError, match=r"craft evaluate MODEL my\.txt"):
+        evaluate(folder)
+    assert predictions(folder, str(tmp_path / "own.txt"), split="all") == 199
+    with pytest.raises(UserError, match="unknown split 'validtion'"):
+        evaluate(folder, split="validtion")
+
+
+def test_the_figures_are_kept(folder: Path, tmp_path: Path) -> None:
+    scores = evaluate(folder, protocols=["stateful", "blocks"])
+    file = scores.save(tmp_path / "outputs")
+    assert file.parent == tmp_path / "outputs" / "evaluation"
+    assert file.name.startswith("eval_char_lstm_own_")
+    record = json.loads(file.read_text())
+    assert record["model"] == str(folder)
+    assert record["evaluations"] == [each.to_dict() for each in scores.evaluations]
