@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from craft.utils.common import UserError
+from craft.utils.common import SAMPLE_CHARACTERS, TEMPERATURE, UserError
 from craft.utils.outputs import OUTPUTS, latest_model
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ class Sampling:
         UserError: if a value is out of range.
     """
 
-    max_new_tokens: int = 500
-    temperature: float = 0.8
+    max_new_tokens: int = SAMPLE_CHARACTERS
+    temperature: float = TEMPERATURE
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
@@ -200,10 +200,12 @@ def _write(
     import torch
     from transformers import set_seed
 
+    from craft.data.tokenization import first_id
+
     if sampling.seed is not None:
         set_seed(sampling.seed)
     ids = [
-        tokenizer.encode_ids(prompt, "the prompt").tolist() or [_first_id(tokenizer)] for prompt in prompts
+        tokenizer.encode_ids(prompt, "the prompt").tolist() or [first_id(tokenizer)] for prompt in prompts
     ]
     input_ids = torch.tensor(ids, device=model.device)
 
@@ -222,9 +224,3 @@ def _write(
         yield pieces
         if not any(open_rows):
             return
-
-
-def _first_id(tokenizer: CharTokenizer) -> int:
-    """What an empty prompt begins with: a line break is the likeliest thing before a text that starts."""
-    newline = tokenizer.convert_tokens_to_ids("\n")
-    return tokenizer.bos_token_id if newline in (None, tokenizer.unk_token_id) else newline

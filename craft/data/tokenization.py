@@ -192,6 +192,15 @@ def load_tokenizer(path: str | Path, **kwargs: Any) -> CharTokenizer:
     return tokenizer
 
 
+def first_id(tokenizer: CharTokenizer) -> int:
+    """What an empty prompt begins with: a line break, the likeliest thing before a text that starts; in
+    alphabets without one the begin token."""
+    newline = tokenizer.convert_tokens_to_ids("\n")
+    if tokenizer.unknown == "bytes" and newline == tokenizer.unk_token_id:
+        newline = tokenizer.convert_tokens_to_ids("<0x0A>")
+    return tokenizer.bos_token_id if newline in (None, tokenizer.unk_token_id) else newline
+
+
 def _strings(text: Any) -> Iterable[str]:
     """Every string of what a tokenizer accepts: a text, a batch, a batch of pairs or of words."""
     if isinstance(text, str):

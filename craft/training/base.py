@@ -22,20 +22,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from craft.data.char_dataset import train_loader
+from craft.data.tokenization import first_id
 from craft.training import tracking
 from craft.training.arguments import CraftTrainingArguments
 from craft.training.compilation import compile_forward, plain_forward
 from craft.training.evaluation import Evaluation, evaluate_split
+from craft.training.protocols import natural_protocol
 from craft.training.state import CarriedState
 from craft.training.trainer import Trainer, TrainingInterrupted
-from craft.utils.common import UserError
+from craft.utils.common import TEMPERATURE, UserError
 from craft.utils.logging import get_logger
 
 __all__ = ["LanguageModelTrainer", "Trainer", "TrainingInterrupted"]
 
 logger = get_logger(__name__)
-
-TEMPERATURE = 0.8
 
 
 class LanguageModelTrainer(Trainer):
@@ -133,7 +133,9 @@ class LanguageModelTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> int:
         """Predictions of the global batch. All windows are full, so no process needs to ask another."""
-        return sum(batch["shift_labels"].numel() for batch in batch_samples) * self.args.world_size
+        # Gradients are averaged over processes, which transformers undoes in the first case only.
+        sharers = self.args.world_size if self.args.average_tokens_across_devices else 1
+        return sum(batch["shift_labels"].numel() for batch in batch_samples) * sharers
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> float:
         return self.flops_per_id * inputs["input_ids"].numel()
@@ -186,7 +188,7 @@ class LanguageModelTrainer(Trainer):
     def protocol(self) -> str:
         if self.args.eval_protocol != "auto":
             return self.args.eval_protocol
-        return "stateful" if self.model.carries_state else "blocks"
+        return natural_protocol(self.model)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -233,15 +235,14 @@ class LanguageModelTrainer(Trainer):
 
     def sample(self, chars: int, prompt: str | None = None) -> str:
         """`chars` characters by the model as it is, always with the same random numbers; training's stay."""
-        prompt = prompt or "\n"
-        ids = self.tokenizer.encode_ids(prompt)
+        ids = self.tokenizer.encode_ids(prompt or "").tolist() or [first_id(self.tokenizer)]
         config = copy.deepcopy(self.model.generation_config)
         config.update(do_sample=True, temperature=TEMPERATURE, top_k=None, top_p=None)
         config.update(max_new_tokens=chars, max_length=None)
         with torch.random.fork_rng(self._rng_devices()):
             torch.manual_seed(self.args.seed)
             rows = self.model.stream(
-                torch.tensor(ids[None].astype(np.int64), device=self.args.device), config
+                torch.tensor([ids], device=self.args.device), config
             )
             return self.tokenizer.decode([int(row[0]) for row in rows], skip_special_tokens=True)
 
@@ -269,10 +270,12 @@ class LanguageModelTrainer(Trainer):
         }
 
     def _say(self, result: Evaluation, seconds: float) -> None:
-        best = self.state.best_metric
-        compared = (
-            "" if best is None else ", best so far" if result.nats_per_char < best else f", best {best:.4f}"
-        )
+        compared, best = "", self.state.best_metric
+        if best is not None:
+            name = str(self.args.metric_for_best_model).removeprefix("eval_")
+            value = result.nats_per_char if name == "loss" else getattr(result, name)
+            better = value > best if self.args.greater_is_better else value < best
+            compared = ", best so far" if better else f", best {name} {best:.4f}"
         logger.info(
             f"step {self.state.global_step:,}  validation {result.nats_per_char:.4f} nats/char  "
             f"{result.bits_per_char:.4f} bits/char  accuracy {result.accuracy:.1%}  ({result.protocol}, "

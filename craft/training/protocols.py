@@ -9,6 +9,7 @@ prediction.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -56,6 +57,11 @@ def stream_rows(predictions: int, streams: int, warm_up: int = WARM_UP) -> Rows:
 def parallel_streams(predictions: int, at_most: int) -> int:
     """How many streams a text is long enough for, so that warming them up stays a small part of the work."""
     return max(1, min(at_most, predictions // (4 * WARM_UP)))
+
+
+def natural_protocol(model: Any) -> str:
+    """How a model is best read: as it was made to be, from left to right or in blocks."""
+    return "stateful" if model.carries_state else "blocks"
 
 
 def check_protocol(protocol: str, *, carries_state: bool, block_size: int, context: int | None) -> int:

@@ -5,6 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+TEMPERATURE = 0.8
+"""Of samples, unless another one is asked for: a bit safer than the model's own distribution."""
+SAMPLE_CHARACTERS = 500
+"""How much is written where nobody says how much."""
+
 
 class UserError(Exception):
     """A mistake of the user: one line that says what was wrong, the value, where, and the way out.
