@@ -25,6 +25,11 @@ from craft.utils.logging import get_logger
 
 logger = get_logger(__name__)
 
+METRICS = ("loss", "bits_per_char", "bits_per_byte", "perplexity", "accuracy")
+"""What every evaluation logs, with `eval_` before it."""
+WINDOWS = 8
+"""Per device, where no batch size is given."""
+
 
 @dataclass
 class CraftTrainingArguments(transformers.TrainingArguments):
@@ -38,7 +43,8 @@ class CraftTrainingArguments(transformers.TrainingArguments):
         muon_learning_rate: peak learning rate of Muon's matrices; `learning_rate` is AdamW's.
         muon_momentum: Nesterov momentum of Muon.
         global_batch_size: windows per optimizer step over all processes and accumulation steps; derives
-            `per_device_train_batch_size`, so that a run means the same on one device and on eight.
+            `per_device_train_batch_size` (8 if neither is given), so that a run means the same on one
+            device and on eight.
         carry_state: recurrent models keep their state from one window to the next (truncated
             backpropagation through time); False starts every window from zero.
         ema_decay: decay of an exponential moving average of the weights, which is evaluated and exported.
@@ -52,6 +58,7 @@ class CraftTrainingArguments(transformers.TrainingArguments):
     """
 
     precision: str = "auto"
+    per_device_train_batch_size: int | None = None  # type: ignore[assignment]  # else 8 looks like no choice
     optim: str = "adamw_torch_fused"
     muon_learning_rate: float = 0.02
     muon_momentum: float = 0.95
@@ -78,11 +85,14 @@ class CraftTrainingArguments(transformers.TrainingArguments):
         self._translate_precision_flags()
         # Hugging Face knows no Muon, and couples "keep the best" to equal save and evaluation steps, which
         # our trainer doesn't need (it saves at every new best): both are hidden from its checks.
+        rows, self.per_device_train_batch_size = self.per_device_train_batch_size, WINDOWS
         optim, keep_best = self.optim, self.load_best_model_at_end  # type: ignore[has-type]
         self.optim = "adamw_torch_fused" if optim == "muon" else optim
         self.load_best_model_at_end = False
-        if _value(self.eval_strategy) != "no" and not self.metric_for_best_model:  # type: ignore[has-type]
+        if _value(self.eval_strategy) != "no" and not self.metric_for_best_model:
             self.metric_for_best_model = "loss"
+        if self.metric_for_best_model and self.greater_is_better is None:  # type: ignore[has-type]
+            self.greater_is_better = self.metric_for_best_model.removeprefix("eval_") == "accuracy"
         try:
             super().__post_init__()
         except ValueError as error:
@@ -92,7 +102,7 @@ class CraftTrainingArguments(transformers.TrainingArguments):
             self.optim = optim
         self.precision_reason = ""
         self._check_world()
-        self._derive_batch_size()
+        self._derive_batch_size(rows)
 
     def settle_precision(self) -> None:
         """Decides `precision` on this machine; `bf16`, `fp16`, `mixed_precision` follow.
@@ -100,10 +110,9 @@ class CraftTrainingArguments(transformers.TrainingArguments):
         Raises:
             UserError: see `choose_precision`.
         """
-        hardware = Hardware.detect(self.on_cpu)
-        name, reason = choose_precision(self.precision, hardware=hardware)
         if self.precision_reason:  # settled before; "asked for" would hide why
             return
+        name, reason = choose_precision(self.precision, hardware=Hardware.detect(self.on_cpu))
         self.precision, self.precision_reason = name, reason
         self.bf16, self.fp16 = name == "bf16", name == "fp16"
         self.mixed_precision = {"fp32": "no"}.get(name, name)
@@ -122,10 +131,11 @@ class CraftTrainingArguments(transformers.TrainingArguments):
             "precision": PRECISIONS,
             "optim": ["muon", *(name.value for name in OptimizerNames)],
             "lr_scheduler_type": [name.value for name in SchedulerType],
+            "metric_for_best_model": [*METRICS, *(f"eval_{name}" for name in METRICS)],
         }
         for key, known in choices.items():
             value = str(_value(getattr(self, key)))
-            if value not in known:
+            if value not in known and getattr(self, key) is not None:
                 near = did_you_mean(value, known) or f"; use one of {', '.join(known[:12])}"
                 raise UserError(f"training.{key}={value!r} isn't known{near}")
         protocol = self.eval_protocol
@@ -141,13 +151,19 @@ class CraftTrainingArguments(transformers.TrainingArguments):
     def _check_ranges(self) -> None:
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise UserError(f"training.ema_decay={self.ema_decay} must lie between 0 and 1; 0.999 is usual")
-        for key in ("early_stopping_patience", "global_batch_size", "gradient_accumulation_steps"):
+        counts = ("early_stopping_patience", "global_batch_size", "gradient_accumulation_steps")
+        for key in (*counts, "per_device_train_batch_size"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UserError(f"training.{key}={value} must be at least 1")
         if self.early_stopping_patience and _value(self.eval_strategy) == "no":
             raise UserError(
                 "training.early_stopping_patience needs evaluations; set training.eval_strategy=steps"
+            )
+        if self.load_best_model_at_end and _value(self.save_strategy) == "no":  # type: ignore[has-type]
+            raise UserError(
+                "training.load_best_model_at_end=true needs checkpoints, and training.save_strategy=no keeps "
+                "none; set training.load_best_model_at_end=false or training.save_strategy=steps"
             )
 
     def _prepare_devices(self) -> None:
@@ -195,10 +211,10 @@ class CraftTrainingArguments(transformers.TrainingArguments):
             )
             self._n_gpu = 1
 
-    def _derive_batch_size(self) -> None:
+    def _derive_batch_size(self, rows: int | None) -> None:
+        """From `global_batch_size`, or the other way round from the `rows` that were given per device."""
         if self.global_batch_size is None:
-            rows: int = self.per_device_train_batch_size  # type: ignore[has-type]
-            self.global_batch_size = rows * self.shares
+            self.global_batch_size = (WINDOWS if rows is None else rows) * self.shares
         if self.global_batch_size % self.shares:
             below = self.global_batch_size // self.shares * self.shares
             near = " or ".join(str(n) for n in (below, below + self.shares) if n)
@@ -208,6 +224,13 @@ class CraftTrainingArguments(transformers.TrainingArguments):
                 f"{self.shares}; use {near}"
             )
         self.per_device_train_batch_size = self.global_batch_size // self.shares
+        if rows not in (None, self.per_device_train_batch_size):
+            raise UserError(
+                f"training.per_device_train_batch_size={rows} contradicts training.global_batch_size="
+                f"{self.global_batch_size} (with {self.world_size} processes x "
+                f"{self.gradient_accumulation_steps} accumulation steps that is "
+                f"{self.per_device_train_batch_size} per device); give one of them"
+            )
 
 
 def _flag(variable: str) -> bool:

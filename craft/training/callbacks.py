@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import IntervalStrategy
 
 
 class Hooks(TrainerCallback):
@@ -24,7 +25,9 @@ class Hooks(TrainerCallback):
             self.trainer.average.update()
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        control.should_log |= state.global_step >= state.max_steps
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+            control.should_evaluate |= args.eval_strategy == IntervalStrategy.STEPS
         if self.trainer.stop.agreed():
             control.should_training_stop = True
 

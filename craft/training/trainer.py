@@ -222,7 +222,8 @@ class Trainer(SavingTrainer):
         return is_best
 
     def _finalize_training(self, trial: Any, num_train_samples: Any, start_time: float) -> TrainOutput:
-        if self.args.save_strategy != SaveStrategy.NO and self.saved_step != self.state.global_step:
+        wanted = self.args.save_strategy != SaveStrategy.NO or self.stop.signum
+        if wanted and self.saved_step != self.state.global_step:
             self._save_checkpoint(self.model_wrapped, trial)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
         if self.stop.signum:

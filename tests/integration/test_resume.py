@@ -130,7 +130,10 @@ def test_two_processes_see_what_one_sees(tmp_path: Path, kind: str, accumulation
     """The same global batch gives the same losses, carried states included, also when the run moves."""
     alone, both, moved = tmp_path / "alone", tmp_path / "both", tmp_path / "moved"
     assert launch(kind, alone) == [0]
-    spec = {"gradient_accumulation_steps": accumulation}
+    spec = {
+        "gradient_accumulation_steps": accumulation,
+        "average_tokens_across_devices": accumulation > 1,  # another way to divide, with the same result
+    }
     assert launch(kind, both, world=2, **spec) == [0, 0]
     assert len(losses(alone)) == 6
     assert losses(both) == pytest.approx(losses(alone), abs=1e-5)

@@ -80,6 +80,20 @@ def test_the_global_batch_is_shared_out(tmp_path: Path) -> None:
         output_dir=str(tmp_path), per_device_train_batch_size=4, gradient_accumulation_steps=3
     )
     assert args.global_batch_size == 12
+    args = CraftTrainingArguments(output_dir=str(tmp_path), gradient_accumulation_steps=2)
+    assert (args.per_device_train_batch_size, args.global_batch_size) == (8, 16)
+    args = CraftTrainingArguments(
+        output_dir=str(tmp_path), per_device_train_batch_size=8, global_batch_size=8
+    )
+    assert args.global_batch_size == 8
+
+
+@pytest.mark.parametrize(
+    ("metric", "greater"), [("loss", False), ("eval_bits_per_char", False), ("accuracy", True)]
+)
+def test_which_way_a_metric_is_better(tmp_path: Path, metric: str, greater: bool) -> None:
+    args = CraftTrainingArguments(output_dir=str(tmp_path), metric_for_best_model=metric)
+    assert args.greater_is_better is greater
 
 
 def test_muon_and_best_model_pass_hugging_face(tmp_path: Path) -> None:
@@ -105,6 +119,11 @@ def test_muon_and_best_model_pass_hugging_face(tmp_path: Path) -> None:
         ({"lr_scheduler_type": "cosin"}, "did you mean 'cosine'"),
         ({"eval_protocol": "block"}, "did you mean 'blocks'"),
         ({"eval_protocol": "sliding-0"}, "isn't a protocol"),
+        ({"metric_for_best_model": "eval_los"}, "did you mean 'eval_loss'"),
+        ({"metric_for_best_model": "f1"}, "isn't known; use one of loss, bits_per_char"),
+        ({"load_best_model_at_end": True, "save_strategy": "no"}, "needs checkpoints"),
+        ({"per_device_train_batch_size": 8, "global_batch_size": 12}, "contradicts .*that is 12 per device"),
+        ({"per_device_train_batch_size": 0}, "at least 1"),
         ({"ema_decay": 1.0}, "between 0 and 1"),
         ({"early_stopping_patience": 3}, "needs evaluations"),
         ({"bf16": True, "precision": "fp32"}, "contradicts"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import tiny_run
 import torch
 from safetensors.torch import load_file
 
-from craft.training.base import LanguageModelTrainer
+from craft.training.base import LanguageModelTrainer, TrainingInterrupted
 from craft.utils.common import TrainingFailed, UserError
 
 
@@ -40,6 +41,38 @@ def test_best_and_last_are_kept(tmp_path: Path) -> None:
     best = load_file(tmp_path / "checkpoint-6" / "model.safetensors")
     for name, parameter in trainer.model.named_parameters():
         assert torch.equal(parameter, best[name])
+
+
+def test_the_best_by_another_metric(tmp_path: Path) -> None:
+    trainer = tiny_run.trainer(
+        "char_transformer", tmp_path, load_best_model_at_end=True, metric_for_best_model="accuracy"
+    )
+    trainer.train()
+    scores = {e["step"]: e["eval_accuracy"] for e in trainer.state.log_history if "eval_accuracy" in e}
+    assert trainer.state.best_metric == max(scores.values())
+    assert scores[trainer.state.best_global_step] == max(scores.values())
+
+
+def test_the_last_step_is_evaluated_too(tmp_path: Path) -> None:
+    trainer = tiny_run.trainer("char_transformer", tmp_path, max_steps=7, load_best_model_at_end=True)
+    trainer.train()
+    assert [e["step"] for e in trainer.state.log_history if "eval_loss" in e] == [7]
+    assert trainer.state.best_global_step == 7
+
+
+def test_a_signal_saves_although_nothing_else_does(tmp_path: Path) -> None:
+    spec: dict[str, Any] = {"save_strategy": "no", "eval_strategy": "no"}
+    whole = tiny_run.trainer("char_transformer", tmp_path / "whole", **spec)
+    whole.train()
+    assert not list((tmp_path / "whole").glob("checkpoint-*"))
+    stopped = tiny_run.trainer("char_transformer", tmp_path / "stopped", **spec)
+    stopped.add_callback(tiny_run.SignalAt(6, signal.SIGTERM))
+    with pytest.raises(TrainingInterrupted):
+        stopped.train()
+    again = tiny_run.trainer("char_transformer", tmp_path / "stopped", **spec)
+    again.train(resume_from_checkpoint=True)
+    for a, b in zip(whole.model.parameters(), again.model.parameters()):
+        assert torch.equal(a, b)
 
 
 def test_early_stopping_and_that_it_is_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
