@@ -174,10 +174,8 @@ def evaluate_split(
         rows = stream_rows(predictions, streams or parallel_streams(predictions, batch_size))
     per_row = min(rows.length, block_size) * model.config.vocab_size
     batch_size = max(1, min(batch_size, LARGEST_LOGITS // per_row))
-    sums = torch.zeros(6, dtype=torch.float64, device=model.device)
-    tables = [
-        None if t is None else torch.as_tensor(np.asarray(t)).to(model.device) for t in (id_chars, id_bytes)
-    ]
+    sums = torch.zeros(6, dtype=torch.float64)  # on the CPU, since not every device knows float64
+    tables = [None if t is None else torch.as_tensor(np.asarray(t)) for t in (id_chars, id_bytes)]
     device = model.device.type
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     was_training = model.training
@@ -190,6 +188,7 @@ def evaluate_split(
     finally:
         model.train(was_training)
     if world > 1:
+        sums = sums.to(model.device)  # where the processes can add them up
         dist.all_reduce(sums)
     nats, squares, count, correct, characters, size = sums.tolist()
     return Evaluation(
@@ -220,26 +219,27 @@ def _score(
     state, length = None, int((last - starts).max())
     for begin in range(0, length, chunk):
         place = starts + np.arange(begin, min(begin + chunk, length))
-        scored = torch.from_numpy((first <= place) & (place < last)).to(sums.device)
+        scored = torch.from_numpy((first <= place) & (place < last))
         # Places behind the end of a row (or of the text) read something, which nothing scored depends on.
         read = np.minimum(place, len(ids) - 2)
         inputs, targets = (
-            torch.from_numpy(np.asarray(ids[at]).astype(np.int64)).to(sums.device) for at in (read, read + 1)
+            torch.from_numpy(np.asarray(ids[at]).astype(np.int64)) for at in (read, read + 1)
         )
         carry = chunk < length
-        outputs = model(input_ids=inputs, past_key_values=state, use_cache=carry)
+        outputs = model(input_ids=inputs.to(model.device), past_key_values=state, use_cache=carry)
         state = outputs.past_key_values if carry else None
         if not scored.any():
             continue
-        logits, targets = outputs.logits[scored].float(), targets[scored]
-        nats = torch.nn.functional.cross_entropy(logits, targets, reduction="none").double()
+        targets = targets[scored]
+        logits, known = outputs.logits[scored.to(model.device)].float(), targets.to(model.device)
+        nats = torch.nn.functional.cross_entropy(logits, known, reduction="none").cpu().double()
         counts = [len(nats) if table is None else table[targets].sum() for table in tables]
         sums += torch.stack(
             [
                 nats.sum(),
                 nats.square().sum(),
                 sums.new_tensor(len(nats)),
-                (logits.argmax(dim=-1) == targets).sum().double(),
-                *(torch.as_tensor(count, device=sums.device).double() for count in counts),
+                (logits.argmax(dim=-1) == known).sum().cpu().double(),
+                *(torch.as_tensor(count).double() for count in counts),
             ]
         )

@@ -139,7 +139,9 @@ class Progress(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero or not logs or "loss" not in logs:
             return
-        parts = [f"loss {logs['loss']:.3f}", f"{logs['bits_per_char']:.3f} bits/char"]
+        parts = [f"loss {logs['loss']:.3f}"]
+        if "bits_per_char" in logs:  # of language models
+            parts.append(f"{logs['bits_per_char']:.3f} bits/char")
         if "chars_per_second" in logs:
             parts.append(f"{human(logs['chars_per_second'])} chars/s")
         done, left = state.global_step - self.first_step, state.max_steps - state.global_step

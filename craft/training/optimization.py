@@ -175,7 +175,7 @@ class MuonAdamW(torch.optim.Optimizer):
 def orthogonalized(matrices: Tensor, steps: int = NEWTON_SCHULZ_STEPS) -> Tensor:
     """Roughly U V^T of each matrix U S V^T (singular values between about 0.7 and 1.2), [n, rows, columns].
 
-    In bfloat16, whose precision is enough for a direction, except on CPUs that would have to emulate it.
+    In bfloat16, whose precision is enough for a direction, where the device multiplies it natively.
     """
     a, b, c = NEWTON_SCHULZ
     x = matrices.to(_direction_dtype(matrices.device.type))
@@ -192,5 +192,6 @@ def orthogonalized(matrices: Tensor, steps: int = NEWTON_SCHULZ_STEPS) -> Tensor
 
 @cache
 def _direction_dtype(device: str) -> torch.dtype:
-    emulated = device == "cpu" and not Hardware.detect(use_cpu=True).native_bf16
-    return torch.float32 if emulated else torch.bfloat16
+    hardware = Hardware.detect(use_cpu=device == "cpu")
+    native = hardware.native_bf16 or (hardware.capability or (0, 0)) >= (8, 0)
+    return torch.bfloat16 if native else torch.float32

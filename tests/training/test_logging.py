@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import tiny_run
+from transformers import TrainerState
 
-from craft.training.logging import METRICS_FILE, MetricsFile, Stopwatch, read_metrics
+from craft.training.logging import METRICS_FILE, MetricsFile, Progress, Stopwatch, read_metrics
 from craft.utils.logging import setup_logging
 
 
@@ -87,3 +88,12 @@ def quiet() -> None:
         logging.getLogger("craft").removeHandler(handler)
         handler.close()
     logging.getLogger("craft").propagate = True
+
+
+def test_a_trainer_of_something_else_logs_its_loss(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    progress = Progress(Stopwatch())
+    state = TrainerState(global_step=5, max_steps=20, is_world_process_zero=True)
+    with caplog.at_level(logging.INFO, logger="craft"):
+        progress.on_train_begin(None, state, None)
+        progress.on_log(None, state, None, {"loss": 1.25})
+    assert caplog.messages[-1] == "step  5/20  loss 1.250"

@@ -10,7 +10,14 @@ import torch
 from torch import nn
 from transformers.trainer_utils import SchedulerType
 
-from craft.training.optimization import MuonAdamW, decaying, muon_groups, orthogonalized
+from craft.training.optimization import (
+    MuonAdamW,
+    _direction_dtype,
+    decaying,
+    muon_groups,
+    orthogonalized,
+)
+from craft.training.precision import Hardware
 from craft.utils.common import UserError
 
 SETTINGS: dict[str, Any] = {
@@ -159,3 +166,20 @@ def test_muon_needs_a_model_that_names_its_matrices(tmp_path: Path) -> None:
     trainer.model = Small()
     with pytest.raises(UserError, match="and Small doesn't; use"):
         trainer.create_optimizer()
+
+
+@pytest.mark.parametrize(
+    ("hardware", "dtype"),
+    [
+        (Hardware("cuda", (8, 0)), torch.bfloat16),
+        (Hardware("cuda", (7, 5)), torch.float32),
+        (Hardware("cpu", native_bf16=True), torch.bfloat16),
+        (Hardware("cpu"), torch.float32),
+        (Hardware("mps"), torch.float32),
+    ],
+)
+def test_directions_are_in_bfloat16_where_it_is_native(
+    hardware: Hardware, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Hardware, "detect", classmethod(lambda cls, use_cpu: hardware))
+    assert _direction_dtype.__wrapped__(hardware.device) is dtype
