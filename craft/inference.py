@@ -204,9 +204,7 @@ def _write(
 
     if sampling.seed is not None:
         set_seed(sampling.seed)
-    ids = [
-        tokenizer.encode_ids(prompt, "the prompt").tolist() or [first_id(tokenizer)] for prompt in prompts
-    ]
+    ids = [tokenizer.encode_ids(prompt, "the prompt").tolist() or [first_id(tokenizer)] for prompt in prompts]
     input_ids = torch.tensor(ids, device=model.device)
 
     table = tokenizer.processor.token_bytes

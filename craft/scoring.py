@@ -113,7 +113,7 @@ def _split(corpus: Corpus, split: str) -> np.ndarray:
     if split != "all":
         ids = getattr(corpus, split)
         if ids is None:
-            raise UserError(f"{corpus.name} has no {split} split, as in training; choose another, or --split all")
+            raise UserError(f"{corpus.name} has no {split} split, as in training; try --split all")
         return ids
     parts = [part for part in (corpus.train, corpus.validation, corpus.test) if isinstance(part, np.ndarray)]
     return parts[0] if len(parts) == 1 else np.concatenate(parts)

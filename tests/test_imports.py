@@ -73,7 +73,8 @@ def test_a_model_file_can_be_copied_to_the_hub(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["craft", "craft.cli.main", "craft.config.compose", "craft.inference", "craft.scoring", "craft.train"]
+    "module",
+    ["craft", "craft.cli.main", "craft.config.compose", "craft.inference", "craft.scoring", "craft.train"],
 )
 def test_importing_it_imports_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; print([m for m in {HEAVY!r} if m in sys.modules])"

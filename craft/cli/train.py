@@ -46,7 +46,7 @@ def command(
     craft train experiments=shakespeare_lstm training.max_steps=500
     craft train --config outputs/models/RUN/craft_run.yaml training.seed=7
     """
-    from craft.config.arguments import resumed, split_text
+    from craft.config.command_line import resumed, split_text
     from craft.config.compose import compose
 
     if resume is not None and "=" in resume:  # `--resume KEY=VALUE`: the option's own value was left out

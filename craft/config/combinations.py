@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from craft.config.sources import scheduler_arguments, yaml_word
+from craft.config.sources import integrations, scheduler_arguments, yaml_word
 from craft.utils.common import UserError, did_you_mean
 
 Complaint = tuple[str, str] | None
@@ -206,11 +206,6 @@ def _steps(run: Parts) -> Complaint:
             f"training.global_batch_size={batch} must be a multiple of "
             f"training.gradient_accumulation_steps={parts}",
         )
-    if run.training["dataloader_prefetch_factor"] and not run.training["dataloader_num_workers"]:
-        return (
-            "training.dataloader_prefetch_factor",
-            "training.dataloader_prefetch_factor needs training.dataloader_num_workers=1 or more",
-        )
     schedule = run.training["lr_scheduler_type"]
     if schedule in ("reduce_lr_on_plateau", "greedy") and run.training["eval_strategy"] == "no":
         return (
@@ -234,6 +229,26 @@ def _schedule(run: Parts) -> Complaint:
         f"unknown training.lr_scheduler_kwargs.{unknown[0]}{did_you_mean(unknown[0], taken)}; "
         f"training.lr_scheduler_type={schedule} {what}",
     )
+
+
+def _reports(run: Parts) -> Complaint:
+    written = run.training["report_to"]
+    for name in [written] if isinstance(written, str) else written or []:
+        if name in (
+            "none",
+            "all",
+            "wandb",
+            "tensorboard",
+        ):  # the usual words, without a look into transformers
+            continue
+        known = ("none", "all", *integrations())
+        if name not in known:
+            hint = did_you_mean(str(name), known)
+            return (
+                "training.report_to",
+                f"unknown training.report_to={yaml_word(name)}{hint} (there are {', '.join(known)})",
+            )
+    return None
 
 
 def _protocol(run: Parts) -> Complaint:
@@ -278,5 +293,6 @@ RULES = (
     _best_model,
     _steps,
     _schedule,
+    _reports,
     _protocol,
 )

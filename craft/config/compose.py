@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from craft.config.arguments import split_overrides
+from craft.config.command_line import split_overrides
 from craft.config.fields import GROUPS, SECTIONS, section_fields, suggest
 from craft.config.files import Locator, config_folders, list_group, short
 from craft.config.rules import OVERRULES
@@ -49,7 +49,8 @@ def compose(
         typed = {key for key, _ in values}
         locate = Locator(typed, files)
         for key, text in values:
-            for other, neutral in {**OVERRULES.get(key, {}), **OVERRULES.get(f"{key}={text}", {})}.items():
+            said = f"{key}={_plain(_parse(text))}"  # 0.0 is 0, and False is no
+            for other, neutral in {**OVERRULES.get(key, {}), **OVERRULES.get(said, {})}.items():
                 OmegaConf.update(config, other, neutral, force_add=True)
         for key, text in values:
             _set(config, key, text, locate)
@@ -108,6 +109,13 @@ def _parse(text: str) -> Any:
     except yaml.YAMLError:
         return text
     return parsed["value"]
+
+
+def _plain(value: Any) -> Any:
+    """A value as `OVERRULES` spells it."""
+    if value is False:
+        return "no"
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _compose_groups(choices: Mapping[str, str], folders: Sequence[Path]) -> tuple[Any, dict[str, list[Path]]]:

@@ -13,6 +13,7 @@ from craft.config.sources import (
     CRAFT,
     Field,
     Kind,
+    aliases,
     base_names,
     class_constant,
     classes,
@@ -44,20 +45,29 @@ class ModelSource:
 @functools.cache
 def data_fields() -> dict[str, Field]:
     cls = classes(CRAFT / "data" / "arguments.py")["DataArguments"]
-    return rules.with_choices("data", {field.name: field for field in fields(cls)})
+    return {field.name: field for field in fields(cls)}
 
 
 @functools.cache
 def own_training_fields() -> dict[str, Field]:
     """craft's own training fields, and those of transformers to which it gives another default."""
     cls = classes(CRAFT / "training" / "arguments.py")["CraftTrainingArguments"]
-    return rules.with_choices("training", {field.name: field for field in fields(cls)})
+    return with_choices({field.name: field for field in fields(cls)})
 
 
 @functools.cache
 def training_fields() -> dict[str, Field]:
     cls = classes(package_file("transformers", "training_args.py"))["TrainingArguments"]
-    return {field.name: field for field in fields(cls)} | own_training_fields()
+    return with_choices({field.name: field for field in fields(cls)} | own_training_fields())
+
+
+def with_choices(training: dict[str, Field]) -> dict[str, Field]:
+    """The fields with `rules.CHOICES` in the place of plain text."""
+    for name in rules.CHOICES.keys() & training.keys():
+        others = tuple(kind for kind in training[name].kinds if kind.name != "str")
+        if len(others) < len(training[name].kinds):
+            training[name] = replace(training[name], kinds=(Kind("choice", rules.CHOICES[name]), *others))
+    return training
 
 
 @functools.cache
@@ -93,11 +103,11 @@ def model_source(model_type: str) -> ModelSource:
         lineage.append(parents[0])
     found: dict[str, Field] = {}
     for cls in reversed(lineage):
-        found |= {field.name: field for field in fields(cls)}
+        found |= {field.name: field for field in fields(cls, aliases(model_types()[model_type]))}
     carries = any(class_constant(cls, "carries_state") is True for cls in here.values())
     for name in found.keys() & rules.FROM_DATA:
         found[name] = replace(found[name], kinds=(*found[name].kinds, Kind("null")))
-    return ModelSource(rules.with_choices(model_type, found), carries)
+    return ModelSource(found, carries)
 
 
 def own_fields(section: str, values: Mapping[str, Any]) -> dict[str, Field]:

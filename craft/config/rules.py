@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
-from craft.config.sources import Field, Kind, enums, yaml_word
+from craft.config.sources import CRAFT, Field, constant, enums, yaml_word
 from craft.utils.common import UserError
 
 Locate = Callable[[str], str]
@@ -46,31 +45,50 @@ RANGES: dict[str, dict[str, Range]] = {
         **dict.fromkeys(
             ("gradient_accumulation_steps", "save_total_limit", "early_stopping_patience"), COUNT
         ),
-        **dict.fromkeys(("eval_accumulation_steps", "dataloader_prefetch_factor", "ddp_timeout"), COUNT),
-        **dict.fromkeys(("torch_empty_cache_steps",), COUNT),
+        **dict.fromkeys(("ddp_timeout", "torch_empty_cache_steps"), COUNT),
         **dict.fromkeys(
-            ("weight_decay", "warmup_steps", "max_grad_norm", "seed", "data_seed", "sample_chars"), NATURAL
+            ("weight_decay", "warmup_steps", "max_grad_norm", "seed", "sample_chars", "eval_delay"), NATURAL
         ),
-        **dict.fromkeys(("dataloader_num_workers", "eval_delay"), NATURAL),
         **dict.fromkeys(("adam_beta1", "adam_beta2", "muon_momentum", "label_smoothing_factor"), FRACTION),
         "ema_decay": PROPER,
         "max_steps": ("at least 1, or -1 to count epochs", lambda x: x >= 1 or x == -1),
     },
 }
 
-CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
-    "training": {
-        "precision": ("auto", "fp32", "bf16", "fp16"),
-        "optim": ("muon", *enums()["OptimizerNames"]),
-    },
-    "char_transformer": {
-        "mlp": ("relu2", "gelu", "swiglu"),
-        "norm": ("rmsnorm", "layernorm"),
-        "position": ("rope", "learned"),
-    },
-    "char_lstm": {"layer_norm": ("each", "head", "none")},
+METRICS = constant(CRAFT / "training" / "arguments.py", "METRICS")
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "precision": constant(CRAFT / "training" / "precision.py", "PRECISIONS"),
+    "optim": ("muon", *enums()["OptimizerNames"]),
+    "metric_for_best_model": (*METRICS, *(f"eval_{name}" for name in METRICS)),
 }
-"""Where a class says `str` and means one of a few words; by section, or by type of model."""
+"""Where a training field says `str` and means one of a few words."""
+
+_LOADER = "craft cuts windows from memory-mapped ids in the process that trains; leave it out"
+_EVALUATION = "evaluations sum up float32 predictions as they are made; leave it out"
+_STAGES = "'craft train' trains and evaluates, 'craft evaluate' only evaluates"
+_ORDER = "set data.order=shuffled or data.order=random"
+
+IGNORED: dict[str, str] = {
+    **dict.fromkeys(
+        ("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_persistent_workers"), _LOADER
+    ),
+    **dict.fromkeys(("dataloader_multiprocessing_context", "dataloader_in_order"), _LOADER),
+    **dict.fromkeys(("dataloader_pin_memory", "remove_unused_columns", "label_names"), _LOADER),
+    "dataloader_drop_last": "every batch is full, and data.order decides which windows it holds",
+    "train_sampling_strategy": _ORDER,
+    "length_column_name": _ORDER,
+    "data_seed": "training.seed decides the order of the data as well",
+    "resume_from_checkpoint": "write craft train --resume RUN_DIR",
+    "auto_find_batch_size": "raise training.gradient_accumulation_steps, or lower training.global_batch_size",
+    **dict.fromkeys(
+        ("prediction_loss_only", "eval_do_concat_batches", "eval_use_gather_object"), _EVALUATION
+    ),
+    **dict.fromkeys(("eval_accumulation_steps", "include_for_metrics", "batch_eval_metrics"), _EVALUATION),
+    **dict.fromkeys(("bf16_full_eval", "fp16_full_eval"), _EVALUATION),
+    **dict.fromkeys(("do_train", "do_eval", "do_predict"), _STAGES),
+}
+"""Fields of transformers' arguments that have no effect on craft's trainer, and what to do instead."""
 
 FROM_DATA = ("vocab_size", "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
 """Fields of a model that follow from the data wherever the YAML leaves them open."""
@@ -117,14 +135,13 @@ OTHER_NAMES = {
 """What other programs call the same thing; used for suggestions only."""
 
 
-def with_choices(owner: str, fields: dict[str, Field]) -> dict[str, Field]:
-    """The fields of a section or type of model with `CHOICES` in place of plain text."""
-    for name, words in CHOICES.get(owner, {}).items():
-        kinds = fields[name].kinds if name in fields else ()
-        if any(kind.name == "str" for kind in kinds):
-            others = tuple(kind for kind in kinds if kind.name != "str")
-            fields[name] = replace(fields[name], kinds=(Kind("choice", words), *others))
-    return fields
+def check_effect(section: str, field: Field, value: Any, locate: Locate) -> None:
+    """Refuses what would be accepted and have no effect."""
+    if section == "training" and field.name in IGNORED and value not in (None, [], field.default):
+        name = f"{section}.{field.name}"
+        raise UserError(
+            f"{name}={yaml_word(value)}{locate(name)} has no effect in craft: {IGNORED[field.name]}"
+        )
 
 
 def check_range(section: str, key: str, value: Any, locate: Locate) -> None:

@@ -10,7 +10,7 @@ import ast
 import functools
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,12 +142,8 @@ def scheduler_arguments(scheduler: str) -> set[str] | None:
         and isinstance(node.targets[0], ast.Name)
         and literal(node.value) == scheduler
     )
-    body = parse(package_file("transformers", "optimization.py")).body
-    table = next(
-        node.value
-        for node in body
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "TYPE_TO_SCHEDULER_FUNCTION"
-    )
+    file = package_file("transformers", "optimization.py")
+    body, table = parse(file).body, aliases(file)["TYPE_TO_SCHEDULER_FUNCTION"]
     assert isinstance(table, ast.Dict)
     function = next(
         value for key, value in zip(table.keys, table.values) if getattr(key, "attr", "") == member
@@ -159,15 +155,44 @@ def scheduler_arguments(scheduler: str) -> set[str] | None:
     return taken - {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
 
 
-def fields(cls: ast.ClassDef) -> Iterator[Field]:
-    """The public annotated fields of a class body, as a dataclass has them, but no `_private` ones."""
+@functools.cache
+def integrations() -> tuple[str, ...]:
+    """The services to which transformers can report, by the keys of its table of callbacks."""
+    table = aliases(package_file("transformers", "integrations/integration_utils.py"))[
+        "INTEGRATION_TO_CALLBACK"
+    ]
+    assert isinstance(table, ast.Dict)
+    return tuple(str(literal(key)) for key in table.keys)
+
+
+def aliases(path: Path) -> dict[str, ast.expr]:
+    """What a file names at its top, such as `Norm = Literal["rmsnorm", "layernorm"]`."""
+    found = {}
+    for node in parse(path).body:
+        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+            found[node.targets[0].id] = node.value
+    return found
+
+
+def constant(path: Path, name: str) -> Any:
+    """The literal that a file gives to `name` at its top."""
+    return literal(aliases(path)[name])
+
+
+def fields(cls: ast.ClassDef, named: Mapping[str, ast.expr] | None = None) -> Iterator[Field]:
+    """The public annotated fields of a class body, as a dataclass has them, but no `_private` ones.
+
+    Args:
+        named: the aliases of the class's file, for annotations that are no more than one of them.
+    """
     for node in cls.body:
         if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
             continue
         name = node.target.id
         if name.startswith("_") or "ClassVar" in ast.dump(node.annotation):
             continue
-        yield Field(name, tuple(dict.fromkeys(kinds(node.annotation))), _default(node.value))
+        annotation = (named or {}).get(getattr(node.annotation, "id", ""), node.annotation)
+        yield Field(name, tuple(dict.fromkeys(kinds(annotation))), _default(node.value))
 
 
 def _default(value: ast.expr | None) -> Any:

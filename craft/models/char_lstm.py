@@ -9,7 +9,7 @@ Hub-safe: copied beside the weights by `save_pretrained`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -24,6 +24,8 @@ from transformers.utils.output_capturing import capture_outputs
 from .base import BaseModel, LanguageModel, embed
 from .decoding import has_plain_weights
 from .lstm_cache import LAYER_TYPE
+
+Norms = Literal["each", "head", "none"]
 
 
 class CharLSTMConfig(PreTrainedConfig):
@@ -47,7 +49,7 @@ class CharLSTMConfig(PreTrainedConfig):
     vocab_size: int = 256
     hidden_size: int = 256
     num_hidden_layers: int = 2
-    layer_norm: str = "each"
+    layer_norm: Norms = "each"
     layer_norm_eps: float = 1e-5
     dropout: float = 0.0
     forget_bias: float = 0.0
@@ -68,7 +70,7 @@ class CharLSTMConfig(PreTrainedConfig):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
-        if self.layer_norm not in ("each", "head", "none"):
+        if self.layer_norm not in get_args(Norms):
             raise ValueError(f'layer_norm must be "each", "head" or "none", got {self.layer_norm!r}')
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout!r}")

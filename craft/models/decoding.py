@@ -148,8 +148,8 @@ def _steps(
 
 
 def _read(model: Any, method: Any, *args: Any) -> tuple[torch.Tensor, Any]:
-    """`method(*args)` without dropout. Between the characters the caller has the model as it was: a stream may
-    be left at any of them, and the model trained on."""
+    """`method(*args)` without dropout. Between two characters the model is as the caller had it, who may
+    leave the stream there and train on."""
     if not model.training:
         return method(*args)
     training = [module for module in model.modules() if module.training]

@@ -9,7 +9,7 @@ in blocks.py, fast decoding in ring.py. Hub-safe: copied beside the weights by `
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -26,7 +26,9 @@ from .blocks import Attention, RotaryEmbedding, TransformerLayer, make_norm
 from .decoding import has_plain_weights
 from .ring import Ring
 
-MLPS, NORMS, POSITIONS = ("relu2", "gelu", "swiglu"), ("rmsnorm", "layernorm"), ("rope", "learned")
+Mlp = Literal["relu2", "gelu", "swiglu"]
+Norm = Literal["rmsnorm", "layernorm"]
+Position = Literal["rope", "learned"]
 
 
 class TransformerConfig(PreTrainedConfig):
@@ -76,14 +78,14 @@ class TransformerConfig(PreTrainedConfig):
     num_attention_heads: int = 4
     num_key_value_heads: int | None = None
     head_dim: int | None = None
-    mlp: str = "relu2"
+    mlp: Mlp = "relu2"
     intermediate_size: int | None = None
-    norm: str = "rmsnorm"
+    norm: Norm = "rmsnorm"
     norm_weight: bool = False
     norm_eps: float = 1e-6
     qk_norm: bool = True
     attention_scale: float | None = None
-    position: str = "rope"
+    position: Position = "rope"
     rope_theta: float = 10000.0
     rope_parameters: dict | None = None
     max_position_embeddings: int | None = None
@@ -136,9 +138,10 @@ class TransformerConfig(PreTrainedConfig):
             )
 
     def _check_choices(self) -> None:
-        for name, allowed in (("mlp", MLPS), ("norm", NORMS), ("position", POSITIONS)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        for name, choice in (("mlp", Mlp), ("norm", Norm), ("position", Position)):
+            allowed, value = get_args(choice), getattr(self, name)
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout!r}")
         if self.position == "rope" and self.head_dim and self.head_dim % 2:

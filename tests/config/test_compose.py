@@ -12,7 +12,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from craft.config.arguments import resumed, split_text
+from craft.config.command_line import resumed, split_text
 from craft.config.compose import compose
 from craft.config.fields import GROUPS
 from craft.config.files import builtin_folder, config_folders, list_group
@@ -241,6 +241,13 @@ def test_another_schedule_drops_the_arguments_of_the_first() -> None:
 
 
 def test_a_run_without_evaluations_needs_one_word() -> None:
-    for word in ("training.eval_strategy=no", "data.validation_size=0"):
+    for word in ("training.eval_strategy=no", "data.validation_size=0", "data.validation_size=0.0"):
         training = compose([word]).training
         assert (training["eval_strategy"], training["load_best_model_at_end"]) == ("no", False)
+
+
+def test_what_is_without_effect_may_be_said_as_it_is() -> None:
+    run = compose(["training.dataloader_num_workers=0", "training.dataloader_drop_last=false"])
+    assert run.training["dataloader_num_workers"] == 0
+    assert compose(["training.report_to=[mlflow,wandb]"]).training["report_to"] == ["mlflow", "wandb"]
+    assert compose(["training.metric_for_best_model=eval_accuracy"])

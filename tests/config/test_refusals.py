@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from craft.config import combinations
-from craft.config.arguments import split_text
+from craft.config.command_line import split_text
 from craft.config.compose import compose
 from craft.utils.common import UserError
 
@@ -113,7 +113,17 @@ def refusal(*overrides: str, **kwargs: object) -> str:
         ("models=char_lstm data.streaming=true training.max_steps=9", ["training.carry_state=false"]),
         ("data.streaming=true training.max_steps=-1", ["training.max_steps"]),
         ("training.global_batch_size=10 training.gradient_accumulation_steps=4", ["multiple of"]),
-        ("training.dataloader_prefetch_factor=2", ["training.dataloader_num_workers"]),
+        ("training.report_to=wandbb", ["training.report_to=wandbb", "did you mean 'wandb'?"]),
+        ("training.report_to=[wandb,nope]", ["training.report_to=nope", "mlflow"]),
+        ("training.metric_for_best_model=acuracy", ["did you mean 'accuracy'?"]),
+        # without effect
+        ("training.dataloader_num_workers=4", ["training.dataloader_num_workers=4", "no effect"]),
+        ("training.dataloader_drop_last=true", ["no effect", "data.order"]),
+        ("training.data_seed=1", ["no effect", "training.seed"]),
+        ("training.resume_from_checkpoint=x", ["no effect", "--resume RUN_DIR"]),
+        ("training.auto_find_batch_size=true", ["no effect", "training.global_batch_size"]),
+        ("training.do_eval=true", ["no effect", "craft evaluate"]),
+        ("training.bf16_full_eval=true", ["no effect", "float32"]),
         (
             "training.lr_scheduler_type=cosine_with_min_lr training.lr_scheduler_kwargs.min_lrr=1",
             ["did you mean 'min_lr'?"],

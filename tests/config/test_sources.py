@@ -11,7 +11,17 @@ import pytest
 
 from craft.config import fields as keys
 from craft.config import rules
-from craft.config.sources import UNKNOWN, Field, Kind, classes, enums, fields, kinds, scheduler_arguments
+from craft.config.sources import (
+    UNKNOWN,
+    Field,
+    Kind,
+    classes,
+    enums,
+    fields,
+    integrations,
+    kinds,
+    scheduler_arguments,
+)
 
 
 def kinds_of(annotation: str) -> tuple[Kind, ...]:
@@ -65,12 +75,13 @@ def test_every_rule_is_about_a_field_that_exists() -> None:
     }
     for section, ranges in rules.RANGES.items():
         assert ranges.keys() <= known[section].keys()
-    for owner, choices in rules.CHOICES.items():
-        there = known[owner] if owner in known else keys.model_source(owner).fields
-        for key, words in choices.items():
-            assert any(
-                kind.name == "choice" and set(kind.choices) <= set(words) for kind in there[key].kinds
-            ), (owner, key)
+    for key, words in rules.CHOICES.items():
+        assert Kind("choice", words) in known["training"][key].kinds, key
+    assert rules.IGNORED.keys() <= known["training"].keys()
+    assert not rules.IGNORED.keys() & (rules.CHOICES.keys() | rules.RANGES["training"].keys())
+    for key in rules.IGNORED:
+        field = known["training"][key]
+        assert field.default is not UNKNOWN or Kind("list") in field.kinds, key
     everything = set().union(*known.values())
     assert set(rules.OTHER_NAMES.values()) <= everything
     assert not set(rules.OTHER_NAMES) & everything
@@ -81,12 +92,23 @@ def test_the_choices_of_a_model_are_those_that_it_accepts() -> None:
 
     import craft.models  # noqa: F401
 
+    found = {}
     for model_type in keys.model_types():
-        for key, words in rules.CHOICES.get(model_type, {}).items():
+        for key, field in keys.model_source(model_type).own.items():
+            words = [word for kind in field.kinds for word in kind.choices]
+            found[key] = len(words)
             for word in words:
                 assert getattr(AutoConfig.for_model(model_type, **{key: word}), key) == word
-            with pytest.raises(ValueError, match=key):
-                AutoConfig.for_model(model_type, **{key: "nonsense"})
+            if words:
+                with pytest.raises(ValueError, match=key):
+                    AutoConfig.for_model(model_type, **{key: "nonsense"})
+    assert {key for key, words in found.items() if words} == {"mlp", "norm", "position", "layer_norm"}
+
+
+def test_the_services_to_report_to_are_those_of_transformers() -> None:
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    assert integrations() == tuple(INTEGRATION_TO_CALLBACK)
 
 
 def test_recurrent_models_are_recognised() -> None:
