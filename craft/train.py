@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from craft.utils.common import UserError, human
+from craft.runs import export, name_run, record
+from craft.utils.common import SAMPLE_CHARACTERS, TEMPERATURE, UserError, human
 from craft.utils.logging import get_logger, setup_logging
-from craft.utils.outputs import OUTPUTS, RUN_CONFIG, RunPaths
+from craft.utils.outputs import OUTPUTS, RunPaths
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from craft.training.evaluation import Evaluation
 
 logger = get_logger(__name__)
-
-SAMPLE_CHARACTERS = 500
 
 
 @dataclass(frozen=True)
@@ -79,18 +78,20 @@ def train(run: Run, resume: str | Path | None = None) -> TrainResult | None:
 
     with args.main_process_first(desc="preparing the text"):
         corpus = load_corpus(data)
+    corpus.tokenizer.encode_ids(args.sample_prompt or "", "training.sample_prompt")  # not after training
     logger.info(f"data      {describe(corpus)}")
 
     # 3. Model
     model = build_model(run.models, corpus.tokenizer, data.block_size, corpus.documents)
     args.settle_precision()
-    paths = prepare_run(run, model, args, resume)
+    paths = name_run(run, model, args, corpus, resume)
     logger.info(f"model     {run.models['model_type']}, {human(model.num_parameters())} parameters")
     logger.info(f"precision {args.precision}: {args.precision_reason}")
     logger.info(f"run       {paths.run_dir}")
 
     # 4. Trainer
     from craft.training.base import LanguageModelTrainer
+    from craft.training.callbacks import WhenAccepted
 
     assert args.global_batch_size is not None  # the arguments derive it
     order = "streams" if model.carries_state and args.carry_state else data.order
@@ -102,19 +103,25 @@ def train(run: Run, resume: str | Path | None = None) -> TrainResult | None:
         tokenizer=corpus.tokenizer,
         run_config=run.to_dict(),
     )
+    trainer.add_callback(WhenAccepted(lambda: record(run, paths)))
 
     # 5. Training
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     if args.process_index != 0:
         return None
     model_dir = paths.export_dir(trainer.state.global_step)
-    export(trainer, model_dir, run)
+    export(trainer, model_dir)
 
     # 6. Evaluation
-    evaluations = evaluate(model_dir, corpus, data, paths)
+    from craft.inference import load
+
+    finished, tokenizer = load(model_dir)  # as a user would
+    evaluations = evaluate(finished, tokenizer, corpus, data)
+    if evaluations:
+        keep_scores(evaluations, model_dir, paths.evaluation_file(corpus.name))
 
     # 7. Inference
-    sample = write_sample(model_dir, args, paths)
+    sample = write_sample(finished, tokenizer, args, paths)
     draw(paths, run, corpus)
     farewell(model_dir, paths)
     return TrainResult(model_dir, evaluations, sample)
@@ -137,7 +144,7 @@ def build_model(
     """A new model of `fields["model_type"]` that fits the tokenizer and the window.
 
     Raises:
-        UserError: if its configuration class refuses a value.
+        UserError: if its configuration class refuses a value, or `vocab_size` isn't the tokenizer's.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
@@ -150,9 +157,10 @@ def build_model(
         config = AutoConfig.for_model(**fields)
     except ValueError as error:
         raise UserError(f"models: {error}") from error
-    if len(tokenizer) > config.vocab_size:
+    if len(tokenizer) != config.vocab_size:
         raise UserError(
-            f"models.vocab_size={config.vocab_size} is too small: the text needs {len(tokenizer)} ids"
+            f"models.vocab_size={config.vocab_size} isn't the size of the text's alphabet, {len(tokenizer)} "
+            "ids with special tokens; leave it null to follow the text"
         )
     model = AutoModelForCausalLM.from_config(config)
     if model.carries_state:
@@ -163,7 +171,7 @@ def build_model(
     model.generation_config = GenerationConfig(
         max_new_tokens=SAMPLE_CHARACTERS,
         do_sample=True,
-        temperature=0.8,
+        temperature=TEMPERATURE,
         top_k=0,
         suppress_tokens=never,
         **special,
@@ -171,51 +179,17 @@ def build_model(
     return model
 
 
-def prepare_run(
-    run: Run, model: PreTrainedModel, args: CraftTrainingArguments, resume: str | Path | None
-) -> RunPaths:
-    """Names the run's outputs, the same in all processes, and makes its folder with the resolved run."""
-    from accelerate.utils import broadcast_object_list
-
-    name = run.models["model_type"]
-    if resume is not None:
-        paths = RunPaths.of_run_dir(Path(resume))
-    elif run.training.get("output_dir"):
-        paths = RunPaths(
-            name, human(model.num_parameters()), args.precision, folder=Path(run.training["output_dir"])
-        )
-    else:
-        paths = RunPaths(name, human(model.num_parameters()), args.precision)
-    if args.world_size > 1:
-        paths = broadcast_object_list([paths])[0]
-    args.output_dir = str(paths.run_dir)
-    if args.process_index == 0:
-        paths.create()
-        (paths.run_dir / RUN_CONFIG).write_text(run.to_yaml(), encoding="utf-8")
-        setup_logging(paths.log_file)
-    return paths
-
-
-def export(trainer: Any, model_dir: Path, run: Run) -> None:
-    """The finished model: weights, config, generation_config, tokenizer, its code and the resolved run."""
-    trainer.save_model(str(model_dir))
-    (model_dir / RUN_CONFIG).write_text(run.to_yaml(), encoding="utf-8")
-
-
-def evaluate(model_dir: Path, corpus: Corpus, data: DataArguments, paths: RunPaths) -> list[Evaluation]:
-    """Scores the exported model, as a user would load it, over the whole validation split."""
-    from craft.inference import load
-    from craft.training.evaluation import evaluate_split, table
+def evaluate(
+    model: PreTrainedModel, tokenizer: CharTokenizer, corpus: Corpus, data: DataArguments
+) -> list[Evaluation]:
+    """Scores of the finished model over the whole validation split, if there is one."""
+    from craft.training.evaluation import evaluate_split
+    from craft.training.protocols import natural_protocol
 
     if corpus.validation is None:
         return []
-    model, tokenizer = load(model_dir)
-    protocols = (
-        ["stateful", "blocks"]
-        if model.carries_state
-        else ["blocks", f"sliding-{max(1, data.block_size // 2)}"]
-    )
-    evaluations = [
+    other = "blocks" if model.carries_state else f"sliding-{max(1, data.block_size // 2)}"
+    return [
         evaluate_split(
             model,
             corpus.validation,
@@ -226,21 +200,26 @@ def evaluate(model_dir: Path, corpus: Corpus, data: DataArguments, paths: RunPat
             split="validation",
             dataset=corpus.name,
         )
-        for protocol in protocols
+        for protocol in (natural_protocol(model), other)
     ]
-    file = paths.evaluation_file(corpus.name)
+
+
+def keep_scores(evaluations: list[Evaluation], model_dir: Path, file: Path) -> None:
+    """Shows scores as a table and keeps them as JSON."""
+    from craft.training.evaluation import table
+
     file.parent.mkdir(parents=True, exist_ok=True)
-    record = {"model": str(model_dir), "evaluations": [evaluation.to_dict() for evaluation in evaluations]}
-    file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    scores = {"model": str(model_dir), "evaluations": [evaluation.to_dict() for evaluation in evaluations]}
+    file.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
     logger.info(f"\n{table(evaluations)}\n")
-    return evaluations
 
 
-def write_sample(model_dir: Path, args: CraftTrainingArguments, paths: RunPaths) -> str:
+def write_sample(
+    model: PreTrainedModel, tokenizer: CharTokenizer, args: CraftTrainingArguments, paths: RunPaths
+) -> str:
     """A text by the finished model, shown and kept."""
-    from craft.inference import load, sample
+    from craft.inference import sample
 
-    model, tokenizer = load(model_dir)
     prompt = args.sample_prompt or ""
     text = prompt + sample(model, tokenizer, [prompt], max_new_tokens=SAMPLE_CHARACTERS, seed=args.seed)[0][0]
     paths.sample_file.parent.mkdir(parents=True, exist_ok=True)
@@ -250,12 +229,12 @@ def write_sample(model_dir: Path, args: CraftTrainingArguments, paths: RunPaths)
 
 
 def draw(paths: RunPaths, run: Run, corpus: Corpus) -> None:
-    """The loss curve of the whole run, from `metrics.jsonl`."""
+    """The loss curve of the whole run, from its metrics."""
+    from craft.training.logging import read_metrics
     from craft.utils.visualization import plot_loss_curve
 
-    lines = (paths.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     title = f"{run.models['model_type']} {paths.size} on {corpus.name}"
-    plot_loss_curve([json.loads(line) for line in lines], paths.figure("loss"), title)
+    plot_loss_curve(read_metrics(paths.run_dir), paths.figure("loss"), title)
 
 
 def farewell(model_dir: Path, paths: RunPaths) -> None:

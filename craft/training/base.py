@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from craft.data.char_dataset import train_loader
-from craft.data.tokenization import first_id
+from craft.data.tokenization import first_id, load_tokenizer
 from craft.training import tracking
 from craft.training.arguments import CraftTrainingArguments
 from craft.training.compilation import compile_forward, plain_forward
@@ -95,8 +96,7 @@ class LanguageModelTrainer(Trainer):
         self.carried = CarriedState(model)
         self._lap_step = 0
         self.flops_per_id = float(model.flops_per_token())
-        # Losses are per predicted id; what is logged as bits is per character, and an id may be less than
-        # one.
+        # Losses are per id; what is logged as bits is per character, and an id may be less than one.
         known = getattr(train_dataset, "ids", eval_ids)
         self.chars_per_id = 1.0 if known is None else float(tokenizer.id_chars[known[: 1 << 20]].mean())
 
@@ -155,13 +155,21 @@ class LanguageModelTrainer(Trainer):
             self.model.train()
             for step in range(2):
                 with self.accelerator.autocast():
-                    loss = self.compute_loss(
-                        self.model,
-                        {**batch, "step_in_epoch": step},
-                        num_items_in_batch=batch["labels"].numel(),
-                    )
+                    again = {**batch, "step_in_epoch": step}
+                    count = batch["labels"].numel()
+                    loss = self.compute_loss(self.model, again, num_items_in_batch=count)
                 loss.backward()
         self.carried.slots.clear()
+
+    def find(self, resume: str | Path | bool | None) -> Path | None:
+        """As in `SavingTrainer`; refuses a checkpoint whose ids mean other characters."""
+        checkpoint = super().find(resume)
+        if checkpoint is not None and load_tokenizer(checkpoint).get_vocab() != self.tokenizer.get_vocab():
+            raise UserError(
+                f"can't resume from {checkpoint}: it was trained with another alphabet than this text's; "
+                "put the old text back, or start a new run"
+            )
+        return checkpoint
 
     def restore_progress(self) -> None:
         super().restore_progress()
@@ -241,9 +249,7 @@ class LanguageModelTrainer(Trainer):
         config.update(max_new_tokens=chars, max_length=None)
         with torch.random.fork_rng(self._rng_devices()):
             torch.manual_seed(self.args.seed)
-            rows = self.model.stream(
-                torch.tensor([ids], device=self.args.device), config
-            )
+            rows = self.model.stream(torch.tensor([ids], device=self.args.device), config)
             return self.tokenizer.decode([int(row[0]) for row in rows], skip_special_tokens=True)
 
     def _log_sample(self) -> None:

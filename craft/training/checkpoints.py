@@ -40,13 +40,11 @@ def publish(staging: Path, step: int) -> Path:
         OSError: if the disk refuses; the staging folder is left for `discard`.
     """
     files = sorted(path for path in staging.rglob("*") if path.is_file())
-    manifest = staging / MANIFEST
-    manifest.touch()
     entries = {}
     for path in files:
-        path.chmod(manifest.stat().st_mode)  # safetensors makes its files unreadable for others
         entries[path.relative_to(staging).as_posix()] = {"size": path.stat().st_size, "sha256": sha256(path)}
-    manifest.write_text(json.dumps({"step": step, "files": entries}, indent=1), encoding="utf-8")
+    manifest = json.dumps({"step": step, "files": entries}, indent=1)
+    (staging / MANIFEST).write_text(manifest, encoding="utf-8")
     return put(staging, checkpoint_dir(staging.parent, step))
 
 
@@ -56,7 +54,10 @@ def put(staging: Path, final: Path) -> Path:
     Raises:
         OSError: if the disk refuses; the staging folder is left for `discard`.
     """
+    readable = staging.stat().st_mode & 0o666
     for path in (*staging.rglob("*"), staging):
+        if path.is_file():
+            path.chmod(readable)  # safetensors makes its files unreadable for others
         sync(path)
     if final.exists():
         discard(final)

@@ -20,6 +20,7 @@ from datetime import datetime
 from pathlib import Path
 
 from craft.utils.common import UserError
+from craft.utils.files import replace_text
 
 OUTPUTS = Path("outputs")
 RUN_NAMES = "run.json"
@@ -48,6 +49,7 @@ class RunPaths:
         root: the `outputs` folder.
         stamp: `{date}_{timestamp}` of the start of the run.
         folder: where the user wants the run instead of `root/models/…`; the other outputs stay below `root`.
+        text: fingerprint of what the run is trained on, so that it doesn't go on with something else.
     """
 
     model_name: str
@@ -56,6 +58,7 @@ class RunPaths:
     root: Path = OUTPUTS
     stamp: str = field(default_factory=timestamp)
     folder: Path | None = None
+    text: str | None = None
 
     @property
     def run_dir(self) -> Path:
@@ -85,7 +88,7 @@ class RunPaths:
         """Makes the folder of the run, with a note of its names for `of_run_dir`."""
         self.run_dir.mkdir(parents=True, exist_ok=True)
         names = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
-        (self.run_dir / RUN_NAMES).write_text(json.dumps(names, indent=2) + "\n", encoding="utf-8")
+        replace_text(self.run_dir / RUN_NAMES, json.dumps(names, indent=2) + "\n")
 
     @classmethod
     def of_run_dir(cls, run_dir: Path) -> RunPaths:
@@ -119,7 +122,7 @@ def latest_model(root: Path = OUTPUTS) -> Path:
     Raises:
         UserError: if there is none.
     """
-    exports = [p for p in (root / "models").glob("*_step_*") if (p / "config.json").is_file()]
+    exports = [p for p in (root / "models").glob("[!.]*_step_*") if (p / "config.json").is_file()]
     if not exports:
         raise UserError(
             f"no finished model in {root / 'models'}; run 'craft train my.txt' first, or name a folder or "

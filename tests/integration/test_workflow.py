@@ -180,3 +180,40 @@ def test_a_stream_trains_without_preparing_anything(tmp_path: Path) -> None:
     (model,) = finished(tmp_path)
     assert "fox" in craft(tmp_path, "generate", str(model), "-p", "fox", "-n", "5").stdout
     assert not list((tmp_path / "cache").rglob("*.npy"))
+
+
+def record(run_dir: Path) -> dict[str, bytes]:
+    return {name: (run_dir / name).read_bytes() for name in ("run.json", "craft_run.yaml", "metrics.jsonl")}
+
+
+def refused(folder: Path, *arguments: str) -> str:
+    command = [sys.executable, "-m", "craft", "train", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CRAFT_CACHE": str(folder / "cache")}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2, done.stderr
+    return done.stderr
+
+
+def test_a_refused_run_leaves_the_record_of_the_first(tmp_path: Path) -> None:
+    text = tmp_path / "a.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog\n" * 60)
+    run_dir = tmp_path / "here"
+    settings = ["a.txt", *SMALL["char_transformer"], *QUICK, "training.output_dir=here"]
+    craft(tmp_path, "train", *settings)
+    before = record(run_dir)
+    assert sorted(path.name for path in tmp_path.glob("*here*")) == ["here", "here_step_12"]
+
+    assert "holds a run already; go on with it by --resume here" in refused(tmp_path, *settings)
+    unseen = refused(tmp_path, *settings[:-1], "training.sample_prompt=Ä")
+    assert "character 'Ä' (U+00C4) at position 0 of training.sample_prompt" in unseen
+    assert "models.vocab_size=9 isn't the size" in refused(tmp_path, *settings[:-1], "models.vocab_size=9")
+
+    text.write_text("the quick brown fox jumps over the lazy cat\n" * 60)
+    assert "the text changed since this run started" in refused(tmp_path, "--resume", "here")
+    assert record(run_dir) == before
+
+    text.write_text("the quick brown fox jumps over the lazy dog\n" * 60)
+    craft(tmp_path, "train", "--resume", "here", "training.max_steps=14")
+    assert yaml.safe_load((run_dir / "craft_run.yaml").read_text())["training"]["max_steps"] == 14
+    assert record(run_dir)["run.json"] == before["run.json"]
+    assert (tmp_path / "here_step_14" / "model.safetensors").is_file()

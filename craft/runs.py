@@ -1,0 +1,101 @@
+"""The folder of a run: named, refused where it holds something else, recorded; the finished model beside it.
+
+A refused run writes nothing, so that a slip of the pen costs no record of an earlier one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from craft.utils.common import UserError, human
+from craft.utils.files import replace_text
+from craft.utils.logging import get_logger, setup_logging
+from craft.utils.outputs import RUN_CONFIG, RUN_NAMES, RunPaths
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from craft.config.schema import Run
+    from craft.data.loaders import Corpus
+    from craft.training.arguments import CraftTrainingArguments
+    from craft.training.base import LanguageModelTrainer
+
+logger = get_logger(__name__)
+
+
+def name_run(
+    run: Run, model: PreTrainedModel, args: CraftTrainingArguments, corpus: Corpus, resume: str | Path | None
+) -> RunPaths:
+    """The run's outputs, named the same in all processes. Nothing is written but the log.
+
+    Raises:
+        UserError: if the folder holds another run, or the run to resume had another text.
+    """
+    from accelerate.utils import broadcast_object_list
+
+    if resume is not None:
+        paths = RunPaths.of_run_dir(Path(resume))
+        check_text(paths, corpus)
+    else:
+        paths = RunPaths(
+            run.models["model_type"],
+            human(model.num_parameters()),
+            args.precision,
+            folder=Path(folder) if (folder := run.training.get("output_dir")) else None,
+            text=corpus.fingerprint,
+        )
+        if args.world_size > 1:
+            paths = broadcast_object_list([paths])[0]
+        check_folder(paths.run_dir)
+    args.output_dir = str(paths.run_dir)
+    if args.process_index == 0:
+        setup_logging(paths.log_file)
+    return paths
+
+
+def check_text(paths: RunPaths, corpus: Corpus) -> None:
+    """Refuses to go on with another text (or other splits or ids of it) than the run started with."""
+    if paths.text in (None, corpus.fingerprint):
+        return
+    if corpus.n_chars is None:  # a stream is known by the times of its files, which a copy changes
+        logger.warning(
+            f"the files of {corpus.name} were touched since this run started: is it the same text?"
+        )
+        return
+    raise UserError(
+        f"the text changed since this run started (or the data.* settings that cut and encode it): "
+        f"{paths.run_dir} can't go on with {corpus.name}; put the old text back, or train without --resume"
+    )
+
+
+def check_folder(folder: Path) -> None:
+    """Refuses a folder whose run would be overwritten."""
+    from craft.training.checkpoints import checkpoints
+
+    resumable = any(checkpoints(folder))
+    if resumable or (folder / RUN_NAMES).exists():
+        way_out = f"go on with it by --resume {folder}, or " if resumable else ""
+        raise UserError(
+            f"{folder} holds a run already; {way_out}choose another training.output_dir, or delete it"
+        )
+
+
+def record(run: Run, paths: RunPaths) -> None:
+    """Keeps the resolved run and its names in its folder."""
+    paths.create()
+    replace_text(paths.run_dir / RUN_CONFIG, run.to_yaml())
+
+
+def export(trainer: LanguageModelTrainer, model_dir: Path) -> None:
+    """The finished model: weights, config, generation_config, tokenizer, its code and the resolved run; in
+    one piece, also where it replaces an earlier one."""
+    from craft.training.checkpoints import STAGING, discard, put
+
+    staging = model_dir.with_name(STAGING + model_dir.name)
+    discard(staging)
+    trainer.save_model(str(staging))
+    put(staging, model_dir)
+    best, last = trainer.state.best_global_step, trainer.state.global_step
+    if trainer.args.load_best_model_at_end and best not in (None, last):
+        logger.info(f"exported  the best weights, of step {best:,} of {last:,}")
