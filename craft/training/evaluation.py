@@ -222,9 +222,7 @@ def _score(
         scored = torch.from_numpy((first <= place) & (place < last))
         # Places behind the end of a row (or of the text) read something, which nothing scored depends on.
         read = np.minimum(place, len(ids) - 2)
-        inputs, targets = (
-            torch.from_numpy(np.asarray(ids[at]).astype(np.int64)) for at in (read, read + 1)
-        )
+        inputs, targets = (torch.from_numpy(np.asarray(ids[at]).astype(np.int64)) for at in (read, read + 1))
         carry = chunk < length
         outputs = model(input_ids=inputs.to(model.device), past_key_values=state, use_cache=carry)
         state = outputs.past_key_values if carry else None

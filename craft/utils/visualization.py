@@ -15,19 +15,19 @@ TRAIN, VALIDATION, BEST = "#8da0b8", "#d1495b", "#2e4057"
 
 
 def plot_loss_curve(history: Sequence[dict[str, Any]], path: Path, title: str = "") -> Path | None:
-    """Draws training and validation loss over the characters seen.
+    """Draws bits per character in training and validation over the characters seen.
 
     Args:
-        history: the entries of `metrics.jsonl`: dicts with `step` and `loss` or `eval_loss` (nats per
-            character) and, where known, `characters` (training characters seen so far).
+        history: the entries of `metrics.jsonl`: dicts with `step` and `bits_per_char` or
+            `eval_bits_per_char` (losses wouldn't do: training's is per id, which may be one of a
+            character's bytes) and, where known, `characters` (training characters seen so far).
         path: the PNG to write.
         title: one line above the picture.
 
     Returns:
         `path`, or `None` (and one log line that says why) if matplotlib is missing or nothing was logged.
     """
-    train = [(e, e["loss"]) for e in history if math.isfinite(e.get("loss", math.nan))]
-    validation = [(e, e["eval_loss"]) for e in history if math.isfinite(e.get("eval_loss", math.nan))]
+    train, validation = _points(history, "bits_per_char"), _points(history, "eval_bits_per_char")
     if not train and not validation:
         logger.info("no loss curve: the run logged no loss (see training.logging_steps)")
         return None
@@ -56,20 +56,20 @@ def plot_loss_curve(history: Sequence[dict[str, Any]], path: Path, title: str = 
             [v for _, v in validation],
             color=VALIDATION, linewidth=2, marker="o", markersize=4, label="validation, whole split",
         )  # fmt: skip
-        best, loss = min(validation, key=lambda point: point[1])
+        best, bits = min(validation, key=lambda point: point[1])
         axes.annotate(
-            f"best {loss:.3f} nats = {loss / math.log(2):.3f} bits\nat step {best['step']:,}",
-            xy=(x(best), loss), xytext=(0, 28), textcoords="offset points",
+            f"best {bits:.3f} bits = {bits * math.log(2):.3f} nats\nat step {best['step']:,}",
+            xy=(x(best), bits), xytext=(0, 28), textcoords="offset points",
             ha="right" if x(best) > 0.5 * x((train + validation)[-1][0]) else "left",
             color=BEST, fontsize=9, arrowprops={"arrowstyle": "-", "color": BEST, "linewidth": 0.8},
         )  # fmt: skip
     values = sorted(v for _, v in train + validation)
-    # The first few losses (ln of the vocabulary size) would flatten everything that comes after.
+    # The first few values (log2 of the vocabulary size) would flatten everything that comes after.
     axes.set_ylim(values[0] - 0.08 * values[0], min(values[-1], 2.2 * values[0]) + 0.05)
     axes.set_xlabel("training characters (millions)" if by_characters else "step")
-    axes.set_ylabel("loss (nats per character)")
-    bits = axes.secondary_yaxis("right", functions=(lambda v: v / math.log(2), lambda v: v * math.log(2)))
-    bits.set_ylabel("bits per character")
+    axes.set_ylabel("bits per character")
+    nats = axes.secondary_yaxis("right", functions=(lambda v: v * math.log(2), lambda v: v / math.log(2)))
+    nats.set_ylabel("nats per character")
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines["top"].set_visible(False)
     axes.legend(frameon=False)
@@ -78,3 +78,9 @@ def plot_loss_curve(history: Sequence[dict[str, Any]], path: Path, title: str = 
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return path
+
+
+def _points(history: Sequence[dict[str, Any]], key: str) -> list[tuple[dict[str, Any], float]]:
+    """The entries that have a number under `key` (a NaN is written as null), with it."""
+    values = [(entry, entry.get(key)) for entry in history]
+    return [(entry, value) for entry, value in values if value is not None and math.isfinite(value)]

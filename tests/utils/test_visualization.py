@@ -11,9 +11,10 @@ from craft.utils import visualization
 from craft.utils.visualization import plot_loss_curve
 
 HISTORY = [
-    {"step": 10, "characters": 7680, "loss": 3.1},
-    {"step": 20, "characters": 15360, "loss": float("nan")},
-    {"step": 20, "characters": 15360, "eval_loss": 2.4},
+    {"step": 10, "characters": 7680, "loss": 1.6, "bits_per_char": 4.5},
+    {"step": 20, "characters": 15360, "loss": float("nan"), "bits_per_char": float("nan")},
+    {"step": 25, "characters": 19200, "loss": None, "bits_per_char": None},
+    {"step": 20, "characters": 15360, "eval_loss": 2.4, "eval_bits_per_char": 3.5},
 ]
 
 
@@ -22,6 +23,23 @@ def test_draws_a_png(tmp_path: Path) -> None:
     path = plot_loss_curve(HISTORY, tmp_path / "new" / "loss.png", "a title")
     assert path is not None
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_both_curves_are_in_bits_per_character(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of bytes of an alphabet of several, the loss is per byte in training and per character after it."""
+    pytest.importorskip("matplotlib", reason="the plots extra is not installed")
+    from matplotlib.axes import Axes
+
+    drawn: list[list[float]] = []
+    plot = Axes.plot
+
+    def remember(self: Axes, x: list[float], y: list[float], **style: object) -> object:
+        drawn.append(y)
+        return plot(self, x, y, **style)
+
+    monkeypatch.setattr(Axes, "plot", remember)
+    plot_loss_curve(HISTORY, tmp_path / "loss.png")
+    assert drawn == [[4.5], [3.5]]
 
 
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
