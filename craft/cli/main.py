@@ -59,11 +59,13 @@ class LazyGroup(click.Group):
 
 @click.command(
     cls=LazyGroup,
+    invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="'craft COMMAND --help' shows the options of a command.",
 )
 @click.version_option(__version__, prog_name="craft")
-def group() -> None:
+@click.pass_context
+def group(ctx: click.Context) -> None:
     """Character-level language models: train, evaluate, generate, share.
 
     \b
@@ -71,6 +73,8 @@ def group() -> None:
     craft train my.txt       the same on your own text
     craft generate latest    let the newest model write
     """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -78,13 +82,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     try:
-        group.main(args=arguments, prog_name="craft", standalone_mode=False)
+        status = group.main(args=arguments, prog_name="craft", standalone_mode=False)
     except UserError as error:
         fail(str(error), 2)
     except TrainingFailed as error:
         fail(str(error), 1)
-    except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "craft"
         fail(f"{error.format_message()} (see '{where} --help')", error.exit_code)
@@ -92,6 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         fail("interrupted", 130)
+    else:
+        sys.exit(status if isinstance(status, int) else 0)  # click returns what a command gave to ctx.exit()
 
 
 def fail(message: str, status: int) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from craft.utils.common import UserError
+
 
 @click.command("train")
 @click.argument("arguments", nargs=-1, metavar="[TEXT] [KEY=VALUE]...")
@@ -26,7 +28,7 @@ import click
     is_flag=False,
     flag_value="latest",
     metavar="[RUN_DIR]",
-    help="Go on with a run: the newest, or the one in RUN_DIR.",
+    help="Go on with a run: the newest unfinished one, or the one in RUN_DIR.",
 )
 def command(
     arguments: tuple[str, ...],
@@ -52,6 +54,11 @@ def command(
     if resume is not None and "=" in resume:  # `--resume KEY=VALUE`: the option's own value was left out
         arguments, resume = (resume, *arguments), "latest"
     overrides = split_text(arguments)
+    if resume == "latest" and config_file is not None:
+        raise UserError(
+            f"--config {config_file} starts a run and --resume goes on with one; give one of them, or name "
+            "the run: --resume RUN_DIR"
+        )
     if resume is not None:
         resume, saved = resumed(resume)
         config_file = config_file or saved

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,26 +49,40 @@ def _suggest_text(path: str) -> str:
 
 
 def resumed(run_dir: str, root: Path = OUTPUTS) -> tuple[str, Path]:
-    """The folder of a run to go on with (`latest`: the newest) and the configuration saved in it.
+    """The folder of a run to go on with (`latest`: the newest unfinished) and the configuration saved in it.
 
     Raises:
         UserError: if there is none.
     """
     if run_dir == "latest":
-        runs = [
-            path.parent
-            for path in (root / "models").glob(f"*/{RUN_CONFIG}")
-            if "_step_" not in path.parent.name
-        ]
-        if not runs:
-            raise UserError(f"no run to resume in {root / 'models'}; start one with 'craft train'")
-        run_dir = str(max(runs, key=lambda path: path.stat().st_mtime_ns))
-    saved = Path(run_dir) / RUN_CONFIG
+        run_dir = str(_newest_unfinished(root / "models"))
+    folder = Path(run_dir)
+    saved = folder / RUN_CONFIG
+    if re.fullmatch(r"checkpoint-\d+", folder.name):
+        raise UserError(
+            f"--resume {run_dir} is one checkpoint; name its run, --resume {folder.parent}, which goes on "
+            "from the newest"
+        )
     if not saved.is_file():
         raise UserError(
             f"--resume {run_dir}: no run there ({RUN_CONFIG} is missing); give a folder under outputs/models"
         )
     return run_dir, saved
+
+
+def _newest_unfinished(models: Path) -> Path:
+    """A run is finished once its model lies beside it as `<run>_step_<n>`."""
+    runs = [path.parent for path in models.glob(f"*/{RUN_CONFIG}") if "_step_" not in path.parent.name]
+    if not runs:
+        raise UserError(f"no run to resume in {models}; start one with 'craft train'")
+    unfinished = [run for run in runs if not any(models.glob(f"{glob.escape(run.name)}_step_*/config.json"))]
+    if not unfinished:
+        newest = max(runs, key=lambda run: run.stat().st_mtime_ns)
+        raise UserError(
+            f"every run in {models} is finished; to train the newest on: --resume {newest} "
+            "training.max_steps=N"
+        )
+    return max(unfinished, key=lambda run: run.stat().st_mtime_ns)
 
 
 def split_overrides(

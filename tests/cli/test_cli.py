@@ -58,6 +58,11 @@ def test_help_imports_no_command() -> None:
     assert all(name in done.stdout for name in COMMANDS)
 
 
+def test_without_a_word_it_shows_the_help() -> None:
+    done = craft()
+    assert (done.returncode, done.stdout) == (0, craft("--help").stdout)
+
+
 def test_version() -> None:
     from craft import __version__
 
@@ -75,6 +80,8 @@ def test_version() -> None:
         (["train", "no_such.txt"], "no_such.txt"),
         (["train", "--resume", "no_such_run"], "no_such_run"),
         (["train", "--resume"], "no run to resume"),
+        (["train", "--config", "run.yaml", "--resume"], "--resume RUN_DIR"),
+        (["train", "--resume", "outputs/models/a/checkpoint-5"], "--resume outputs/models/a,"),
         (["train", "--config-dir", "no_such_folder"], "no_such_folder"),
         (["configs", "--config-dir", "no_such_folder"], "no_such_folder"),
         (["generate", "latest", "--temperature", "0"], "temperature"),
@@ -165,6 +172,7 @@ def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
 
 PATCHED = """
 import sys
+import click
 import craft.train
 from craft.cli.main import main
 from craft.utils.common import TrainingFailed
@@ -180,6 +188,7 @@ main(["train"])
 @pytest.mark.parametrize(
     ("error", "status", "phrase", "traceback"),
     [
+        ("click.exceptions.Exit(3)", 3, "", False),
         ("KeyboardInterrupt", 130, "interrupted", False),
         ("TrainingFailed('the loss at step 7 is nan')", 1, "error: the loss at step 7 is nan", False),
         ("ZeroDivisionError('a bug')", 1, "ZeroDivisionError: a bug", True),

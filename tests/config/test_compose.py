@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -203,7 +204,7 @@ def test_a_run_can_be_made_from_plain_data() -> None:
 def test_the_run_to_resume(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run to resume"):
         resumed("latest", tmp_path)
-    for name in ("a_0.8M_fp32_20260101_000000", "a_0.8M_fp32_20260101_000000_step_10"):
+    for name in ("a_0.8M_fp32_20260101_000000", "b_0.8M_fp32_20250101_000000_step_10"):
         (tmp_path / "models" / name).mkdir(parents=True)
         (tmp_path / "models" / name / RUN_CONFIG).write_text("x", encoding="utf-8")
     folder, saved = resumed("latest", tmp_path)
@@ -211,6 +212,25 @@ def test_the_run_to_resume(tmp_path: Path) -> None:
     assert resumed(folder) == (folder, saved)
     with pytest.raises(UserError, match="no run there"):
         resumed(str(tmp_path))
+
+
+def test_the_newest_unfinished_run_is_resumed(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    for age, name in enumerate(("c", "c_step_5", "b", "a", "a_step_10")):  # the newest first
+        folder = models / name
+        folder.mkdir(parents=True)
+        (folder / RUN_CONFIG).write_text("x")
+        if "_step_" in name:
+            (folder / "config.json").write_text("{}")
+        os.utime(folder, (1e9 - age, 1e9 - age))
+    assert resumed("latest", tmp_path)[0] == str(models / "b")
+    assert resumed(str(models / "a"))[0] == str(models / "a")  # by name, a finished one too
+    (models / "b_step_3").mkdir()
+    (models / "b_step_3" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=rf"every run in .* is finished.*--resume {models / 'c'} training"):
+        resumed("latest", tmp_path)
+    with pytest.raises(UserError, match=rf"name its run, --resume {models / 'a'},"):
+        resumed(str(models / "a" / "checkpoint-20"))
 
 
 def test_composing_imports_neither_torch_nor_transformers() -> None:
