@@ -79,6 +79,7 @@ def evaluate(
 
     from craft.data.loaders import load_corpus
     from craft.training.evaluation import evaluate_split
+    from craft.training.protocols import natural_protocol
 
     corpus = load_corpus(arguments, tokenizer=tokenizer)
     ids = _split(corpus, split)
@@ -94,7 +95,7 @@ def evaluate(
             split=split,
             dataset=corpus.name,
         )
-        for protocol in protocols or ["stateful" if network.carries_state else "blocks"]
+        for protocol in protocols or [natural_protocol(network)]
     ]
     return Scores(where, network.config.model_type, evaluations)
 
