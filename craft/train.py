@@ -123,7 +123,7 @@ def train(run: Run, resume: str | Path | None = None) -> TrainResult | None:
     # 7. Inference
     sample = write_sample(finished, tokenizer, args, paths)
     draw(paths, run, corpus)
-    farewell(model_dir, paths)
+    farewell(model_dir, paths, tokenizer)
     return TrainResult(model_dir, evaluations, sample)
 
 
@@ -237,16 +237,18 @@ def draw(paths: RunPaths, run: Run, corpus: Corpus) -> None:
     plot_loss_curve(read_metrics(paths.run_dir), paths.figure("loss"), title)
 
 
-def farewell(model_dir: Path, paths: RunPaths) -> None:
+def farewell(model_dir: Path, paths: RunPaths, tokenizer: CharTokenizer) -> None:
     """Where everything is, and the three commands one would type next."""
     kept = {"loss curve": paths.figure("loss"), "sample": paths.sample_file, "log": paths.log_file}
     lines = [
         f"model      {model_dir}",
         *(f"{name:<10} {file}" for name, file in kept.items() if file.exists()),
     ]
-    pipeline = f"pipeline('text-generation', '{model_dir}', trust_remote_code=True)"
+    known = tokenizer.alphabet
+    prompt = "\n" if "\n" in known or not known else known[0]
+    pipeline = f"pipeline('text-generation', '{model_dir}', trust_remote_code=True)(chr({ord(prompt)}))"
     lines += ["", "next:", f"  craft generate {model_dir}", f"  craft evaluate {model_dir}"]
-    lines += [f'  python -c "from transformers import pipeline; print({pipeline}(chr(10)))"']
+    lines += [f'  python -c "from transformers import pipeline; print({pipeline})"']
     logger.info("\n".join(lines))
 
 

@@ -89,7 +89,7 @@ class CraftTrainingArguments(transformers.TrainingArguments):
         optim, keep_best = self.optim, self.load_best_model_at_end  # type: ignore[has-type]
         self.optim = "adamw_torch_fused" if optim == "muon" else optim
         self.load_best_model_at_end = False
-        if _value(self.eval_strategy) != "no" and not self.metric_for_best_model:
+        if _value(self.eval_strategy) != "no" and not self.metric_for_best_model:  # type: ignore[has-type]
             self.metric_for_best_model = "loss"
         if self.metric_for_best_model and self.greater_is_better is None:  # type: ignore[has-type]
             self.greater_is_better = self.metric_for_best_model.removeprefix("eval_") == "accuracy"

@@ -102,7 +102,7 @@ class LanguageModelTrainer(Trainer):
 
     @property
     def chars_per_step(self) -> float:
-        windows = self.args.per_device_train_batch_size * self.args.shares
+        windows = self.args.train_batch_size * self.args.shares
         return windows * self.train_dataset.block_size * self.chars_per_id
 
     # ---- Steps
@@ -112,7 +112,7 @@ class LanguageModelTrainer(Trainer):
         args = self.args
         return train_loader(
             self.train_dataset,
-            args.per_device_train_batch_size,
+            args.train_batch_size,
             args.gradient_accumulation_steps,
             args.process_index,
             args.world_size,
@@ -183,7 +183,7 @@ class LanguageModelTrainer(Trainer):
         if self.carries_state:
             self.carried.restore(
                 per_rank,
-                global_batch_size=self.args.shares * self.args.per_device_train_batch_size,
+                global_batch_size=self.args.shares * self.args.train_batch_size,
                 rank=self.args.process_index,
                 world=self.args.world_size,
                 accumulation=self.args.gradient_accumulation_steps,

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from craft.data.tokenization import ByteTokenizer, CharTokenizer, load_tokenizer
+from craft.data.tokenization import ByteTokenizer, CharTokenizer, first_id, load_tokenizer
 from craft.utils.common import UserError
 
 TRICKY = "a\r\n\tb\0 \ufeffe\u0301 👩‍👩‍👧 \u2028\u0085<eos><0x41>▁Ġ##"
@@ -215,3 +215,12 @@ def test_real_text(shakespeare: Path) -> None:
     assert ids.dtype == np.uint8
     assert tokenizer.processor.decode(ids) == text
     assert tokenizer(text[:20000]).input_ids == ids[:20000].tolist()
+
+
+def test_what_an_empty_prompt_begins_with() -> None:
+    newline = CharTokenizer.train(["ab\n"])
+    assert first_id(newline) == newline.encode_ids("\n")[0]
+    assert first_id(CharTokenizer.train(["ab"])) == newline.bos_token_id
+    as_bytes = CharTokenizer.train(["ab"], unknown="bytes")
+    assert first_id(as_bytes) == as_bytes.encode_ids("\n")[0]
+    assert first_id(ByteTokenizer.create()) == ByteTokenizer.create().encode_ids("\n")[0]

@@ -12,6 +12,7 @@ import tiny_run
 import torch
 from safetensors.torch import load_file
 
+from craft.data.tokenization import CharTokenizer
 from craft.training.base import LanguageModelTrainer, TrainingInterrupted
 from craft.utils.common import TrainingFailed, UserError
 
@@ -109,6 +110,14 @@ def test_a_finished_run_says_so_and_stays(tmp_path: Path, caplog: pytest.LogCapt
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
     for a, b in zip(first.model.parameters(), again.model.parameters()):
         assert torch.equal(a, b)
+
+
+def test_another_alphabet_is_not_resumed(tmp_path: Path) -> None:
+    tiny_run.trainer("char_transformer", tmp_path, max_steps=4, eval_strategy="no").train()
+    again = tiny_run.trainer("char_transformer", tmp_path, eval_strategy="no")
+    again.tokenizer = CharTokenizer.train([tiny_run.TEXT.replace("g", "G")])
+    with pytest.raises(UserError, match="checkpoint-4: it was trained with another alphabet"):
+        again.train(resume_from_checkpoint=True)
 
 
 def test_a_new_run_does_not_mix_with_an_old_one(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from craft.data.arguments import DataArguments
 from craft.data.char_dataset import CharDataset, train_loader
 from craft.data.loaders import load_corpus, train_dataset
+from craft.data.tokenization import CharTokenizer
 from craft.models import TransformerConfig, TransformerForCausalLM
 from craft.training.arguments import CraftTrainingArguments
 from craft.training.base import LanguageModelTrainer
@@ -138,6 +139,19 @@ def test_the_average_is_what_is_evaluated_and_exported(tmp_path: Path, optim: st
     scored = evaluate_split(trainer.model, validation, protocol="blocks", block_size=tiny_run.BLOCK)
     (last,) = (e for e in read_metrics(tmp_path) if "eval_loss" in e and e["step"] == 20)
     assert last["eval_loss"] == pytest.approx(scored.nats_per_char, rel=1e-6)
+
+
+def test_samples_of_an_alphabet_without_line_breaks(tmp_path: Path) -> None:
+    tokenizer = CharTokenizer.train(["abc"])
+    ids = tokenizer.encode_ids("abc" * 300)
+    config = TransformerConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=1
+    )
+    args = tiny_run.arguments(tmp_path, max_steps=2, sample_chars=12)
+    dataset = CharDataset(ids, tiny_run.BLOCK, tiny_run.BATCH, 0, "shuffled")
+    LanguageModelTrainer(TransformerForCausalLM(config), args, dataset, ids[:100], tokenizer).train()
+    (sample,) = (event["sample"] for event in read_metrics(tmp_path) if "sample" in event)
+    assert set(sample) <= set("abc")
 
 
 def test_what_does_not_go_together(tmp_path: Path) -> None:

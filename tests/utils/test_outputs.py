@@ -25,11 +25,12 @@ def test_every_name_of_a_run_shares_its_stamp() -> None:
 
 
 def test_a_run_folder_gives_its_paths_back_even_after_a_move(tmp_path: Path) -> None:
-    paths = outputs.RunPaths("char_transformer", "0.8M", "fp32", tmp_path)
+    paths = outputs.RunPaths("char_transformer", "0.8M", "fp32", tmp_path, text="0123abcd")
     paths.create()
     moved = paths.run_dir.rename(tmp_path / "elsewhere")
     again = outputs.RunPaths.of_run_dir(moved)
     assert again.run_dir == moved
+    assert again.text == "0123abcd"
     assert again.log_file == paths.log_file
     assert again.export_dir(7) == tmp_path / "elsewhere_step_7"
 
@@ -47,7 +48,7 @@ def test_user_text_cannot_leave_the_folder() -> None:
 def test_latest_is_the_newest_finished_model(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no finished model"):
         outputs.latest_model(tmp_path)
-    for age, name in ((10, "b_step_5"), (5, "a_step_5"), (1, "unfinished_run")):
+    for age, name in ((10, "b_step_5"), (5, "a_step_5"), (1, "unfinished_run"), (0, ".staging-c_step_5")):
         folder = tmp_path / "models" / name
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
