@@ -13,6 +13,7 @@ import click
 
 from craft.inference import Sampling
 from craft.utils.common import UserError
+from craft.utils.outputs import sample_file
 
 PATIENCE = 0.5
 """Seconds that a pipe on stdin has to bring a prompt."""
@@ -20,7 +21,14 @@ PATIENCE = 0.5
 
 @click.command("generate")
 @click.argument("model", default="latest")
-@click.option("-p", "--prompt", metavar="TEXT", help="What to go on from.")
+@click.option(
+    "-p",
+    "--prompt",
+    "prompts",
+    multiple=True,
+    metavar="TEXT",
+    help="What to go on from; may be given more than once.",
+)
 @click.option("--prompt-file", metavar="FILE", help="The same from a file; '-' reads what is piped in.")
 @click.option(
     "-n",
@@ -70,42 +78,45 @@ PATIENCE = 0.5
 @click.option("--stop", multiple=True, metavar="TEXT", help="End at this text; may be given more than once.")
 @click.option("--seed", type=int, help="The same seed writes the same text.")
 def command(
-    model: str, prompt: str | None, prompt_file: str | None, num_samples: int, **sampling: Any
+    model: str, prompts: tuple[str, ...], prompt_file: str | None, num_samples: int, **sampling: Any
 ) -> None:
     """Let a trained model write.
 
-    MODEL is 'latest' (the newest under outputs/), a folder, or a model on the Hugging Face Hub. The text
-    appears as it is written. Without a prompt the model starts a new line; text piped in is the prompt.
+    MODEL is 'latest' (the newest under outputs/), a folder, or a model on the Hugging Face Hub. One text
+    appears as it is written; several are written side by side and also kept in outputs/samples. Without a
+    prompt the model starts a new line; text piped in is the prompt.
 
     \b
     craft generate latest --prompt "ROMEO:"
     craft generate latest -p "def " --temperature 0.5 --stop $'\\n\\n'
     cat start.txt | craft generate outputs/models/MODEL -n 2000
     """
-    text = _prompt(prompt, prompt_file)
+    texts = list(prompts) or [_read_prompt(prompt_file)]
+    if prompts and prompt_file is not None:
+        raise UserError("--prompt and --prompt-file exclude each other")
     Sampling(**sampling)  # a value out of range is refused before torch is imported
     from craft.inference import load, sample, stream_text
 
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     network, tokenizer = load(model)
-    if num_samples == 1:
-        click.echo(text, nl=False)
-        for piece in stream_text(network, tokenizer, text, **sampling):
+    if len(texts) * num_samples == 1:
+        click.echo(texts[0], nl=False)
+        for piece in stream_text(network, tokenizer, texts[0], **sampling):
             click.echo(piece, nl=False)
         click.echo()
         return
-    for number, written in enumerate(
-        sample(network, tokenizer, [text], num_samples=num_samples, **sampling)[0], start=1
-    ):
-        click.echo(f"--- sample {number} of {num_samples}\n{text}{written}")
+    written = sample(network, tokenizer, texts, num_samples=num_samples, **sampling)
+    rows = [text + more for text, all_of_it in zip(texts, written) for more in all_of_it]
+    page = "".join(f"--- {n} of {len(rows)}\n{row}\n" for n, row in enumerate(rows, start=1))
+    click.echo(page, nl=False)
+    file = sample_file()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(page.encode("utf-8", errors="replace"))
+    click.echo(f"kept in {file}", err=True)
 
 
-def _prompt(prompt: str | None, prompt_file: str | None) -> str:
-    """The prompt as given, exactly: no line break is added or taken away."""
-    if prompt is not None and prompt_file is not None:
-        raise UserError("--prompt and --prompt-file exclude each other")
-    if prompt is not None:
-        return prompt
+def _read_prompt(prompt_file: str | None) -> str:
+    """The prompt as it stands, exactly: no line break is added or taken away."""
     if prompt_file is None and not _is_piped():
         return ""
     try:

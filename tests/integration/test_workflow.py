@@ -217,3 +217,15 @@ def test_a_refused_run_leaves_the_record_of_the_first(tmp_path: Path) -> None:
     assert yaml.safe_load((run_dir / "craft_run.yaml").read_text())["training"]["max_steps"] == 14
     assert record(run_dir)["run.json"] == before["run.json"]
     assert (tmp_path / "here_step_14" / "model.safetensors").is_file()
+
+
+def test_several_texts_are_kept_in_a_file(trained: tuple[Path, str, str]) -> None:
+    folder, _, _ = trained
+    before = set((folder / "outputs" / "samples").iterdir())
+    several = ("-p", "the", "-p", "lazy dog", "--num-samples", "2", "-n", "10", "--seed", "1")
+    done = craft(folder, "generate", "latest", *several)
+    (file,) = set((folder / "outputs" / "samples").iterdir()) - before
+    assert done.stdout.count("--- ") == 4
+    assert done.stdout.count("lazy dog") >= 2
+    assert file.read_bytes().decode() == done.stdout
+    assert str(file.relative_to(folder)) in done.stderr
