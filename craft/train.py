@@ -128,14 +128,17 @@ def train(run: Run, resume: str | Path | None = None) -> TrainResult | None:
 
 
 def describe(corpus: Corpus) -> str:
-    """One line: name, size, splits, alphabet."""
+    """Name, size and alphabet on one line, the splits below."""
     from craft.data.streaming import TextStream
 
     if isinstance(corpus.train, TextStream):
         return f"{corpus.name}, streamed, {len(corpus.tokenizer)} ids"
     splits = {"training": corpus.train, "validation": corpus.validation, "test": corpus.test}
     parts = [f"{len(ids):,} for {name}" for name, ids in splits.items() if ids is not None]
-    return f"{corpus.name}, {corpus.n_chars:,} characters ({', '.join(parts)}), {len(corpus.tokenizer)} ids"
+    return (
+        f"{corpus.name}, {corpus.n_chars:,} characters, {len(corpus.tokenizer)} ids\n"
+        f"          {', '.join(parts)}"
+    )
 
 
 def build_model(

@@ -98,6 +98,7 @@ OVERRULES: dict[str, dict[str, Any]] = {
     "training.num_train_epochs": {"training.max_steps": -1},
     "training.lr_scheduler_type": {"training.lr_scheduler_kwargs": None},
     "training.eval_strategy=no": {"training.load_best_model_at_end": False},
+    "training.save_strategy=no": {"training.load_best_model_at_end": False},
     "data.validation_size=0": {"training.eval_strategy": "no", "training.load_best_model_at_end": False},
 }
 """What typing the first takes back where a file has set it: the same said in two ways, or made impossible."""

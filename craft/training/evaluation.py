@@ -90,39 +90,27 @@ class Evaluation:
 
 
 def table(evaluations: Sequence[Evaluation]) -> str:
-    """Evaluations as aligned text, one line each below a line of headings."""
-    head = (
-        "protocol",
-        "split",
-        "nats/char",
-        "bits/char",
-        "bits/byte",
-        "perplexity",
-        "accuracy",
-        "characters",
-    )
+    """Evaluations of one split as text for 80 columns: what was scored, then a line for each protocol."""
+    head = ("protocol", "nats/char", "bits/char", "bits/byte", "perplexity", "accuracy")
     rows = [
         (
             e.protocol,
-            e.split,
             f"{e.nats_per_char:.4f}",
             f"{e.bits_per_char:.4f}",
             f"{e.bits_per_byte:.4f}",
             f"{e.perplexity:.3f}",
             f"{e.accuracy:.2%}",
-            f"{e.characters:,}",
         )
         for e in evaluations
     ]
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-
-    def line(row: tuple[str, ...]) -> str:
-        text, numbers = zip(row[:2], widths[:2]), zip(row[2:], widths[2:])
-        return "  ".join(
-            [cell.ljust(w) for cell, w in text] + [cell.rjust(w) for cell, w in numbers]
-        ).rstrip()
-
-    return "\n".join(line(row) for row in (head, *rows))
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:]))])
+        for row in (head, *rows)
+    ]
+    first = evaluations[0]
+    scored = f"{first.characters:,} predicted characters"
+    return "\n".join([", ".join(filter(None, (first.dataset, f"{first.split} split", scored))), *lines])
 
 
 def evaluate_split(

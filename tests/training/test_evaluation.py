@@ -164,11 +164,12 @@ def test_too_short_a_text() -> None:
 def test_table_and_json() -> None:
     result = evaluate_split(Counting(True), ZEROS, protocol="stateful", block_size=4, dataset="zeros")
     lines = table([result, result]).splitlines()
-    assert len({len(line) for line in lines}) == 1
-    assert lines[0].split() == [
-        "protocol", "split", "nats/char", "bits/char", "bits/byte", "perplexity", "accuracy", "characters"
-    ]  # fmt: skip
-    assert lines[1].split()[0:2] == ["stateful", "validation"]
+    assert len({len(line) for line in lines[1:]}) == 1
+    assert f"{result.characters:,} predicted characters" in lines[0]
+    assert max(map(len, lines)) <= 80
+    assert lines[0].startswith("zeros, validation split, ")
+    assert lines[1].split() == ["protocol", "nats/char", "bits/char", "bits/byte", "perplexity", "accuracy"]
+    assert lines[2].split()[0] == "stateful"
     written = json.loads(json.dumps(result.to_dict()))
     assert written["bits_per_char"] == result.bits_per_char
     assert written["dataset"] == "zeros"
