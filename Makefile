@@ -1,9 +1,11 @@
 # Each target sets itself up on a fresh machine with only Python (3.10 or newer) and make.
 # Another Python: make demo PYTHON=python3.12        Another folder: make test VENV=/tmp/venv
+# More cores: make test TEST_PROCESSES=8
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format clean
@@ -16,7 +18,7 @@ demo: $(VENV)/.plots  ## Train a first model in about a minute and let it write.
 	$(BIN)/craft generate latest --max-new-tokens 300
 
 test: lint  ## Lint, check types, run every test.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 lint: $(VENV)/.dev  ## Lint and check types.
 	$(BIN)/ruff check .
