@@ -5,6 +5,7 @@ A refused run writes nothing, so that a slip of the pen costs no record of an ea
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,3 +100,16 @@ def export(trainer: LanguageModelTrainer, model_dir: Path) -> None:
     best, last = trainer.state.best_global_step, trainer.state.global_step
     if trainer.args.load_best_model_at_end and best not in (None, last):
         logger.info(f"exported  the best weights, of step {best:,} of {last:,}")
+
+
+def weights_sum(model_dir: Path) -> str:
+    """The SHA-256 of a finished model's weights: what `sha256sum model.safetensors` prints.
+
+    A model in several files has that of all of them in the order of their names, one after the other.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(model_dir.glob("model*.safetensors")):
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()

@@ -9,13 +9,15 @@ are the same run, on one device or many.
 
 from __future__ import annotations
 
+import io
 import json
 import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from craft.runs import export, name_run, record
+from craft.runs import export, name_run, record, weights_sum
 from craft.utils.common import SAMPLE_CHARACTERS, TEMPERATURE, UserError, human
 from craft.utils.logging import get_logger, setup_logging
 from craft.utils.outputs import OUTPUTS, RunPaths
@@ -63,6 +65,8 @@ def train(run: Run, resume: str | Path | None = None) -> TrainResult | None:
         TrainingFailed: if training can't go on, for example at a loss that isn't a number.
     """
     # 1. Configuration
+    with redirect_stdout(io.StringIO()):  # it says there, where our own lines go, that W&B is offline
+        import transformers.integrations.integration_utils  # noqa: F401
     from transformers import set_seed
 
     from craft.data.arguments import DataArguments
@@ -92,6 +96,7 @@ def train(run: Run, resume: str | Path | None = None) -> TrainResult | None:
     # 4. Trainer
     from craft.training.base import LanguageModelTrainer
     from craft.training.callbacks import WhenAccepted
+    from craft.training.logging import StepLines
 
     assert args.global_batch_size is not None  # the arguments derive it
     order = "streams" if model.carries_state and args.carry_state else data.order
@@ -104,6 +109,7 @@ def train(run: Run, resume: str | Path | None = None) -> TrainResult | None:
         run_config=run.to_dict(),
     )
     trainer.add_callback(WhenAccepted(lambda: record(run, paths)))
+    trainer.add_callback(lines := StepLines())
 
     # 5. Training
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
@@ -124,6 +130,7 @@ def train(run: Run, resume: str | Path | None = None) -> TrainResult | None:
     sample = write_sample(finished, tokenizer, args, paths)
     draw(paths, run, corpus)
     farewell(model_dir, paths, tokenizer)
+    lines.final(weights_sum(model_dir))
     return TrainResult(model_dir, evaluations, sample)
 
 

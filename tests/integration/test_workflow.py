@@ -62,6 +62,7 @@ def trained(
     text = "Größe\r\nthe quick brown fox 👩‍🚀 jumps over the lazy dog\n" * 60
     (folder / "my text.txt").write_bytes(text.encode())
     done = craft(folder, "train", "my text.txt", *SMALL[request.param], *QUICK)
+    (folder / "stdout.txt").write_text(done.stdout)
     return folder, done.stderr, request.param
 
 
@@ -92,6 +93,9 @@ def test_everything_is_there_and_named_as_promised(trained: tuple[Path, str, str
     assert all(e["predictions"] == e["characters"] for e in record["evaluations"])
     assert f"craft generate {model.relative_to(folder)}" in shown
     assert "bits/char" in shown
+    *lines, last = (folder / "stdout.txt").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [3, 6, 9, 12]
+    assert last == f"FINAL {weights(model)}"
 
 
 def test_evaluate_repeats_the_figures_of_the_run(trained: tuple[Path, str, str]) -> None:
@@ -180,6 +184,15 @@ def test_a_stream_trains_without_preparing_anything(tmp_path: Path) -> None:
     (model,) = finished(tmp_path)
     assert "fox" in craft(tmp_path, "generate", str(model), "-p", "fox", "-n", "5").stdout
     assert not list((tmp_path / "cache").rglob("*.npy"))
+
+
+def test_a_reader_that_goes_away_costs_no_run(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 60)
+    words = [sys.executable, "-m", "craft", "train", "a.txt", *SMALL["char_transformer"], *QUICK]
+    done = run(tmp_path, "bash", "-o", "pipefail", "-c", f"{' '.join(words)} | head -n 1")
+    assert json.loads(done.stdout)["step"] == 3
+    assert "standard output can't be written any more (Broken pipe); the run goes on" in done.stderr
+    assert len(finished(tmp_path)) == 1
 
 
 def record(run_dir: Path) -> dict[str, bytes]:

@@ -10,7 +10,7 @@ import pytest
 import tiny_run
 from transformers import TrainerState
 
-from craft.training.logging import METRICS_FILE, MetricsFile, Progress, Stopwatch, read_metrics
+from craft.training.logging import METRICS_FILE, MetricsFile, Progress, StepLines, Stopwatch, read_metrics
 from craft.utils.logging import setup_logging
 
 
@@ -97,3 +97,42 @@ def test_a_trainer_of_something_else_logs_its_loss(tmp_path: Path, caplog: pytes
         progress.on_train_begin(None, state, None)
         progress.on_log(None, state, None, {"loss": 1.25})
     assert caplog.messages[-1] == "step  5/20  loss 1.250"
+
+
+def test_a_line_for_each_logged_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = tiny_run.trainer(
+        "char_transformer", tmp_path / "run", max_steps=12, eval_steps=5, logging_steps=5
+    )
+    trainer.add_callback(lines := StepLines())
+    trainer.train()
+    lines.final("abc")
+    *shown, last = capsys.readouterr().out.splitlines()
+    assert last == "FINAL abc"
+    events = [json.loads(line) for line in shown]
+    assert [event["step"] for event in events] == [5, 10, 12]
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    scored = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert [event["loss"] for event in events] == [entry["loss"] for entry in logged]
+    assert [event["eval_loss"] for event in events] == [entry["eval_loss"] for entry in scored]
+
+
+def test_evaluations_between_logged_steps_have_lines_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"max_steps": 8, "eval_steps": 3, "logging_steps": 4, "eval_on_start": True}
+    trainer = tiny_run.trainer("char_transformer", tmp_path / "run", **settings)
+    trainer.add_callback(StepLines())
+    trainer.train()
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    kinds = [(event["step"], "loss" in event, "eval_loss" in event) for event in events]
+    alone, plain, both = (False, True), (True, False), (True, True)
+    assert kinds == [(0, *alone), (3, *alone), (4, *plain), (6, *alone), (8, *both)]
+
+
+def test_a_terminal_gets_no_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    lines = StepLines()
+    lines.on_log(None, TrainerState(global_step=5), None, {"loss": float("nan")})
+    lines.final("abc")
+    assert screen.getvalue() == ""
