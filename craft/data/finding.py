@@ -6,16 +6,17 @@ import difflib
 import glob
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path, PurePath
 from urllib.parse import urlparse
 
 from craft.data.arguments import DataArguments
 from craft.data.reading import COMPRESSED, looks_like_text
-from craft.data.sources import BuiltIn, HubDataset, Source, Tables, TextFiles, unreachable
+from craft.data.sources import SAVED_TO_DISK, BuiltIn, HubDataset, Source, Tables, TextFiles, unreachable
 from craft.utils.common import UserError
 from craft.utils.logging import get_logger
 
-TABLES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+TABLES = {".jsonl": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
 def find_source(args: DataArguments, split: str | None = None) -> Source:
@@ -77,9 +78,10 @@ def _files(files: list[tuple[Path, PurePath]], args: DataArguments) -> Source:
             f"{args.path} mixes {' and '.join(formats)} files; choose one kind with a pattern, such as "
             f"data.path='{args.path}/**/*.txt'"
         )
+    named = [(path, name.suffix.lower()) for path, name in files]
     if formats == ["text"]:
-        return TextFiles([(path, name.suffix.lower()) for path, name in files], args.errors)
-    return Tables([path for path, _ in files], formats[0], args.text_column)
+        return TextFiles(named, args.errors)
+    return Tables(named, formats[0], args.text_column, args.errors)
 
 
 def _format(name: PurePath) -> str:
@@ -99,6 +101,13 @@ def _local(pattern: str) -> list[Path]:
     files = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if os.path.isfile(p))
     if files:
         return files
+    if glob.has_magic(str(path)):
+        raise UserError(
+            f"data.path={pattern} matches no file (the current folder is {Path.cwd()}); "
+            "'**/' in a pattern stands for any folders"
+        )
+    if path.is_symlink():
+        raise UserError(f"data.path={pattern} is a link to {os.readlink(path)}, which doesn't exist")
     hub = (
         "; for a dataset of the Hub say data.source=hub" if re.fullmatch(r"[\w.-]+/[\w.-]+", pattern) else ""
     )
@@ -109,11 +118,12 @@ def _local(pattern: str) -> list[Path]:
 
 def _folder(folder: Path) -> list[Path]:
     """Every text or table under a folder, sorted; hidden files are left out, and so is what isn't text."""
-    candidates = [
-        p
-        for p in sorted(folder.rglob("*"))
-        if p.is_file() and not any(part.startswith(".") for part in p.relative_to(folder).parts)
-    ]
+    if any((folder / name).is_file() for name in SAVED_TO_DISK):
+        raise UserError(f"{folder} is a saved dataset: say data.source=hub data.path={folder}")
+    candidates = sorted(_visible(folder))
+    unreadable = [p for p in candidates if not os.access(p, os.R_OK)]
+    if unreadable:
+        raise UserError(f"{unreadable[0]} can't be read: permission denied; leave it out with a pattern")
     files = [p for p in candidates if _format(p) != "text" or looks_like_text(p)]
     if not files:
         raise UserError(f"the folder {folder} holds no text file (.txt, .txt.gz, .jsonl, .csv, .parquet, …)")
@@ -125,6 +135,17 @@ def _folder(folder: Path) -> list[Path]:
             len(candidates),
         )
     return files
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    """Every file below a folder but hidden ones."""
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"the folder {error.filename} can't be read: {error.strerror}") from None
+
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (p for name in names if not name.startswith(".") and (p := Path(parent, name)).is_file())
 
 
 def _nearest(path: Path) -> str:

@@ -1,25 +1,32 @@
 """Where text comes from: the built-in corpus, files, tables, the Hub. One interface for all of them.
 
 A source yields pieces of text in a fixed order, and says by a cheap signature whether it may have changed
-since it was last read. Rows of tables and Hub datasets are documents: an `<eos>` follows each.
+since it was last read. Rows of tables and Hub datasets are documents: an `<eos>` follows each. For streams it
+also names its units: parts, in the same order, that can each be read without reading the others.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from craft.data.reading import read_text
+from craft.data.reading import COMPRESSED, Span, read_text
+from craft.data.tables import ROWS, missing_column, row_groups, table_texts
 from craft.utils.common import UserError, did_you_mean
 
 BUILTIN = ("python_docs",)
-ROWS = 1000  # rows of a table per read
 # Time stamps of files advance in ticks of up to 10 ms (a kernel's jiffy): an edit within the tick of the
 # last one leaves them equal. A file is therefore only trusted once it is older than this.
 TICK_NS = 50_000_000
+# Datasets of more files than this aren't asked for the parts of each, which takes a request a file.
+MANY_FILES = 256
+MOST_UNITS = 4096
+SAVED_TO_DISK = ("dataset_dict.json", "state.json")  # what `Dataset.save_to_disk` leaves in its folder
 
 
 class Piece(NamedTuple):
@@ -30,6 +37,13 @@ class Piece(NamedTuple):
     offset: int
 
 
+class Unit(NamedTuple):
+    """A part of a source that can be read by itself; `size` is in proportion to its length."""
+
+    size: int
+    pieces: Callable[[], Iterator[Piece]]
+
+
 class Source(Protocol):
     """A corpus before it is tokenized."""
 
@@ -37,6 +51,9 @@ class Source(Protocol):
 
     def pieces(self) -> Iterator[Piece]:
         """The text from its beginning, the same on every call."""
+
+    def units(self, size: int) -> list[Unit]:
+        """The same text in parts of at least `size` bytes, as far as it can be taken apart."""
 
     def signature(self) -> list[Any]:
         """A small value that changes whenever the text may have changed."""
@@ -64,6 +81,9 @@ class BuiltIn:
     def pieces(self) -> Iterator[Piece]:
         yield Piece(self.text(), self.path, 0)
 
+    def units(self, size: int) -> list[Unit]:
+        return [Unit(1, self.pieces)]
+
     def signature(self) -> list[Any]:
         return [self.path, hash_text(self.text())]
 
@@ -82,10 +102,18 @@ class TextFiles:
     documents = False
 
     def pieces(self) -> Iterator[Piece]:
-        for path, suffix in self.files:
+        return self._pieces([Span(path, suffix) for path, suffix in self.files])
+
+    def units(self, size: int) -> list[Unit]:
+        spans = chain.from_iterable(_cut(path, suffix, size) for path, suffix in self.files)
+        return _grouped(spans, size, self._pieces)
+
+    def _pieces(self, spans: list[Span]) -> Iterator[Piece]:
+        for span in spans:
+            where = f"{span.path} behind byte {span.start}" if span.start else str(span.path)
             offset = 0
-            for text in read_text(path, suffix, self.errors):
-                yield Piece(text, str(path), offset)
+            for text in read_text(span, self.errors):
+                yield Piece(text, where, offset)
                 offset += len(text)
 
     def signature(self) -> list[Any]:
@@ -94,27 +122,44 @@ class TextFiles:
 
 @dataclass(frozen=True)
 class Tables:
-    """The text column of json, csv or parquet files.
+    """The text column of JSON lines, JSON, CSV or Parquet files.
 
-    They are read as a stream: `datasets`' prepared copies are keyed by time stamps and would go stale.
+    Args:
+        files: (path on the disk, suffix of the original name) in order.
+        format: `jsonl`, `json`, `csv` or `parquet`.
+        errors: `strict` or `replace`, for invalid UTF-8.
     """
 
-    files: list[Path]
+    files: list[tuple[Path, str]]
     format: str
     text_column: str
+    errors: str = "strict"
     documents = True
 
     def pieces(self) -> Iterator[Piece]:
-        from glob import escape
+        return self._pieces([Span(path, suffix) for path, suffix in self.files])
 
-        # datasets takes paths for patterns. pandas would turn the texts "NA" and "null" into nothing.
-        options: dict[str, Any] = {"keep_default_na": False} if self.format == "csv" else {}
-        names = [escape(str(f.absolute())) for f in self.files]
-        dataset = load(self.format, data_files=names, split="train", streaming=True, **options)
-        yield from rows(dataset, self.text_column, str(self.files[0]))
+    def units(self, size: int) -> list[Unit]:
+        return _grouped(
+            chain.from_iterable(self._cut(*file, size) for file in self.files), size, self._pieces
+        )
+
+    def _cut(self, path: Path, suffix: str, size: int) -> Iterator[tuple[Span, int]]:
+        if self.format == "jsonl":
+            yield from _cut(path, suffix, size)
+        elif self.format == "parquet":
+            for i, n_bytes in enumerate(row_groups(Span(path, suffix))):
+                yield Span(path, suffix, i, i + 1), n_bytes
+        else:  # a line break in a CSV field and one between rows look alike
+            yield Span(path, suffix), path.stat().st_size
+
+    def _pieces(self, spans: list[Span]) -> Iterator[Piece]:
+        for span in spans:
+            for text, where in table_texts(span, self.format, self.text_column, self.errors):
+                yield Piece(text, where, 0)
 
     def signature(self) -> list[Any]:
-        return [self.format, self.text_column, *map(file_signature, self.files)]
+        return [self.format, self.text_column, self.errors, *(file_signature(path) for path, _ in self.files)]
 
 
 @dataclass
@@ -130,35 +175,67 @@ class HubDataset:
     documents = True
 
     def __post_init__(self) -> None:
-        self._dataset = load(
-            self.path,
-            name=self.config_name,
-            revision=self.revision,
-            split=self.split,
-            streaming=self.streaming,
-        )
+        self._dataset = load(self.path, self.config_name, self.revision, self.split, self.streaming)
 
     def pieces(self) -> Iterator[Piece]:
-        return rows(self._dataset, self.text_column, f"{self.path}[{self.split}]")
+        return self._rows(self._dataset)
+
+    def units(self, size: int) -> list[Unit]:
+        dataset = self._dataset
+        if not self.streaming:
+            dataset = dataset.to_iterable_dataset(num_shards=max(1, min(MOST_UNITS, len(dataset) // ROWS)))
+        elif dataset.num_shards <= MANY_FILES:
+            dataset = dataset.reshard()  # Parquet by row groups instead of files
+        count = min(dataset.num_shards, MOST_UNITS)
+
+        def unit(index: int) -> Unit:
+            return Unit(1, lambda: self._rows(dataset.shard(num_shards=count, index=index)))
+
+        return [unit(i) for i in range(count)]
+
+    def _rows(self, dataset: Any) -> Iterator[Piece]:
+        return rows(dataset, self.text_column, f"{self.path}[{self.split}]")
 
     def signature(self) -> list[Any]:
-        if self.streaming:  # datasets has no fingerprint for these, and nothing of a stream is remembered
-            return [self.path, self.config_name, self.revision, self.split, self.text_column]
+        if self.streaming:  # datasets has no fingerprint for these; the addresses of files hold the commit
+            files = getattr(getattr(self._dataset, "_ex_iterable", None), "kwargs", {}).get("files")
+            return [self.path, self.config_name, self.revision, self.split, self.text_column, str(files)]
         return [self._dataset._fingerprint, self.text_column]
 
 
-def load(path: str, **kwargs: Any) -> Any:
-    """`datasets.load_dataset` with its many ways to fail told in one line."""
+def load(path: str, name: str | None, revision: str | None, split: str, streaming: bool) -> Any:
+    """One split of a dataset of the Hub or of a local folder, which `save_to_disk` may have written.
+
+    Raises:
+        UserError: for each of the many ways in which this can fail.
+    """
     import datasets
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return datasets.load_dataset(path, **kwargs)
+        if any(Path(path, file).is_file() for file in SAVED_TO_DISK):
+            return _from_disk(path, split, streaming)
+        return datasets.load_dataset(path, name=name, revision=revision, split=split, streaming=streaming)
     except (ConnectionError, HfHubHTTPError) as error:
         raise UserError(unreachable(path, error)) from None
     except (ValueError, FileNotFoundError, datasets.exceptions.DatasetGenerationError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise UserError(f"{path} can't be loaded: {reason}") from None
+        reason = str(error.__cause__ or error).splitlines()[0].rstrip(".")
+        foreign = "Couldn't cast" in reason or "any data file" in reason
+        hint = "; for text or tables say data.source=files" if foreign and Path(path).exists() else ""
+        raise UserError(f"{path} can't be loaded: {reason}{hint}") from None
+
+
+def _from_disk(path: str, split: str, streaming: bool) -> Any:
+    import datasets
+
+    found = datasets.load_from_disk(path)
+    if isinstance(found, datasets.DatasetDict):
+        if split not in found:
+            raise ValueError(f"its splits are {', '.join(found)}, not {split!r}")
+        found = found[split]
+    elif split != "train":
+        raise ValueError(f"it was saved as one dataset without splits, so there is no {split!r}")
+    return found.to_iterable_dataset(num_shards=max(1, len(found) // ROWS)) if streaming else found
 
 
 def unreachable(path: str, error: Exception) -> str:
@@ -180,13 +257,13 @@ def rows(dataset: Any, column: str, name: str) -> Iterator[Piece]:
     import pyarrow
 
     row = 0
+    kind = (dataset.features or {}).get(column)
+    if type(kind).__name__ == "Json":  # what datasets makes of texts among numbers or objects
+        raise UserError(f"column {column!r} of {name} mixes texts with other values; make them all texts")
     try:
         for table in dataset.with_format("arrow").iter(batch_size=ROWS):
             if column not in table.column_names:
-                raise UserError(
-                    f"data.text_column={column!r} isn't among the columns of {name} "
-                    f"({', '.join(table.column_names)}){did_you_mean(column, table.column_names)}"
-                )
+                raise missing_column(column, table.column_names, name)
             for text in table.column(column).to_pylist():
                 if not isinstance(text, (str, type(None))):
                     kind = table.column(column).type
@@ -200,6 +277,37 @@ def rows(dataset: Any, column: str, name: str) -> Iterator[Piece]:
         raise UserError(unreachable(name, error)) from None
     except (pyarrow.ArrowException, ValueError) as error:
         raise UserError(f"{name} can't be read: {str(error).splitlines()[0]}") from None
+
+
+def _cut(path: Path, suffix: str, size: int) -> Iterator[tuple[Span, int]]:
+    """A file in spans of `size` bytes, each with its size; compressed files come whole."""
+    length = path.stat().st_size
+    if suffix in COMPRESSED or length < 2 * size:
+        yield Span(path, suffix), length
+        return
+    starts = range(0, length - size + 1, size)  # the last span takes what is left
+    for start, end in zip(starts, [*starts[1:], length]):
+        yield Span(path, suffix, start, end), end - start
+
+
+def _grouped(
+    spans: Iterable[tuple[Span, int]], size: int, pieces: Callable[[list[Span]], Iterator[Piece]]
+) -> list[Unit]:
+    """Consecutive spans in units of at least `size` bytes, but for the last."""
+    units: list[Unit] = []
+    group: list[Span] = []
+    total = 0
+
+    def unit() -> Unit:
+        return Unit(total, partial(pieces, group))
+
+    for span, n_bytes in spans:
+        group.append(span)
+        total += n_bytes
+        if total >= size:
+            units.append(unit())
+            group, total = [], 0
+    return [*units, unit()] if group else units
 
 
 def file_signature(path: Path) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -50,12 +51,30 @@ def test_what_is_missing_is_named_with_its_neighbour(tmp_path: Path) -> None:
     (tmp_path / "poems.txt").write_text("x")
     with pytest.raises(UserError, match=r"peoms.txt doesn't exist, did you mean '.*/poems.txt'\?"):
         find_source(DataArguments(path=str(tmp_path / "peoms.txt")))
-    with pytest.raises(UserError, match=r"doesn't exist \(the current folder"):
+    with pytest.raises(UserError, match=r"\*.csv matches no file \(the current folder"):
         find_source(DataArguments(path=str(tmp_path / "*.csv")))
     with pytest.raises(UserError, match=r"roneneldan/TinyStories doesn't exist .*say data.source=hub"):
         find_source(DataArguments(path="roneneldan/TinyStories"))
     with pytest.raises(UserError, match=r"data.path is empty"):
         find_source(DataArguments())
+
+
+def test_links_folders_without_permission_and_saved_datasets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dead.txt").symlink_to(tmp_path / "gone.txt")
+    with pytest.raises(UserError, match=r"dead.txt is a link to .*gone.txt, which doesn't exist"):
+        find_source(DataArguments(path=str(tmp_path / "dead.txt")))
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    assert text_of(tmp_path) == "text"
+    monkeypatch.setattr(os, "access", lambda path, mode: path.name != "a.txt")  # root may read everything
+    with pytest.raises(UserError, match=r"a.txt can't be read: permission denied; leave it out"):
+        find_source(DataArguments(path=str(tmp_path)))
+    (tmp_path / "state.json").write_text("{}")
+    with pytest.raises(UserError, match=r"is a saved dataset: say data.source=hub data.path="):
+        find_source(DataArguments(path=str(tmp_path)))
 
 
 def test_a_folder_without_text_and_a_mixed_one_are_refused(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import craft.data.reading as reading
-from craft.data.reading import looks_like_text, read_text
+from craft.data.reading import Span, looks_like_text, read_text
 from craft.utils.common import UserError
 
 EXACT = "\ufeffa\r\nb\rc\n\0\t \u2028\u2029\u0085e\u0301é👩‍👩‍👧\U0010ffff\x1b[0m\n\n"
@@ -30,7 +30,7 @@ PACK: dict[str, Callable[[bytes], bytes]] = {
 
 
 def read(path: Path, errors: str = "strict") -> str:
-    return "".join(read_text(path, path.suffix, errors))
+    return "".join(read_text(Span(path, path.suffix), errors))
 
 
 @pytest.mark.parametrize("suffix", list(PACK))
@@ -88,6 +88,60 @@ def test_the_files_of_a_zip_archive_are_joined_in_order_of_name(tmp_path: Path) 
     assert read(file) == "first second é"
 
 
+def test_what_macos_adds_to_an_archive_is_left_out_and_members_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "texts.zip"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("a.txt", "text")
+        archive.writestr("__MACOSX/._a.txt", b"\x00\x05\x16\x07\xff")
+        archive.writestr("../outside.txt", "never unpacked, only read ")
+    assert read(file) == "never unpacked, only read text"
+    assert not (tmp_path.parent / "outside.txt").exists()
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("photo.jpg", b"\xff\xd8\xff\xe0" + bytes(32))
+    with pytest.raises(UserError, match=r"photo.jpg in .*texts.zip isn't"):
+        read(file)
+    data = bytearray(file.read_bytes())
+    for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(mark) + flags] |= 1
+    file.write_bytes(data)
+    with pytest.raises(UserError, match=r"texts.zip is encrypted; unpack it with its password first"):
+        read(file)
+
+
+@pytest.mark.parametrize("suffix", list(PACK))
+def test_archives_of_several_members_may_be_cut_inside_a_character(suffix: str, tmp_path: Path) -> None:
+    whole, cut = "née".encode(), 2
+    file = tmp_path / f"text{suffix}"
+    file.write_bytes(PACK[suffix](whole[:cut]) + PACK[suffix](whole[cut:]))
+    assert read(file) == "née"
+
+
+def test_what_is_no_file_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(UserError, match=r"pipe.txt isn't a regular file and can't be read twice"):
+        read(tmp_path / "pipe.txt")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(text=st.text(st.sampled_from("aé世👩\r\n")), cuts=st.lists(st.integers(0, 200)))
+def test_parts_of_a_file_join_without_a_seam(text: str, cuts: list[int], tmp_path: Path) -> None:
+    file = tmp_path / "parts.txt"
+    file.write_bytes(text.encode())
+    size = len(text.encode())
+    borders = sorted({0, *(cut % (size + 1) for cut in cuts)})
+    spans = [Span(file, ".txt", a, b) for a, b in zip(borders, [*borders[1:], None])]
+    assert "".join("".join(read_text(span, "strict")) for span in spans) == text
+
+
+def test_an_error_in_a_part_is_placed_in_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "parts.txt"
+    file.write_bytes(b"x" * 50 + b"\xe9" + b"x" * 50)
+    with pytest.raises(UserError, match=r"isn't valid UTF-8 at byte 50 \(0xe9\)"):
+        list(read_text(Span(file, ".txt", 40, 80), "strict"))
+    with pytest.raises(UserError, match=r"became shorter while it was being read"):
+        list(read_text(Span(file, ".txt", 60, 200), "replace"))
+
+
 def test_another_encoding_is_told_from_a_binary_file(tmp_path: Path) -> None:
     latin = tmp_path / "latin.txt"
     latin.write_bytes(("x" * 100).encode() + "é".encode("latin-1") + b"more text")
@@ -106,6 +160,22 @@ def test_another_encoding_is_told_from_a_binary_file(tmp_path: Path) -> None:
     wide.write_bytes("wide".encode("utf-16"))
     with pytest.raises(UserError, match=r"wide.txt is UTF-16.*iconv"):
         read(wide)
+    wide.write_bytes("wide".encode("utf-32"))
+    with pytest.raises(UserError, match=r"wide.txt is UTF-32.*iconv"):
+        read(wide)
+
+
+@pytest.mark.parametrize("encoding", ["UTF-16LE", "UTF-16BE"])
+def test_valid_utf8_by_accident_is_refused(encoding: str, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(("plain English words. " * 20).encode(encoding))
+    with pytest.raises(UserError, match=rf"is {encoding}, not UTF-8; convert it: iconv -f {encoding} "):
+        read(file)
+    file.write_bytes(bytes(range(1, 128)) + bytes(range(32)) * 20)
+    with pytest.raises(UserError, match=r"isn't text: \d+% of its first bytes are control codes"):
+        read(file)
+    assert len(read(file, "replace")) == 127 + 640
+    assert not looks_like_text(file)
 
 
 def test_nul_characters_do_not_make_a_text_binary(tmp_path: Path) -> None:

@@ -1,0 +1,152 @@
+"""Tables: every text as it is written, and what isn't one refused by its line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import craft.data.reading as reading
+from craft.data.arguments import DataArguments
+from craft.data.finding import find_source
+from craft.data.sources import Source
+from craft.utils.common import UserError
+
+ARROW = {
+    "string": pa.array(["one", None, ""]),
+    "large_string": pa.array(["one", None, ""], pa.large_string()),
+    "string_view": pa.array(["one", None, ""], pa.string_view()),
+    "dictionary": pa.array(["one", None, ""]).dictionary_encode(),
+}
+
+
+def source(path: Path, content: Any, **fields: Any) -> Source:
+    if isinstance(content, pa.Array):
+        pyarrow.parquet.write_table(pa.table({"n": range(len(content)), "text": content}), path)
+    else:
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return find_source(DataArguments(path=str(path), **fields))
+
+
+def texts(found: Source) -> list[str]:
+    return [piece.text for piece in found.pieces()]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.jsonl", '{"text":"one\\r\\n"}\n\n{"text":"\\ud83d\\ude80"}', ["one\r\n", "🚀"]),
+        ("a.jsonl", '{"text":null}\n{"x":3}\n{"text":""}\n{"text":"a","x":[1]}\n', ["", "a"]),
+        ("a.jsonl", '\ufeff{"text":"2020-01-01"}\r\n{"text":"01"}\r\n', ["2020-01-01", "01"]),
+        ("a.jsonl", '{"text":"a\\u0000b<eos>"}\n', ["a\0b<eos>"]),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'{"text":"one"}\n') + gzip.compress(b'{"text":"two"}\n'),
+            ["one", "two"],
+        ),
+        ("a.jsonl", "", []),
+        ("a.json", '[{"text":"one"},\n {"text":"two"}]', ["one", "two"]),
+        ("a.json", '{"text":"one"}\n{"text":"two"}\n', ["one", "two"]),
+        ("a.json", '{\n "text": "one"\n}', ["one"]),
+        ("a.json", '{"text":["one","two"]}', ["one", "two"]),
+        ("a.json", "", []),
+        ("a.csv", 'text,n\r\n"a\r\nb",1\r\n"c""d, ",2\r\n', ["a\r\nb", 'c"d, ']),
+        ("a.csv", "n,text\n1,NA\n2,null\n\n3, x \n4,\n5\n", ["NA", "null", " x ", ""]),
+        ("a.csv", "\ufefftext\r01\r1.50\rTrue", ["01", "1.50", "True"]),
+        ("a.csv", 'text\n"a\rb"\n"\0"\n', ["a\rb", "\0"]),
+        ("a.csv", "text\n" + "x" * 3_000_000, ["x" * 3_000_000]),
+        ("a.csv.gz", gzip.compress(b"text\none\n"), ["one"]),
+        ("a.csv", "", []),
+        ("a.csv", "text\n", []),
+        *(("a.parquet", array, ["one", ""]) for array in ARROW.values()),
+        ("a.parquet", pa.array([], pa.string()), []),
+        ("a.parquet", pa.nulls(3), []),
+    ],
+)
+def test_texts_come_as_they_are_written(name: str, content: Any, expected: list[str], tmp_path: Path) -> None:
+    found = source(tmp_path / name, content)
+    assert texts(found) == expected
+    assert [piece.text for unit in found.units(1) for piece in unit.pieces()] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "a.jsonl",
+            '{"text":"a"}\n{"text":2}\n',
+            r"line 2 of .*: column 'text' holds int 2, not text",
+        ),
+        ("a.jsonl", '{"text":{"a":1}}', r"line 1 of .*: column 'text' holds an object, not text"),
+        ("a.jsonl", '{"text":["a"]}', r"line 1 of .*: column 'text' holds a list, not text"),
+        ("a.jsonl", '"text"', r"line 1 of .*a.jsonl holds str 'text' instead of an object"),
+        ("a.jsonl", '{"text":"a"}\n{"text":', r"line 2 of .*a.jsonl isn't JSON"),
+        ("a.jsonl", "[" * 100_000, r"line 1 of .*a.jsonl isn't JSON"),
+        ("a.jsonl", '{"txt":"a"}\n', r"'text' isn't among the columns of .*\(txt\), did you mean 'txt'"),
+        ("a.jsonl", '{"x":1}\n' * 10_001, r"'text' isn't among the columns of .*\(x\)"),
+        ("a.jsonl", b'{"text":"a"}\n{"text":"\xff"}', r"isn't valid UTF-8 at byte 22 \(0xff\)"),
+        ("a.jsonl", '{"text":"a\\ud83d"}', r"line 1 of .* holds the unpaired surrogate U\+D83D"),
+        ("a.json", '[{"text":1}]', r"row 0 of .*a.json: column 'text' holds int 1"),
+        ("a.json", "[1, 2", r"a.json isn't JSON"),
+        ("a.csv", "text;n\na;1\n", r"'text' isn't among the columns of .*\(text;n\)"),
+        (
+            "a.csv",
+            "text,n\na,1\nb, c,1\n",
+            r"line 3 of .* has 3 fields where the header has 2.*quotes",
+        ),
+        ("a.csv", 'text\n"a\n', r"line 2 of .*a.csv isn't CSV"),
+        ("a.csv", "text\ncaf\xe9".encode("latin-1"), r"isn't valid UTF-8 at byte 8"),
+        ("a.parquet", pa.array([1, 2]), r"row 0 of .*: column 'text' holds int 1, not text"),
+        ("a.parquet", pa.array([b"a"]), r"row 0 of .*: column 'text' holds bytes, not text"),
+        ("a.parquet", b"PAR1 cut short", r"a.parquet isn't a whole Parquet file"),
+        ("a.parquet", b"", r"a.parquet isn't a whole Parquet file"),
+        ("a.parquet.gz", b"", r"is a compressed Parquet file; unpack it"),
+    ],
+)
+def test_what_is_no_text_is_refused_by_its_place(
+    name: str, content: Any, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        texts(source(tmp_path / name, content))
+    assert "\n" not in str(caught.value)
+
+
+def test_errors_replace_reads_on(tmp_path: Path) -> None:
+    assert texts(source(tmp_path / "a.jsonl", b'{"text":"\xff"}', errors="replace")) == ["\ufffd"]
+    assert texts(source(tmp_path / "b.jsonl", '{"text":"\\ud83d x"}', errors="replace")) == ["\ufffd x"]
+    assert texts(source(tmp_path / "c.csv", b"text\n\xff", errors="replace")) == ["\ufffd"]
+
+
+def test_files_may_differ_in_their_other_columns(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n')
+    (tmp_path / "b.jsonl").write_text("")
+    (tmp_path / "c.jsonl").write_text('{"id": 1, "text": "two"}\n')
+    assert texts(find_source(DataArguments(path=str(tmp_path)))) == ["one", "two"]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(rows=st.lists(st.text(st.sampled_from('aé世,"\r\n\0')), max_size=20), size=st.integers(1, 60))
+def test_units_are_the_rows_in_order(
+    rows: list[str], size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "PIECE", 5)
+    lines = "".join(json.dumps({"text": row}, ensure_ascii=False) + "\n" for row in rows)
+    table = 'text\n"' + '"\n"'.join(row.replace('"', '""') for row in rows) + '"\n' if rows else "text\n"
+    pyarrow.parquet.write_table(
+        pa.table({"text": pa.array(rows, pa.string())}), tmp_path / "c.parquet", row_group_size=3
+    )
+    parquet = (tmp_path / "c.parquet").read_bytes()
+    for name, content in (("a.jsonl", lines), ("b.csv", table), ("c.parquet", parquet)):
+        found = source(tmp_path / name, content)
+        units = found.units(size)
+        assert [piece.text for unit in units for piece in unit.pieces()] == texts(found) == rows
+        if name == "a.jsonl":
+            assert sum(unit.size for unit in units) == len(lines.encode())
+            assert all(unit.size >= size for unit in units[:-1])
