@@ -1,27 +1,36 @@
-"""Prepared data on the disk: directories that are either whole or absent.
+"""Prepared data on the disk: directories that are either whole or absent, and verified before they are used.
 
 An entry is built in a temporary directory beside its place, synced, and renamed, so that a kill at any moment
 leaves nothing or everything. A lock per entry (released by the system when its holder dies) lets concurrent
 processes prepare the same corpus once, and tells a dead process's leftovers from a live one's work.
+
+A manifest holds the sha256 of every file. It is checked when an entry is used first, again whenever a file's
+size, times or inode differ from those of the last check, and once a week in any case, because a disk may
+forget without a trace. In between a start costs a few `stat` calls, however large the corpus.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from craft.utils.common import UserError
-from craft.utils.files import sync
+from craft.utils.files import file_signature, replace_text, sync
 from craft.utils.logging import get_logger
 
 MANIFEST = "manifest.json"
+CHECKED = "checked.json"  # when the files were last read and compared with the manifest, and their state then
+TRUSTED_SECONDS = 7 * 24 * 3600
 _TEMPORARY = ".building-"
 
 
@@ -60,8 +69,9 @@ class Cache:
         work.mkdir()
         try:
             build(work)
-            files = {p.name: p.stat().st_size for p in sorted(work.iterdir())}
+            files = {p.name: {"size": p.stat().st_size, "sha256": sha256(p)} for p in sorted(work.iterdir())}
             (work / MANIFEST).write_text(json.dumps({"files": files}), encoding="utf-8")
+            _remember(work, files)
             for path in (*work.iterdir(), work):
                 sync(path)
             if place.exists():
@@ -76,10 +86,15 @@ class Cache:
         """Why an entry can't be used, or None."""
         try:
             files = json.loads((place / MANIFEST).read_text(encoding="utf-8"))["files"]
-            for name, size in files.items():
+            for name, written in files.items():
                 found = (place / name).stat().st_size
-                if found != size:
-                    return f"{name} has {found} bytes instead of {size}"
+                if found != written["size"]:
+                    return f"{name} has {found} bytes instead of {written['size']}"
+            if _checked(place) != _state(place, files):
+                for name, written in files.items():
+                    if sha256(place / name) != written["sha256"]:
+                        return f"{name} isn't what was written: its sha256 differs"
+                _remember(place, files)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             return f"{type(error).__name__}: {error}"
         return None
@@ -118,3 +133,31 @@ class Cache:
             raise UserError(
                 f"the cache folder {self.root}: {reason}; choose another with data.cache_dir or CRAFT_CACHE"
             ) from error
+
+
+def sha256(path: Path) -> str:
+    """Of the content of a file, read in pieces."""
+    found, buffer = hashlib.sha256(), memoryview(bytearray(1 << 20))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            found.update(buffer[:count])
+    return found.hexdigest()
+
+
+def _state(place: Path, files: Iterable[str]) -> dict[str, list[int]]:
+    """Size, times and inode of each file, without the path: an entry may be moved as a whole."""
+    return {name: file_signature(place / name)[1:] for name in files}
+
+
+def _checked(place: Path) -> Any:
+    """The state of the files when they were last compared with the manifest, if that isn't long ago."""
+    try:
+        last = json.loads((place / CHECKED).read_text(encoding="utf-8"))
+        return last["state"] if 0 <= time.time() - last["time"] < TRUSTED_SECONDS else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _remember(place: Path, files: Iterable[str]) -> None:
+    with suppress(OSError):  # a folder that can't be written is checked every time
+        replace_text(place / CHECKED, json.dumps({"time": time.time(), "state": _state(place, files)}))

@@ -7,7 +7,6 @@ also names its units: parts, in the same order, that can each be read without re
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -18,11 +17,9 @@ from typing import Any, NamedTuple, Protocol
 from craft.data.reading import COMPRESSED, Span, read_text
 from craft.data.tables import ROWS, missing_column, row_groups, table_texts
 from craft.utils.common import UserError, did_you_mean
+from craft.utils.files import file_signature
 
 BUILTIN = ("python_docs",)
-# Time stamps of files advance in ticks of up to 10 ms (a kernel's jiffy): an edit within the tick of the
-# last one leaves them equal. A file is therefore only trusted once it is older than this.
-TICK_NS = 50_000_000
 # Datasets of more files than this aren't asked for the parts of each, which takes a request a file.
 MANY_FILES = 256
 MOST_UNITS = 4096
@@ -308,19 +305,6 @@ def _grouped(
             units.append(unit())
             group, total = [], 0
     return [*units, unit()] if group else units
-
-
-def file_signature(path: Path) -> list[Any]:
-    """Path, size, times of the last change of content and of status, inode: equal only for an untouched file.
-
-    The status time catches an edit that restores size and modification time.
-    """
-    while True:
-        stat = path.stat()
-        age = time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns)
-        if not 0 <= age < TICK_NS:
-            return [str(path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
-        time.sleep((TICK_NS - age) / 1e9)
 
 
 def hash_text(text: str) -> str:

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from craft.data.base import release
 from craft.training.protocols import Rows, check_protocol, parallel_streams, stream_rows, window_rows
 from craft.utils.common import UserError
 
@@ -211,6 +212,7 @@ def _score(
         # Places behind the end of a row (or of the text) read something, which nothing scored depends on.
         read = np.minimum(place, len(ids) - 2)
         inputs, targets = (torch.from_numpy(np.asarray(ids[at]).astype(np.int64)) for at in (read, read + 1))
+        release(ids)
         carry = chunk < length
         outputs = model(input_ids=inputs.to(model.device), past_key_values=state, use_cache=carry)
         state = outputs.past_key_values if carry else None

@@ -1,9 +1,15 @@
-"""Files that survive a power cut: written to the disk, replaced as a whole."""
+"""Files that survive a power cut: written to the disk, replaced as a whole; and whether one was touched."""
 
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
+from typing import Any
+
+# Time stamps of files advance in ticks of up to 10 ms (a kernel's jiffy): an edit within the tick of the
+# last one leaves them equal. A file is therefore only trusted once it is older than this.
+TICK_NS = 50_000_000
 
 
 def sync(path: Path) -> None:
@@ -27,3 +33,16 @@ def replace_text(path: Path, text: str) -> None:
     temporary.write_text(text, encoding="utf-8")
     sync(temporary)
     temporary.replace(path)
+
+
+def file_signature(path: Path) -> list[Any]:
+    """Path, size, times of the last change of content and of status, inode: equal only for an untouched file.
+
+    The status time catches an edit that restores size and modification time.
+    """
+    while True:
+        stat = path.stat()
+        age = time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns)
+        if not 0 <= age < TICK_NS:
+            return [str(path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+        time.sleep((TICK_NS - age) / 1e9)

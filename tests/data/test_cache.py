@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import multiprocessing
 import os
@@ -15,7 +16,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from craft.data.cache import MANIFEST, Cache
+import craft.data.cache
+from craft.data.cache import CHECKED, MANIFEST, Cache
 from craft.utils.common import UserError
 
 
@@ -48,7 +50,7 @@ def test_the_folder_is_the_argument_or_the_variable_or_under_home(
     assert Cache().root == tmp_path / ".cache" / "craft"
 
 
-@pytest.mark.parametrize("damage", ["truncate", "remove", "manifest", "garble"])
+@pytest.mark.parametrize("damage", ["truncate", "remove", "manifest", "garble", "flip", "flip manifest"])
 def test_a_damaged_entry_is_rebuilt_with_one_line(
     damage: str, cache: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -62,14 +64,71 @@ def test_a_damaged_entry_is_rebuilt_with_one_line(
         (place / "b.bin").unlink()
     elif damage == "manifest":
         (place / MANIFEST).unlink()
-    else:
+    elif damage == "garble":
         (place / MANIFEST).write_text("{")
+    elif damage == "flip":
+        flip(place / "a.bin", 500)
+    else:
+        flip(place / MANIFEST, (place / MANIFEST).read_bytes().rindex(b'"') - 1)  # within a sha256
+        (place / CHECKED).unlink()
     with caplog.at_level("WARNING", logger="craft"):
         assert Cache().entry("key", write) == place
     assert (place / "a.bin").stat().st_size == 1000
     assert (place / "b.bin").stat().st_size == 10
     assert len([r for r in caplog.records if "rebuilding" in r.getMessage()]) == 1
     assert sorted(p.name for p in cache.iterdir()) == [".locks", "key"]
+
+
+def flip(path: Path, byte: int) -> None:
+    """Flips a bit of a file, and puts size and time of modification back."""
+    stat = path.stat()
+    with path.open("r+b") as file:
+        file.seek(byte)
+        old = file.read(1)[0]
+        file.seek(byte)
+        file.write(bytes([old ^ 1]))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def test_what_was_checked_is_read_again_when_touched_moved_or_after_a_week(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    original = craft.data.cache.sha256
+    monkeypatch.setattr(craft.data.cache, "sha256", lambda path: read.append(path.name) or original(path))
+    place = Cache().entry("key", write)
+    read.clear()
+    Cache().entry("key", write)
+    assert read == []
+    os.utime(place / "a.bin")
+    Cache().entry("key", write)
+    Cache().entry("key", write)
+    assert sorted(read) == ["a.bin", "b.bin"]
+    week = time.time() + 8 * 24 * 3600
+    with monkeypatch.context() as later:
+        later.setattr(time, "time", lambda: week)
+        Cache().entry("key", write)
+        Cache().entry("key", write)
+    assert len(read) == 4
+    Cache().entry("key", write)  # a clock that was set back is no reason to trust
+    assert len(read) == 6
+    shutil.copytree(cache / "key", tmp_path / "copy" / "key")
+    assert Cache(str(tmp_path / "copy")).entry("key", write) == tmp_path / "copy" / "key"
+    assert len(read) == 8
+
+
+def test_a_folder_that_cannot_be_written_is_checked_every_time(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Cache().entry("key", write)
+    (place / CHECKED).unlink()
+
+    def refuse(path: Path, text: str) -> None:
+        raise PermissionError(errno.EROFS, "read-only")
+
+    monkeypatch.setattr(craft.data.cache, "replace_text", refuse)
+    assert Cache().entry("key", write) == place
+    assert not (place / CHECKED).exists()
 
 
 def test_a_build_that_fails_leaves_nothing(cache: Path) -> None:

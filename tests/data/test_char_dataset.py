@@ -13,7 +13,7 @@ from accelerate import skip_first_batches
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from craft.data.base import TextDataset
+from craft.data.base import TextDataset, release
 from craft.data.char_dataset import CharDataset, train_loader
 from craft.utils.common import UserError
 
@@ -34,6 +34,35 @@ def test_windows_of_a_memory_map_are_those_of_the_array(dtype: Any, tmp_path: Pa
     mapped = TextDataset(np.load(tmp_path / "ids.npy", mmap_mode="r"), 7)
     starts = np.array([0, 992, 3])
     assert mapped.windows(starts).tolist() == [ids[s : s + 8].tolist() for s in starts]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
+def test_pages_that_were_read_are_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    released = []
+    monkeypatch.setattr("craft.data.base.release", lambda ids: released.append(len(ids)))
+    monkeypatch.setattr("craft.data.base.WINDOWS_MAPPED", 8)
+    dataset = TextDataset(np.arange(100), 4)
+    for _ in range(10):
+        dataset.windows(np.array([0, 5, 9]))
+    assert released == [100] * 3
+    np.save(tmp_path / "ids.npy", np.arange(5_000_000, dtype=np.uint16))
+    mapped = np.load(tmp_path / "ids.npy", mmap_mode="r")[7:]
+    before = resident()
+    assert mapped.sum() == np.arange(5_000_000, dtype=np.uint16)[7:].sum()
+    assert resident() - before > 8e6
+    release(mapped)
+    assert resident() - before < 2e6
+    assert mapped[:3].tolist() == [7, 8, 9]
+    private = np.load(tmp_path / "ids.npy", mmap_mode="c")
+    private[0] = 99
+    release(private)  # would lose what was written
+    assert private[0] == 99
+
+
+def resident() -> int:
+    """Bytes of files that this process has mapped and touched."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssFile"))
 
 
 @given(

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 import craft.data.sources as sources
+import craft.utils.files as files
 from craft.data.cache import Cache
 from craft.data.prepare import count_characters, encoded, ids, scan
-from craft.data.sources import Piece, TextFiles, file_signature
+from craft.data.sources import Piece, TextFiles
 from craft.data.tokenization import ByteTokenizer, CharTokenizer
 from craft.utils.common import UserError
 
@@ -121,9 +122,9 @@ def test_edits_in_quick_succession_are_all_noticed(tmp_path: Path) -> None:
 def test_a_signature_is_only_taken_of_a_file_older_than_a_tick(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("x")
-    signature = file_signature(path)
-    assert time.time_ns() - path.stat().st_ctime_ns >= sources.TICK_NS
-    assert signature == file_signature(path)
+    signature = files.file_signature(path)
+    assert time.time_ns() - path.stat().st_ctime_ns >= files.TICK_NS
+    assert signature == files.file_signature(path)
 
 
 def test_equal_content_under_another_name_shares_its_ids(tmp_path: Path, cache: Path) -> None:
