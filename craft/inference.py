@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import codecs
 import copy
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from craft.utils.common import SAMPLE_CHARACTERS, TEMPERATURE, UserError
-from craft.utils.outputs import OUTPUTS, latest_model
+from craft.utils.outputs import OUTPUTS, resolve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -81,12 +80,13 @@ class Sampling:
         return config
 
 
-def load(model: str | Path, root: Path = OUTPUTS) -> tuple[PreTrainedModel, CharTokenizer]:
+def load(model: str | Path, root: Path = OUTPUTS, **overrides: Any) -> tuple[PreTrainedModel, CharTokenizer]:
     """Loads a craft model and its tokenizer, in evaluation mode, on the accelerator if there is one.
 
     Args:
         model: a folder, a Hub id (`user/name`), or `latest`.
         root: where `latest` looks.
+        **overrides: fields of the model's config to change, such as `dropout`.
 
     Raises:
         UserError: if there is no such model, it isn't one of craft's, or its weights and tokenizer don't
@@ -103,7 +103,7 @@ def load(model: str | Path, root: Path = OUTPUTS) -> tuple[PreTrainedModel, Char
 
     disable_progress_bar()  # small models load at once, and the bar would stand between prompt and text
     try:
-        network = AutoModelForCausalLM.from_pretrained(where, trust_remote_code=False)
+        network = AutoModelForCausalLM.from_pretrained(where, trust_remote_code=False, **overrides)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
@@ -119,37 +119,6 @@ def load(model: str | Path, root: Path = OUTPUTS) -> tuple[PreTrainedModel, Char
         )
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     return network.eval().to(device), tokenizer
-
-
-def resolve(model: str | Path, root: Path = OUTPUTS) -> str:
-    """The folder or Hub id behind what the user typed: `latest`, a run's folder (its newest finished model or
-    checkpoint), a model's folder, or a Hub id as it stands.
-
-    Raises:
-        UserError: if it is none of these.
-    """
-    if str(model) == "latest":
-        return str(latest_model(root))
-    path = Path(model)
-    if path.is_dir():
-        if (path / "config.json").is_file():
-            return str(path)
-        inside = [
-            p
-            for p in (*path.parent.glob(f"{path.name}_step_*"), *path.glob("checkpoint-*"))
-            if (p / "config.json").is_file()
-        ]
-        if not inside:
-            raise UserError(
-                f"{path} holds no model (no config.json); give a finished model's folder, or 'latest'"
-            )
-        return str(max(inside, key=lambda p: (p / "config.json").stat().st_mtime_ns))
-    if path.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(model)):
-        raise UserError(
-            f"no model at {str(model)!r}; give a folder made by 'craft train', a Hub id such as user/name, "
-            "or 'latest'"
-        )
-    return str(model)
 
 
 def stream_text(

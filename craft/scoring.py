@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from craft.inference import load, resolve
+from craft.inference import load
 from craft.utils.common import UserError
-from craft.utils.outputs import OUTPUTS, RUN_CONFIG, evaluation_file
+from craft.utils.outputs import OUTPUTS, RUN_CONFIG, evaluation_file, resolve
 
 if TYPE_CHECKING:
     import numpy as np

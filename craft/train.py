@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from craft.pretrained import RUN_KEYS, starting_model, starting_tokenizer
 from craft.runs import export, name_run, record, weights_sum
 from craft.utils.common import SAMPLE_CHARACTERS, TEMPERATURE, UserError, human
 from craft.utils.logging import get_logger, setup_logging
@@ -80,13 +81,14 @@ def train(run: Run, resume: str | Path | None = None) -> TrainResult | None:
     # 2. Dataset
     from craft.data.loaders import load_corpus, train_dataset
 
+    tokenizer = starting_tokenizer(run.models, resume)
     with args.main_process_first(desc="preparing the text"):
-        corpus = load_corpus(data)
+        corpus = load_corpus(data, tokenizer, extend=run.models.get("extend_vocab", False))
     corpus.tokenizer.encode_ids(args.sample_prompt or "", "training.sample_prompt")  # not after training
     logger.info(f"data      {describe(corpus)}")
 
     # 3. Model
-    model = build_model(run.models, corpus.tokenizer, data.block_size, corpus.documents)
+    model = build_model(run.models, corpus.tokenizer, data.block_size, corpus.documents, resume is not None)
     args.settle_precision()
     paths = name_run(run, model, args, corpus, resume)
     logger.info(f"model     {run.models['model_type']}, {human(model.num_parameters())} parameters")
@@ -149,20 +151,51 @@ def describe(corpus: Corpus) -> str:
 
 
 def build_model(
-    fields: dict[str, Any], tokenizer: CharTokenizer, block_size: int, documents: bool
+    fields: dict[str, Any],
+    tokenizer: CharTokenizer,
+    block_size: int,
+    documents: bool,
+    resumed: bool = False,
 ) -> PreTrainedModel:
-    """A new model of `fields["model_type"]` that fits the tokenizer and the window.
+    """A model that fits the tokenizer and the window: new, or the one that `init_from` names.
+
+    Args:
+        documents: whether the text shows where a text ends.
+        resumed: its weights come from a checkpoint, so `init_from` need not be there any more.
 
     Raises:
         UserError: if its configuration class refuses a value, or `vocab_size` isn't the tokenizer's.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers import GenerationConfig
+
+    special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    if fields.get("init_from") and not resumed:
+        model = starting_model(fields, tokenizer)
+    else:
+        own = {key: value for key, value in fields.items() if key not in RUN_KEYS}
+        model = new_model({**special, **own}, tokenizer, block_size)
+    # A text in one piece never shows the model where a text ends, so it shouldn't say so either.
+    never = [tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id]
+    never += [] if documents else [tokenizer.eos_token_id]
+    model.generation_config = GenerationConfig(
+        max_new_tokens=SAMPLE_CHARACTERS,
+        do_sample=True,
+        temperature=TEMPERATURE,
+        top_k=0,
+        suppress_tokens=never,
+        **special,
+    )
+    return model
+
+
+def new_model(fields: dict[str, Any], tokenizer: CharTokenizer, block_size: int) -> PreTrainedModel:
+    """A model with fresh weights; what `fields` leave open follows from the tokenizer and the window."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     import craft.models  # noqa: F401  (makes craft's classes known to AutoModel)
 
-    special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     fields = {key: value for key, value in fields.items() if value is not None}
-    fields = {"max_position_embeddings": block_size, "vocab_size": len(tokenizer), **special, **fields}
+    fields = {"max_position_embeddings": block_size, "vocab_size": len(tokenizer), **fields}
     try:
         config = AutoConfig.for_model(**fields)
     except ValueError as error:
@@ -175,17 +208,6 @@ def build_model(
     model = AutoModelForCausalLM.from_config(config)
     if model.carries_state:
         model.config.max_position_embeddings = None  # its window is no limit of a state, nor of generate()
-    # A text in one piece never shows the model where a text ends, so it shouldn't say so either.
-    never = [tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id]
-    never += [] if documents else [tokenizer.eos_token_id]
-    model.generation_config = GenerationConfig(
-        max_new_tokens=SAMPLE_CHARACTERS,
-        do_sample=True,
-        temperature=TEMPERATURE,
-        top_k=0,
-        suppress_tokens=never,
-        **special,
-    )
     return model
 
 

@@ -20,6 +20,7 @@ ROOMS = {
     "training": {"training", "data", "utils"},
     "inference": {"inference", "models", "data", "utils"},
     "scoring": {"scoring", "inference", "data", "training", "utils"},
+    "pretrained": {"pretrained", "inference", "models", "data", "training", "utils"},
 }
 HEAVY = ("torch", "transformers", "datasets", "accelerate", "wandb", "matplotlib", "evaluate", "numpy")
 
@@ -74,7 +75,15 @@ def test_a_model_file_can_be_copied_to_the_hub(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["craft", "craft.cli.main", "craft.config.compose", "craft.inference", "craft.scoring", "craft.train"],
+    [
+        "craft",
+        "craft.cli.main",
+        "craft.config.compose",
+        "craft.inference",
+        "craft.scoring",
+        "craft.pretrained",
+        "craft.train",
+    ],
 )
 def test_importing_it_imports_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; print([m for m in {HEAVY!r} if m in sys.modules])"

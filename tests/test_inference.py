@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from craft.data.tokenization import ByteTokenizer, CharTokenizer
-from craft.inference import Sampling, load, resolve, sample, stream_text
+from craft.inference import Sampling, load, sample, stream_text
 from craft.train import build_model
 from craft.utils.common import UserError
+from craft.utils.outputs import resolve
 
 TEXT = "to be or not to be, that is the question:\nwhether 'tis nobler in the mind to suffer é 漢\n"
 TINY = {

@@ -46,6 +46,7 @@ def command(
     craft train
     craft train my.txt models=char_lstm models.hidden_size=256
     craft train experiments=shakespeare_lstm training.max_steps=500
+    craft train new.txt models.init_from=latest     (trains a model on)
     craft train --config outputs/models/RUN/craft_run.yaml training.seed=7
     """
     from craft.config.command_line import resumed, split_text

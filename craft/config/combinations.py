@@ -50,6 +50,22 @@ def check(parts: Parts, locate: Callable[[str], str]) -> None:
             raise UserError(f"{sentence}{locate(key)}")
 
 
+def _start(run: Parts) -> Complaint:
+    if run.models.get("extend_vocab") and not run.models.get("init_from"):
+        return (
+            "models.extend_vocab",
+            "models.extend_vocab=true adds characters to those of a trained model; name it with "
+            "models.init_from, or leave it out (a new model knows every character of its text)",
+        )
+    if run.models.get("extend_vocab") and run.data["streaming"]:
+        return (
+            "models.extend_vocab",
+            "models.extend_vocab=true must know the characters of the text beforehand, which "
+            "data.streaming=true doesn't; set data.streaming=false",
+        )
+    return None
+
+
 def _heads(run: Parts) -> Complaint:
     hidden, heads = run.models.get("hidden_size"), run.models.get("num_attention_heads")
     kv_heads, head_dim = run.models.get("num_key_value_heads"), run.models.get("head_dim")
@@ -81,6 +97,12 @@ def _context(run: Parts) -> Complaint:
         return "models.sliding_window", "models.sliding_window needs models.position=rope, not learned"
     longest, block = run.models.get("max_position_embeddings"), run.data["block_size"]
     if longest and longest < block and not run.recurrent:
+        if start := run.models.get("init_from"):
+            return (
+                "data.block_size",
+                f"data.block_size={block} is longer than the context of models.init_from={start}; "
+                f"set data.block_size={longest}",
+            )
         return (
             "models.max_position_embeddings",
             f"data.block_size={block} is longer than models.max_position_embeddings={longest}; "
@@ -284,6 +306,7 @@ def accelerator_present() -> bool:
 
 RULES = (
     _secrets,
+    _start,
     _source,
     _splits,
     _heads,

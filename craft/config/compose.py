@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from craft.config.command_line import split_overrides
-from craft.config.fields import GROUPS, SECTIONS, section_fields, suggest
+from craft.config.fields import GROUPS, SECTIONS, START, data_fields, section_fields, suggest
 from craft.config.files import Locator, config_folders, list_group, short
+from craft.config.pretrained import inherit, refuse_conflicts, refuse_tokenizer_settings
 from craft.config.rules import OVERRULES
 from craft.config.schema import Run
 from craft.config.sources import Field
@@ -48,13 +49,84 @@ def compose(
             config, files = _load_saved(Path(config_file), choices, folders)
         typed = {key for key, _ in values}
         locate = Locator(typed, files)
+        start = _start_from(config, values, "models" in choices, files, saved=config_file is not None)
+        values = [(key, text) for key, text in values if key != "models.init_from"]
+        if start is not None:
+            refuse_tokenizer_settings(start["init_from"], sorted(typed))
         for key, text in values:
             said = f"{key}={_plain(_parse(text))}"  # 0.0 is 0, and False is no
             for other, neutral in {**OVERRULES.get(key, {}), **OVERRULES.get(said, {})}.items():
                 OmegaConf.update(config, other, neutral, force_add=True)
         for key, text in values:
             _set(config, key, text, locate)
+        if start is not None:
+            _agree(config, start, typed)
         return Run.of(_resolved(config), locate)
+
+
+def _start_from(
+    config: Any,
+    values: Sequence[tuple[str, str]],
+    picked: bool,
+    files: Mapping[str, Sequence[Path]],
+    saved: bool,
+) -> dict[str, Any] | None:
+    """Puts the model that `models.init_from` names in the place of the section `models`, and returns that.
+
+    What counts as said about the model, and must agree: the preset if one was picked on the command line, and
+    what stands beside `init_from` in a file. A saved run is complete, so its model may be gone by now.
+    """
+    from omegaconf import DictConfig, OmegaConf
+
+    if not isinstance(config.get("models"), DictConfig):
+        return None
+    models: Any = OmegaConf.to_container(config.models, resolve=True)
+    written, extend = models.pop("init_from", None), models.pop("extend_vocab", None)
+    typed = [text for key, text in values if key == "models.init_from"]
+    init_from = _read(typed[-1], START["init_from"]) if typed else written
+    if not isinstance(init_from, str) or not init_from:
+        if init_from is not None:
+            raise UserError(f"models.init_from={init_from} must be a folder, a Hub id, or 'latest'")
+        if "init_from" in config.models:  # null takes it back
+            config.models = models
+        return None
+    if saved and not typed and "model_type" in models:
+        return {"init_from": init_from, **models}
+    if typed:
+        said = models if picked else {}
+    else:
+        beside = models if saved else _beside_init_from(files)
+        said = {key: value for key, value in models.items() if picked or key in beside}
+    start = inherit(said, init_from)
+    config.models = start if extend is None else {**start, "extend_vocab": extend}
+    return start
+
+
+def _beside_init_from(files: Mapping[str, Sequence[Path]]) -> set[str]:
+    """The fields of a model that stand in the same file as `init_from`."""
+    import yaml
+
+    found: set[str] = set()
+    for section in ("models", "experiments"):
+        for file in files[section]:
+            content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+            models = content if section == "models" and "models" not in content else content.get("models")
+            if isinstance(models, dict) and "init_from" in models:
+                found |= set(models)
+    return found
+
+
+def _agree(config: Any, start: Mapping[str, Any], typed: set[str]) -> None:
+    """Refuses typed fields that contradict the model; a window that nobody typed isn't longer than its."""
+    models, data = _resolved(config.models), config.get("data") or {}
+    refuse_conflicts(start["init_from"], start, {k: v for k, v in models.items() if f"models.{k}" in typed})
+    for key, value in models.items():
+        if value is None and start.get(key) is not None:  # left open, so it is as the model has it
+            config.models[key] = start[key]
+    context = start.get("max_position_embeddings")
+    window = data.get("block_size", data_fields()["block_size"].default)
+    if context and "data.block_size" not in typed and isinstance(window, int) and window > context:
+        config.data.block_size = context
 
 
 def _set(config: Any, key: str, text: str, locate: Locator) -> None:

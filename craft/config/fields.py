@@ -26,6 +26,13 @@ from craft.utils.common import UserError, did_you_mean
 SECTIONS = ("models", "data", "training")
 GROUPS = (*SECTIONS, "experiments")
 
+START = {
+    "init_from": Field("init_from", (Kind("str"), Kind("null")), None),
+    "extend_vocab": Field("extend_vocab", (Kind("bool"),), False),
+}
+"""Keys of the section `models` that belong to the run: the trained model it starts from, and whether
+characters that it doesn't know get ids."""
+
 Locate = Callable[[str], str]
 """Says where a key was written, to end a sentence with: `training.lr -> ' (mine/training/a.yaml:4)'`."""
 
@@ -134,14 +141,14 @@ def section_fields(
             f"unknown models.model_type={yaml_word(model_type)}{where}{hint} (there are: {known})"
         )
     choice = Field("model_type", (Kind("choice", tuple(model_types())),))
-    return {"model_type": choice, **model_source(str(model_type)).fields}
+    return {"model_type": choice, **START, **model_source(str(model_type)).fields}
 
 
 def all_keys() -> list[str]:
     """Every key of every section, dotted."""
     keys = [f"data.{name}" for name in data_fields()] + [f"training.{name}" for name in training_fields()]
     models = {name: None for kind in model_types() for name in model_source(kind).fields}
-    return keys + [f"models.{name}" for name in ("model_type", *models)]
+    return keys + [f"models.{name}" for name in ("model_type", *START, *models)]
 
 
 def suggest(key: str) -> str:

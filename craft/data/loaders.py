@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,12 @@ from craft.data.sources import Source
 from craft.data.streaming import StreamDataset, TextStream, open_stream
 from craft.data.tokenization import ByteTokenizer, CharTokenizer
 from craft.utils.common import UserError
+from craft.utils.logging import get_logger
+
+logger = get_logger(__name__)
+
+NAMED = 10
+"""How many characters a message names before it counts the others."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +57,15 @@ class Corpus:
     documents: bool
 
 
-def load_corpus(args: DataArguments, tokenizer: CharTokenizer | None = None) -> Corpus:
+def load_corpus(
+    args: DataArguments, tokenizer: CharTokenizer | None = None, extend: bool | None = None
+) -> Corpus:
     """The corpus that the arguments describe.
 
     Args:
         tokenizer: used as it is (to evaluate or fine-tune a model); None trains one on the corpus.
+        extend: whether characters that `tokenizer` doesn't know get ids behind its own; False refuses them
+            with a list if its policy does, None when the first one is met.
 
     Raises:
         UserError: if the source is missing, empty or no text.
@@ -73,7 +84,10 @@ def load_corpus(args: DataArguments, tokenizer: CharTokenizer | None = None) -> 
             raise UserError(
                 f"data.path={args.path} is empty" + (f" in its {split} split" if len(scans) > 1 else "")
             )
-    tokenizer = tokenizer or build_tokenizer(args, scans)
+    if tokenizer is None:
+        tokenizer = build_tokenizer(args, scans)
+    elif extend is not None:
+        tokenizer = fit_tokenizer(tokenizer, _counts(scans), extend, str(args.path))
     whole = {split: ids(source, scans[split], tokenizer, cache) for split, source in sources.items()}
     # The dataset's own splits are kept; those it doesn't have are cut from the end of its train split.
     validation_size = 0 if args.validation_split else args.validation_size
@@ -121,10 +135,41 @@ def build_tokenizer(args: DataArguments, scans: dict[str, Scan]) -> CharTokenize
     """The tokenizer of `args` over the characters of all splits (as nanoGPT's, which sees the whole text)."""
     if args.tokenizer == "byte":
         return ByteTokenizer.create()
+    return CharTokenizer.from_counts(_counts(scans), args.unknown, args.min_frequency, args.max_vocab_size)
+
+
+def fit_tokenizer(
+    tokenizer: CharTokenizer, counts: Mapping[str, int], extend: bool, name: str
+) -> CharTokenizer:
+    """A trained model's tokenizer made ready for a text, whose characters `counts` has.
+
+    Raises:
+        UserError: for characters that have no id, under the policy `strict` and without `extend`.
+    """
+    if extend:
+        return tokenizer.extended(counts)
+    if new := tokenizer.unseen(counts):
+        commonest = sorted(new, key=lambda char: (-counts[char], char))
+        listed = [f"{c!r} (U+{ord(c):04X}) {counts[c]:,} times" for c in commonest[:NAMED]]
+        more = f" and {len(new) - NAMED} more" if len(new) > NAMED else ""
+        what = f"{len(new)} character{'s' if len(new) > 1 else ''} of {name}"
+        listing = f"{', '.join(listed)}{more}"
+        if tokenizer.unknown == "strict":
+            raise UserError(
+                f"{what} {'are' if len(new) > 1 else 'is'} new to the model: {listing}; "
+                "give them ids with models.extend_vocab=true, or remove them from the text"
+            )
+        become = "<unk>" if tokenizer.unknown == "unk" else "their bytes"
+        logger.info(f"alphabet  {what} become {become}: {listing}")
+    return tokenizer
+
+
+def _counts(scans: Mapping[str, Scan]) -> Counter[str]:
+    """Character -> occurrences over all splits."""
     counts: Counter[str] = Counter()
     for found in scans.values():
         counts.update(found.counts)
-    return CharTokenizer.from_counts(counts, args.unknown, args.min_frequency, args.max_vocab_size)
+    return counts
 
 
 def cut(

@@ -30,8 +30,8 @@ class CharTokenizer(PreTrainedTokenizerFast):
     """One id per character; `decode(encode(s)) == s` for every string over the alphabet.
 
     Ids 0..3 are `<pad> <bos> <eos> <unk>`; under the policy `bytes` ids 4..259 are the byte values; the
-    characters follow, sorted by code point. Nothing is added on encoding, special strings inside a text
-    stay text, and padding is on the left, where generation needs it.
+    characters follow, sorted by code point, then those that were added later (`extended`). Nothing is added
+    on encoding, special strings in a text stay text, and padding is on the left, where generation needs it.
 
     Build one with `CharTokenizer.train(texts)` or `from_counts`; load one with `load_tokenizer`.
     """
@@ -102,6 +102,18 @@ class CharTokenizer(PreTrainedTokenizerFast):
             model_input_names=["input_ids", "attention_mask"],
             unknown=unknown,
         )
+
+    def unseen(self, characters: Iterable[str]) -> list[str]:
+        """Those of `characters` that have no id of their own, sorted by code point."""
+        return sorted(set(characters) - set(self.alphabet)) if self.alphabet else []
+
+    def extended(self, characters: Iterable[str]) -> CharTokenizer:
+        """A tokenizer that knows these characters too: every old id stays, the new ones follow.
+
+        A byte tokenizer knows them already and is returned as it is.
+        """
+        new = self.unseen(characters)
+        return self._over([*self.alphabet, *new], self.unknown) if new else self
 
     @property
     def unknown(self) -> str:

@@ -129,3 +129,34 @@ def latest_model(root: Path = OUTPUTS) -> Path:
             "Hub id"
         )
     return max(exports, key=lambda p: (p / "config.json").stat().st_mtime_ns)
+
+
+def resolve(model: str | Path, root: Path = OUTPUTS) -> str:
+    """The folder or Hub id behind what the user typed: `latest`, a run's folder (its newest finished model or
+    checkpoint), a model's folder, or a Hub id as it stands.
+
+    Raises:
+        UserError: if it is none of these.
+    """
+    if str(model) == "latest":
+        return str(latest_model(root))
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if (path / "config.json").is_file():
+            return str(path)
+        inside = [
+            p
+            for p in (*path.parent.glob(f"{path.name}_step_*"), *path.glob("checkpoint-*"))
+            if (p / "config.json").is_file()
+        ]
+        if not inside:
+            raise UserError(
+                f"{path} holds no model (no config.json); give a finished model's folder, or 'latest'"
+            )
+        return str(max(inside, key=lambda p: (p / "config.json").stat().st_mtime_ns))
+    if path.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(model)):
+        raise UserError(
+            f"no model at {str(model)!r}; give a folder made by 'craft train', a Hub id such as user/name, "
+            "or 'latest'"
+        )
+    return str(model)

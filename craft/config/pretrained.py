@@ -1,0 +1,121 @@
+"""A run that starts from a trained model (`models.init_from`): its config.json takes the place of a preset.
+
+What the user says about the model beside it must agree with it; a preset that nobody named gives way. Only
+`model_type` and the config's own fields are taken over: sizes that follow from the text stay with the text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from craft.config.fields import START, model_source, model_types, section_fields
+from craft.config.rules import FROM_DATA
+from craft.config.schema import coerce
+from craft.config.sources import yaml_word
+from craft.utils.common import UserError
+from craft.utils.outputs import resolve
+
+OF_ITS_TOKENIZER = ("tokenizer", "unknown", "min_frequency", "max_vocab_size")
+"""Settings of the data that decide on a new tokenizer, where the model's own is kept."""
+
+
+def architecture(init_from: str) -> dict[str, Any]:
+    """`model_type` and the config's own fields of a trained model, as they would stand in a YAML.
+
+    Args:
+        init_from: a folder or Hub id, as `resolve` returns it.
+
+    Raises:
+        UserError: if there is no such model, or it isn't one of craft's.
+    """
+    file = Path(init_from) / "config.json" if Path(init_from).is_dir() else _download(init_from)
+    try:
+        config: Any = json.loads(file.read_text(encoding="utf-8"))
+        model_type = config["model_type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"models.init_from={init_from}: its config.json can't be read ({error})") from error
+    if model_type not in model_types():
+        raise UserError(
+            f"models.init_from={init_from} is a {model_type!r} model; craft trains on from its own, which "
+            f"are {', '.join(model_types())}"
+        )
+    own = model_source(model_type).own
+    left_to_data = set(FROM_DATA) - {"max_position_embeddings"}  # the context is part of the architecture
+    kept = {k: v for k, v in config.items() if k in own and k not in left_to_data and v is not None}
+    return {"model_type": model_type, **kept}
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(hub_id, "config.json"))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise UserError(
+            f"can't fetch models.init_from={hub_id}: {reason}; give a folder made by 'craft train', 'latest' "
+            "or a Hub id"
+        ) from error
+
+
+def inherit(said: Mapping[str, Any], init_from: str) -> dict[str, Any]:
+    """The section `models` of a run that starts from `init_from`, before the command line's own values.
+
+    Args:
+        said: fields that a file sets on purpose, beside `init_from` or in a preset that was asked for.
+
+    Raises:
+        UserError: if they contradict the model.
+    """
+    where = resolve(init_from)
+    found = architecture(where)
+    refuse_conflicts(where, found, said)
+    return {"init_from": where, **found, **said}
+
+
+def refuse_conflicts(init_from: str, found: Mapping[str, Any], said: Mapping[str, Any]) -> None:
+    """Refuses what would make another network of it. Dropout has no weights, so it may differ.
+
+    Args:
+        found: what `architecture` says.
+        said: fields of the section `models`, null for what is left open.
+
+    Raises:
+        UserError: naming all of them.
+    """
+    name = f"models.init_from={init_from}"
+    if said.get("model_type", found["model_type"]) != found["model_type"]:
+        raise UserError(
+            f"models.model_type={said['model_type']} contradicts {name}, which is a {found['model_type']}; "
+            "leave it out"
+        )
+    fields = section_fields("models", found)
+    conflicts = []
+    for key, value in said.items():
+        if key in START or value is None or "dropout" in key or key not in found or key not in fields:
+            continue
+        try:
+            value = coerce(value, fields[key])
+        except TypeError:
+            continue  # refused below for its type, which says more
+        if value != found[key]:
+            conflicts.append(f"models.{key}={yaml_word(value)} (it has {yaml_word(found[key])})")
+    if conflicts:
+        raise UserError(
+            f"{name} keeps the model's architecture, but {' and '.join(conflicts)}; leave "
+            f"{'them' if len(conflicts) > 1 else 'it'} out"
+        )
+
+
+def refuse_tokenizer_settings(init_from: str, typed: Sequence[str]) -> None:
+    """Refuses settings of a new tokenizer, which there won't be."""
+    useless = [f"data.{key}" for key in OF_ITS_TOKENIZER if f"data.{key}" in typed]
+    if useless:
+        raise UserError(
+            f"models.init_from={init_from} keeps the model's tokenizer, so {' and '.join(useless)} would "
+            "have no effect; leave it out (models.extend_vocab=true gives new characters ids)"
+        )

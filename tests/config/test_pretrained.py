@@ -1,0 +1,157 @@
+"""`models.init_from`: the architecture of a trained model in a composed run, and what contradicts it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from craft.config.compose import compose
+from craft.config.schema import Run
+from craft.utils.common import UserError
+
+TEXT = ["data=text_file", "data.path=my.txt"]
+LSTM = {"model_type": "char_lstm", "hidden_size": 12, "num_hidden_layers": 3, "layer_norm": "head"}
+TRANSFORMER = {
+    "model_type": "char_transformer",
+    "hidden_size": 24,
+    "num_attention_heads": 3,
+    "max_position_embeddings": 48,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+}
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Callable[..., str]:
+    """`trained(**config)` is a folder with that config.json, as much of a model as composing reads."""
+
+    def write(**config: Any) -> str:
+        folder = tmp_path / f"{config['model_type']}_step_1"
+        folder.mkdir(exist_ok=True)
+        usual = {"vocab_size": 9, "bos_token_id": 1, "dropout": 0.0, "dtype": "float32", "head_dim": None}
+        (folder / "config.json").write_text(json.dumps({**usual, **config}))
+        return str(folder)
+
+    return write
+
+
+def start(source: str, *overrides: str, **kwargs: Any) -> Run:
+    return compose([*TEXT, f"models.init_from={source}", *overrides], **kwargs)
+
+
+def refusal(source: str, *overrides: str, **kwargs: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        start(source, *overrides, **kwargs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("config", [LSTM, TRANSFORMER], ids=["lstm", "transformer"])
+def test_a_model_takes_the_place_of_the_preset(trained: Callable[..., str], config: dict) -> None:
+    source = trained(**config)
+    for run in (start(source), start(source, "experiments=shakespeare_lstm")):
+        assert {key: run.models[key] for key in config} == config
+        assert run.models["init_from"] == source
+        assert not {"vocab_size", "bos_token_id", "dtype"} & set(run.models)  # these follow the tokenizer
+
+
+def test_latest_and_a_run_are_recorded_as_the_model_they_are(
+    trained: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Path(trained(**LSTM))
+    (tmp_path / "outputs" / "models").mkdir(parents=True)
+    source.rename(tmp_path / "outputs" / "models" / source.name)
+    run_dir = tmp_path / "outputs" / "models" / "char_lstm"
+    run_dir.mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert start("latest").models["init_from"] == f"outputs/models/{source.name}"
+    assert start(str(run_dir)).models["init_from"] == str(run_dir.with_name(source.name))
+
+
+def test_what_is_typed_must_agree_and_all_that_does_not_is_listed(trained: Callable[..., str]) -> None:
+    source = trained(**LSTM)
+    run = start(source, "models.dropout=0.2", "models.hidden_size=12")
+    assert run.models["dropout"] == 0.2
+    said = refusal(source, "models.hidden_size=64", "models.num_hidden_layers=4", "models.dropout=0.2")
+    assert "models.hidden_size=64 (it has 12) and models.num_hidden_layers=4 (it has 3); leave them" in said
+    assert "dropout" not in said
+    assert "is a char_lstm" in refusal(source, "models=transformer")
+    assert "is a char_lstm" in refusal(source, "models.model_type=char_transformer")
+    assert "(it has 12)" in refusal(source, "models=char_lstm_base")
+    assert "unknown key 'models.num_attention_heads'" in refusal(source, "models.num_attention_heads=2")
+    assert "models.hidden_size=x is not valid" in refusal(source, "models.hidden_size=x")
+
+
+def test_the_tokenizer_is_kept(trained: Callable[..., str]) -> None:
+    source = trained(**LSTM)
+    assert "so data.max_vocab_size and data.unknown" not in refusal(source, "data.unknown=unk")
+    assert "so data.tokenizer and data.unknown would" in refusal(
+        source, "data.unknown=unk", "data.tokenizer=byte"
+    )
+    assert start(source, "models.extend_vocab=true").models["extend_vocab"] is True
+    with pytest.raises(UserError, match=r"name it with models\.init_from"):
+        compose([*TEXT, "models.extend_vocab=true"])
+    streamed = ("data.streaming=true", "training.max_steps=9", "training.carry_state=false")
+    assert "beforehand" in refusal(source, "models.extend_vocab=true", *streamed)
+
+
+def test_the_window_is_no_longer_than_the_context(trained: Callable[..., str]) -> None:
+    source = trained(**TRANSFORMER)
+    assert start(source).data["block_size"] == 48
+    assert start(source, "models.max_position_embeddings=null").models["max_position_embeddings"] == 48
+    assert start(source, "data.block_size=16").data["block_size"] == 16
+    assert "set data.block_size=48" in refusal(source, "data.block_size=64")
+    assert start(trained(**LSTM), "data.block_size=512").data["block_size"] == 512
+
+
+def test_an_experiment_may_name_the_model_and_must_agree_with_it(
+    trained: Callable[..., str], own: Callable[..., Path]
+) -> None:
+    header, source = "# @package _global_\n", trained(**LSTM)
+    folder = own(
+        **{
+            "experiments/good": f"{header}models: {{init_from: {source}, hidden_size: 12, dropout: 0.3}}\n",
+            "experiments/bad": f"{header}models: {{init_from: {source}, hidden_size: 13}}\n",
+        }
+    )
+    run = compose([*TEXT, "experiments=good"], config_dir=folder)
+    assert (run.models["model_type"], run.models["dropout"]) == ("char_lstm", 0.3)
+    with pytest.raises(UserError, match=r"hidden_size=13 \(it has 12\)"):
+        compose([*TEXT, "experiments=bad"], config_dir=folder)
+
+
+def test_a_saved_run_is_complete_without_its_model(trained: Callable[..., str], tmp_path: Path) -> None:
+    source = trained(**LSTM)
+    run = start(source, "models.extend_vocab=true")
+    saved = tmp_path / "craft_run.yaml"
+    saved.write_text(run.to_yaml())
+    assert compose(config_file=saved) == run
+    (Path(source) / "config.json").unlink()
+    assert compose(config_file=saved) == run  # a resumed run takes its weights from a checkpoint
+    with pytest.raises(UserError, match=r"hidden_size=9 \(it has 12\)"):
+        compose(["models.hidden_size=9"], config_file=saved)
+    fresh = compose(["models.init_from=null"], config_file=saved)
+    assert not {"init_from", "extend_vocab"} & set(fresh.models)
+    assert fresh.models["hidden_size"] == 12
+    other = yaml.safe_load(run.to_yaml())
+    del other["models"]["init_from"], other["models"]["extend_vocab"]
+    saved.write_text(yaml.safe_dump(other))
+    assert (
+        compose([f"models.init_from={trained(**TRANSFORMER)}"], config_file=saved).models["hidden_size"] == 24
+    )
+
+
+def test_what_is_no_model_of_craft_is_refused(trained: Callable[..., str], tmp_path: Path) -> None:
+    foreign = trained(model_type="gpt2")
+    assert "is a 'gpt2' model; craft trains on from its own" in refusal(foreign)
+    (Path(foreign) / "config.json").write_text("[]")
+    assert "config.json can't be read" in refusal(foreign)
+    assert "no model at" in refusal("/no/such/folder")
+    assert "can't fetch models.init_from=user/name" in refusal("user/name")
+    assert "must be a folder" in refusal("")
+    (tmp_path / "empty").mkdir()
+    assert "holds no model" in refusal(str(tmp_path / "empty"))
