@@ -65,6 +65,14 @@ def train(run: Run, resume: str | Path | None = None) -> TrainResult | None:
         UserError: for a mistake of the user; nothing was trained then.
         TrainingFailed: if training can't go on, for example at a loss that isn't a number.
     """
+    from craft.training.distributed import among_peers
+
+    with among_peers(last=True):
+        return workflow(run, resume)
+
+
+def workflow(run: Run, resume: str | Path | None = None) -> TrainResult | None:
+    """The seven steps of `train`, in every process."""
     # 1. Configuration
     with redirect_stdout(io.StringIO()):  # it says there, where our own lines go, that W&B is offline
         import transformers.integrations.integration_utils  # noqa: F401

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 import click
 
 from craft import __version__
-from craft.utils.common import TrainingFailed, UserError, did_you_mean
+from craft.utils.common import PeerLost, TrainingFailed, UserError, did_you_mean
+from craft.utils.logging import first_to_say, rank_prefix
 
 COMMANDS = {
     "train": "Train a model on your text, or on an experiment of craft's.",
@@ -86,6 +88,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         status = group.main(args=arguments, prog_name="craft", standalone_mode=False)
     except UserError as error:
         fail(str(error), 2)
+    except PeerLost as error:
+        try:
+            fail(str(error), 1)
+        finally:  # tidying up would wait for the process that is gone
+            os._exit(1)
     except TrainingFailed as error:
         fail(str(error), 1)
     except click.UsageError as error:
@@ -95,12 +102,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         fail("interrupted", 130)
+    except Exception:  # a bug: its traceback once, not from every process
+        if not rank_prefix():
+            raise
+        trace = traceback.format_exc()
+        if first_to_say(trace):
+            click.echo(f"{rank_prefix()}{trace}", err=True)
+        sys.exit(1)
     else:
         sys.exit(status if isinstance(status, int) else 0)  # click returns what a command gave to ctx.exit()
 
 
 def fail(message: str, status: int) -> None:
-    """One line on stderr, whatever the width of the terminal, and the end of the process."""
+    """One line on stderr, whatever the width of the terminal, and the end of the process.
+
+    Of several processes the first one to fail says it, with its rank.
+    """
     line = " ".join(message.split())
-    click.echo(f"{'' if status == 130 else 'error: '}{line}", err=True)
+    if line and first_to_say(line):
+        click.echo(f"{'' if status == 130 else 'error: '}{rank_prefix()}{line}", err=True)
     sys.exit(status)

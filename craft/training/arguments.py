@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ import transformers
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
+from craft.training import distributed
 from craft.training.precision import PRECISIONS, Hardware, choose_precision
 from craft.utils.common import UserError, did_you_mean
 from craft.utils.logging import get_logger
@@ -51,6 +51,7 @@ class CraftTrainingArguments(transformers.TrainingArguments):
         early_stopping_patience: stop after so many evaluations without a better one.
         sample_chars: characters generated and logged at every evaluation; 0 for none.
         sample_prompt: what the sample starts from; by default a line break.
+        ddp_timeout: seconds after which a process that other ones wait for counts as lost.
         eval_protocol: "blocks" | "stateful" | "sliding-N" | "auto" (stateful for recurrent models).
 
     Raises:
@@ -70,13 +71,15 @@ class CraftTrainingArguments(transformers.TrainingArguments):
     sample_prompt: str | None = None
     eval_protocol: str = "auto"
     # Hugging Face's fields with other defaults: it would log a loss of 0 for NaN, keep all checkpoints,
-    # look for unused parameters in every step, draw its own bar and name the project after itself.
+    # look for unused parameters in every step, draw its own bar, name the project after itself and wait half
+    # an hour for a process that is gone.
     logging_nan_inf_filter: bool = False
     save_total_limit: int | None = 2
     ddp_find_unused_parameters: bool | None = False
     disable_tqdm: bool | None = True
     report_to: str | list[str] | None = "none"
     project: str = "craft"
+    ddp_timeout: int = 600
 
     def __post_init__(self) -> None:
         self._check_names()
@@ -93,10 +96,13 @@ class CraftTrainingArguments(transformers.TrainingArguments):
             self.metric_for_best_model = "loss"
         if self.metric_for_best_model and self.greater_is_better is None:  # type: ignore[has-type]
             self.greater_is_better = self.metric_for_best_model.removeprefix("eval_") == "accuracy"
+        # NCCL's own watchdog ends the process without a word of who is missing: it comes after ours.
+        self.ddp_timeout += 2 * distributed.MARGIN
         try:
             super().__post_init__()
         except ValueError as error:
             raise UserError(f"training: {' '.join(str(error).split())}") from error
+        self.ddp_timeout -= 2 * distributed.MARGIN
         self.load_best_model_at_end = keep_best
         if optim == "muon":
             self.optim = optim
@@ -182,8 +188,7 @@ class CraftTrainingArguments(transformers.TrainingArguments):
         if world > 1:
             os.environ["ACCELERATE_USE_CPU"] = "true"  # read when the trainer creates its Accelerator
             if not dist.is_initialized():
-                # Accelerate passes no timeout on a CPU, and a lost peer would be waited for without end.
-                dist.init_process_group("gloo", timeout=timedelta(seconds=self.ddp_timeout))
+                distributed.join(self.ddp_timeout)
 
     def _translate_precision_flags(self) -> None:
         """Hugging Face's `bf16=True` and `fp16=True` are other words for `precision`; one of them is kept."""
@@ -204,6 +209,7 @@ class CraftTrainingArguments(transformers.TrainingArguments):
                 "would train by itself; use 'accelerate launch --multi_gpu --num_processes N' on a machine "
                 "with N GPUs, or set ACCELERATE_USE_CPU=true for CPU processes"
             )
+        distributed.watch(self.ddp_timeout)
         if self.n_gpu > 1:
             logger.warning(
                 f"{self.n_gpu} GPUs are visible and one is used; for all of them run "

@@ -8,6 +8,8 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import IntervalStrategy
 
+from craft.training.distributed import at_step
+
 
 class WhenAccepted(TrainerCallback):
     """Does something in the main process once training is about to start and nothing was refused."""
@@ -40,6 +42,7 @@ class Hooks(TrainerCallback):
         if state.global_step >= state.max_steps:
             control.should_log = True
             control.should_evaluate |= args.eval_strategy == IntervalStrategy.STEPS
+        at_step(state.global_step)
         if self.trainer.stop.agreed():
             control.should_training_stop = True
 

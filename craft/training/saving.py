@@ -31,6 +31,7 @@ from transformers.trainer_utils import HubStrategy
 
 from craft.training import checkpoints
 from craft.training.arguments import CraftTrainingArguments
+from craft.training.distributed import among_peers
 from craft.training.ema import WeightAverage
 from craft.training.logging import Stopwatch
 from craft.utils.common import TrainingFailed, UserError
@@ -239,6 +240,13 @@ class SavingTrainer(transformers.Trainer):
         load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in tied]
         super()._issue_warnings_after_load(load_result)
 
+    def way_out(self) -> str:
+        """How to go on after a failure."""
+        if any(checkpoints.checkpoints(self.run_dir)):
+            return f"go on from the last checkpoint with --resume {self.run_dir}"
+        return "nothing was saved yet"
+
     def _wait(self) -> None:
         if self.args.world_size > 1:
-            dist.barrier()
+            with among_peers(self.way_out):  # what fails is no write of a file
+                dist.barrier()

@@ -13,6 +13,8 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
+from craft.training.distributed import patience
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -40,7 +42,7 @@ class StopRequest:
         self.signum, self._received, self._since = 0, 0, None
         if dist.is_initialized() and dist.get_backend() != "gloo":
             # Over NCCL the question would make the host wait for the GPU in every step.
-            self._group = dist.new_group(backend="gloo")
+            self._group = dist.new_group(backend="gloo", timeout=patience())
         if threading.current_thread() is not threading.main_thread():
             yield
             return

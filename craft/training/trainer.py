@@ -21,6 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 from craft.training import checkpoints, tracking
 from craft.training.arguments import CraftTrainingArguments
 from craft.training.callbacks import Hooks
+from craft.training.distributed import among_peers
 from craft.training.ema import WeightAverage
 from craft.training.logging import MetricsFile, Progress
 from craft.training.optimization import SCHEDULE_DEFAULTS, MuonAdamW, decaying, muon_groups
@@ -112,7 +113,7 @@ class Trainer(SavingTrainer):
         # The same seed in all processes would drop the same units everywhere.
         torch.manual_seed(self.args.seed + self.args.process_index)
         try:
-            with self.stop.listening():
+            with self.stop.listening(), among_peers(self.way_out):
                 return super().train(str(self.resumed) if self.resumed else None, **kwargs)
         except (TrainingFailed, TrainingInterrupted) as end:
             if self.wandb_id is not None:

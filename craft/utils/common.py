@@ -26,6 +26,13 @@ class TrainingFailed(Exception):
     """
 
 
+class PeerLost(TrainingFailed):
+    """Another process of this run is gone; one line about which, or nothing if another process has said it.
+
+    What is left of the group can't be tidied up, so the command line ends the process at once.
+    """
+
+
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:
     """`", did you mean 'x'?"` with the nearest of `candidates`, or an empty string if none is near."""
     names = [str(c) for c in candidates]

@@ -1,9 +1,16 @@
-"""What craft says: short lines on the terminal, the same with times in a file."""
+"""What craft says: short lines on the terminal, the same with times in a file.
+
+Of several processes the first one (rank 0) speaks; the others only warn, with their rank, and none repeats
+what another on the same machine has said.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TextIO
 
@@ -11,6 +18,53 @@ from typing import TextIO
 def get_logger(name: str) -> logging.Logger:
     """The logger of a module; all of them hang below `craft`."""
     return logging.getLogger(name if name.startswith("craft") else f"craft.{name}")
+
+
+def rank() -> int:
+    """This process' number among those that a launcher started, 0 without one."""
+    return int(os.environ.get("RANK", 0))
+
+
+def rank_prefix() -> str:
+    """`rank 1: `, or nothing where there is one process."""
+    return f"rank {rank()}: " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
+
+
+def first_to_say(text: str) -> bool:
+    """Whether no other process of this launch on this machine has asked the same; the first may say it."""
+    own_file = os.environ.get(
+        "TORCHELASTIC_ERROR_FILE"
+    )  # in a folder that the launcher made for its processes
+    if own_file is None or int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return True
+    said = Path(own_file).parent.parent / f"said-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    try:
+        os.close(os.open(said, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def say_at_once(line: str) -> None:
+    """Writes an error with this process' rank to stderr, from any thread, without waiting for a lock."""
+    os.write(2, f"error: {rank_prefix()}{line}\n".encode())
+
+
+class _SaidOnce(logging.Filter):
+    """Lets a warning through in the first process that has it, and its repetitions likewise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: Counter[str] = Counter()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING:
+            return True
+        text = record.getMessage()
+        self.count[text] += 1
+        return first_to_say(f"{self.count[text]} {text}")
 
 
 class _CurrentStderr(logging.StreamHandler):
@@ -37,7 +91,9 @@ def setup_logging(log_file: Path | None = None, main_process: bool = True, level
     root.propagate = False
     terminal = _CurrentStderr()
     terminal.setLevel(level if main_process else logging.WARNING)
-    terminal.setFormatter(logging.Formatter("%(message)s"))
+    terminal.setFormatter(logging.Formatter("%(message)s" if main_process else f"{rank_prefix()}%(message)s"))
+    if rank_prefix():
+        terminal.addFilter(_SaidOnce())
     root.addHandler(terminal)
     if log_file is not None and main_process:
         log_file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,140 @@
+"""Who is missing: pulses of several processes, here in threads around a store in memory."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from craft.training import distributed
+from craft.training.distributed import FAILED, Pulse, among_peers, interface_to, is_communication
+from craft.utils.common import PeerLost, UserError
+
+CLOSED = RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer")
+
+
+@pytest.fixture
+def pulses(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Pulse]]:
+    """Three of them, beating fast, with a time-out of two seconds."""
+    monkeypatch.setattr(distributed, "SECONDS", 0.05)
+    monkeypatch.setattr(distributed, "SILENCE", 0.3)
+    monkeypatch.setattr(distributed, "first_to_say", lambda text: True)
+    store = dist.HashStore()
+    made = [Pulse(store, rank, 3, seconds=2) for rank in range(3)]
+    for pulse in made:
+        pulse.interval = 0.05
+        pulse.start()
+    yield made
+    for pulse in made:
+        if pulse.is_alive():
+            pulse.last_note("done")
+
+
+def stopped(pulse: Pulse) -> None:
+    """Its process was stopped or killed: it writes nothing any more, not even that it ends."""
+    pulse._exchange = lambda: None  # type: ignore[method-assign]
+
+
+def test_a_silent_process_is_named_with_its_step(pulses: list[Pulse]) -> None:
+    for pulse in pulses:
+        pulse.step = 41
+    time.sleep(0.2)
+    stopped(pulses[2])
+    pulses[0].step = 42  # which nobody can finish without the others
+    message = str(pulses[0].diagnosis(CLOSED, "resume"))
+    assert message.startswith(f"rank 2 (on {os.uname().nodename}) is missing: last seen at step 42, ")
+    assert message.endswith(
+        "s ago; killed, stopped, or cut off from the network (training.ddp_timeout=2 s); resume"
+    )
+
+
+def test_several_silent_processes(pulses: list[Pulse]) -> None:
+    time.sleep(0.2)
+    stopped(pulses[1])
+    stopped(pulses[2])
+    message = str(pulses[0].diagnosis(CLOSED, ""))
+    assert "), rank 2 (on " in message
+    assert " are missing: last seen before the first step" in message
+
+
+def test_what_another_process_has_said_is_not_repeated(pulses: list[Pulse]) -> None:
+    time.sleep(0.2)
+    pulses[1].last_note(FAILED)
+    assert str(pulses[0].diagnosis(CLOSED, "")) == ""
+
+
+def test_a_process_that_is_done_is_not_missing(pulses: list[Pulse]) -> None:
+    pulses[2].last_note("done")
+    time.sleep(0.6)
+    assert pulses[0].missing() == ""
+    stopped(pulses[1])
+    assert str(pulses[0].diagnosis(CLOSED, "")).startswith("rank 1 ")
+
+
+def test_nobody_is_missing_but_nothing_moves(pulses: list[Pulse]) -> None:
+    pulses[0].step, pulses[1].step, pulses[2].step = 7, 6, 7
+    message = str(pulses[0].diagnosis(RuntimeError("Timed out waiting 2000ms for recv"), ""))
+    assert message.startswith("no process is missing, but they can't work together (Timed out waiting 2000ms")
+    assert "rank 1 at step 6 in " in message
+    assert "test_pulse.py:" in message or "distributed.py:" in message
+
+
+def test_a_store_that_does_not_answer_is_rank_0_and_its_machine(
+    pulses: list[Pulse], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "10.0.0.1")
+    pulses[1].step = 9
+    time.sleep(0.2)
+    stopped(pulses[1])
+    message = str(pulses[1].diagnosis(CLOSED, ""))
+    assert message.startswith("rank 0 (at 10.0.0.1) is missing, or its whole machine: last seen at step 9, ")
+
+
+def test_errors_of_communication_become_sentences_and_others_are_told(
+    pulses: list[Pulse], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "_pulse", pulses[0])
+    time.sleep(0.2)
+    stopped(pulses[2])
+    with pytest.raises(PeerLost, match=r"^rank 2 .*; like that$"), among_peers(lambda: "like that"):
+        raise CLOSED
+    monkeypatch.setattr(distributed, "_pulse", pulses[1])
+    with pytest.raises(UserError), among_peers():
+        raise UserError("no such file")
+    assert pulses[1].note == FAILED
+
+
+def test_one_process_has_no_pulse(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "_pulse", None)
+    distributed.watch(5)
+    distributed.at_step(3)
+    assert distributed._pulse is None
+    with pytest.raises(RuntimeError, match="Connection closed"), among_peers():
+        raise CLOSED
+
+
+@pytest.mark.parametrize(
+    ("error", "about_peers"),
+    [
+        (CLOSED, True),
+        (RuntimeError("Timed out waiting 5000ms for recv operation to complete"), True),
+        (RuntimeError("NCCL communicator was aborted on rank 1."), True),
+        (dist.DistNetworkError("The client socket has failed to connect"), True),
+        (RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"), False),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), False),
+        (TimeoutError("timed out waiting"), False),
+    ],
+)
+def test_which_errors_are_about_other_processes(error: Exception, about_peers: bool) -> None:
+    assert is_communication(error) is about_peers
+
+
+@pytest.mark.skipif(not Path("/sys/class/net/lo").exists(), reason="needs Linux")
+def test_the_interface_to_an_address() -> None:
+    assert interface_to("127.0.0.1") == "lo"
+    assert interface_to("no.such.host.invalid") == ""
