@@ -31,6 +31,9 @@ class DataArguments:
         text_column: the column of a table or Hub dataset that holds the text. Each row is a document: an
             end-of-text id follows it.
         streaming: train while reading, nothing is prepared on disk; the run's length is then `max_steps`.
+        lanes: when streaming, how many places of the corpus are read at once. A process reads only the lanes
+            of its rows, so with N processes make it a multiple of N times `gradient_accumulation_steps`. The
+            order of the data depends on it, and memory grows with it, by some megabytes a lane.
         errors: invalid UTF-8 in a text file is refused (`strict`) or becomes U+FFFD (`replace`).
         validation_size: a fraction below 1, or a number of characters (bytes for the byte tokenizer), cut
             from the end of the corpus; 0 leaves no validation split.
@@ -55,6 +58,7 @@ class DataArguments:
     test_split: str | None = None
     text_column: str = "text"
     streaming: bool = False
+    lanes: int = 16
     errors: Literal["strict", "replace"] = "strict"
     validation_size: float | int = 0.1
     test_size: float | int = 0.0
@@ -72,7 +76,7 @@ class DataArguments:
             if choices and value not in choices:
                 hint = did_you_mean(str(value), choices)
                 raise UserError(f"data.{key}={value!r} is none of {', '.join(choices)}{hint}")
-        for key in ("block_size", "min_frequency"):
+        for key in ("block_size", "min_frequency", "lanes"):
             if getattr(self, key) < 1:
                 raise UserError(f"data.{key}={getattr(self, key)} must be at least 1")
         for key in ("validation_size", "test_size"):

@@ -128,7 +128,7 @@ def train_dataset(
             "data.streaming=true reads the corpus from front to back, but carried state needs many places "
             "of it at once: set data.streaming=false or training.carry_state=false"
         )
-    return StreamDataset(corpus.train, args.block_size, global_batch_size, seed)
+    return StreamDataset(corpus.train, args.block_size, global_batch_size, seed, args.lanes)
 
 
 def build_tokenizer(args: DataArguments, scans: dict[str, Scan]) -> CharTokenizer:

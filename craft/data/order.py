@@ -7,6 +7,9 @@ Nothing is stored and nothing is drawn from a global generator: a resumed run co
 
 from __future__ import annotations
 
+import heapq
+from collections.abc import Sequence
+
 import numpy as np
 
 ROUNDS = 6  # Feistel rounds; 4 are enough for large domains, small ones mix visibly better with 6
@@ -49,3 +52,17 @@ def permuted(index: np.ndarray, size: int, *keys: int) -> np.ndarray:
         position[outside] = left * columns + right
         outside = position >= size
     return position
+
+
+def dealt(sizes: Sequence[int], hands: int, *keys: int) -> list[list[int]]:
+    """Which of the units 0, 1, … each hand gets: all are dealt in a keyed order, each to the hand with least.
+
+    Hands differ by at most the largest unit.
+    """
+    cards: list[list[int]] = [[] for _ in range(hands)]
+    held = [(0, hand) for hand in range(hands)]
+    for unit in permuted(np.arange(len(sizes)), len(sizes), *keys).tolist():
+        size, hand = held[0]
+        cards[hand].append(unit)
+        heapq.heapreplace(held, (size + max(1, sizes[unit]), hand))
+    return cards

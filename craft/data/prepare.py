@@ -77,12 +77,17 @@ def ids(source: Source, found: Scan, tokenizer: CharTokenizer, cache: Cache) -> 
 
 def encoded(source: Source, tokenizer: CharTokenizer) -> Iterator[np.ndarray]:
     """The ids of a source in blocks of about a megabyte of text; `<eos>` follows each document."""
+    return encode_pieces(source.pieces(), source.documents, tokenizer)
+
+
+def encode_pieces(pieces: Iterator[Piece], documents: bool, tokenizer: CharTokenizer) -> Iterator[np.ndarray]:
+    """The ids of pieces of a source, as in `encoded`."""
     end = np.array([EOS], tokenizer.processor.dtype)
     blocks: list[np.ndarray] = []
     size = 0
-    for text, where, offset in source.pieces():
+    for text, where, offset in pieces:
         blocks.append(tokenizer.encode_ids(text, where, offset))
-        if source.documents:
+        if documents:
             blocks.append(end)
         size += len(text) + 1
         if size >= PIECE:

@@ -1,24 +1,34 @@
 """Training while reading: nothing is prepared on the disk, and the order is still exactly reproducible.
 
-Windows are cut from the stream in order and shuffled inside consecutive buffers, by a permutation that
-depends on (seed, pass over the stream, number of the buffer) alone. To resume is to read forward to the
-same place.
+A stream is taken apart into units (parts of a file, row groups, shards) that can be read by themselves. In
+each pass they are dealt, in a new random order, to a fixed number of *lanes*; row j of every global batch is
+fed by lane `j * lanes // rows`. A process reads the lanes of its rows and no others. Inside a lane windows
+are shuffled in consecutive blocks. All of it depends on (seed, pass, lane) alone and never on the number of
+processes, so other hardware sees the same batches.
+
+Lanes don't wait for each other: each begins its next pass when it has read its units, which are dealt so that
+this happens at about the same time. (To end a pass at the same step everywhere, every process would have to
+know how long the text of every unit is, which only reading tells.)
+
+To resume is to find the place of a step. The lengths of the units that were read so far make that a matter of
+arithmetic; they are the one thing that a checkpoint keeps. Without them the place is found by reading.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, count, islice
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from craft.data.arguments import DataArguments
-from craft.data.order import permuted
-from craft.data.prepare import count_characters, encoded
+from craft.data.order import dealt, permuted
+from craft.data.prepare import count_characters, encode_pieces, encoded
 from craft.data.processors import FIRST_ID
-from craft.data.sources import Source
+from craft.data.sources import Source, Unit
 from craft.data.tokenization import ByteTokenizer, CharTokenizer
 from craft.utils.common import UserError
 
@@ -26,7 +36,11 @@ from craft.utils.common import UserError
 ALPHABET_CHARACTERS = 10_000_000
 # A fraction of a stream of unknown length means nothing: this many ids instead.
 VALIDATION_IDS = 1_000_000
-WINDOWS_PER_BUFFER = 4096
+UNIT_BYTES = 1 << 20  # units are at least so long, and long enough for this many windows:
+WINDOWS_PER_UNIT = 64
+MOST_UNITS = 1 << 16
+IDS_PER_BLOCK = 1 << 20  # how much a lane shuffles at once
+EMPTY_PASSES = 100
 
 
 @dataclass(frozen=True)
@@ -34,80 +48,210 @@ class TextStream:
     """The training ids of a source, read anew on every pass.
 
     Args:
-        skip: how many ids from the beginning are held out (validation and test).
+        units: the parts of the source that are trained on, in order.
+        documents: whether `<eos>` ends each piece.
+        skip: how many ids of the first unit are held out (validation and test).
     """
 
-    source: Source
+    units: Sequence[Unit]
+    documents: bool
     tokenizer: CharTokenizer
     skip: int = 0
 
+    @classmethod
+    def of(cls, source: Source, tokenizer: CharTokenizer, block_size: int) -> TextStream:
+        """All of a source, in units for windows of `block_size`."""
+        size = max(UNIT_BYTES, WINDOWS_PER_UNIT * block_size)
+        while len(units := source.units(size)) > MOST_UNITS:
+            size *= 4
+        return cls(units, source.documents, tokenizer)
+
     def blocks(self) -> Iterator[np.ndarray]:
-        """1-D id arrays, in order, behind the held-out ids."""
-        left = self.skip
-        for block in encoded(self.source, self.tokenizer):
-            if left < len(block):
-                yield block[left:]
-            left = max(0, left - len(block))
+        """1-D id arrays of all units, in order."""
+        return chain.from_iterable(self.unit(i) for i in range(len(self.units)))
+
+    def unit(self, index: int) -> Iterator[np.ndarray]:
+        """The id arrays of one unit."""
+        blocks = encode_pieces(self.units[index].pieces(), self.documents, self.tokenizer)
+        return _behind(blocks, self.skip if index == 0 else 0)
+
+    def behind(self, n: int) -> TextStream:
+        """The stream without its first n ids."""
+        for index in range(len(self.units)):
+            length = 0
+            for block in self.unit(index):
+                length += len(block)
+                if length > n:
+                    skip = n + (self.skip if index == 0 else 0)
+                    return replace(self, units=self.units[index:], skip=skip)
+            n -= length
+        return replace(self, units=[], skip=0)
 
 
 class StreamDataset:
     """The windows of every step of a stream; the same interface to `train_loader` as `CharDataset`.
 
-    It has no epochs and no length: the stream starts over when it ends, and training stops at `max_steps`.
-    Rows are drawn forward; asking for an earlier step reads the stream from its beginning.
+    It has no epochs and no length: lanes start over when they end, and training stops at `max_steps`. Windows
+    are drawn forward; for any other step the place is looked up.
 
     Args:
         stream: the training ids.
-        block_size: T; windows hold T + 1 ids and overlap by one, so every id but the first is predicted.
+        block_size: T; windows hold T + 1 ids and overlap by one, so every id of a lane but the first is
+            predicted. Less than a window at the end of a lane's pass is left out.
         global_batch_size: windows per optimizer step, over all processes and accumulation steps.
-        seed: decides the order inside the buffers.
+        seed: decides the order.
+        lanes: how many places are read at once; fewer if there are fewer units or rows.
+
+    Raises:
+        UserError: if the stream doesn't fill a window.
     """
 
-    def __init__(self, stream: TextStream, block_size: int, global_batch_size: int, seed: int) -> None:
+    def __init__(
+        self, stream: TextStream, block_size: int, global_batch_size: int, seed: int, lanes: int = 16
+    ) -> None:
+        if not stream.units:
+            raise UserError(_too_short(block_size))
         self.stream = stream
         self.block_size = block_size
         self.global_batch_size = global_batch_size
         self.seed = seed
-        self._step = -1
-        self._rows = np.empty((0, block_size + 1), np.int64)
-        self._windows = self._shuffled()
+        self.n_lanes = min(lanes, len(stream.units), global_batch_size)
+        self.lengths = np.full(len(stream.units), -1, np.int64)  # of units in ids, where they are known
+        self._lanes: dict[int, _Lane] = {}
+        self._deals: dict[int, list[list[int]]] = {}
 
-    def batch(self, epoch: int, step: int, rows: np.ndarray) -> torch.Tensor:
+    def batch(self, epoch: int, step: int, rows: np.ndarray) -> Tensor:
         """LongTensor [len(rows), T + 1]: those rows of the global batch of a step, counted from the first."""
-        if step < self._step:
-            self._step, self._windows = -1, self._shuffled()
-        while self._step < step:
-            self._rows = np.stack(list(islice(self._windows, self.global_batch_size)))
-            self._step += 1
-        return torch.from_numpy(self._rows[rows].astype(np.int64))
+        windows = np.empty((len(rows), self.block_size + 1), np.int64)
+        lanes = self.lanes_of(rows)
+        for number in np.unique(lanes).tolist():
+            if number not in self._lanes:
+                self._lanes[number] = _Lane(self, number)
+            windows[lanes == number] = self._lanes[number].rows(step, rows[lanes == number])
+        return torch.from_numpy(windows)
 
-    def _shuffled(self) -> Iterator[np.ndarray]:
-        """Windows without end: each pass visits every window of the stream once, buffer by buffer."""
-        pass_number = 0
-        while True:
-            empty = True
-            for number, buffer in enumerate(self._buffers()):
-                order = permuted(np.arange(len(buffer)), len(buffer), self.seed, pass_number, number)
-                yield from buffer[order]
-                empty = False
-            if empty:
-                raise UserError(
-                    f"the stream ends before it fills a window of data.block_size={self.block_size}; "
-                    "make it or data.validation_size smaller"
-                )
-            pass_number += 1
+    def lanes_of(self, rows: np.ndarray) -> np.ndarray:
+        """Which lane feeds each row of the global batch."""
+        return rows * self.n_lanes // self.global_batch_size
 
-    def _buffers(self) -> Iterator[np.ndarray]:
-        """One pass in arrays [<= WINDOWS_PER_BUFFER, T + 1]; an unfilled window at the end is left."""
-        size, wanted = self.block_size, WINDOWS_PER_BUFFER * self.block_size + 1
-        pending = np.empty(0, self.stream.tokenizer.processor.dtype)
-        for block in self.stream.blocks():
-            pending = np.concatenate([pending, block])
+    def units_of(self, lane: int, number: int) -> list[int]:
+        """The units that a lane reads in a pass, in order."""
+        if number not in self._deals:
+            if len(self._deals) > 2:  # lanes are in the same pass or in neighbouring ones
+                self._deals.pop(min(self._deals))
+            sizes = [unit.size for unit in self.stream.units]
+            self._deals[number] = dealt(sizes, self.n_lanes, self.seed, number)
+        return self._deals[number][lane]
+
+    def length(self, unit: int) -> int:
+        """How many ids a unit holds; it is read if that isn't known yet."""
+        if self.lengths[unit] < 0:
+            self.lengths[unit] = sum(len(block) for block in self.stream.unit(unit))
+        return int(self.lengths[unit])
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """What this process found out; with it a resumed run finds its place without reading."""
+        return {"stream_lengths": torch.from_numpy(self.lengths)}
+
+    def restore(self, per_process: Sequence[dict[str, Tensor]]) -> None:
+        """Takes over what the processes of an earlier run found out about the same units."""
+        for saved in per_process:
+            lengths = saved.get("stream_lengths")
+            if lengths is not None and lengths.shape == self.lengths.shape:
+                self.lengths = np.maximum(self.lengths, lengths.numpy())
+
+
+class _Lane:
+    """The windows of one lane, in order and without end."""
+
+    def __init__(self, dataset: StreamDataset, number: int) -> None:
+        self.dataset, self.number = dataset, number
+        n_rows, n_lanes = dataset.global_batch_size, dataset.n_lanes
+        self.first = -(-number * n_rows // n_lanes)  # its rows in the global batch, and how many
+        self.width = -(-(number + 1) * n_rows // n_lanes) - self.first
+        self.block = max(1, IDS_PER_BLOCK // dataset.block_size)  # windows that are shuffled together
+        self._step = -2
+        self._drawn = np.empty((0, 0))
+        self._windows: Iterator[np.ndarray] = iter(())
+
+    def rows(self, step: int, rows: np.ndarray) -> np.ndarray:
+        """Windows [len(rows), T + 1] of a step, for rows of the global batch that this lane feeds."""
+        if step != self._step:
+            if step != self._step + 1:
+                self._windows = self._from(step * self.width)
+            self._drawn = np.stack(list(islice(self._windows, self.width)))
+            self._step = step
+        return self._drawn[rows - self.first]
+
+    def _from(self, window: int) -> Iterator[np.ndarray]:
+        """The windows from a number on: each pass visits every window of its units once, block by block."""
+        empty = 0
+        for number in count():
+            block, size = window // self.block, self.dataset.block_size
+            units = self.dataset.units_of(self.number, number)
+            place = self._locate(units, block * self.block * size)
+            if isinstance(place, int):  # the pass is shorter than that
+                n_windows = max(0, place - 1) // size
+            else:
+                n_windows = block * self.block
+                for windows in self._blocks(self._ids(units, *place)):
+                    keys = self.dataset.seed, number, self.number, block
+                    order = permuted(np.arange(len(windows)), len(windows), *keys)
+                    yield from windows[order[max(0, window - n_windows) :]]
+                    n_windows += len(windows)
+                    block += 1
+            window = max(0, window - n_windows)
+            empty = 0 if n_windows else empty + 1
+            if empty == EMPTY_PASSES:
+                raise UserError(_too_short(size))
+
+    def _locate(self, units: Sequence[int], position: int) -> tuple[int, int] | int:
+        """(index in `units`, ids to skip there) of a position in the ids of them all, or their count."""
+        total = 0
+        if position == 0 and units:
+            return 0, 0
+        for index, unit in enumerate(units):
+            length = self.dataset.length(unit)
+            if position < total + length:
+                return index, position - total
+            total += length
+        return total
+
+    def _ids(self, units: Sequence[int], index: int, skip: int) -> Iterator[np.ndarray]:
+        """The id arrays of `units` from a place on; the lengths of the units are noted in passing."""
+        for unit in units[index:]:
+            length = 0
+            for block in self.dataset.stream.unit(unit):
+                yield block[min(skip, len(block)) :]
+                skip = max(0, skip - len(block))
+                length += len(block)
+            self.dataset.lengths[unit] = length
+
+    def _blocks(self, arrays: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        """Windows in arrays [<= block, T + 1]; an unfilled window at the end is left."""
+        size = self.dataset.block_size
+        wanted = self.block * size + 1
+        pending = np.empty(0, self.dataset.stream.tokenizer.processor.dtype)
+        for array in arrays:
+            pending = np.concatenate([pending, array])
             while len(pending) >= wanted:
                 yield np.lib.stride_tricks.sliding_window_view(pending[:wanted], size + 1)[::size]
                 pending = pending[wanted - 1 :]
         if len(pending) > size:
             yield np.lib.stride_tricks.sliding_window_view(pending, size + 1)[::size]
+
+
+def _behind(blocks: Iterator[np.ndarray], skip: int) -> Iterator[np.ndarray]:
+    for block in blocks:
+        yield block[min(skip, len(block)) :]
+        skip = max(0, skip - len(block))
+
+
+def _too_short(block_size: int) -> str:
+    return (
+        f"the stream ends before it fills a window of data.block_size={block_size}; "
+        "make it or data.validation_size smaller"
+    )
 
 
 def open_stream(
@@ -122,29 +266,31 @@ def open_stream(
         UserError: if the alphabet can't be known in advance, or the stream is too short.
     """
     tokenizer = tokenizer or _stream_tokenizer(args, source)
+    stream = TextStream.of(source, tokenizer, args.block_size)
     arrays: dict[str, np.ndarray | None] = {"validation": None, "test": None}
-    skip = 0
+    held_out = 0
     for split, size in (("validation", args.validation_size), ("test", args.test_size)):
         if split in own:
-            arrays[split] = np.concatenate(list(encoded(own[split], tokenizer)))
+            arrays[split] = np.concatenate([np.empty(0, np.uint8), *encoded(own[split], tokenizer)])
         elif size:
             wanted = int(size) if size >= 1 else VALIDATION_IDS
-            first = _first(TextStream(source, tokenizer, skip), wanted)
+            first = _first(stream, wanted)
+            held_out += wanted
             if len(first) < wanted:
                 raise UserError(
-                    f"{args.path} ends within the first {skip + wanted} characters, which "
+                    f"{args.path} ends within the first {held_out} characters, which "
                     f"data.{split}_size={size} holds out of a stream; give a smaller count, or set "
                     "data.streaming=false"
                 )
             arrays[split] = first
-            skip += len(first)
+            stream = stream.behind(len(first))
     for split, array in arrays.items():
         if array is not None and len(array) <= args.block_size:
             raise UserError(
                 f"the {split} split of {args.path} has {len(array)} characters, too few for "
                 f"data.block_size={args.block_size}; the largest that works is {len(array) - 1}"
             )
-    return tokenizer, TextStream(source, tokenizer, skip), arrays["validation"], arrays["test"]
+    return tokenizer, stream, arrays["validation"], arrays["test"]
 
 
 def _first(stream: TextStream, wanted: int) -> np.ndarray:

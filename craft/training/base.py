@@ -176,10 +176,14 @@ class LanguageModelTrainer(Trainer):
         self._lap_step = self.state.global_step
 
     def rank_tensors(self) -> dict[str, Tensor]:
-        return {**super().rank_tensors(), **(self.carried.tensors() if self.carries_state else {})}
+        place = self.train_dataset.state_tensors() if hasattr(self.train_dataset, "state_tensors") else {}
+        carried = self.carried.tensors() if self.carries_state else {}
+        return {**super().rank_tensors(), **place, **carried}
 
     def load_rank_tensors(self, per_rank: list[dict[str, Tensor]]) -> None:
         super().load_rank_tensors(per_rank)
+        if hasattr(self.train_dataset, "restore"):
+            self.train_dataset.restore(per_rank)
         if self.carries_state:
             self.carried.restore(
                 per_rank,
