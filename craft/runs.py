@@ -6,11 +6,13 @@ A refused run writes nothing, so that a slip of the pen costs no record of an ea
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from craft.utils.common import UserError, human
 from craft.utils.files import replace_text
+from craft.utils.history import add_event
 from craft.utils.logging import get_logger, setup_logging
 from craft.utils.outputs import RUN_CONFIG, RUN_NAMES, RunPaths
 
@@ -31,13 +33,18 @@ def name_run(
     """The run's outputs, named the same in all processes. Nothing is written but the log.
 
     Raises:
-        UserError: if the folder holds another run, or the run to resume had another text.
+        UserError: if the folder holds another run.
     """
     from accelerate.utils import broadcast_object_list
 
     if resume is not None:
         paths = RunPaths.of_run_dir(Path(resume))
-        check_text(paths, corpus)
+        if corpus.n_chars is None and paths.text not in (None, corpus.fingerprint):
+            # A stream is known by the times of its files, which a copy changes.
+            logger.warning(
+                f"the files of {corpus.name} were touched since this run started: is it the same text?"
+            )
+        paths = replace(paths, text=corpus.fingerprint)
     else:
         paths = RunPaths(
             run.models["model_type"],
@@ -55,28 +62,13 @@ def name_run(
     return paths
 
 
-def check_text(paths: RunPaths, corpus: Corpus) -> None:
-    """Refuses to go on with another text (or other splits or ids of it) than the run started with."""
-    if paths.text in (None, corpus.fingerprint):
-        return
-    if corpus.n_chars is None:  # a stream is known by the times of its files, which a copy changes
-        logger.warning(
-            f"the files of {corpus.name} were touched since this run started: is it the same text?"
-        )
-        return
-    raise UserError(
-        f"the text changed since this run started (or the data.* settings that cut and encode it): "
-        f"{paths.run_dir} can't go on with {corpus.name}; put the old text back, or train without --resume"
-    )
-
-
 def check_folder(folder: Path) -> None:
     """Refuses a folder whose run would be overwritten."""
     from craft.training.checkpoints import checkpoints
 
     resumable = any(checkpoints(folder))
     if resumable or (folder / RUN_NAMES).exists():
-        way_out = f"go on with it by --resume {folder}, or " if resumable else ""
+        way_out = f"go on with it by: craft resume {folder}, or " if resumable else ""
         raise UserError(
             f"{folder} holds a run already; {way_out}choose another training.output_dir, or delete it"
         )
@@ -86,6 +78,11 @@ def record(run: Run, paths: RunPaths) -> None:
     """Keeps the resolved run and its names in its folder."""
     paths.create()
     replace_text(paths.run_dir / RUN_CONFIG, run.to_yaml())
+
+
+def finish(paths: RunPaths, step: int) -> None:
+    """Notes that a run has nothing left to do."""
+    add_event(paths.run_dir, "finished", step=step)
 
 
 def export(trainer: LanguageModelTrainer, model_dir: Path) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from craft.pretrained import RUN_KEYS, starting_model, starting_tokenizer
-from craft.runs import export, name_run, record, weights_sum
+from craft.runs import export, finish, name_run, record, weights_sum
 from craft.utils.common import SAMPLE_CHARACTERS, TEMPERATURE, UserError, human
 from craft.utils.logging import get_logger, setup_logging
 from craft.utils.outputs import OUTPUTS, RunPaths
@@ -51,12 +51,13 @@ class TrainResult:
     sample: str
 
 
-def train(run: Run, resume: str | Path | None = None) -> TrainResult | None:
+def train(run: Run, resume: str | Path | None = None, allow_changes: bool = False) -> TrainResult | None:
     """Trains, evaluates and saves one model.
 
     Args:
         run: what `craft.config.compose.compose` returns.
         resume: the folder of an interrupted run to go on with; `run` is then the one saved in it.
+        allow_changes: go on although settings changed that decide the weights; the run keeps a record.
 
     Returns:
         What was made; `None` in processes other than the first, and for a run that was stopped by a signal.
@@ -68,10 +69,10 @@ def train(run: Run, resume: str | Path | None = None) -> TrainResult | None:
     from craft.training.distributed import among_peers
 
     with among_peers(last=True):
-        return workflow(run, resume)
+        return workflow(run, resume, allow_changes)
 
 
-def workflow(run: Run, resume: str | Path | None = None) -> TrainResult | None:
+def workflow(run: Run, resume: str | Path | None = None, allow_changes: bool = False) -> TrainResult | None:
     """The seven steps of `train`, in every process."""
     # 1. Configuration
     with redirect_stdout(io.StringIO()):  # it says there, where our own lines go, that W&B is offline
@@ -117,12 +118,13 @@ def workflow(run: Run, resume: str | Path | None = None) -> TrainResult | None:
         eval_ids=corpus.validation,
         tokenizer=corpus.tokenizer,
         run_config=run.to_dict(),
+        text=corpus.fingerprint if corpus.n_chars is not None else None,
     )
     trainer.add_callback(WhenAccepted(lambda: record(run, paths)))
     trainer.add_callback(lines := StepLines())
 
     # 5. Training
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None, allow_changes=allow_changes)
     if args.process_index != 0:
         return None
     model_dir = paths.export_dir(trainer.state.global_step)
@@ -139,6 +141,7 @@ def workflow(run: Run, resume: str | Path | None = None) -> TrainResult | None:
     # 7. Inference
     sample = write_sample(finished, tokenizer, args, paths)
     draw(paths, run, corpus)
+    finish(paths, trainer.state.global_step)
     farewell(model_dir, paths, tokenizer)
     lines.final(weights_sum(model_dir))
     return TrainResult(model_dir, evaluations, sample)

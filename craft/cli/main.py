@@ -16,6 +16,7 @@ from craft.utils.logging import first_to_say, rank_prefix
 
 COMMANDS = {
     "train": "Train a model on your text, or on an experiment of craft's.",
+    "resume": "Go on with a run that was interrupted.",
     "generate": "Let a trained model write.",
     "evaluate": "Score a model over a whole text, in bits per character.",
     "configs": "List the models, data, training recipes and experiments.",

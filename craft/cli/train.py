@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from craft.cli.resume import go_on
 from craft.utils.common import UserError
 
 
@@ -28,7 +29,10 @@ from craft.utils.common import UserError
     is_flag=False,
     flag_value="latest",
     metavar="[RUN_DIR]",
-    help="Go on with a run: the newest unfinished one, or the one in RUN_DIR.",
+    help="Go on with a run, as 'craft resume': the newest unfinished one, or the one in RUN_DIR.",
+)
+@click.option(
+    "--allow-changes", is_flag=True, help="With --resume: go on although settings changed that decide it."
 )
 def command(
     arguments: tuple[str, ...],
@@ -36,6 +40,7 @@ def command(
     config_dir: Path | None,
     print_config: bool,
     resume: str | None,
+    allow_changes: bool,
 ) -> None:
     """Train a model.
 
@@ -49,7 +54,7 @@ def command(
     craft train new.txt models.init_from=latest     (trains a model on)
     craft train --config outputs/models/RUN/craft_run.yaml training.seed=7
     """
-    from craft.config.command_line import resumed, split_text
+    from craft.config.command_line import split_text
     from craft.config.compose import compose
 
     if resume is not None and "=" in resume:  # `--resume KEY=VALUE`: the option's own value was left out
@@ -61,12 +66,14 @@ def command(
             "the run: --resume RUN_DIR"
         )
     if resume is not None:
-        resume, saved = resumed(resume)
-        config_file = config_file or saved
+        go_on(resume, overrides, allow_changes, print_config, config_file, config_dir)
+        return
+    if allow_changes:
+        raise UserError("--allow-changes belongs to a run that goes on: craft resume RUN_DIR --allow-changes")
     run = compose(overrides, config_dir=config_dir, config_file=config_file)
     if print_config:
         click.echo(run.to_yaml(), nl=False)
         return
     from craft.train import train
 
-    train(run, resume=resume)
+    train(run)

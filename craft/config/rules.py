@@ -79,7 +79,7 @@ IGNORED: dict[str, str] = {
     "train_sampling_strategy": _ORDER,
     "length_column_name": _ORDER,
     "data_seed": "training.seed decides the order of the data as well",
-    "resume_from_checkpoint": "write craft train --resume RUN_DIR",
+    "resume_from_checkpoint": "write craft resume RUN_DIR",
     "auto_find_batch_size": "raise training.gradient_accumulation_steps, or lower training.global_batch_size",
     **dict.fromkeys(
         ("prediction_loss_only", "eval_do_concat_batches", "eval_use_gather_object"), _EVALUATION

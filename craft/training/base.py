@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from craft.data.char_dataset import train_loader
@@ -29,6 +28,7 @@ from craft.training.arguments import CraftTrainingArguments
 from craft.training.compilation import compile_forward, plain_forward
 from craft.training.evaluation import Evaluation, evaluate_split
 from craft.training.protocols import natural_protocol
+from craft.training.settings import data_settings, fingerprint
 from craft.training.state import CarriedState
 from craft.training.trainer import Trainer, TrainingInterrupted
 from craft.utils.common import TEMPERATURE, UserError
@@ -37,6 +37,9 @@ from craft.utils.logging import get_logger
 __all__ = ["LanguageModelTrainer", "Trainer", "TrainingInterrupted"]
 
 logger = get_logger(__name__)
+
+CARRIED_SHAPE = {"training.global_batch_size", "training.carry_state"}
+"""With another number of streams, the old ones can't be gone on with."""
 
 
 class LanguageModelTrainer(Trainer):
@@ -50,6 +53,7 @@ class LanguageModelTrainer(Trainer):
         tokenizer: for samples, characters per id, and to be saved with the model.
         block_size: window of evaluations; by default that of training.
         run_config: the resolved run, saved beside the weights.
+        text: a fingerprint of the training text, if it has one; by default made from its ids.
 
     Raises:
         UserError: for arguments that don't go together.
@@ -65,6 +69,7 @@ class LanguageModelTrainer(Trainer):
         *,
         block_size: int | None = None,
         run_config: dict[str, Any] | None = None,
+        text: str | None = None,
         **kwargs: Any,
     ) -> None:
         if args.eval_strategy != "no" and (eval_ids is None or len(eval_ids) < 2):
@@ -92,6 +97,7 @@ class LanguageModelTrainer(Trainer):
             for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
                 setattr(config, name, getattr(tokenizer, name))
         self.tokenizer = tokenizer
+        self.text = text
         self.block_size = block_size or train_dataset.block_size
         self.carried = CarriedState(model)
         self._lap_step = 0
@@ -175,18 +181,23 @@ class LanguageModelTrainer(Trainer):
         super().restore_progress()
         self._lap_step = self.state.global_step
 
-    def rank_tensors(self) -> dict[str, Tensor]:
+    def decisive_settings(self, planned_steps: int) -> dict[str, Any]:
+        text = self.text or fingerprint(self.train_dataset)
+        data = data_settings(self.train_dataset, text, self.run_config.get("data") or {})
+        return {**super().decisive_settings(planned_steps), **data}
+
+    def rank_state(self) -> dict[str, Any]:
         place = self.train_dataset.state_tensors() if hasattr(self.train_dataset, "state_tensors") else {}
         carried = self.carried.tensors() if self.carries_state else {}
-        return {**super().rank_tensors(), **place, **carried}
+        return {**super().rank_state(), "data": place, "carried": carried}
 
-    def load_rank_tensors(self, per_rank: list[dict[str, Tensor]]) -> None:
-        super().load_rank_tensors(per_rank)
+    def load_rank_states(self, per_rank: list[dict[str, Any]]) -> None:
+        super().load_rank_states(per_rank)
         if hasattr(self.train_dataset, "restore"):
-            self.train_dataset.restore(per_rank)
-        if self.carries_state:
+            self.train_dataset.restore([saved["data"] for saved in per_rank])
+        if self.carries_state and CARRIED_SHAPE.isdisjoint(self.changes):
             self.carried.restore(
-                per_rank,
+                [saved["carried"] for saved in per_rank],
                 global_batch_size=self.args.shares * self.args.train_batch_size,
                 rank=self.args.process_index,
                 world=self.args.world_size,

@@ -30,6 +30,8 @@ class Hooks(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.trainer.restore_progress()
+        if state.is_world_process_zero:
+            self.trainer.record_start()
         self.trainer.watch.run()
 
     def on_optimizer_step(

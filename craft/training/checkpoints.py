@@ -1,8 +1,8 @@
 """Checkpoints that are whole or not there: staged, synced to disk, listed with hashes, then renamed into
 place.
 
-A manifest of sizes and SHA-256 sums is written last. What it doesn't vouch for (a torn copy, a flipped bit,
-a file that went missing) is never resumed from; the checkpoint before it is.
+A manifest of sizes and SHA-256 sums, its own included, is written last. What it doesn't vouch for (a torn
+copy, a flipped bit, a file that went missing) is never resumed from; the checkpoint before it is.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from craft.utils.common import UserError
 from craft.utils.files import sync
@@ -21,7 +22,10 @@ from craft.utils.logging import get_logger
 logger = get_logger(__name__)
 
 MANIFEST = "manifest.json"
-STAGING, TRASH = ".staging-", ".trash-"
+STAGING, TRASH, REPLACED = ".staging-", ".trash-", ".replaced-"
+
+_known_good: dict[Path, list[tuple[str, int, int, int]]] = {}
+"""What the files of checkpoints looked like to the file system when this process knew that they were good."""
 
 
 def staging_dir(run_dir: Path, step: int) -> Path:
@@ -43,9 +47,16 @@ def publish(staging: Path, step: int) -> Path:
     entries = {}
     for path in files:
         entries[path.relative_to(staging).as_posix()] = {"size": path.stat().st_size, "sha256": sha256(path)}
-    manifest = json.dumps({"step": step, "files": entries}, indent=1)
-    (staging / MANIFEST).write_text(manifest, encoding="utf-8")
-    return put(staging, checkpoint_dir(staging.parent, step))
+    (staging / MANIFEST).write_text(_manifest({"step": step, "files": entries}), encoding="utf-8")
+    final = put(staging, checkpoint_dir(staging.parent, step))
+    _known_good[final] = _appearance(final)
+    return final
+
+
+def _manifest(content: dict[str, Any]) -> str:
+    """The text of a manifest, the only one for its content: a flip of any of its bytes shows."""
+    own = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return json.dumps({**content, "sha256": own}, indent=1)
 
 
 def put(staging: Path, final: Path) -> Path:
@@ -59,30 +70,58 @@ def put(staging: Path, final: Path) -> Path:
         if path.is_file():
             path.chmod(readable)  # safetensors makes its files unreadable for others
         sync(path)
+    old = final.with_name(REPLACED + final.name)
     if final.exists():
-        discard(final)
+        discard(old)
+        final.rename(old)  # not deleted before the new one is there
     staging.rename(final)
     sync(final.parent)
+    discard(old)
     return final
 
 
 def damage(checkpoint: Path) -> str:
     """What is wrong with a checkpoint, in a few words; empty if every file is as its manifest says."""
     try:
-        entries = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
+        text = (checkpoint / MANIFEST).read_text(encoding="utf-8")
+        content = json.loads(text)
+        del content["sha256"]
+        if text != _manifest(content) or content["step"] != step_of(checkpoint):
+            return f"its {MANIFEST} has changed since it was written"
+        entries = content["files"]
     except FileNotFoundError:
         return f"it has no {MANIFEST}, so writing it was never finished"
     except (OSError, ValueError, KeyError, TypeError):
         return f"its {MANIFEST} can't be read"
     for name, entry in entries.items():
         path = checkpoint / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != entry["size"]:
-            return f"{name} has {path.stat().st_size} bytes instead of {entry['size']}"
-        if sha256(path) != entry["sha256"]:
-            return f"{name} has changed since it was written"
+        try:
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != entry["size"]:
+                return f"{name} has {path.stat().st_size} bytes instead of {entry['size']}"
+            if sha256(path) != entry["sha256"]:
+                return f"{name} has changed since it was written"
+        except OSError as error:
+            return f"{name} can't be read ({error.strerror or error})"
+    _known_good[checkpoint] = _appearance(checkpoint)
     return ""
+
+
+def is_good(checkpoint: Path) -> bool:
+    """As `damage`, but without reading what nobody has touched since this process last knew it to be good."""
+    known = _known_good.get(checkpoint)
+    return (known is not None and known == _appearance(checkpoint)) or not damage(checkpoint)
+
+
+def _appearance(folder: Path) -> list[tuple[str, int, int, int]]:
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    stats = [(path.relative_to(folder).as_posix(), path.stat()) for path in found]
+    return [(name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in stats]
+
+
+def last_good(run_dir: Path) -> Path | None:
+    return next((checkpoint for checkpoint in checkpoints(run_dir) if is_good(checkpoint)), None)
 
 
 def find_checkpoint(where: Path) -> Path:
@@ -98,12 +137,20 @@ def find_checkpoint(where: Path) -> Path:
         if why:
             raise UserError(f"can't resume from {where}: {why}; name the run's folder for the one before it")
         return where
+    _finish_replacing(where)
+    reasons: list[str] = []
     for checkpoint in checkpoints(where):
         why = damage(checkpoint)
         if not why:
+            if reasons:
+                logger.warning(f"going back to {checkpoint.name}, the newest good one")
             return checkpoint
+        reasons.append(f"{checkpoint.name} ({why})")
         logger.warning(f"{checkpoint.name} is passed over: {why}")
-    raise UserError(f"can't resume from {where}: it holds no whole checkpoint-N; start the run again")
+    damaged = f"; damaged: {', '.join(reasons)}" if reasons else ""
+    raise UserError(
+        f"can't resume from {where}: it holds no whole checkpoint-N{damaged}; start the run again"
+    )
 
 
 def checkpoints(run_dir: Path) -> Iterator[Path]:
@@ -113,19 +160,29 @@ def checkpoints(run_dir: Path) -> Iterator[Path]:
 
 
 def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.rsplit("-", 1)[1])
+    return int(checkpoint.resolve().name.rsplit("-", 1)[1])
 
 
 def rotate(run_dir: Path, keep: int | None, best_step: int | None) -> None:
-    """Deletes all checkpoints but the newest `keep` and the best one; `None` keeps all."""
-    for checkpoint in list(checkpoints(run_dir))[keep or None :] if keep else []:
-        if step_of(checkpoint) != best_step:
-            discard(checkpoint)
+    """Deletes what is older than the newest `keep` good checkpoints, but not the best one; `None` keeps all.
+
+    A damaged one counts for nothing: it never pushes out a good one.
+    """
+    good = 0
+    for checkpoint in list(checkpoints(run_dir)) if keep else []:
+        if good == keep:
+            if step_of(checkpoint) != best_step:
+                discard(checkpoint)
+        elif is_good(checkpoint):
+            good += 1
+        else:
+            logger.warning(f"{checkpoint.name} is damaged ({damage(checkpoint)}) and doesn't count")
 
 
 def discard(folder: Path) -> None:
     """Deletes a folder so that no half of it can be taken for a whole: it is renamed first."""
-    trash = folder.with_name(TRASH + folder.name.removeprefix(STAGING))
+    _known_good.pop(folder, None)
+    trash = folder.with_name(TRASH + folder.name.removeprefix(STAGING).removeprefix(REPLACED))
     shutil.rmtree(trash, ignore_errors=True)
     if folder.exists():
         folder.rename(trash)
@@ -134,14 +191,25 @@ def discard(folder: Path) -> None:
 
 def clear_leftovers(run_dir: Path) -> None:
     """Removes what a killed process left half written or half deleted."""
+    _finish_replacing(run_dir)
     for pattern in (STAGING, TRASH):
         for folder in run_dir.glob(f"{pattern}*"):
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def _finish_replacing(run_dir: Path) -> None:
+    """Puts back what a killed process had moved away to make room for its successor."""
+    for old in run_dir.glob(f"{REPLACED}*"):
+        place = old.with_name(old.name.removeprefix(REPLACED))
+        if place.exists():
+            discard(old)
+        else:
+            old.rename(place)
+
+
 def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
+        digest = hashlib.sha256()
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()

@@ -1,60 +1,71 @@
-"""What a checkpoint of a run holds, and how a run continues from it.
+"""What a checkpoint of a run holds, and how it is written.
 
-model.safetensors, config.json, tokenizer …   a model that any Hugging Face tool opens (with
-`ema_decay`: the
+model.safetensors, config.json, tokenizer …   a model that any Hugging Face tool opens (with `ema_decay`: the
                                               average, which is what was evaluated)
 training_weights.safetensors                  with `ema_decay`: the weights that training goes on with
-optimizer.pt, scheduler.pt, scaler.pt         as transformers writes them, read with weights_only=True
-rng_state*.pth, rank_{r}.safetensors          per process: generators; the running loss, carried states
-trainer_state.json, progress.json             step, history; time, loss and averages so far, the W&B run
+optimizer.safetensors                         states of optimizer, schedule and loss scaler, see `trees`
+rank_{r}.safetensors                          per process: generators, the running loss, carried states
+trainer_state.json, progress.json             step, history; time, loss and averages so far, the W&B run,
+                                              the settings that decide the weights
 craft_run.yaml, training_args.json            the run; its arguments as plain text
 manifest.json                                 sizes and hashes of all these, written last
+
+No file is a pickle. (Under FSDP, Accelerate writes the optimizer's shards in a format of its own.)
 """
 
 from __future__ import annotations
 
 import json
+from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
 import transformers
 import yaml
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import nn
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import HubStrategy
 
-from craft.training import checkpoints
+from craft.training import checkpoints, disk
+from craft.training.agreement import first_of_all
 from craft.training.arguments import CraftTrainingArguments
-from craft.training.distributed import among_peers
+from craft.training.distributed import among_peers, is_communication
 from craft.training.ema import WeightAverage
+from craft.training.generators import generator_states
 from craft.training.logging import Stopwatch
-from craft.utils.common import TrainingFailed, UserError
+from craft.training.settings import environment
+from craft.training.trees import save_tree
+from craft.utils.common import TrainingFailed
 from craft.utils.logging import get_logger
 from craft.utils.outputs import RUN_CONFIG
 
 logger = get_logger(__name__)
 
 RAW_WEIGHTS = "training_weights.safetensors"
+OPTIMIZER = "optimizer.safetensors"
 PROGRESS = "progress.json"
 STATE = "trainer_state.json"
-NOT_FOR_THE_HUB = ["*.pt", "*.pth", "rank_*", RAW_WEIGHTS, PROGRESS, STATE, checkpoints.MANIFEST]
+NOT_FOR_THE_HUB = ["*.pt", "*.pth", "rank_*", OPTIMIZER, RAW_WEIGHTS, PROGRESS, STATE, checkpoints.MANIFEST]
+
+
+def rank_file(rank: int) -> str:
+    return f"rank_{rank}.safetensors"
 
 
 class SavingTrainer(transformers.Trainer):
-    """The part of `Trainer` that writes checkpoints and reads them back.
+    """The part of `Trainer` that writes checkpoints.
 
     Attributes:
-        resumed: the checkpoint that this process continues.
         saved_step: the step of the last checkpoint it wrote.
         average: the moving average of the weights, in training with `ema_decay`.
         watch: time spent in training.
         wandb_id: the W&B run.
+        settings: what decides the weights, see `settings`; by name.
     """
 
     args: CraftTrainingArguments
@@ -63,10 +74,10 @@ class SavingTrainer(transformers.Trainer):
     control: Any
 
     def __init__(self, **kwargs: Any) -> None:
-        self.resumed: Path | None = None
         self.saved_step: int | None = None
         self.average: WeightAverage | None = None
         self.wandb_id: str | None = None
+        self.settings: dict[str, Any] = {}
         self.watch = Stopwatch()
         super().__init__(**kwargs)
 
@@ -74,41 +85,58 @@ class SavingTrainer(transformers.Trainer):
     def run_dir(self) -> Path:
         return Path(self.args.output_dir)
 
-    # ---- Writing
+    @property
+    def sizes(self) -> disk.Sizes:
+        """Bytes of weights, gradients, optimizer and average."""
+        return disk.Sizes.of(self.model, str(self.args.optim), self.args.ema_decay is not None)
+
+    @property
+    def last_good(self) -> str:
+        """For error messages: the newest good checkpoint and how to go on from it."""
+        good = checkpoints.last_good(self.run_dir)
+        return f"last good checkpoint: {good or 'none yet'}"
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Writes `checkpoint-{step}` so that it appears whole or not at all, and removes old ones.
 
         Raises:
-            TrainingFailed: if it can't be written.
+            TrainingFailed: in all processes, if one of them can't write its part.
         """
         self.watch.pause()
         step, run_dir = self.state.global_step, Path(self._get_output_dir(trial))
         staging, main = checkpoints.staging_dir(run_dir, step), self.is_world_process_zero()
-        try:
-            if main:
-                checkpoints.discard(staging)
-                staging.mkdir(parents=True)
-            self._wait()
+
+        def begin() -> None:
+            checkpoints.discard(staging)
+            staging.mkdir(parents=True)
+
+        def finish() -> None:
+            checkpoints.publish(staging, step)
+            checkpoints.rotate(run_dir, self.args.save_total_limit, self.state.best_global_step)
+
+        def write() -> None:
             self._write(staging, run_dir)
-            self._wait()
-            if main:
-                checkpoints.publish(staging, step)
-                checkpoints.rotate(run_dir, self.args.save_total_limit, self.state.best_global_step)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            if main:
-                checkpoints.discard(staging)
-            good = next((c for c in checkpoints.checkpoints(run_dir) if not checkpoints.damage(c)), None)
-            reason = str(error).splitlines()[0]
-            raise TrainingFailed(
-                f"checkpoint-{step} can't be written ({reason}); last good checkpoint: {good or 'none yet'}; "
-                f"make room in {run_dir} and resume"
-            ) from error
-        self._wait()
+
+        for stage in (begin, write, finish) if main else (_nothing, write, _nothing):
+            trouble = _trouble(stage)
+            with among_peers(self.way_out):
+                trouble = first_of_all(trouble)
+            if trouble:
+                if main:
+                    checkpoints.discard(staging)
+                raise TrainingFailed(self._no_checkpoint(step, trouble))
         self.saved_step = step
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(checkpoints.checkpoint_dir(run_dir, step)))
         self.watch.run()
+
+    def _no_checkpoint(self, step: int, trouble: str) -> str:
+        needed = self.sizes.checkpoint(self.args.save_only_model)
+        return (
+            f"checkpoint-{step} can't be written to {self.run_dir} ({trouble}): it needs about {needed:,} "
+            f"bytes and {disk.free_bytes(self.run_dir):,} bytes are free there; {self.last_good}; make room "
+            f"and go on with 'craft resume {self.run_dir}'"
+        )
 
     def _write(self, folder: Path, run_dir: Path) -> None:
         main = self.is_world_process_zero()
@@ -123,27 +151,47 @@ class SavingTrainer(transformers.Trainer):
                 self.save_model(str(folder), _internal_call=True)
         if not self.args.save_only_model:
             self._save_optimizer_and_scheduler(str(folder))
-            self._save_scaler(str(folder))
-            self._save_rng_state(str(folder))
-            save_file(self.rank_tensors(), folder / f"rank_{self.args.process_index}.safetensors")
+            save_tree(self.rank_state(), folder / rank_file(self.args.process_index))
         if not main:
             return
-        progress = {
+        (folder / PROGRESS).write_text(json.dumps(self.progress_state(), indent=1), encoding="utf-8")
+        if self.state.best_global_step:
+            best = checkpoints.checkpoint_dir(run_dir, self.state.best_global_step)
+            self.state.best_model_checkpoint = str(best)
+        states = defaultdict(list)
+        for callback in [*self.callback_handler.callbacks, self.control]:
+            if isinstance(callback, ExportableState):
+                states[type(callback).__name__].append(callback.state())
+        self.state.stateful_callbacks = dict(states)
+        self.state.save_to_json(str(folder / STATE))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        states = {"scheduler": self.lr_scheduler.state_dict(), "scaler": None}
+        if self.accelerator.scaler is not None:
+            states["scaler"] = self.accelerator.scaler.state_dict()
+        if self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+        else:
+            states["optimizer"] = self.optimizer.state_dict()
+        if self.args.should_save:
+            save_tree(states, Path(output_dir) / OPTIMIZER)
+
+    def progress_state(self) -> dict[str, Any]:
+        """What all processes know alike and a resumed run needs, beside the state of transformers."""
+        return {
             "elapsed": self.watch.total(),
             "total_loss": self._total_loss_scalar,
             "last_logged_step": self._globalstep_last_logged,
             "average_updates": self.average.updates if self.average is not None else 0,
             "wandb_id": self.wandb_id,
             "processes": self.args.world_size,
+            "settings": self.settings,
+            "environment": environment(self.args.device),
         }
-        (folder / PROGRESS).write_text(json.dumps(progress, indent=1), encoding="utf-8")
-        if self.state.best_global_step:
-            best = checkpoints.checkpoint_dir(run_dir, self.state.best_global_step)
-            self.state.best_model_checkpoint = str(best)
-        for callback in [*self.callback_handler.callbacks, self.control]:
-            if isinstance(callback, ExportableState):
-                self.state.stateful_callbacks[type(callback).__name__] = callback.state()
-        self.state.save_to_json(str(folder / STATE))
+
+    def rank_state(self) -> dict[str, Any]:
+        """What this process alone knows and a resumed run needs."""
+        return {"running_loss": self._tr_loss, "generators": generator_states(self.args.device)}
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Model, tokenizer, run and arguments: as JSON (without secrets), where transformers would pickle."""
@@ -175,78 +223,27 @@ class SavingTrainer(transformers.Trainer):
             reason = str(error).splitlines()[0]
             logger.warning(f"step {self.state.global_step} isn't on the Hub ({reason}); training goes on")
 
-    def rank_tensors(self) -> dict[str, Tensor]:
-        """What this process alone knows and a resumed run needs."""
-        return {"running_loss": self._tr_loss.reshape(1)}
-
-    # ---- Reading
-
-    def find(self, resume: str | Path | bool | None) -> Path | None:
-        """The whole checkpoint that `resume` asks for: a folder, True for the run directory, None for none.
-
-        Raises:
-            UserError: if there is none, or it holds no more than a model.
-        """
-        if resume is None or resume is False:
-            return None
-        checkpoint = checkpoints.find_checkpoint(self.run_dir if resume is True else Path(resume))
-        if not (checkpoint / "optimizer.pt").is_file():
-            raise UserError(
-                f"can't resume from {checkpoint}: it was saved with training.save_only_model=true"
-            )
-        return checkpoint
-
-    def progress_at(self, checkpoint: Path) -> dict[str, Any]:
-        return json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
-
-    def raw_weights(self) -> dict[str, Tensor] | None:
-        """The weights to train on with, where the resumed checkpoint's model holds their average."""
-        path = self.resumed / RAW_WEIGHTS if self.resumed is not None else None
-        return load_file(path, device=str(self.args.device)) if path and path.is_file() else None
-
-    def restore_progress(self) -> None:
-        """Takes over the running sums and carried states, once the loop has reset them."""
-        if self.resumed is None:
-            return
-        progress = self.progress_at(self.resumed)
-        self.watch.resume(progress["elapsed"])
-        self._total_loss_scalar = progress["total_loss"]
-        self._globalstep_last_logged = progress["last_logged_step"]
-        self._initial_global_step = 0  # the mean loss at the end is that of the whole run
-        if self.state.best_global_step:  # the run may have been moved to another folder
-            best = checkpoints.checkpoint_dir(self.run_dir, self.state.best_global_step)
-            self.state.best_model_checkpoint = str(best) if best.is_dir() else None
-        ranks = range(progress["processes"])
-        saved = [load_file(self.resumed / f"rank_{rank}.safetensors") for rank in ranks]
-        if progress["processes"] != self.args.world_size:
-            logger.info(
-                f"{progress['processes']} processes go on as {self.args.world_size}: exact but for dropout"
-            )
-        self.load_rank_tensors(saved)
-
-    def load_rank_tensors(self, per_rank: list[dict[str, Tensor]]) -> None:
-        """The inverse of `rank_tensors`, from the tensors of all processes that wrote the checkpoint."""
-        if len(per_rank) == self.args.world_size:
-            running = per_rank[self.args.process_index]["running_loss"]
-        else:  # what is logged is the mean over processes
-            running = torch.stack([saved["running_loss"] for saved in per_rank]).mean(dim=0)
-        self._tr_loss = running.reshape(()).to(self.args.device)
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """As in transformers, but tied weights aren't missing for being saved once."""
-        saved_once = {name for name, _ in self.model.named_parameters()}
-        every_name = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
-        tied = every_name - saved_once
-        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in tied]
-        super()._issue_warnings_after_load(load_result)
-
     def way_out(self) -> str:
         """How to go on after a failure."""
         if any(checkpoints.checkpoints(self.run_dir)):
-            return f"go on from the last checkpoint with --resume {self.run_dir}"
+            return f"go on from the last checkpoint with: craft resume {self.run_dir}"
         return "nothing was saved yet"
 
-    def _wait(self) -> None:
-        if self.args.world_size > 1:
-            with among_peers(self.way_out):  # what fails is no write of a file
-                dist.barrier()
+
+def _nothing() -> None:
+    """The part of a process that has none."""
+
+
+def _trouble(stage: Callable[[], None]) -> str:
+    """Why a stage of saving failed, as short text, or an empty one; what isn't the disk's fault is raised."""
+    try:
+        stage()
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if is_communication(error):
+            raise
+        return str(error).splitlines()[0]
+    except Exception as error:
+        if "(os error" not in str(error):  # as Rust has it: a tokenizer that can't be written
+            raise
+        return str(error).splitlines()[0]
+    return ""

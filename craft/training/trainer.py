@@ -8,6 +8,7 @@ run. It knows nothing of language.
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import torch
 from torch import Tensor
 from transformers import PrinterCallback, ProgressCallback, TrainerState
 from transformers.integrations import WandbCallback
-from transformers.trainer_utils import SaveStrategy, TrainOutput
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy, TrainOutput
 from transformers.utils.logging import disable_progress_bar
 
-from craft.training import checkpoints, tracking
+from craft.training import checkpoints, disk, tracking
+from craft.training.agreement import decided_by_first
 from craft.training.arguments import CraftTrainingArguments
 from craft.training.callbacks import Hooks
 from craft.training.distributed import among_peers
@@ -26,9 +28,13 @@ from craft.training.ema import WeightAverage
 from craft.training.logging import MetricsFile, Progress
 from craft.training.optimization import SCHEDULE_DEFAULTS, MuonAdamW, decaying, muon_groups
 from craft.training.precision import suit_attention
-from craft.training.saving import STATE, SavingTrainer
+from craft.training.resuming import ResumingTrainer
+from craft.training.saving import STATE
+from craft.training.settings import model_settings, training_settings
 from craft.training.signals import StopRequest
+from craft.utils.claims import claimed
 from craft.utils.common import TrainingFailed, UserError
+from craft.utils.history import add_event
 from craft.utils.logging import get_logger
 
 logger = get_logger(__name__)
@@ -38,7 +44,7 @@ class TrainingInterrupted(SystemExit):
     """A signal was obeyed and a checkpoint saved; the exit status is 0 for SIGTERM and 130 for Ctrl-C."""
 
 
-class Trainer(SavingTrainer):
+class Trainer(ResumingTrainer):
     """A `transformers.Trainer` whose runs can be killed at any moment and continued bit for bit.
 
     Args:
@@ -81,12 +87,19 @@ class Trainer(SavingTrainer):
     def metrics_file(self) -> MetricsFile:
         return MetricsFile(self.run_dir)
 
-    def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any) -> TrainOutput:
+    def train(
+        self,
+        resume_from_checkpoint: str | Path | bool | None = None,
+        *,
+        allow_changes: bool = False,
+        **kwargs: Any,
+    ) -> TrainOutput:
         """Trains to the end, or until a signal.
 
         Args:
             resume_from_checkpoint: a run directory (its newest whole checkpoint), a `checkpoint-N` folder,
                 or True for `args.output_dir`.
+            allow_changes: go on although settings changed that decide the weights; recorded in the run.
 
         Returns:
             As in transformers. `self.model` then holds what should be exported: the best weights with
@@ -96,19 +109,29 @@ class Trainer(SavingTrainer):
             TrainingInterrupted: (a SystemExit) after SIGTERM or Ctrl-C, with a checkpoint saved.
             TrainingFailed: the loss or the gradient isn't finite any more, or a checkpoint can't be
                 written.
-            UserError: nothing to resume from, or a checkpoint of another run.
+            UserError: nothing to resume from, settings that changed, a disk that is too small.
         """
-        self.resumed = self.find(resume_from_checkpoint)
+        self.resumed = decided_by_first(lambda: self.find(resume_from_checkpoint))
+        planned = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
+        self.settings = self.decisive_settings(planned)
+        self.saved_step = None
         if self.resumed is not None:
+            self.check_settings(allow_changes)
             state = TrainerState.load_from_json(str(self.resumed / STATE))
-            if self._is_finished(state):
+            if state.global_step >= planned or self._patience_is_over(state):
                 return self._stay_finished(state)
             logger.info(f"resuming from {self.resumed} at step {state.global_step:,}")
             self.args.eval_on_start = False
+            self.saved_step = state.global_step
         elif any(checkpoints.checkpoints(self.run_dir)):
             raise UserError(
                 f"{self.run_dir} holds checkpoints of another run; resume it or choose another folder"
             )
+        decided_by_first(lambda: self._check_room(planned))
+        with claimed(self.run_dir) if self.is_world_process_zero() else nullcontext():
+            return self._train(**kwargs)
+
+    def _train(self, **kwargs: Any) -> TrainOutput:
         self._open_logs()
         # The same seed in all processes would drop the same units everywhere.
         torch.manual_seed(self.args.seed + self.args.process_index)
@@ -201,11 +224,10 @@ class Trainer(SavingTrainer):
             what = "float16 overflows at every loss scale"
         if not what:
             return
-        good = next((c for c in checkpoints.checkpoints(self.run_dir) if not checkpoints.damage(c)), None)
         raise TrainingFailed(
             f"training stopped at step {self.state.global_step:,}: {what}"
             + (f" at learning rate {learning_rate:.3g}" if learning_rate is not None else "")
-            + f"; last good checkpoint: {good or 'none yet'}; try a lower training.learning_rate, more "
+            + f"; {self.last_good}; try a lower training.learning_rate, more "
             "training.warmup_steps, or training.max_grad_norm=1"
         )
 
@@ -251,10 +273,17 @@ class Trainer(SavingTrainer):
 
     # ---- Beginning and end
 
+    def record_start(self) -> None:
+        """Writes down that the run begins or goes on, once nothing was refused."""
+        step = checkpoints.step_of(self.resumed) if self.resumed else 0
+        details: dict[str, Any] = {"step": step, "processes": self.args.world_size}
+        if self.changes:
+            details["changes"] = {name: list(pair) for name, pair in self.changes.items()}
+        add_event(self.run_dir, "resumed" if self.resumed else "started", **details)
+
     def _open_logs(self) -> None:
         if not self.is_world_process_zero():
             return
-        self.run_dir.mkdir(parents=True, exist_ok=True)
         checkpoints.clear_leftovers(self.run_dir)
         self.metrics_file.start(checkpoints.step_of(self.resumed) if self.resumed else 0)
         if "wandb" in (self.args.report_to or []):
@@ -263,9 +292,27 @@ class Trainer(SavingTrainer):
             if self.wandb_id is None:
                 self.pop_callback(WandbCallback)
 
-    def _is_finished(self, state: TrainerState) -> bool:
-        planned = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
-        return state.global_step >= planned or self._patience_is_over(state)
+    def decisive_settings(self, planned_steps: int) -> dict[str, Any]:
+        """What decides the weights, by name; kept in every checkpoint and compared on resuming."""
+        return {**training_settings(self.args, planned_steps), **model_settings(self.model)}
+
+    def _check_room(self, planned_steps: int) -> None:
+        """Creates the run's folder, if its checkpoints will fit on that disk."""
+        args = self.args
+        every = args.save_steps * planned_steps if args.save_steps < 1 else args.save_steps
+        saves = math.ceil(planned_steps / max(1, every)) if args.save_strategy == SaveStrategy.STEPS else 1
+        if args.save_strategy in (SaveStrategy.EPOCH, SaveStrategy.BEST):
+            saves = max(1, math.ceil(args.num_train_epochs))
+        best = args.eval_strategy != IntervalStrategy.NO
+        disk.check_room(
+            self.run_dir,
+            self.sizes.checkpoint(args.save_only_model),
+            keep=args.save_total_limit,
+            best=best,
+            saves=saves + best,
+            existing=sum(disk.folder_bytes(c) for c in checkpoints.checkpoints(self.run_dir)),
+        )
+        self.run_dir.mkdir(parents=True, exist_ok=True)
 
     def _stay_finished(self, state: TrainerState) -> TrainOutput:
         """Leaves the model as the finished run left it, and says so."""

@@ -73,7 +73,7 @@ def test_version() -> None:
     ("words", "phrase"),
     [
         (["trian"], "did you mean 'train'?"),
-        (["frobnicate"], "train, generate"),
+        (["frobnicate"], "train, resume, generate"),
         (["train", "--print-confg"], "--print-config"),
         (["train", "--config"], "--config"),
         (["train", "training.lerning_rate=1"], "did you mean 'training.learning_rate'?"),
@@ -81,7 +81,12 @@ def test_version() -> None:
         (["train", "--resume", "no_such_run"], "no_such_run"),
         (["train", "--resume"], "no run to resume"),
         (["train", "--config", "run.yaml", "--resume"], "--resume RUN_DIR"),
-        (["train", "--resume", "outputs/models/a/checkpoint-5"], "--resume outputs/models/a,"),
+        (["train", "--resume", "outputs/models/a/checkpoint-5"], "name its run, outputs/models/a,"),
+        (["train", "--allow-changes"], "craft resume RUN_DIR --allow-changes"),
+        (["resume"], "no run to resume"),
+        (["resume", "a", "b"], "two runs given, 'a' and 'b'"),
+        (["resume", "no_such_run"], "no_such_run: no run there"),
+        (["resume", "training.lerning_rate=1"], "no run to resume"),
         (["train", "--config-dir", "no_such_folder"], "no_such_folder"),
         (["configs", "--config-dir", "no_such_folder"], "no_such_folder"),
         (["generate", "latest", "--temperature", "0"], "temperature"),
@@ -142,6 +147,8 @@ def test_resume_takes_the_configuration_of_the_run(tmp_path: Path) -> None:
     (run / "craft_run.yaml").write_text(saved, encoding="utf-8")
     assert craft("train", "--resume", "--print-config", cwd=tmp_path).stdout == saved
     assert craft("train", "--print-config", "--resume", str(run), cwd=tmp_path).stdout == saved
+    assert craft("resume", "--print-config", cwd=tmp_path).stdout == saved
+    assert craft("resume", str(run), "--print-config", cwd=tmp_path).stdout == saved
     changed = craft("train", "--resume", "training.seed=8", "--print-config", cwd=tmp_path).stdout
     assert changed == saved.replace("seed: 7", "seed: 8")
 

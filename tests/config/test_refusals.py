@@ -120,7 +120,7 @@ def refusal(*overrides: str, **kwargs: object) -> str:
         ("training.dataloader_num_workers=4", ["training.dataloader_num_workers=4", "no effect"]),
         ("training.dataloader_drop_last=true", ["no effect", "data.order"]),
         ("training.data_seed=1", ["no effect", "training.seed"]),
-        ("training.resume_from_checkpoint=x", ["no effect", "--resume RUN_DIR"]),
+        ("training.resume_from_checkpoint=x", ["no effect", "craft resume RUN_DIR"]),
         ("training.auto_find_batch_size=true", ["no effect", "training.global_batch_size"]),
         ("training.do_eval=true", ["no effect", "craft evaluate"]),
         ("training.bf16_full_eval=true", ["no effect", "float32"]),

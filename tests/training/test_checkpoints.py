@@ -47,10 +47,24 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
+def test_any_flipped_byte_is_found(tmp_path: Path) -> None:
+    """Each byte of each file, the manifest included."""
+    checkpoint = write(tmp_path, 1)
+    for path in checkpoint.rglob("*"):
+        if path.is_file():
+            whole = path.read_bytes()
+            for place in range(len(whole)):
+                path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+                assert checkpoints.damage(checkpoint), f"{path.name} at {place}"
+            path.write_bytes(whole)
+            assert not checkpoints.damage(checkpoint)
+
+
 @pytest.mark.parametrize(
     ("harm", "name", "reason"),
     [
         (cut, "model.safetensors", "model.safetensors has 2559 bytes instead of 2560"),
+        (flip, "manifest.json", "its manifest.json"),
         (flip, "model.safetensors", "model.safetensors has changed since it was written"),
         (Path.unlink, "deep/state.json", "deep/state.json is missing"),
         (Path.unlink, "manifest.json", "it has no manifest.json"),
@@ -97,6 +111,30 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     ]
     checkpoints.rotate(tmp_path, 1, None)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
+
+
+def test_rotation_counts_good_ones_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Damaged ones, the newest included, push out nothing."""
+    for step in (1, 2, 3, 4, 5):
+        write(tmp_path, step)
+    for step in (3, 5):
+        flip(tmp_path / f"checkpoint-{step}" / "model.safetensors")
+    with caplog.at_level(logging.WARNING, logger="craft"):
+        checkpoints.rotate(tmp_path, 2, None)
+    assert sorted(path.name[11:] for path in tmp_path.iterdir()) == ["2", "3", "4", "5"]
+    assert "checkpoint-5 is damaged (model.safetensors has changed" in caplog.text
+    for step in (2, 4):
+        cut(tmp_path / f"checkpoint-{step}" / "model.safetensors")
+    checkpoints.rotate(tmp_path, 1, None)
+    assert len(list(tmp_path.iterdir())) == 4  # no good one is left, and the rest may be worth something
+
+
+def test_a_kill_between_the_old_and_the_new_of_a_step(tmp_path: Path) -> None:
+    write(tmp_path, 4)
+    write(tmp_path, 5).rename(tmp_path / ".replaced-checkpoint-5")
+    assert checkpoints.find_checkpoint(tmp_path).name == "checkpoint-5"
+    checkpoints.staging_dir(tmp_path, 5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4", "checkpoint-5"]
 
 
 def test_leftovers_of_a_killed_process_go(tmp_path: Path) -> None:

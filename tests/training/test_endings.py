@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 import pytest
 import tiny_run
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from craft.data.tokenization import CharTokenizer
 from craft.training.base import LanguageModelTrainer, TrainingInterrupted
+from craft.training.trees import save_tree
 from craft.utils.common import TrainingFailed, UserError
 
 
@@ -129,7 +132,7 @@ def test_a_new_run_does_not_mix_with_an_old_one(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_is_passed_over_and_the_end_is_the_same(tmp_path: Path) -> None:
     first = tiny_run.trainer("char_lstm", tmp_path, dropout=0.2, eval_strategy="no")
     first.train()
-    weights = tmp_path / "checkpoint-20" / "optimizer.pt"
+    weights = tmp_path / "checkpoint-20" / "optimizer.safetensors"
     weights.write_bytes(weights.read_bytes()[:-7])
     again = tiny_run.trainer("char_lstm", tmp_path, dropout=0.2, eval_strategy="no")
     again.train(resume_from_checkpoint=tmp_path)
@@ -164,14 +167,18 @@ def test_a_full_disk_stops_the_run_and_leaves_no_torn_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = tiny_run.trainer("char_transformer", tmp_path)
-    save = torch.save
 
-    def full(*args: Any, **kwargs: Any) -> None:
+    def full(tree: Any, path: Path) -> None:
         if trainer.state.global_step == 8:
-            raise OSError(28, "No space left on device")
-        save(*args, **kwargs)
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        save_tree(tree, path)
 
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(TrainingFailed, match=r"checkpoint-8 can't be written .*No space left on device"):
+    monkeypatch.setattr("craft.training.saving.save_tree", full)
+    with pytest.raises(TrainingFailed) as failure:
         trainer.train()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4", "metrics.jsonl"]
+    message = str(failure.value)
+    assert message.startswith(f"checkpoint-8 can't be written to {tmp_path} (I/O error: No space left on")
+    assert re.search(r"needs about [\d,]{6,} bytes and [\d,]{6,} bytes are free there", message)
+    assert f"last good checkpoint: {tmp_path / 'checkpoint-4'}; " in message
+    assert f"'craft resume {tmp_path}'" in message
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-4", "history.jsonl", "metrics.jsonl"]

@@ -107,12 +107,12 @@ def run(
     if signal_at is not None and signal_rank in (None, rank):
         run_trainer.add_callback(SignalAt(*signal_at))
     if kill_in_save is not None:
-        write = run_trainer._save_scaler
+        write = run_trainer._save_optimizer_and_scheduler
 
         def torn(folder: str) -> None:
             write(folder)
             if run_trainer.state.global_step == kill_in_save:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        run_trainer._save_scaler = torn
+        run_trainer._save_optimizer_and_scheduler = torn
     run_trainer.train(resume)

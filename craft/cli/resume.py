@@ -1,0 +1,65 @@
+"""`craft resume`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from craft.utils.common import UserError
+
+
+@click.command("resume")
+@click.argument("arguments", nargs=-1, metavar="[RUN_DIR] [KEY=VALUE]...")
+@click.option("--allow-changes", is_flag=True, help="Go on although settings changed that decide the result.")
+@click.option("--print-config", is_flag=True, help="Print the run that would go on as YAML, and stop.")
+def command(arguments: tuple[str, ...], allow_changes: bool, print_config: bool) -> None:
+    """Go on with a run: the newest unfinished one, or the one in RUN_DIR.
+
+    It ends with the weights that it would have without the interruption. Settings that don't decide them
+    may change; the others are refused with a list, unless --allow-changes.
+
+    \b
+    craft resume
+    craft resume outputs/models/RUN
+    craft resume outputs/models/RUN training.max_steps=10000
+    """
+    from craft.config.command_line import OVERRIDE
+
+    folders = [word for word in arguments if not OVERRIDE.fullmatch(word)]
+    overrides = [word for word in arguments if OVERRIDE.fullmatch(word)]
+    if len(folders) > 1:
+        raise UserError(f"two runs given, {folders[0]!r} and {folders[1]!r}; one is resumed at a time")
+    go_on(folders[0] if folders else "latest", overrides, allow_changes, print_config)
+
+
+def go_on(
+    run_dir: str,
+    overrides: list[str],
+    allow_changes: bool = False,
+    print_config: bool = False,
+    config_file: Path | None = None,
+    config_dir: Path | None = None,
+) -> None:
+    """Resumes a run under the configuration saved in it, with some settings overridden.
+
+    Args:
+        config_file: instead of the configuration saved in the run.
+    """
+    from craft.config.command_line import Finished, run_to_resume
+    from craft.config.compose import compose
+    from craft.utils.outputs import RUN_CONFIG
+
+    found = run_to_resume(run_dir)
+    if isinstance(found, Finished):
+        if not overrides and not print_config:
+            click.echo(str(found))
+            return
+        found = found.run_dir
+    run = compose(overrides, config_dir=config_dir, config_file=config_file or found / RUN_CONFIG)
+    if print_config:
+        click.echo(run.to_yaml(), nl=False)
+        return
+    from craft.train import train
+
+    train(run, resume=found, allow_changes=allow_changes)

@@ -1,0 +1,63 @@
+"""One process at a time trains in a folder: a lock that the system takes back when its holder dies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from craft.utils.common import UserError
+
+LOCK = ".lock"
+_held: dict[Path, int] = {}
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Inside, the folder is this process'. It may claim it again meanwhile.
+
+    Raises:
+        UserError: if another process has it.
+    """
+    place = folder.resolve()
+    if place in _held:
+        _held[place] += 1
+        try:
+            yield
+        finally:
+            _held[place] -= 1
+        return
+    lock = FileLock(place / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except (Timeout, RuntimeError):
+        raise UserError(
+            f"{folder} is being trained by another process; wait for it or stop it, or choose another "
+            "training.output_dir"
+        ) from None
+    except (NotImplementedError, OSError):  # a file system without locks; better trained than locked
+        yield
+        return
+    _held[place] = 1
+    try:
+        yield
+    finally:
+        del _held[place]
+        with suppress(OSError):
+            (place / LOCK).unlink()
+        lock.release()
+
+
+def is_claimed(folder: Path) -> bool:
+    """Whether some process is training in a folder now."""
+    if not (folder / LOCK).exists():
+        return False
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except (NotImplementedError, OSError, RuntimeError):
+        return False
