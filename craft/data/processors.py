@@ -88,10 +88,11 @@ class TextProcessor:
         self.token_bytes = [b"", b"", b"", "\ufffd".encode(), *byte_values, *(c.encode() for c in alphabet)]
         self.vocab_size = len(self.token_bytes)
         self.dtype = id_dtype(self.vocab_size)
-        self._table = np.full(CODE_POINTS if alphabet else 0, UNK, self.dtype)
+        bytes_only = unknown == "bytes" and not alphabet
+        self._table = np.full(0 if bytes_only else CODE_POINTS, UNK, self.dtype)
         self._table[[ord(c) for c in alphabet]] = np.arange(self._first_char, self.vocab_size)
         # One-byte ids of ASCII text come from bytes.translate, several times faster than indexing.
-        self._ascii = self._table[:256].tobytes() if alphabet and self.dtype == np.uint8 else None
+        self._ascii = self._table[:256].tobytes() if self.dtype == np.uint8 else None
 
     @property
     def id_chars(self) -> np.ndarray:

@@ -23,6 +23,7 @@ from transformers import BatchEncoding, PreTrainedTokenizerFast
 from craft.data.processors import TextProcessor
 from craft.utils.common import UserError
 
+POLICIES = ("strict", "unk", "bytes")
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")  # ids 0 to 3 of every vocabulary
 
 
@@ -70,6 +71,8 @@ class CharTokenizer(PreTrainedTokenizerFast):
         Raises:
             UserError: if characters are left out although every unseen character is an error.
         """
+        if unknown not in POLICIES:
+            raise UserError(f"unknown={unknown!r} is none of {', '.join(POLICIES)}")
         frequent = [c for c, n in counts.items() if n >= min_frequency]
         kept = sorted(frequent, key=lambda c: (-counts[c], c))[:max_vocab_size]
         if unknown == "strict" and len(kept) < len(counts):
@@ -78,6 +81,11 @@ class CharTokenizer(PreTrainedTokenizerFast):
                 f"data.min_frequency={min_frequency} and data.max_vocab_size={max_vocab_size} leave out "
                 f"{len(left_out)} characters of the corpus, such as {left_out[0]!r}: "
                 "say what they become with data.unknown=unk or data.unknown=bytes"
+            )
+        if counts and not kept and unknown == "unk":
+            raise UserError(
+                f"data.min_frequency={min_frequency} leaves no character of the corpus: the most frequent one "
+                f"occurs {max(counts.values())} times"
             )
         return cls._over(sorted(kept), unknown)
 
@@ -199,7 +207,7 @@ def load_tokenizer(path: str | Path, **kwargs: Any) -> CharTokenizer:
         raise UserError(
             f"the tokenizer in {path} isn't a character tokenizer of craft; load it with AutoTokenizer"
         )
-    if not tokenizer.alphabet:
+    if tokenizer.unknown == "bytes" and not tokenizer.alphabet:
         tokenizer.__class__ = ByteTokenizer
     return tokenizer
 

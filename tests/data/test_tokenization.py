@@ -115,6 +115,16 @@ def test_rare_characters_are_left_out_and_the_most_frequent_kept() -> None:
         CharTokenizer.from_counts(counts, "strict", min_frequency=2)
 
 
+def test_an_alphabet_without_characters_and_an_unknown_policy_are_refused() -> None:
+    with pytest.raises(UserError, match=r"min_frequency=9 leaves no character .* occurs 3 times"):
+        CharTokenizer.train(["aaab"], "unk", min_frequency=9)
+    with pytest.raises(UserError, match=r"unknown='skip' is none of strict, unk, bytes"):
+        CharTokenizer.train(["aaab"], "skip")
+    assert CharTokenizer.train(["aaab"], "bytes", min_frequency=9).decode([101, 102]) == "ab"
+    nothing = CharTokenizer.train([], "unk")
+    assert nothing("ab").input_ids == nothing.encode_ids("ab").tolist() == [3, 3]
+
+
 def test_batches_padding_truncation_offsets_and_specials() -> None:
     tokenizer = TOKENIZERS["unk"]
     batch = tokenizer(["a", "abé"], padding=True, return_tensors="np", return_offsets_mapping=True)
