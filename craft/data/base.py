@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,8 +11,9 @@ import torch
 
 from craft.utils.common import UserError
 
-# A window that is read maps up to 16 pages around it, all of which count as memory of this process.
-WINDOWS_MAPPED = 2048
+# Larger maps are read by position instead: a page that is touched in a map brings up to two megabytes of its
+# neighbours, all of which count as memory of this process until it gives them back.
+MAPPED_BYTES = 1 << 28
 
 
 class BaseDataset(Protocol):
@@ -45,15 +47,42 @@ class TextDataset:
                 f"character behind it; the largest block_size that works is {len(self.ids) - 1}"
             )
         self._windows = np.lib.stride_tricks.sliding_window_view(self.ids, block_size + 1)
-        self._read = 0
+        self._file = _FileOf.array(ids) if self.ids.nbytes > MAPPED_BYTES else None
 
     def windows(self, starts: np.ndarray) -> torch.Tensor:
         """LongTensor [len(starts), block_size + 1]: the ids from each start on."""
-        self._read += len(starts)
-        if self._read >= WINDOWS_MAPPED:
-            release(self.ids)
-            self._read = 0
-        return torch.from_numpy(self._windows[starts].astype(np.int64))
+        if self._file is None:
+            return torch.from_numpy(self._windows[starts].astype(np.int64))
+        return torch.from_numpy(self._file.rows(starts, self.block_size + 1).astype(np.int64))
+
+
+class _FileOf:
+    """The file behind a memory-mapped array, read by position: as fast for any size, and without a page of it
+    in this process' memory."""
+
+    def __init__(self, mapped: np.memmap, offset: int, dtype: np.dtype) -> None:
+        self.file = open(mapped.filename, "rb", buffering=0)  # type: ignore[arg-type]  # noqa: SIM115
+        self.offset, self.dtype = offset, dtype
+
+    @classmethod
+    def array(cls, ids: np.ndarray) -> _FileOf | None:
+        """None for arrays in memory, those that may be written, and where the system can't."""
+        base: Any = ids
+        while isinstance(base, np.ndarray) and isinstance(base.base, np.ndarray):
+            base = base.base
+        if not isinstance(base, np.memmap) or ids.flags.writeable or not hasattr(os, "preadv"):
+            return None
+        into = ids.__array_interface__["data"][0] - base.__array_interface__["data"][0]
+        return cls(base, base.offset + into, ids.dtype)
+
+    def rows(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """[len(starts), length]: the elements from each start on."""
+        rows = np.empty((len(starts), length), self.dtype)
+        file, size = self.file.fileno(), length * self.dtype.itemsize
+        for row, place in zip(rows, (starts * self.dtype.itemsize + self.offset).tolist()):
+            if os.preadv(file, [row], place) != size:
+                raise UserError(f"{self.file.name} became shorter while it was being read; run again")
+        return rows
 
 
 def release(ids: np.ndarray) -> None:

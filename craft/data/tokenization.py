@@ -84,8 +84,8 @@ class CharTokenizer(PreTrainedTokenizerFast):
             )
         if counts and not kept and unknown == "unk":
             raise UserError(
-                f"data.min_frequency={min_frequency} leaves no character of the corpus: the most frequent one "
-                f"occurs {max(counts.values())} times"
+                f"data.min_frequency={min_frequency} leaves no character of the corpus: the most frequent "
+                f"one occurs {max(counts.values())} times"
             )
         return cls._over(sorted(kept), unknown)
 

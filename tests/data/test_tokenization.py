@@ -116,7 +116,7 @@ def test_rare_characters_are_left_out_and_the_most_frequent_kept() -> None:
 
 
 def test_an_alphabet_without_characters_and_an_unknown_policy_are_refused() -> None:
-    with pytest.raises(UserError, match=r"min_frequency=9 leaves no character .* occurs 3 times"):
+    with pytest.raises(UserError, match=r"min_frequency=9 leaves no character .* one occurs 3 times"):
         CharTokenizer.train(["aaab"], "unk", min_frequency=9)
     with pytest.raises(UserError, match=r"unknown='skip' is none of strict, unk, bytes"):
         CharTokenizer.train(["aaab"], "skip")
