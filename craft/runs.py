@@ -6,6 +6,7 @@ A refused run writes nothing, so that a slip of the pen costs no record of an ea
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,47 @@ if TYPE_CHECKING:
     from craft.training.base import LanguageModelTrainer
 
 logger = get_logger(__name__)
+
+
+AUTO = "auto"
+"""As what to resume: the run in `training.output_dir`, or nothing if none was begun there."""
+
+
+def begun(run: Run, args: CraftTrainingArguments, resume: str | Path | None) -> str | Path | None:
+    """What to resume, the same in all processes: for a launcher that starts lost processes again, and for
+    "auto", the run that earlier processes with the same `training.output_dir` began.
+
+    Raises:
+        UserError: for "auto" without `training.output_dir`.
+    """
+    from craft.training.agreement import decided_by_first
+    from craft.training.checkpoints import checkpoints
+
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
+    if resume not in (None, AUTO) or (resume is None and not restarts):
+        return resume
+    folder = run.training.get("output_dir")
+    if folder is None and resume == AUTO:
+        raise UserError(
+            "--resume auto goes on with the run in training.output_dir, or starts it there; set "
+            "training.output_dir=FOLDER"
+        )
+    if folder is None:
+        if args.process_index == 0:
+            logger.warning(
+                "processes that the launcher starts again begin a new run, since this one has no fixed "
+                "folder; set training.output_dir=FOLDER on a disk that all machines share"
+            )
+        return None
+    place = Path(folder)
+
+    def look() -> Path | None:
+        if any(checkpoints(place)):
+            return place
+        (place / RUN_NAMES).unlink(missing_ok=True)  # begun, and lost before anything was saved
+        return None
+
+    return decided_by_first(look)
 
 
 def name_run(

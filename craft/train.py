@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from craft.pretrained import RUN_KEYS, starting_model, starting_tokenizer
-from craft.runs import export, finish, name_run, record, weights_sum
+from craft.runs import begun, export, finish, name_run, record, weights_sum
 from craft.utils.common import SAMPLE_CHARACTERS, TEMPERATURE, UserError, human
 from craft.utils.logging import get_logger, setup_logging
 from craft.utils.outputs import OUTPUTS, RunPaths
@@ -56,7 +56,8 @@ def train(run: Run, resume: str | Path | None = None, allow_changes: bool = Fals
 
     Args:
         run: what `craft.config.compose.compose` returns.
-        resume: the folder of an interrupted run to go on with; `run` is then the one saved in it.
+        resume: the folder of an interrupted run to go on with; `run` is then the one saved in it. Or "auto":
+            the run in its `training.output_dir` if one was begun there.
         allow_changes: go on although settings changed that decide the weights; the run keeps a record.
 
     Returns:
@@ -85,6 +86,7 @@ def workflow(run: Run, resume: str | Path | None = None, allow_changes: bool = F
     data = DataArguments(**run.data)
     args = CraftTrainingArguments(**{"output_dir": str(OUTPUTS / "models"), **run.training})
     setup_logging(main_process=args.process_index == 0)
+    resume = begun(run, args, resume)
     set_seed(args.seed)
 
     # 2. Dataset

@@ -28,8 +28,9 @@ from craft.utils.common import UserError
     "--resume",
     is_flag=False,
     flag_value="latest",
-    metavar="[RUN_DIR]",
-    help="Go on with a run, as 'craft resume': the newest unfinished one, or the one in RUN_DIR.",
+    metavar="[RUN_DIR|auto]",
+    help="Go on with a run, as 'craft resume': the newest unfinished one, or the one in RUN_DIR. 'auto': the "
+    "one in training.output_dir, which is started if it isn't there yet.",
 )
 @click.option(
     "--allow-changes", is_flag=True, help="With --resume: go on although settings changed that decide it."
@@ -65,10 +66,10 @@ def command(
             f"--config {config_file} starts a run and --resume goes on with one; give one of them, or name "
             "the run: --resume RUN_DIR"
         )
-    if resume is not None:
+    if resume is not None and resume != "auto":
         go_on(resume, overrides, allow_changes, print_config, config_file, config_dir)
         return
-    if allow_changes:
+    if allow_changes and resume is None:
         raise UserError("--allow-changes belongs to a run that goes on: craft resume RUN_DIR --allow-changes")
     run = compose(overrides, config_dir=config_dir, config_file=config_file)
     if print_config:
@@ -76,4 +77,4 @@ def command(
         return
     from craft.train import train
 
-    train(run)
+    train(run, resume=resume, allow_changes=allow_changes)
