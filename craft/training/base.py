@@ -306,7 +306,8 @@ class LanguageModelTrainer(Trainer):
     @contextmanager
     def _as_exported(self) -> Iterator[None]:
         """The model as it would be exported now: averaged weights, in float32, not compiled."""
-        with self.average.applied() if self.average is not None else nullcontext(), plain_forward(self.model):
+        average = self.average.applied() if self.average is not None else nullcontext()
+        with self.whole(), average, plain_forward(self.model):
             yield
 
     def _rng_devices(self) -> list[int]:

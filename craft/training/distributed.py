@@ -104,6 +104,11 @@ def patience() -> timedelta | None:
     return None if _pulse is None else timedelta(seconds=_pulse.seconds)
 
 
+def sharding_wanted() -> bool:
+    """Whether Accelerate's configuration or command line asks for FSDP."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
 def at_step(step: int) -> None:
     """Notes how far this process is; called at every step."""
     if _pulse is not None:

@@ -53,11 +53,14 @@ def muon_groups(
     weight_decay: float,
     betas: tuple[float, float],
     eps: float,
+    exact: bool = False,
 ) -> list[dict[str, Any]]:
     """Parameter groups for `MuonAdamW`: AdamW with and without decay, then Muon's, by number of blocks.
 
     Args:
         blocks_of: how many stacked matrices a named 2-D parameter holds; 0 leaves it to AdamW.
+        exact: Muon's directions in float32 on any hardware. Rounded to bfloat16 they turn the last bit of a
+            gradient, in which one process and several differ, into a hundred thousandth of the loss.
     """
     decay = set(decaying(model))
     adamw_groups: dict[float, list[Tensor]] = {weight_decay: [], 0.0: []}
@@ -83,6 +86,7 @@ def muon_groups(
                 "lr": muon_lr,
                 "momentum": momentum,
                 "weight_decay": weight_decay,
+                "exact": exact,
             }
         )
     return groups
@@ -165,20 +169,25 @@ class MuonAdamW(torch.optim.Optimizer):
         for shape, members in same_shape.items():
             rows = shape[0] // blocks
             stack = torch.stack([updates[i] for i in members]).view(-1, rows, shape[1])
-            directions = orthogonalized(stack).to(parameters[members[0]].dtype).view(-1, *shape)
+            directions = (
+                orthogonalized(stack, exact=group.get("exact", False))
+                .to(parameters[members[0]].dtype)
+                .view(-1, *shape)
+            )
             # Tall matrices take longer steps, so that every output moves equally far (Jordan's rule).
             scale = max(1.0, rows / shape[1]) ** 0.5
             moved = [parameters[i] for i in members]
             torch._foreach_add_(moved, list(directions.unbind()), alpha=-lr * scale)
 
 
-def orthogonalized(matrices: Tensor, steps: int = NEWTON_SCHULZ_STEPS) -> Tensor:
+def orthogonalized(matrices: Tensor, steps: int = NEWTON_SCHULZ_STEPS, exact: bool = False) -> Tensor:
     """Roughly U V^T of each matrix U S V^T (singular values between about 0.7 and 1.2), [n, rows, columns].
 
-    In bfloat16, whose precision is enough for a direction, where the device multiplies it natively.
+    In bfloat16, whose precision is enough for a direction, where the device multiplies it natively and the
+    result need not be `exact`.
     """
     a, b, c = NEWTON_SCHULZ
-    x = matrices.to(_direction_dtype(matrices.device.type))
+    x = matrices.to(torch.float32 if exact else _direction_dtype(matrices.device.type))
     tall = x.shape[1] > x.shape[2]
     if tall:
         x = x.mT

@@ -21,7 +21,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import transformers
 import yaml
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
@@ -39,6 +38,7 @@ from craft.training.ema import WeightAverage
 from craft.training.generators import generator_states
 from craft.training.logging import Stopwatch
 from craft.training.settings import environment
+from craft.training.sharding import ShardingTrainer
 from craft.training.trees import save_tree
 from craft.utils.common import TrainingFailed
 from craft.utils.logging import get_logger
@@ -57,7 +57,7 @@ def rank_file(rank: int) -> str:
     return f"rank_{rank}.safetensors"
 
 
-class SavingTrainer(transformers.Trainer):
+class SavingTrainer(ShardingTrainer):
     """The part of `Trainer` that writes checkpoints.
 
     Attributes:

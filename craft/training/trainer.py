@@ -111,6 +111,11 @@ class Trainer(ResumingTrainer):
                 written.
             UserError: nothing to resume from, settings that changed, a disk that is too small.
         """
+        if resume_from_checkpoint and self.is_fsdp_enabled:
+            raise UserError(
+                "a sharded run (FSDP) can't be resumed exactly; start a new run from the weights of its last "
+                "checkpoint with models.init_from=RUN/checkpoint-N, or launch without --use_fsdp"
+            )
         self.resumed = decided_by_first(lambda: self.find(resume_from_checkpoint))
         planned = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
         self.settings = self.decisive_settings(planned)
@@ -171,6 +176,7 @@ class Trainer(ResumingTrainer):
                 weight_decay=self.args.weight_decay,
                 betas=(self.args.adam_beta1, self.args.adam_beta2),
                 eps=self.args.adam_epsilon,
+                exact=self.args.precision == "fp32",
             )
         )
         return self.optimizer
@@ -254,6 +260,7 @@ class Trainer(ResumingTrainer):
             self.is_in_train = False
             logger.info(f"stopped at step {self.state.global_step:,} and saved; resume from {self.run_dir}")
             raise TrainingInterrupted(self.stop.exit_code)
+        self.stay_whole()
         if self.average is not None:
             self.average.settle()
         # With a limit of 1, transformers would now delete the last checkpoint and keep the best one only.

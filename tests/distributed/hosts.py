@@ -1,4 +1,4 @@
-"""Two hosts on one machine: network namespaces with an address, a name and an /etc/hosts each, and a cable."""
+"""Two hosts on one machine: network namespaces with an address and a name each, and a cable between."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def two_hosts(folder: Path) -> Iterator[Hosts]:
     hosts = Hosts(folder, names, (f"10.{number}.7.1", f"10.{number}.7.2"))
     table = "".join(f"{a} {n}\n" for a, n in zip(hosts.addresses, names))
     try:
-        for name, address in zip(names, hosts.addresses):
+        for name in names:
             _ip("netns", "add", name)
             etc = Path("/etc/netns") / name
             etc.mkdir(parents=True)

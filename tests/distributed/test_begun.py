@@ -1,0 +1,43 @@
+"""The same command at the beginning and after every fault: what it goes on with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from craft.runs import begun
+from craft.utils.common import UserError
+
+
+def asked(folder: Path | None, resume: str | None = None) -> object:
+    run = SimpleNamespace(training={"output_dir": str(folder)} if folder else {})
+    return begun(run, SimpleNamespace(process_index=0), resume)  # type: ignore[arg-type]
+
+
+def test_a_launcher_that_starts_again_goes_on_with_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    assert asked(tmp_path) is None
+    (tmp_path / "run.json").write_text("{}")  # begun, and lost before anything was saved
+    assert asked(tmp_path) is None
+    assert not (tmp_path / "run.json").exists()
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "checkpoint-10").mkdir()
+    assert asked(tmp_path) == tmp_path
+    assert (tmp_path / "run.json").exists()
+    assert asked(tmp_path, "another") == "another"
+    with caplog.at_level("WARNING", logger="craft"):
+        assert asked(None) is None
+    assert "set training.output_dir=FOLDER" in caplog.text
+
+
+def test_without_restarts_only_when_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")
+    (tmp_path / "checkpoint-10").mkdir()
+    assert asked(tmp_path) is None
+    assert asked(tmp_path, "auto") == tmp_path
+    with pytest.raises(UserError, match="--resume auto goes on with the run"):
+        asked(None, "auto")
