@@ -9,14 +9,15 @@ and restored by `load_tokenizer`; a stock class shows an unseen character of a s
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import AddedToken, Tokenizer, decoders
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import BatchEncoding, PreTrainedTokenizerFast
 
@@ -89,15 +90,42 @@ class CharTokenizer(PreTrainedTokenizerFast):
             )
         return cls._over(sorted(kept), unknown)
 
+    def train_new_from_iterator(
+        self,
+        text_iterator: Iterable[Any],
+        vocab_size: int,
+        length: int | None = None,
+        new_special_tokens: Sequence[str | AddedToken] | None = None,
+        special_tokens_map: Mapping[str, str] | None = None,
+        **kwargs: Any,
+    ) -> CharTokenizer:
+        """As in transformers, for texts or batches of texts, but no characters are ever merged: a tokenizer
+        of the same policy over the characters of `text_iterator`, of `vocab_size` ids at the most."""
+        counts: Counter[str] = Counter()
+        for text in _strings(text_iterator):
+            counts.update(text)
+        specials = [self.convert_ids_to_tokens(i) for i in range(len(SPECIAL_TOKENS))]
+        renamed = tuple((special_tokens_map or {}).get(token, token) for token in specials)
+        room = max(0, vocab_size - len(specials) - 256 * (self.unknown == "bytes"))
+        alphabet = type(self).from_counts(counts, self.unknown, max_vocab_size=room).alphabet
+        tokenizer = self._over(alphabet if self.alphabet else [], self.unknown, renamed)
+        if new_special_tokens:
+            tokenizer.add_special_tokens({"extra_special_tokens": list(new_special_tokens)})
+        return tokenizer
+
     @classmethod
-    def _over(cls, alphabet: list[str], unknown: str) -> CharTokenizer:
+    def _over(
+        cls, alphabet: list[str], unknown: str, specials: tuple[str, ...] = SPECIAL_TOKENS
+    ) -> CharTokenizer:
         byte_tokens = [f"<0x{b:02X}>" for b in range(256)] if unknown == "bytes" else []
-        vocab = {token: i for i, token in enumerate([*SPECIAL_TOKENS, *byte_tokens, *alphabet])}
-        model = BPE(vocab, [], unk_token="<unk>", fuse_unk=False, byte_fallback=unknown == "bytes")
+        vocab = {token: i for i, token in enumerate([*specials, *byte_tokens, *alphabet])}
+        pad, bos, eos, unk = specials
+        model = BPE(vocab, [], unk_token=unk, fuse_unk=False, byte_fallback=unknown == "bytes")
         backend = Tokenizer(model)
+        # Ids don't depend on it; words have numbers in `word_ids`, where without it a text is one word.
+        backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_next")
         backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-        backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS])
-        pad, bos, eos, unk = SPECIAL_TOKENS
+        backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in specials])
         return cls(
             tokenizer_object=backend,
             pad_token=pad,
@@ -162,9 +190,18 @@ class CharTokenizer(PreTrainedTokenizerFast):
     ) -> BatchEncoding:
         # Every public way to encode passes here. The table lookup raises for surrogates and, under
         # `strict`, for unseen characters, which the backend would turn into <unk> without a word.
+        added = [t for t, i in self.added_tokens_encoder.items() if i >= self.processor.vocab_size]
         for piece in (*_strings(text), *_strings(text_pair)):
-            self.processor.encode(piece)
+            for part in re.split("|".join(map(re.escape, added)), piece) if added else (piece,):
+                self.processor.encode(part)
         return super()._encode_plus(text, text_pair, **kwargs)
+
+    def _add_tokens(self, new_tokens: Sequence[str | AddedToken], special_tokens: bool = False) -> int:
+        # The four of every vocabulary are text wherever a text happens to contain them. Whoever adds more,
+        # for a chat template, wants them found in texts, as in any other tokenizer.
+        if special_tokens and any(self._tokenizer.token_to_id(str(token)) is None for token in new_tokens):
+            self.split_special_tokens = self.init_kwargs["split_special_tokens"] = False
+        return super()._add_tokens(new_tokens, special_tokens)
 
     def _save_pretrained(
         self, save_directory: Any, file_names: tuple[str, ...], *args: Any, **kwargs: Any
@@ -225,6 +262,6 @@ def _strings(text: Any) -> Iterable[str]:
     """Every string of what a tokenizer accepts: a text, a batch, a batch of pairs or of words."""
     if isinstance(text, str):
         yield text
-    elif isinstance(text, (list, tuple)):
+    elif isinstance(text, Iterable):
         for item in text:
             yield from _strings(item)

@@ -11,6 +11,7 @@ import pkgutil
 from typing import Any
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers.models.auto import modeling_auto
 
 from .base import LanguageModel
 
@@ -39,6 +40,10 @@ def register(module_name: str) -> list[str]:
         AutoConfig.register(config.model_type, config, exist_ok=True)
         AutoModel.register(config, model, exist_ok=True)
         AutoModelForCausalLM.register(config, head, exist_ok=True)
+        # Plain tables of names, which `register` leaves alone: pipelines, label smoothing and upstream's
+        # tests look there for what a class is.
+        modeling_auto.MODEL_MAPPING_NAMES[config.model_type] = model.__name__
+        modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type] = head.__name__
     return names
 
 

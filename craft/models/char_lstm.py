@@ -13,8 +13,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
-from transformers import PreTrainedConfig
+from transformers import GenerationMixin, PreTrainedConfig
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -26,6 +25,8 @@ from .decoding import has_plain_weights
 from .lstm_cache import LAYER_TYPE
 
 Norms = Literal["each", "head", "none"]
+_UNROLLED = 32  # steps that a compiler may read one by one; longer stretches go through PyTorch's own kernel
+_SHUT = 1e4  # far beyond where a sigmoid is 0 or 1 exactly, in every floating-point type
 
 
 class CharLSTMConfig(PreTrainedConfig):
@@ -45,6 +46,7 @@ class CharLSTMConfig(PreTrainedConfig):
 
     model_type = "char_lstm"
     keys_to_ignore_at_inference = ["past_key_values"]
+    num_attention_heads = 1  # no field: what plans memory by heads finds the state in one piece
 
     vocab_size: int = 256
     hidden_size: int = 256
@@ -103,13 +105,10 @@ class CharLSTMLayer(nn.Module):
         layer: Any = past_key_values.layers[self.index] if past_key_values is not None else None
         if layer is not None and layer.is_initialized:
             state = tuple(t.to(dtype).reshape(1, batch, width) for t in (layer.keys, layer.values))
-        if mask is not None:
+        if steps == 1 or (torch.compiler.is_dynamo_compiling() and steps <= _UNROLLED):
+            hidden, (h, c) = self._step_by_step(hidden, mask, state)
+        elif mask is not None:
             hidden, (h, c) = self._padded(hidden, mask, state)
-        elif steps == 1:
-            # One step through nn.LSTM costs several times more than the cell on a CPU.
-            before = [t[0] for t in state] if state else 2 * [hidden.new_zeros(batch, width, dtype=dtype)]
-            h, c = torch.lstm_cell(hidden[:, 0], before, *self.lstm.all_weights[0])
-            hidden = h[:, None]
         else:
             hidden, (h, c) = self.lstm(hidden, state)
         if past_key_values is not None:
@@ -117,25 +116,46 @@ class CharLSTMLayer(nn.Module):
             past_key_values.update(keys, values, self.index, steps=steps)
         return self.dropout(self.norm(hidden))
 
+    def _step_by_step(
+        self, hidden: torch.Tensor, mask: torch.Tensor | None, state: tuple[torch.Tensor, ...] | None
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """By the cell: for one step a fraction of what nn.LSTM costs on a CPU, and compilers can read it."""
+        zeros = hidden.new_zeros(hidden.shape[0], hidden.shape[2], dtype=self.lstm.all_weights[0][0].dtype)
+        h, c = (t[0] for t in state) if state is not None else (zeros, zeros)
+        outputs = []
+        for t in range(hidden.shape[1]):
+            after = torch.lstm_cell(hidden[:, t], [h, c], *self.lstm.all_weights[0])
+            if mask is not None:
+                real = mask[:, t, None]
+                after = [torch.where(real, new, old) for new, old in zip(after, (h, c))]
+            h, c = after
+            outputs.append(h if mask is None else h * real)
+        return torch.stack(outputs, dim=1), (h, c)
+
     def _padded(
         self, hidden: torch.Tensor, mask: torch.Tensor, state: tuple[torch.Tensor, ...] | None
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """Run over the real characters only, wherever the padding is; a row without any keeps its state."""
+        """Run over the real characters only, wherever the padding is; a row without any keeps its state.
+
+        The real characters come first, in their order. Behind them a further input closes the input gate and
+        opens the forget gate, so that c stays as it is; h is that at the last real character. Unlike packed
+        sequences that waits for no lengths, and exporters can read it.
+        """
         batch, steps, width = hidden.shape
-        order = mask.logical_not().int().argsort(dim=1, stable=True)  # real characters first, in their order
-        lengths = mask.sum(dim=1)
-        index = order[..., None].expand(-1, -1, width)
-        packed = pack_padded_sequence(
-            hidden.gather(1, index), lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False
-        )
+        w_ih, w_hh, b_ih, b_hh = self.lstm.all_weights[0]
         if state is None:
-            zeros = hidden.new_zeros(1, batch, width, dtype=self.lstm.all_weights[0][0].dtype)
-            state = (zeros, zeros)
-        packed, after = self.lstm(packed, state)
-        out, _ = pad_packed_sequence(packed, batch_first=True, total_length=steps)
-        touched = (lengths > 0)[None, :, None]
-        state = tuple(torch.where(touched, new, old) for new, old in zip(after, state))
-        return torch.zeros_like(out).scatter(1, index, out), state
+            state = (w_ih.new_zeros(1, batch, width), w_ih.new_zeros(1, batch, width))
+        lengths = mask.sum(dim=1)
+        places = torch.where(mask, mask.cumsum(1), lengths[:, None] + mask.logical_not().cumsum(1)) - 1
+        index = places[..., None].expand(-1, -1, width)
+        ended = (torch.arange(steps, device=mask.device) >= lengths[:, None])[..., None]
+        shut = torch.tensor([-_SHUT, _SHUT, 0.0, 0.0], dtype=w_ih.dtype, device=w_ih.device)
+        weights = [torch.cat([w_ih, shut.repeat_interleave(width)[:, None]], dim=1), w_hh, b_ih, b_hh]
+        read = torch.cat([torch.zeros_like(hidden).scatter(1, index, hidden), ended.to(hidden.dtype)], dim=2)
+        out, _, c = torch.lstm(read, state, weights, True, 1, 0.0, self.training, False, True)
+        last = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, -1, width)
+        h = torch.where(lengths[:, None] > 0, out.gather(1, last)[:, 0], state[0][0])
+        return out.masked_fill(ended, 0).gather(1, index), (h[None], c)
 
 
 class CharLSTMPreTrainedModel(BaseModel):
@@ -144,6 +164,7 @@ class CharLSTMPreTrainedModel(BaseModel):
     config_class = CharLSTMConfig
     config: CharLSTMConfig
     _is_stateful = True  # a recurrent state cannot be rolled back: assisted decoding is refused
+    _can_compile_fullgraph = True
     _no_split_modules = ["CharLSTMLayer"]
     _skip_keys_device_placement = ["past_key_values"]
     _can_record_outputs = {"hidden_states": CharLSTMLayer}
@@ -205,8 +226,10 @@ class CharLSTMModel(CharLSTMPreTrainedModel):
         if past_key_values is not None and [layer._layer_type for layer in layers] != self.config.layer_types:
             raise ValueError("this cache was not made for a CharLSTM; use DynamicCache(config=model.config)")
         mask = None
-        if attention_mask is not None and not attention_mask[:, -hidden.shape[1] :].all():
+        if attention_mask is not None:
             mask = attention_mask[:, -hidden.shape[1] :].bool()
+            if not torch.compiler.is_compiling() and mask.all():
+                mask = None
         hidden = self.dropout(hidden)
         for layer in self.layers:
             hidden = layer(hidden, mask=mask, past_key_values=past_key_values)
@@ -223,11 +246,29 @@ class LSTMDecodeState:
     cell: list[torch.Tensor]
 
 
-class CharLSTMForCausalLM(CharLSTMPreTrainedModel, LanguageModel):
+class CharLSTMForCausalLM(CharLSTMPreTrainedModel, LanguageModel, GenerationMixin):
     """CharLSTM with a language-modelling head; `past_key_values` is the state carried between windows."""
 
     carries_state = True
     backbone = CharLSTMModel
+
+    @staticmethod
+    def create_masks_for_generate(
+        inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> torch.Tensor | None:
+        """The padding among the characters read now: for compiled decoding its shape must not grow."""
+        mask = None if attention_mask is None else attention_mask[:, -inputs_embeds.shape[1] :]
+        return None if mask is None or mask.all() else mask
+
+    def get_compiled_call(self, compile_config: Any) -> Any:
+        """For `generate`: the compiled forward pass, with the switch that lets torch.compile read an LSTM."""
+        compiled = super().get_compiled_call(compile_config)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with torch._dynamo.config.patch(allow_rnn=True):
+                return compiled(*args, **kwargs)
+
+        return call
 
     def prefill(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, Any]:
         """Read prompts [B, T]; lay the weights out so that a step is one matrix product a layer."""

@@ -1,7 +1,8 @@
 """The state of an LSTM layer as a transformers cache layer.
 
 Special here: importing this file makes DynamicCache and StaticCache build it for the layer type "char_lstm",
-so that everything transformers does with caches it does with a recurrent state.
+so that everything transformers does with caches it does with a recurrent state. Both kinds hold two tensors
+of the size of one character's state however much was read; they differ in whether an update replaces them.
 Hub-safe: copied beside the weights by `save_pretrained`.
 """
 
@@ -10,7 +11,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers.cache_utils import STATIC_LAYER_TYPE_MAPPING, CacheLayerMixin
+from transformers.cache_utils import (
+    DYNAMIC_LAYER_TYPE_MAPPING,
+    STATIC_LAYER_TYPE_MAPPING,
+    CacheLayerMixin,
+)
 
 LAYER_TYPE = "char_lstm"
 
@@ -20,10 +25,7 @@ class LSTMCacheLayer(CacheLayerMixin):
 
     _layer_type = LAYER_TYPE  # registers the class for DynamicCache
     supports_early_init = False
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.cumulative_length = 0
+    cumulative_length: Any = 0
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -49,4 +51,33 @@ class LSTMCacheLayer(CacheLayerMixin):
         return -1
 
 
-STATIC_LAYER_TYPE_MAPPING[LAYER_TYPE] = LSTMCacheLayer
+class StaticLSTMCacheLayer(LSTMCacheLayer):
+    """The same at fixed addresses, overwritten in place: for compiled decoding, not for training."""
+
+    is_compileable = True
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.cumulative_length = torch.tensor(0)  # as an int it would be compiled anew for every character
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        self.keys, self.values = torch.zeros_like(key_states), torch.zeros_like(value_states)
+        self.cumulative_length = self.cumulative_length.to(self.device)
+        if not torch.compiler.is_compiling():
+            for tensor in (self.keys, self.values, self.cumulative_length):
+                torch._dynamo.mark_static_address(tensor)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, steps: int = 1, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.keys.copy_(key_states)
+        self.values.copy_(value_states)
+        self.cumulative_length.add_(steps)
+        return self.keys, self.values
+
+
+STATIC_LAYER_TYPE_MAPPING[LAYER_TYPE] = StaticLSTMCacheLayer
+DYNAMIC_LAYER_TYPE_MAPPING[LAYER_TYPE] = LSTMCacheLayer  # which the subclass, too, registered itself for

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import GenerationMixin, PreTrainedConfig
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
@@ -265,7 +265,7 @@ class TransformerModel(TransformerPreTrainedModel):
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden), past_key_values=past_key_values)
 
 
-class TransformerForCausalLM(TransformerPreTrainedModel, LanguageModel):
+class TransformerForCausalLM(TransformerPreTrainedModel, LanguageModel, GenerationMixin):
     """Transformer with a language-modelling head."""
 
     backbone = TransformerModel

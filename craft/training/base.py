@@ -96,6 +96,8 @@ class LanguageModelTrainer(Trainer):
         for config in (model.config, model.generation_config):  # as transformers would, with a warning
             for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
                 setattr(config, name, getattr(tokenizer, name))
+        smoother: Any = self.label_smoother
+        self.label_smoother: Any = None if smoother is None else _aligned(smoother)
         self.tokenizer = tokenizer
         self.text = text
         self.block_size = block_size or train_dataset.block_size
@@ -312,3 +314,12 @@ class LanguageModelTrainer(Trainer):
 
     def _rng_devices(self) -> list[int]:
         return [torch.cuda.current_device()] if self.args.device.type == "cuda" else []
+
+
+def _aligned(smoother: Any) -> Any:
+    """Label smoothing for windows: their labels are the next characters already and aren't shifted again."""
+
+    def smooth(outputs: Any, labels: torch.Tensor, shift_labels: bool = False, **kwargs: Any) -> torch.Tensor:
+        return smoother(outputs, labels, **kwargs)
+
+    return smooth

@@ -234,3 +234,36 @@ def test_what_an_empty_prompt_begins_with() -> None:
     as_bytes = CharTokenizer.train(["ab"], unknown="bytes")
     assert first_id(as_bytes) == as_bytes.encode_ids("\n")[0]
     assert first_id(ByteTokenizer.create()) == ByteTokenizer.create().encode_ids("\n")[0]
+
+
+@pytest.mark.parametrize("unknown", ["strict", "unk", "bytes"])
+def test_special_tokens_that_a_user_adds_are_found_in_texts(unknown: str, tmp_path: Path) -> None:
+    """As chat templates need it; without such tokens a text that looks like one stays a text."""
+    tokenizer = CharTokenizer.train(["ab<bos>"], unknown)
+    plain = tokenizer("a<bos>b").input_ids
+    assert len(plain) == 7
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|user|>"]})
+    ids = tokenizer("a<|user|>b").input_ids
+    assert ids[1] == tokenizer.convert_tokens_to_ids("<|user|>") == len(tokenizer) - 1
+    assert len(ids) == 3
+    tokenizer.save_pretrained(tmp_path)
+    for again in (load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)):
+        assert again("a<|user|>b").input_ids == ids
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "ab"
+
+
+def test_words_have_numbers() -> None:
+    encoding = CharTokenizer.train(["one two"])("one two")
+    assert encoding.word_ids() == [0, 0, 0, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("unknown", ["strict", "unk", "bytes"])
+def test_training_anew_merges_no_characters(unknown: str) -> None:
+    new = CharTokenizer.train(["xyz"], unknown).train_new_from_iterator([["ababab", "ab"], ["c"]], 400)
+    assert (new.alphabet, new.unknown) == (["a", "b", "c"], unknown)
+    assert new("abc").input_ids == new.encode_ids("abc").tolist() == list(range(len(new) - 3, len(new)))
+    few = CharTokenizer.train(["xyz"], "unk").train_new_from_iterator(
+        ["aab"], 5, new_special_tokens=["<sep>"], special_tokens_map={"<bos>": "<begin>"}
+    )
+    assert (few.alphabet, few.bos_token, few.bos_token_id, len(few)) == (["a"], "<begin>", 1, 6)
+    assert isinstance(ByteTokenizer.create().train_new_from_iterator(["abc"], 100), ByteTokenizer)

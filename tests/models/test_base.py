@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers.models.auto import modeling_auto
 
 import craft.models
 from craft.models import CharLSTMForCausalLM, TransformerForCausalLM
@@ -116,6 +117,7 @@ class Hidden:
 sys.meta_path.insert(0, Hidden())
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers.models.auto import modeling_auto
 for folder in sys.argv[1:]:
     text = torch.load(f"{folder}/text.pt")
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
@@ -162,6 +164,7 @@ def test_a_process_without_craft_loads_the_same_model(text: torch.Tensor, tmp_pa
 
 def test_the_package_registers_what_it_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert type(AutoModelForCausalLM.from_config(AutoConfig.for_model("char_lstm"))) is CharLSTMForCausalLM
+    assert modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["char_lstm"] == "CharLSTMForCausalLM"
     with pytest.raises(AttributeError, match=r"no attribute 'CharGRU'; it offers CharLSTMConfig, "):
         _ = craft.models.CharGRU
     assert craft.models.register("craft.models.base") == []

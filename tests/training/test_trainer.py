@@ -254,3 +254,13 @@ def test_arguments_are_written_without_secrets(tmp_path: Path) -> None:
     args = CraftTrainingArguments(output_dir=str(tmp_path), hub_token="hf_secret")
     assert "hf_secret" not in args.to_json_string()
     assert np.isfinite(json.loads(args.to_json_string())["learning_rate"])
+
+
+@pytest.mark.parametrize("kind", ["char_lstm", "char_transformer"])
+def test_label_smoothing_scores_the_next_character(tmp_path: Path, kind: str) -> None:
+    run = tiny_run.trainer(kind, tmp_path, label_smoothing_factor=0.2)
+    batch = next(iter(run.get_train_dataloader()))
+    loss = run.compute_loss(run.model.eval(), dict(batch))
+    logits = run.model(batch["input_ids"]).logits.flatten(0, 1)
+    expected = torch.nn.functional.cross_entropy(logits, batch["labels"].flatten(), label_smoothing=0.2)
+    torch.testing.assert_close(loss, expected)
