@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     from craft.data.tokenization import CharTokenizer
 
+COLDEST, HOTTEST = 0.001, 1000
+"""Temperatures beyond which logits leave the range of float32; the text has long stopped changing by then."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -52,10 +55,13 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise UserError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
-        if not self.temperature > 0:
+        if not COLDEST <= self.temperature <= HOTTEST:
             raise UserError(
-                f"temperature is {self.temperature}; it must be above 0 (use --greedy for the likeliest text)"
+                f"temperature is {self.temperature}; it must lie between {COLDEST} and {HOTTEST} "
+                "(use --greedy for the likeliest text)"
             )
+        if self.seed is not None and not 0 <= self.seed < 2**32:
+            raise UserError(f"seed is {self.seed}; it must lie between 0 and {2**32 - 1}")
         if self.top_k < 0:
             raise UserError(f"top_k is {self.top_k}; it must be 0 (off) or more")
         if not 0 < self.top_p <= 1:
@@ -104,8 +110,12 @@ def load(model: str | Path, root: Path = OUTPUTS, **overrides: Any) -> tuple[Pre
     disable_progress_bar()  # small models load at once, and the bar would stand between prompt and text
     try:
         network = AutoModelForCausalLM.from_pretrained(where, trust_remote_code=False, **overrides)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if "ignore_mismatched_sizes" in reason:
+            reason = "its weights don't have the shapes that config.json says"
+        elif "custom code" in reason:
+            reason = "its config.json names no model of craft's, and other code isn't run"
         raise UserError(
             f"can't load the model {str(model)!r}: {reason.rstrip('.')}; give a folder made by 'craft train' "
             "or a Hub id"

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -100,8 +102,22 @@ def name_run(
         check_folder(paths.run_dir)
     args.output_dir = str(paths.run_dir)
     if args.process_index == 0:
-        setup_logging(paths.log_file)
+        with writable(paths.log_file):
+            setup_logging(paths.log_file)
     return paths
+
+
+@contextmanager
+def writable(path: Path) -> Iterator[None]:
+    """Says what can't be written, and why, before anything was trained."""
+    try:
+        yield
+    except OSError as error:
+        here = f" (the current folder is {Path.cwd()})" if not path.is_absolute() else ""
+        raise UserError(
+            f"{path} can't be written: {error.strerror}{here}; choose another folder to run in, or another "
+            "training.output_dir"
+        ) from error
 
 
 def check_folder(folder: Path) -> None:
@@ -118,8 +134,9 @@ def check_folder(folder: Path) -> None:
 
 def record(run: Run, paths: RunPaths) -> None:
     """Keeps the resolved run and its names in its folder."""
-    paths.create()
-    replace_text(paths.run_dir / RUN_CONFIG, run.to_yaml())
+    with writable(paths.run_dir):
+        paths.create()
+        replace_text(paths.run_dir / RUN_CONFIG, run.to_yaml())
 
 
 def finish(paths: RunPaths, step: int) -> None:

@@ -72,10 +72,10 @@ def evaluate(
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; choose {', '.join(SPLITS[:-1])} or {SPLITS[-1]}")
     where = resolve(model, root)
+    network, tokenizer = load(where, root)
     arguments = _data_arguments(where, data)
     if split == "all":
         arguments = dataclasses.replace(arguments, validation_size=0, test_size=0)
-    network, tokenizer = load(where, root)
 
     from craft.data.loaders import load_corpus
     from craft.training.evaluation import evaluate_split

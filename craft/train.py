@@ -101,6 +101,9 @@ def workflow(run: Run, resume: str | Path | None = None, allow_changes: bool = F
     # 3. Model
     model = build_model(run.models, corpus.tokenizer, data.block_size, corpus.documents, resume is not None)
     args.settle_precision()
+    assert args.global_batch_size is not None  # the arguments derive it
+    order = "streams" if model.carries_state and args.carry_state else data.order
+    windows = train_dataset(corpus, data, args.global_batch_size, args.seed, order)
     paths = name_run(run, model, args, corpus, resume)
     logger.info(f"model     {run.models['model_type']}, {human(model.num_parameters())} parameters")
     logger.info(f"precision {args.precision}: {args.precision_reason}")
@@ -111,12 +114,10 @@ def workflow(run: Run, resume: str | Path | None = None, allow_changes: bool = F
     from craft.training.callbacks import WhenAccepted
     from craft.training.logging import StepLines
 
-    assert args.global_batch_size is not None  # the arguments derive it
-    order = "streams" if model.carries_state and args.carry_state else data.order
     trainer = LanguageModelTrainer(
         model=model,
         args=args,
-        train_dataset=train_dataset(corpus, data, args.global_batch_size, args.seed, order),
+        train_dataset=windows,
         eval_ids=corpus.validation,
         tokenizer=corpus.tokenizer,
         run_config=run.to_dict(),
@@ -211,14 +212,23 @@ def new_model(fields: dict[str, Any], tokenizer: CharTokenizer, block_size: int)
     fields = {"max_position_embeddings": block_size, "vocab_size": len(tokenizer), **fields}
     try:
         config = AutoConfig.for_model(**fields)
-    except ValueError as error:
+    except (ValueError, KeyError) as error:
         raise UserError(f"models: {error}") from error
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if (id_ := getattr(config, name, None)) is not None and not 0 <= id_ < len(tokenizer):
+            raise UserError(
+                f"models.{name}={id_} isn't among the ids of the text's alphabet, 0 to {len(tokenizer) - 1}; "
+                "leave it null to follow the text"
+            )
     if len(tokenizer) != config.vocab_size:
         raise UserError(
             f"models.vocab_size={config.vocab_size} isn't the size of the text's alphabet, {len(tokenizer)} "
             "ids with special tokens; leave it null to follow the text"
         )
-    model = AutoModelForCausalLM.from_config(config)
+    try:
+        model = AutoModelForCausalLM.from_config(config)
+    except (ValueError, KeyError, ImportError) as error:
+        raise UserError(f"models: {' '.join(str(error).split())}") from error
     if model.carries_state:
         model.config.max_position_embeddings = None  # its window is no limit of a state, nor of generate()
     return model

@@ -15,7 +15,7 @@ from craft.benchmarks import NAMES
     "--repeats", default=5, show_default=True, type=click.IntRange(min=1), help="Rounds that count."
 )
 @click.option("--steps", type=click.IntRange(min=2), help="train: steps of one measurement.  [default: 100]")
-@click.option("--size", default=64.0, show_default=True, type=click.FloatRange(min=0, min_open=True),
+@click.option("--size", default=64.0, show_default=True, type=click.FloatRange(0.1, 100_000),
               help="encode: megabytes of the text whose whole preparation is measured.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="Of weights, texts and data order.")
 @click.option("--quick", is_flag=True, help="Tiny models and texts: does it run? The figures mean nothing.")

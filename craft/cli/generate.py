@@ -70,7 +70,7 @@ PATIENCE = 0.5
 @click.option("--greedy", is_flag=True, help="Always the likeliest character.")
 @click.option(
     "--num-samples",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 10_000),
     default=1,
     show_default=True,
     help="How many texts, written side by side.",

@@ -31,6 +31,8 @@ ENVIRONMENT = {
     "GOMP_SPINCOUNT": "1000",
     # What transformers warns of is for who calls it, which is us.
     "TRANSFORMERS_VERBOSITY": "error",
+    # A file that can't be read is told in our own line, not in theirs as well.
+    "DATASETS_VERBOSITY": "critical",
 }
 """Settings that must be there before torch and transformers are imported; the user's own win."""
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from craft.config.sources import integrations, scheduler_arguments, yaml_word
+from craft.config import requirements
+from craft.config.sources import integrations, rope_types, scheduler_arguments, yaml_word
 from craft.utils.common import UserError, did_you_mean
 
 Complaint = tuple[str, str] | None
@@ -33,6 +34,10 @@ class Parts:
     def carried(self) -> bool:
         """Whether the state of one window starts the next."""
         return self.recurrent and self.training["carry_state"]
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.training["use_cpu"] or not accelerator_present()
 
 
 def check(parts: Parts, locate: Callable[[str], str]) -> None:
@@ -111,6 +116,24 @@ def _context(run: Parts) -> Complaint:
     return None
 
 
+def _rope(run: Parts) -> Complaint:
+    given, key = run.models.get("rope_parameters"), "models.rope_parameters"
+    if not isinstance(given, dict) or not given:
+        return None
+    kinds, parameters = rope_types()
+    for name in given:
+        if name not in parameters:
+            return f"{key}.{name}", f"unknown key '{key}.{name}'{did_you_mean(str(name), parameters)}"
+    kind = given.get("rope_type", "default")
+    if kind not in kinds:
+        hint = did_you_mean(str(kind), kinds)
+        return (
+            f"{key}.rope_type",
+            f"unknown {key}.rope_type={yaml_word(kind)}{hint} (there are {', '.join(kinds)})",
+        )
+    return None
+
+
 def _splits(run: Parts) -> Complaint:
     sizes = {name: run.data[f"{name}_size"] for name in ("validation", "test")}
     for name, size in sizes.items():
@@ -181,9 +204,7 @@ def _precision(run: Parts) -> Complaint:
             "training.fp16",
             "training.fp16=true and training.bf16=true exclude each other; set training.precision instead",
         )
-    if (precision == "fp16" or run.training["fp16"]) and (
-        run.training["use_cpu"] or not accelerator_present()
-    ):
+    if (precision == "fp16" or run.training["fp16"]) and run.on_cpu:
         written = "training.precision=fp16" if precision == "fp16" else "training.fp16=true"
         why = "training.use_cpu=true" if run.training["use_cpu"] else "this machine has none"
         return "training.precision", f"{written} needs a GPU and {why}; use training.precision=bf16, or auto"
@@ -274,7 +295,20 @@ def _reports(run: Parts) -> Complaint:
 
 
 def _protocol(run: Parts) -> Complaint:
-    protocol = run.training["eval_protocol"]
+    protocol, block = run.training["eval_protocol"], run.data["block_size"]
+    if protocol == "stateful" and not run.recurrent:
+        return (
+            "training.eval_protocol",
+            f"training.eval_protocol=stateful needs a recurrent model, and models.model_type="
+            f"{run.models['model_type']} carries no state; use blocks, sliding-N or auto",
+        )
+    stride = str(protocol).removeprefix("sliding-")
+    if stride.isdigit() and int(stride) > block and stride != protocol:
+        return (
+            "training.eval_protocol",
+            f"training.eval_protocol={protocol} moves on by more than a window of data.block_size={block}; "
+            f"use sliding-{max(1, block // 2)}",
+        )
     if re.fullmatch(r"auto|blocks|stateful|sliding-[1-9]\d*", str(protocol)):
         return None
     hint = did_you_mean(str(protocol), ("auto", "blocks", "stateful", "sliding-32"))
@@ -311,6 +345,7 @@ RULES = (
     _splits,
     _heads,
     _context,
+    _rope,
     _precision,
     _checkpointing,
     _best_model,
@@ -318,4 +353,5 @@ RULES = (
     _schedule,
     _reports,
     _protocol,
+    *requirements.RULES,
 )

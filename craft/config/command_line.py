@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import glob
+import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,23 +34,37 @@ def split_text(arguments: Sequence[str]) -> list[str]:
             "and write settings KEY=VALUE"
         )
     for path in texts:
-        if (
-            "://" not in path
-            and not any(char in path for char in "*?[")
-            and not Path(path).expanduser().exists()
-        ):
+        if "://" not in path and not any(char in path for char in "*?[") and not _exists(path):
+            if "=" in path:
+                raise UserError(
+                    f"can't read {path!r}: it is no file, and settings are written KEY=VALUE, for example "
+                    "training.max_steps=500"
+                )
             raise UserError(f"no file {path!r}{_suggest_text(path)}")
-        return ["data=text_file", f"data.path={path}", *settings]
+        return ["data=text_file", f"data.path={_verbatim(path)}", *settings]
     return settings
+
+
+def _exists(path: str) -> bool:
+    try:
+        return os.path.exists(os.path.expanduser(path))
+    except ValueError:  # a NUL
+        return False
+
+
+def _verbatim(path: str) -> str:
+    """A path that would be read as YAML (`'a'`, `null`, `[x]`) in quotes."""
+    plain = re.match(r"[^\s\"'\[{~#]", path) and path.lower() not in ("null", "true", "false")
+    return path if plain else json.dumps(path)
 
 
 def _suggest_text(path: str) -> str:
     for group in reversed(GROUPS):
         if path in {name for name, _, _ in list_group(group, config_folders(None))}:
             return f", did you mean {group}={path}?"
-    folder = Path(path).expanduser().parent
-    names = [child.name for child in folder.iterdir()] if folder.is_dir() else []
-    return did_you_mean(Path(path).name, names)
+    folder, name = os.path.split(os.path.expanduser(path))
+    names = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
+    return did_you_mean(name, [other for other in names if other != name])  # a broken link
 
 
 @dataclass(frozen=True)
@@ -142,7 +158,8 @@ def split_overrides(
         elif key in GROUPS:
             choices[key] = _choice(key, value, folders)
         else:
-            raise UserError(f"unknown setting {key!r} in {text!r}{_suggest_setting(key)}")
+            file = f"; for the file of that name write ./{text}" if _exists(text) else ""
+            raise UserError(f"unknown setting {key!r} in {text!r}{_suggest_setting(key)}{file}")
     return choices, values
 
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from craft.config.command_line import split_overrides
-from craft.config.fields import GROUPS, SECTIONS, START, data_fields, section_fields, suggest
+from craft.config.fields import GROUPS, SECTIONS, START, data_fields, elsewhere, section_fields, suggest
 from craft.config.files import Locator, config_folders, list_group, short
 from craft.config.pretrained import inherit, refuse_conflicts, refuse_tokenizer_settings
 from craft.config.rules import OVERRULES
-from craft.config.schema import Run
+from craft.config.schema import SECTIONS_ARE, Run
 from craft.config.sources import Field
 from craft.utils.common import UserError, did_you_mean
 
@@ -137,7 +137,9 @@ def _set(config: Any, key: str, text: str, locate: Locator) -> None:
     name = rest.partition(".")[0]
     if section not in SECTIONS:
         hint = did_you_mean(section, SECTIONS)
-        raise UserError(f"unknown section {section!r} in '{key}={text}'{hint or suggest(key)}")
+        raise UserError(
+            f"unknown section {section!r} in '{key}={text}'{hint or elsewhere(key)} {SECTIONS_ARE}"
+        )
     if config.get(section) is None:
         config[section] = {}
     plain: Any = OmegaConf.to_container(config[section], resolve=False)
@@ -175,11 +177,16 @@ def _parse(text: str) -> Any:
     """A value in YAML, read as Hydra reads files (`1e-3` is a number); text that isn't YAML stays text."""
     import yaml
     from omegaconf import OmegaConf
+    from omegaconf.errors import GrammarParseError
 
     try:
         parsed: Any = OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=False)
     except yaml.YAMLError:
         return text
+    except GrammarParseError:
+        raise UserError(
+            f"can't read {text!r}: '${{' begins an interpolation, such as ${{oc.env:HOME}}"
+        ) from None
     return parsed["value"]
 
 
@@ -201,9 +208,12 @@ def _compose_groups(choices: Mapping[str, str], folders: Sequence[Path]) -> tupl
         _search_first(folders[0])
     try:
         with hydra.initialize_config_dir(str(own), version_base="1.3"):
-            words = [f"~{group}" if name == "none" else f"{group}={name}" for group, name in choices.items()]
+            quoted = {group: name.replace("'", r"\'") for group, name in choices.items()}
+            words = [f"~{group}" if name == "none" else f"{group}='{name}'" for group, name in quoted.items()]
             config = hydra.compose("config", overrides=words, return_hydra_config=True)
-    except HydraException as error:
+    except (HydraException, OSError, ValueError, RecursionError) as error:
+        if isinstance(error, UnicodeDecodeError):
+            raise
         raise UserError(f"configuration: {_one_line(error)}") from error
     finally:
         _search_first(None)
@@ -260,9 +270,12 @@ def _load_saved(
         )
     if file.is_dir():
         raise UserError(f"--config {file} is a folder; give a saved run's YAML file, or use --config-dir")
-    if not file.is_file():
+    if not file.exists():  # a pipe will do: craft train --print-config | craft train --config /dev/stdin
         raise UserError(f"no file {str(file)!r} for --config")
-    config = OmegaConf.load(file)
+    try:
+        config = OmegaConf.load(file)
+    except (OSError, RecursionError) as error:
+        raise UserError(f"--config {file} can't be read: {_one_line(error)}") from error
     if not isinstance(config, DictConfig):
         raise UserError(f"{file} is not a saved run: it must have the sections {', '.join(SECTIONS)}")
     files = {section: [file] for section in SECTIONS}
@@ -291,7 +304,7 @@ def _yaml_errors(files: Sequence[Path]) -> Iterator[None]:
         yield
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        where = f"{mark.name}:{mark.line + 1}: " if mark else ""
+        where = f"{short(Path(mark.name))}:{mark.line + 1}: " if mark else ""
         raise UserError(f"{where}not valid YAML: {error.problem or error.context}") from error
     except UnicodeDecodeError as error:
         guilty = next(
@@ -307,6 +320,10 @@ def _yaml_errors(files: Sequence[Path]) -> Iterator[None]:
 
 def _one_line(error: BaseException) -> str:
     """What a library says in several lines, without its lists of folders."""
+    if isinstance(error, RecursionError):
+        return "files or aliases that refer to themselves, or too many brackets"
+    if not str(error) and error.__cause__ is not None:
+        error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = " ".join(lines[:2]) if lines else type(error).__name__
     return re.split(r"\s*(?:Config search path|Available options in|full_key)", text)[0].rstrip(".")

@@ -68,13 +68,14 @@ def training_fields() -> dict[str, Field]:
     return with_choices({field.name: field for field in fields(cls)} | own_training_fields())
 
 
-def with_choices(training: dict[str, Field]) -> dict[str, Field]:
+def with_choices(found: dict[str, Field]) -> dict[str, Field]:
     """The fields with `rules.CHOICES` in the place of plain text."""
-    for name in rules.CHOICES.keys() & training.keys():
-        others = tuple(kind for kind in training[name].kinds if kind.name != "str")
-        if len(others) < len(training[name].kinds):
-            training[name] = replace(training[name], kinds=(Kind("choice", rules.CHOICES[name]), *others))
-    return training
+    for name in (rules.CHOICES.keys() | set(rules.MAPPINGS)) & found.keys():
+        others = tuple(kind for kind in found[name].kinds if kind.name != "str")
+        if len(others) < len(found[name].kinds):
+            choice = (Kind("choice", rules.CHOICES[name]),) if name in rules.CHOICES else ()
+            found[name] = replace(found[name], kinds=(*choice, *others))
+    return found
 
 
 @functools.cache
@@ -85,7 +86,7 @@ def pretrained_config_fields() -> dict[str, Field]:
         Field("attn_implementation", (Kind("str"), Kind("null")), None),
         Field("output_attentions", (Kind("bool"),), False),
     ]
-    return {field.name: field for field in (*fields(cls), *extra)}
+    return with_choices({field.name: field for field in (*fields(cls), *extra)})
 
 
 @functools.cache
@@ -155,12 +156,21 @@ def suggest(key: str) -> str:
     """`', did you mean …?'` for an unknown key: another section's key of that name, what other programs call
     the same thing, or the nearest spelling."""
     keys = all_keys()
+    if near := elsewhere(key):
+        return near
+    name = key.rpartition(".")[2]
+    same_section = [k for k in keys if k.partition(".")[0] == key.partition(".")[0]]
+    return (
+        did_you_mean(key, same_section) or did_you_mean(key, keys) or did_you_mean(f"training.{name}", keys)
+    )
+
+
+def elsewhere(key: str) -> str:
+    """`', did you mean …?'` with the key of that name in another section, or what it is called here."""
+    keys = all_keys()
     name = key.rpartition(".")[2]
     for candidate in (name, rules.OTHER_NAMES.get(name.lower(), "")):
         for section in SECTIONS:
             if f"{section}.{candidate}" in keys and f"{section}.{candidate}" != key:
                 return f", did you mean '{section}.{candidate}'?"
-    same_section = [k for k in keys if k.partition(".")[0] == key.partition(".")[0]]
-    return (
-        did_you_mean(key, same_section) or did_you_mean(key, keys) or did_you_mean(f"training.{name}", keys)
-    )
+    return ""

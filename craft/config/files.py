@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ def config_folders(config_dir: str | Path | None) -> list[Path]:
     """
     if config_dir is None:
         return [builtin_folder()]
-    folder = Path(config_dir).expanduser().resolve()
+    folder = Path(os.path.expanduser(config_dir)).resolve()
     if not any((folder / group).is_dir() for group in GROUPS):
         raise UserError(f"--config-dir {config_dir} holds none of the folders {', '.join(GROUPS)}")
     return [folder, builtin_folder()]
@@ -35,14 +36,14 @@ def list_group(group: str, folders: Sequence[Path]) -> list[tuple[str, str, Path
     """(name, first comment, file) of every choice of a group; an earlier folder shadows a later one."""
     found: dict[str, tuple[str, str, Path]] = {}
     for folder in folders:
-        for path in sorted((folder / group).rglob("*.yaml")):
+        for path in sorted(path for path in (folder / group).rglob("*.yaml") if path.is_file()):
             name = path.relative_to(folder / group).with_suffix("").as_posix()
             found.setdefault(name, (name, _description(path), path))
     return [found[name] for name in sorted(found)]
 
 
 def _description(path: Path) -> str:
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines():
         if line.startswith("#") and not re.match(r"#\s*@", line):
             return line.lstrip("# ").strip()
         if line and not line.startswith("#"):
@@ -62,12 +63,13 @@ class Locator:
         if any(typed == key or typed.startswith(f"{key}.") for typed in self.typed):
             return ""
         candidates = self.files.get(section) or [file for files in self.files.values() for file in files]
+        last = name.rpartition(".")[2]  # of `training.lr_scheduler_kwargs.min_lr`
+        for file in candidates:
+            for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
+                if re.match(rf"(?:[^#]*[{{,]|)\s*{re.escape(last or section)}\s*:", line):
+                    return f" ({short(file)}:{number})"
         if not name and section in self.files:
             return f" ({short(candidates[-1])})" if candidates else ""
-        for file in candidates:
-            for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-                if re.match(rf"\s*{re.escape(name or section)}\s*:", line):
-                    return f" ({short(file)}:{number})"
         return ""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from craft.config.sources import CRAFT, Field, constant, enums, yaml_word
+from craft.config.sources import CRAFT, Field, constant, dynamo_backends, enums, yaml_word
 from craft.utils.common import UserError
 
 Locate = Callable[[str], str]
@@ -26,6 +26,7 @@ RANGES: dict[str, dict[str, Range]] = {
         **dict.fromkeys(
             ("intermediate_size", "head_dim", "max_position_embeddings", "sliding_window"), COUNT
         ),
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), NATURAL),
         **dict.fromkeys(
             ("initializer_range", "norm_eps", "layer_norm_eps", "rope_theta", "attention_scale"), POSITIVE
         ),
@@ -47,8 +48,9 @@ RANGES: dict[str, dict[str, Range]] = {
         ),
         **dict.fromkeys(("ddp_timeout", "torch_empty_cache_steps"), COUNT),
         **dict.fromkeys(
-            ("weight_decay", "warmup_steps", "max_grad_norm", "seed", "sample_chars", "eval_delay"), NATURAL
+            ("weight_decay", "warmup_steps", "max_grad_norm", "sample_chars", "eval_delay"), NATURAL
         ),
+        "seed": ("0 to 4294967295", lambda x: 0 <= x < 2**32),
         **dict.fromkeys(("adam_beta1", "adam_beta2", "muon_momentum", "label_smoothing_factor"), FRACTION),
         "ema_decay": PROPER,
         "max_steps": ("at least 1, or -1 to count epochs", lambda x: x >= 1 or x == -1),
@@ -61,15 +63,44 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "precision": constant(CRAFT / "training" / "precision.py", "PRECISIONS"),
     "optim": ("muon", *enums()["OptimizerNames"]),
     "metric_for_best_model": (*METRICS, *(f"eval_{name}" for name in METRICS)),
+    **dict.fromkeys(
+        ("log_level", "log_level_replica"),
+        ("detail", "debug", "info", "warning", "error", "critical", "passive"),
+    ),
+    "ddp_backend": ("nccl", "gloo", "mpi", "ccl", "hccl", "cncl", "mccl"),
+    "torch_compile_backend": dynamo_backends(),
+    "torch_compile_mode": ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+    "dtype": ("float32", "bfloat16", "float16"),
+    "attn_implementation": (
+        "eager",
+        "sdpa",
+        "flex_attention",
+        "flash_attention_2",
+        "flash_attention_3",
+        "flash_attention_4",
+    ),
 }
-"""Where a training field says `str` and means one of a few words."""
+"""Where a field says `str` and means one of a few words."""
+
+MAPPINGS = ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs")
+"""Training fields that also allow `str`, by which transformers means JSON: here they are YAML."""
 
 _LOADER = "craft cuts windows from memory-mapped ids in the process that trains; leave it out"
 _EVALUATION = "evaluations sum up float32 predictions as they are made; leave it out"
 _STAGES = "'craft train' trains and evaluates, 'craft evaluate' only evaluates"
 _ORDER = "set data.order=shuffled or data.order=random"
 
+_RESUME = "craft saves on signals and resumes exactly in its own way; leave it out"
+_LANGUAGE = "craft's models predict the next character and nothing else; leave it out"
+
 IGNORED: dict[str, str] = {
+    **dict.fromkeys(
+        ("enable_jit_checkpoint", "ignore_data_skip", "restore_callback_states_from_checkpoint"), _RESUME
+    ),
+    **dict.fromkeys(
+        ("id2label", "label2id", "problem_type", "is_encoder_decoder", "chunk_size_feed_forward"), _LANGUAGE
+    ),
+    "return_dict": "craft's models return transformers' outputs; leave it out",
     **dict.fromkeys(
         ("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_persistent_workers"), _LOADER
     ),
@@ -88,7 +119,7 @@ IGNORED: dict[str, str] = {
     **dict.fromkeys(("bf16_full_eval", "fp16_full_eval"), _EVALUATION),
     **dict.fromkeys(("do_train", "do_eval", "do_predict"), _STAGES),
 }
-"""Fields of transformers' arguments that have no effect on craft's trainer, and what to do instead."""
+"""Fields of transformers that have no effect on craft's trainer and models, and what to do instead."""
 
 FROM_DATA = ("vocab_size", "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
 """Fields of a model that follow from the data wherever the YAML leaves them open."""
@@ -138,7 +169,7 @@ OTHER_NAMES = {
 
 def check_effect(section: str, field: Field, value: Any, locate: Locate) -> None:
     """Refuses what would be accepted and have no effect."""
-    if section == "training" and field.name in IGNORED and value not in (None, [], field.default):
+    if field.name in IGNORED and value not in (None, [], field.default):
         name = f"{section}.{field.name}"
         raise UserError(
             f"{name}={yaml_word(value)}{locate(name)} has no effect in craft: {IGNORED[field.name]}"

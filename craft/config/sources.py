@@ -156,6 +156,27 @@ def scheduler_arguments(scheduler: str) -> set[str] | None:
 
 
 @functools.cache
+def rope_types() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The kinds of rotary positions that transformers knows, and the keys that describe them."""
+    file = package_file("transformers", "modeling_rope_utils.py")
+    table = next(
+        node.value
+        for node in parse(file).body
+        if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") == "ROPE_INIT_FUNCTIONS"
+    )
+    assert isinstance(table, ast.Dict)
+    kinds = tuple(str(literal(key)) for key in table.keys)
+    return ("default", *kinds), tuple(field.name for field in fields(classes(file)["RopeParameters"]))
+
+
+@functools.cache
+def dynamo_backends() -> tuple[str, ...]:
+    """What accelerate can compile with, in lower case."""
+    members = classes(package_file("accelerate", "utils/dataclasses.py"))["DynamoBackend"].body
+    return tuple(str(literal(node.value)).lower() for node in members if isinstance(node, ast.Assign))
+
+
+@functools.cache
 def integrations() -> tuple[str, ...]:
     """The services to which transformers can report, by the keys of its table of callbacks."""
     table = aliases(package_file("transformers", "integrations/integration_utils.py"))[

@@ -96,11 +96,13 @@ class CraftTrainingArguments(transformers.TrainingArguments):
             self.metric_for_best_model = "loss"
         if self.metric_for_best_model and self.greater_is_better is None:  # type: ignore[has-type]
             self.greater_is_better = self.metric_for_best_model.removeprefix("eval_") == "accuracy"
+        if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+            self.ddp_backend = None  # of a run that had several processes, or was to have them
         # NCCL's own watchdog ends the process without a word of who is missing: it comes after ours.
         self.ddp_timeout += 2 * distributed.MARGIN
         try:
             super().__post_init__()
-        except ValueError as error:
+        except (ValueError, TypeError, KeyError, OSError, ImportError) as error:
             raise UserError(f"training: {' '.join(str(error).split())}") from error
         self.ddp_timeout -= 2 * distributed.MARGIN
         self.load_best_model_at_end = keep_best

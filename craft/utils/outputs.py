@@ -34,8 +34,9 @@ def timestamp(now: datetime | None = None) -> str:
 
 
 def slug(text: str) -> str:
-    """A part of a file name: letters, digits, `.`, `_`, `-`, with everything else turned into `-`."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "unnamed"
+    """A part of a file name: letters, digits, `.`, `_`, `-`, with everything else turned into `-`; no longer
+    than leaves room for the other parts."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:100].strip("-.") or "unnamed"
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,44 @@ def refusal(*overrides: str, **kwargs: object) -> str:
         ("training.report_to=wandbb", ["training.report_to=wandbb", "did you mean 'wandb'?"]),
         ("training.report_to=[wandb,nope]", ["training.report_to=nope", "mlflow"]),
         ("training.metric_for_best_model=acuracy", ["did you mean 'accuracy'?"]),
+        (
+            "training.eval_protocol=stateful",
+            ["training.eval_protocol=stateful", "models.model_type=char_transformer"],
+        ),
+        ("training.eval_protocol=sliding-65", ["sliding-65", "data.block_size=64", "use sliding-32"]),
+        (
+            "models.rope_parameters.rope_typ=yarn",
+            ["did you mean 'rope_type'"],
+        ),
+        ("models.rope_parameters.rope_type=yern", ["rope_type=yern", "did you mean 'yarn'?"]),
+        # choices and ranges of transformers' own
+        ("training.seed=4294967296", ["training.seed=4294967296", "0 to 4294967295"]),
+        ("training.seed=99999999999999999999999", ["0 to 4294967295"]),
+        ("training.log_level=wanring", ["did you mean 'warning'?"]),
+        ("training.ddp_backend=glooo", ["did you mean 'gloo'?"]),
+        ("training.torch_compile_mode=max-autotun", ["did you mean 'max-autotune'?"]),
+        ("training.torch_compile_backend=inductr", ["did you mean 'inductor'?"]),
+        ("training.lr_scheduler_kwargs=abc", ["training.lr_scheduler_kwargs=abc", "a mapping or null"]),
+        ("training.lr_scheduler_kwargs=[1]", ["a mapping or null"]),
+        ("models.dtype=float61", ["models.dtype=float61", "did you mean 'float16'?"]),
+        ("models.attn_implementation=spda", ["did you mean 'sdpa'?"]),
+        ("models.bos_token_id=-1", ["models.bos_token_id=-1", "0 or more"]),
+        # what this machine hasn't got
+        (
+            "training.use_cpu=true models.attn_implementation=flex_attention",
+            ["CPU", "sdpa"],
+        ),
+        ("training.fsdp=full_shard", ["training.fsdp=full_shard", "accelerate launch"]),
+        ("training.output_dir=.", ["training.output_dir=.", "runs/first"]),
+        ("training.output_dir=" + "x" * 300, ["300 characters"]),
+        ("training.output_dir=/dev/null/x", ["/dev/null is no folder"]),
+        # how settings are written
+        ("+a.b=1", ["unknown section 'a'", "models, data and training"]),
+        ("data.path=${x", ["'${x'", "${oc.env:HOME}"]),
         # without effect
+        ("models.return_dict=false", ["models.return_dict=false", "no effect"]),
+        ("models.id2label={a:1}", ["models.id2label", "no effect"]),
+        ("training.ignore_data_skip=true", ["no effect", "resumes exactly"]),
         ("training.dataloader_num_workers=4", ["training.dataloader_num_workers=4", "no effect"]),
         ("training.dataloader_drop_last=true", ["no effect", "data.order"]),
         ("training.data_seed=1", ["no effect", "training.seed"]),
@@ -138,6 +175,28 @@ def test_a_mistake_on_the_command_line(override: str, phrases: list[str]) -> Non
     message = refusal(*override.split())
     for phrase in phrases:
         assert phrase in message
+
+
+@pytest.mark.parametrize(
+    ("override", "package"),
+    [
+        ("training.optim=adamw_bnb_8bit", "bitsandbytes"),
+        ("training.optim=galore_adamw_8bit", "galore_torch"),
+        ("training.optim=lomo", "lomo_optim"),
+        ("training.report_to=tensorboard", "tensorboard"),
+        ("training.report_to=[wandb,mlflow]", "mlflow"),
+        ("training.use_liger_kernel=true", "liger_kernel"),
+        ("training.deepspeed=ds.json", "deepspeed"),
+        ("models.attn_implementation=flash_attention_2", "flash_attn"),
+    ],
+)
+def test_a_package_that_is_missing(override: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("craft.config.requirements.installed", lambda name: False)
+    message = refusal(override)
+    assert package in message
+    assert "isn't installed" in message
+    monkeypatch.setattr("craft.config.requirements.installed", lambda name: True)
+    assert compose([*TEXT, override])
 
 
 def test_a_secret_is_not_repeated() -> None:
@@ -193,6 +252,18 @@ def test_a_hidden_gpu_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
             ["'models._target_'", "models/mine.yaml:2"],
         ),
         ("models/mine", "- a list\n", ["models/mine"]),
+        ("models/mine", "3\n", ["configuration:"]),
+        ("models/mine", "", ["models.model_type", "char_lstm"]),
+        ("models/mine", "model_type: char_lstm\nnull: 2\n", ["NoneType"]),
+        ("models/mine", "defaults: 3\nmodel_type: char_lstm\n", ["models/mine", "defaults must be a list"]),
+        ("models/mine", "defaults: [mine]\nmodel_type: char_lstm\n", ["refer to themselves"]),
+        ("models/mine", "model_type: char_lstm\nа: 1\n", ["models/mine.yaml:2"]),
+        (
+            "models/mine",
+            "model_type: char_lstm\n\thidden_size: 3\n",
+            ["models/mine.yaml:2", "not valid YAML"],
+        ),
+        ("models/mine", "model_type: char_lstm\n---\nx: 1\n", ["models/mine.yaml:2", "document"]),
         ("training/mine", "per_device_train_batch_size: 0\n", ["training/mine.yaml:1", "at least 1"]),
         ("training/mine", "seed: ${nowhere}\n", ["training.seed", "nowhere"]),
         ("data/mine", "path: a.txt\nblock_size: 1e400\n", ["data.block_size", "data/mine.yaml:2"]),
@@ -200,6 +271,16 @@ def test_a_hidden_gpu_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
             "experiments/mine",
             "# @package _global_\ntraning: {seed: 1}\n",
             ["'traning'", "did you mean 'training'?"],
+        ),
+        (
+            "experiments/mine",
+            "# @package _global_\ntraining: {sed: 1}\n",
+            ["mine.yaml:2", "training.seed"],
+        ),
+        (
+            "experiments/mine",
+            "# @package _global_\nmodels: gpt2\n",
+            ["models is gpt2", "mine.yaml:2"],
         ),
         ("experiments/mine", "training: {seed: 1}\n", ["experiments/mine.yaml", "# @package _global_"]),
         ("experiments/mine", "# @package _global_\ndefaults: [override /models: nix]\n", ["models/nix"]),
@@ -225,6 +306,9 @@ def test_a_mistake_in_a_file(own: Callable[..., Path], name: str, text: str, phr
         ("[1, 2]\n", ["is not a saved run"]),
         ("models:\n  a: 'b\n", ["not valid YAML"]),
         ("\x00\x01", ["config.yaml"]),
+        ("3\n", ["config.yaml", "can't be read"]),
+        ("x: " + "[" * 2000, ["config.yaml", "too many brackets"]),
+        ("models: {model_type: gpt2}\nmodels: {}\n", ["config.yaml:2", "duplicate"]),
     ],
 )
 def test_a_mistake_in_a_saved_run(tmp_path: Path, text: str, phrases: list[str]) -> None:
@@ -254,6 +338,17 @@ def test_a_text_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (["stroy.txt"], "did you mean 'story.txt'?"),
         (["quickstart"], "did you mean experiments=quickstart?"),
         (["story.txt", "other.txt"], "two texts given"),
+        (["a" * 5000], "no file 'aaa"),
+        (["~nosuchuser/x"], "no file '~nosuchuser/x'"),
+        (["=1"], "settings are written KEY=VALUE"),
+        (["training.=1"], "settings are written KEY=VALUE"),
     ]:
         with pytest.raises(UserError, match=phrase.replace("?", r"\?")):
             split_text(words)
+
+
+def test_a_file_named_like_a_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a=b.txt").write_text("x", encoding="utf-8")
+    assert "for the file of that name write ./a=b.txt" in refusal("a=b.txt")
+    assert split_text(["./a=b.txt"]) == ["data=text_file", "data.path=./a=b.txt"]

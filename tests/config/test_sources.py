@@ -75,12 +75,15 @@ def test_every_rule_is_about_a_field_that_exists() -> None:
     }
     for section, ranges in rules.RANGES.items():
         assert ranges.keys() <= known[section].keys()
+    both = known["models"] | known["training"]
     for key, words in rules.CHOICES.items():
-        assert Kind("choice", words) in known["training"][key].kinds, key
-    assert rules.IGNORED.keys() <= known["training"].keys()
+        assert Kind("choice", words) in both[key].kinds, key
+    assert set(rules.MAPPINGS) <= known["training"].keys()
+    assert rules.IGNORED.keys() <= both.keys()
+    assert not rules.IGNORED.keys() & (known["models"].keys() & known["training"].keys())
     assert not rules.IGNORED.keys() & (rules.CHOICES.keys() | rules.RANGES["training"].keys())
     for key in rules.IGNORED:
-        field = known["training"][key]
+        field = both[key]
         assert field.default is not UNKNOWN or Kind("list") in field.kinds, key
     everything = set().union(*known.values())
     assert set(rules.OTHER_NAMES.values()) <= everything
