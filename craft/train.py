@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import sys
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -301,9 +302,11 @@ def farewell(model_dir: Path, paths: RunPaths, tokenizer: CharTokenizer) -> None
     ]
     known = tokenizer.alphabet
     prompt = "\n" if "\n" in known or not known else known[0]
-    pipeline = f"pipeline('text-generation', '{model_dir}', trust_remote_code=True)(chr({ord(prompt)}))"
-    lines += ["", "next:", f"  craft generate {model_dir}", f"  craft evaluate {model_dir}"]
-    lines += [f'  python -c "from transformers import pipeline; print({pipeline})"']
+    pipeline = f"pipeline('text-generation', {str(model_dir)!r}, trust_remote_code=True)(chr({ord(prompt)}))"
+    code, folder = f"from transformers import pipeline; print({pipeline})", shlex.quote(str(model_dir))
+    quoted = f'"{code}"' if folder == str(model_dir) else shlex.quote(code)
+    lines += ["", "next:", f"  craft generate {folder}", f"  craft evaluate {folder}"]
+    lines += [f"  python -c {quoted}"]
     logger.info("\n".join(lines))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import click
@@ -29,6 +30,9 @@ def command(
     Without a name all five run, which takes about a quarter of an hour on two cores. Every measurement goes
     into a JSON file under outputs/benchmarks.
     """
+    if not math.isfinite(size):
+        raise click.BadParameter(f"{size} is no size", param_hint="--size")
+
     from rich.console import Console
 
     from craft.benchmarks.harness import Options, run_benchmark, save, tables

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -35,6 +36,14 @@ ENVIRONMENT = {
     "DATASETS_VERBOSITY": "critical",
 }
 """Settings that must be there before torch and transformers are imported; the user's own win."""
+
+
+OF_THE_MACHINE = {
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO", "ENAMETOOLONG", "ESTALE")
+    if hasattr(errno, name)
+}
+"""What the system answers for reasons that lie in a disk or in permissions, and not in craft."""
 
 
 class LazyGroup(click.Group):
@@ -87,6 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command and exits: 0 done, 1 failed, 2 the user's mistake (one line on stderr), 130 stopped."""
     for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # closed by the shell: craft train >&-
+            setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115
     try:
         status = group.main(args=arguments, prog_name="craft", standalone_mode=False)
     except UserError as error:
@@ -104,7 +116,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.ClickException as error:
         fail(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        fail("interrupted", 130)
+        try:
+            fail("interrupted", 130)
+        finally:  # Python would end by the signal once more if it had come in the middle of an `exec`
+            sys.stdout.flush()
+            os._exit(130)
+    except OSError as error:
+        if error.errno not in OF_THE_MACHINE:
+            raise
+        fail(f"{error.filename or 'standard output'} can't be written or read: {error.strerror}", 1)
     except Exception:  # a bug: its traceback once, not from every process
         if not rank_prefix():
             raise

@@ -240,7 +240,7 @@ def load_tokenizer(path: str | Path, **kwargs: Any) -> CharTokenizer:
         tokenizer = CharTokenizer.from_pretrained(str(path), **kwargs)
     except (OSError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0].rstrip(":")
-        raise UserError(f"no tokenizer of craft's in {path}: {reason}; is the folder complete?") from error
+        raise UserError(f"no tokenizer in {path}: {reason}; is the folder complete?") from error
     if "unknown" not in tokenizer.init_kwargs:
         raise UserError(
             f"the tokenizer in {path} isn't a character tokenizer of craft; load it with AutoTokenizer"

@@ -90,7 +90,11 @@ def test_version() -> None:
         (["train", "--config-dir", "no_such_folder"], "no_such_folder"),
         (["configs", "--config-dir", "no_such_folder"], "no_such_folder"),
         (["generate", "latest", "--temperature", "0"], "temperature"),
+        (["generate", "latest", "--temperature", "inf"], "temperature"),
         (["generate", "latest", "--temperature", "hot"], "hot"),
+        (["generate", "latest", "--seed", "4294967296"], "4294967295"),
+        (["generate", "latest", "--num-samples", "99999999"], "10000"),
+        (["benchmark", "encode", "--size", "nan"], "nan"),
         (["generate", "latest", "--top-p", "2"], "top_p"),
         (["generate", "latest", "--prompt", "a", "--prompt-file", "b"], "exclude each other"),
         (["generate", "latest", "--prompt-file", "no_such.txt"], "no_such.txt"),
@@ -175,6 +179,21 @@ def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path)
     assert len(done.stdout) == 1
     assert done.stderr == ""
+
+
+def test_a_full_disk_behind_stdout_is_one_line(tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    command = f"'{sys.executable}' -m craft configs > /dev/full"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == "error: standard output can't be written or read: No space left on device\n"
+
+
+def test_closed_streams(tmp_path: Path) -> None:
+    command = f"'{sys.executable}' -m craft configs >&- && '{sys.executable}' -m craft trian 2>&-"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
 
 
 PATCHED = """

@@ -43,6 +43,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 def test_user_text_cannot_leave_the_folder() -> None:
     assert outputs.evaluation_file("../../etc", "a/b c").parent == Path("outputs/evaluation")
     assert outputs.slug("///") == "unnamed"
+    assert len(outputs.slug("a" * 300)) == 100  # a file system takes 255 for the whole name
 
 
 def test_latest_is_the_newest_finished_model(tmp_path: Path) -> None:
