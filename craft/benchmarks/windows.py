@@ -16,7 +16,11 @@ from craft.benchmarks.texts import make_ids
 
 PROTOCOL = """Windows of T+1 ids per second out of a memory-mapped file of ids, in shuffled order, delivered
 as int64 tensors [B, T+1] (or inputs and labels [B, T]). Baseline: a map-style dataset with one row a call
-under torch's DataLoader with its defaults and shuffle=True, in the same process."""
+under torch's DataLoader with its defaults and shuffle=True, in the same process. By size: the last of these
+over files of 1 MB to 5 GB of 8-bit ids (holes, which take no disk), read once before so that they lie in the
+system's cache, the smallest as the baseline; beyond 256 MB ids are read by position instead of mapped."""
+
+MEGABYTES = (1, 100, 1000, 5000)
 
 
 def comparisons(options: Options) -> Iterator[Comparison]:
@@ -28,6 +32,7 @@ def comparisons(options: Options) -> Iterator[Comparison]:
         ids = np.memmap(path, dtype=np.uint16, mode="r")
         yield windows(ids, block_size, batch, batches, options.seed)
         del ids  # Windows can't delete a mapped file
+        yield by_size(Path(folder), (1, 2) if options.quick else MEGABYTES, block_size, batch, options.seed)
 
 
 def windows(ids: np.ndarray, block_size: int, batch: int, batches: int, seed: int) -> Comparison:
@@ -69,6 +74,36 @@ def windows(ids: np.ndarray, block_size: int, batch: int, batches: int, seed: in
     ]
     settings = {"ids": len(ids), "dtype": str(ids.dtype), "batch": batch, "batches": batches}
     return Comparison(f"windows of {block_size + 1} ids", "windows", contenders, contenders[0].name, settings)
+
+
+def by_size(folder: Path, megabytes: tuple[int, ...], block_size: int, batch: int, seed: int) -> Comparison:
+    """The same windows out of corpora of several sizes."""
+    from craft.data.char_dataset import CharDataset
+
+    batches = 500
+
+    def contender(size: int) -> Contender:
+        path = folder / f"{size}.bin"
+        with path.open("wb") as file:
+            file.truncate(size * 10**6)
+        with path.open("rb") as written:
+            while written.read(1 << 24):
+                pass
+        dataset = CharDataset(np.memmap(path, np.uint8, "r"), block_size, batch, seed)
+        steps = 0
+
+        def work() -> float:
+            nonlocal steps
+            for step in range(steps, steps + batches):  # other windows in each round
+                dataset.windows(dataset.starts(*divmod(step, dataset.steps_per_epoch)))
+            steps += batches
+            return batches * batch
+
+        return Contender(f"{size:,} MB", timed(work))
+
+    contenders = [contender(size) for size in megabytes]
+    settings = {"batch": batch, "batches": batches, "block_size": block_size}
+    return Comparison("windows by size of the corpus", "windows", contenders, contenders[0].name, settings)
 
 
 class RowDataset:

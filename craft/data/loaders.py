@@ -121,7 +121,8 @@ def train_dataset(
     """
     order = order or args.order
     if isinstance(corpus.train, np.ndarray):
-        _long_enough(corpus.train, corpus.validation, args)
+        _long_enough(corpus, args)
+        _something_to_learn(corpus.train, args)
         return CharDataset(corpus.train, args.block_size, global_batch_size, seed, order)
     if order == "streams":
         raise UserError(
@@ -212,8 +213,15 @@ def _boundary(array: np.ndarray, position: int, tokenizer: CharTokenizer) -> int
     return position
 
 
-def _long_enough(train: np.ndarray, validation: np.ndarray | None, args: DataArguments) -> None:
+def _long_enough(corpus: Corpus, args: DataArguments) -> None:
     """Refuses a corpus whose splits don't fill a window, naming the largest block size that works."""
+    train, validation, test = corpus.train, corpus.validation, corpus.test
+    assert isinstance(train, np.ndarray)
+    if test is not None and len(test) < 2:
+        raise UserError(
+            f"data.test_size={args.test_size} of {args.path} is {len(test)} characters, of which none can be "
+            "predicted; make it larger, or 0"
+        )
     # Shuffled windows start at a random phase, so one window needs the room of two.
     largest = len(train) - 1 if args.order == "random" else len(train) // 2
     if validation is not None:
@@ -224,7 +232,20 @@ def _long_enough(train: np.ndarray, validation: np.ndarray | None, args: DataArg
     if validation is not None:
         sizes += f" and {len(validation)} for validation"
     way_out = f"the largest data.block_size that works is {largest}" if largest > 0 else "give a longer text"
+    if validation is not None and largest == len(validation) - 1:
+        way_out = f"make data.validation_size larger, or {way_out}"
     raise UserError(f"{args.path} has {sizes}, too few for data.block_size={args.block_size}; {way_out}")
+
+
+def _something_to_learn(train: np.ndarray, args: DataArguments) -> None:
+    """Refuses a text of one character again and again, which any model predicts with a loss of 0."""
+    for start in range(0, len(train), 1 << 20):
+        if (train[start : start + (1 << 20)] != train[0]).any():
+            return
+    raise UserError(
+        f"the training text of {args.path} is one and the same character {len(train)} times over, or has "
+        "none that the alphabet knows: there is nothing to learn"
+    )
 
 
 def _streamed(args: DataArguments, tokenizer: CharTokenizer | None) -> Corpus:

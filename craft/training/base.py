@@ -38,6 +38,8 @@ __all__ = ["LanguageModelTrainer", "Trainer", "TrainingInterrupted"]
 
 logger = get_logger(__name__)
 
+CHECKED_IDS = 1 << 24  # of a text, for ids beyond the vocabulary; texts that craft encodes have none
+
 CARRIED_SHAPE = {"training.global_batch_size", "training.carry_state"}
 """With another number of streams, the old ones can't be gone on with."""
 
@@ -77,6 +79,13 @@ class LanguageModelTrainer(Trainer):
                 "there is no validation text to evaluate on; set data.validation_size above 0 or "
                 "training.eval_strategy=no"
             )
+        for split, ids in (("training", getattr(train_dataset, "ids", None)), ("validation", eval_ids)):
+            largest = 0 if ids is None else int(ids[:CHECKED_IDS].max(initial=0))
+            if largest >= model.config.vocab_size:
+                raise UserError(
+                    f"the {split} text holds the id {largest}, but the model's vocabulary ends at "
+                    f"{model.config.vocab_size - 1}: encode it with the model's own tokenizer"
+                )
         self.carries_state = bool(model.carries_state and args.carry_state)
         order = getattr(train_dataset, "order", None)
         if self.carries_state and order != "streams":

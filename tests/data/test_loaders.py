@@ -281,6 +281,29 @@ def test_the_largest_block_size_that_works_is_the_truth(
             windows(best + 1)
 
 
+@pytest.mark.parametrize(
+    ("text", "fields", "message"),
+    [
+        ("a" * 3_000_000, {}, r"one and the same character 2700000 times over"),
+        ("a" * 900 + "b" * 100, {}, r"one and the same character 900 times over"),
+        ("ab" * 50, {"test_size": 1}, r"data.test_size=1 of .* is 1 characters"),
+        ("ab" * 50, {"validation_size": 1}, r"make data.validation_size larger, or give a longer text"),
+        (
+            "ab" * 50,
+            {"validation_size": 4, "block_size": 8},
+            r"validation_size larger, or .* is 3$",
+        ),
+    ],
+)
+def test_nothing_to_learn_or_to_score_is_refused(
+    text: str, fields: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.txt").write_text(text)
+    args = DataArguments(path=str(tmp_path / "a.txt"), **{"block_size": 4, **fields})
+    with pytest.raises(UserError, match=message):
+        train_dataset(load_corpus(args), args, 2, seed=0)
+
+
 def test_damaged_ids_are_rebuilt(shakespeare: Path, cache: Path) -> None:
     before = load(shakespeare)
     expected = before.train[:100].tolist()

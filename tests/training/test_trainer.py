@@ -162,6 +162,12 @@ def test_what_does_not_go_together(tmp_path: Path) -> None:
         LanguageModelTrainer(lstm, tiny_run.arguments(tmp_path), dataset, validation, tokenizer)
     with pytest.raises(UserError, match="there is no validation text"):
         LanguageModelTrainer(lstm, tiny_run.arguments(tmp_path), dataset, None, tokenizer)
+    foreign = np.append(train, len(tokenizer)).astype(np.int64)
+    other = CharDataset(foreign, tiny_run.BLOCK, tiny_run.BATCH, 0, "streams")
+    with pytest.raises(UserError, match=r"the training text holds the id \d+, but the model's vocabulary"):
+        LanguageModelTrainer(lstm, tiny_run.arguments(tmp_path), other, validation, tokenizer)
+    with pytest.raises(UserError, match=r"the validation text holds the id"):
+        LanguageModelTrainer(lstm, tiny_run.arguments(tmp_path), dataset, foreign, tokenizer)
 
 
 @pytest.mark.parametrize("kind", KINDS)
