@@ -13,16 +13,18 @@ import io
 import json
 import shlex
 import sys
-from contextlib import redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from craft.pretrained import RUN_KEYS, starting_model, starting_tokenizer
 from craft.runs import begun, export, finish, name_run, record, weights_sum
+from craft.utils.claims import claimed
 from craft.utils.common import SAMPLE_CHARACTERS, TEMPERATURE, UserError, human
 from craft.utils.logging import get_logger, setup_logging
 from craft.utils.outputs import OUTPUTS, RunPaths
+from craft.utils.stopping import Leaving, leaving
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -68,14 +70,22 @@ def train(run: Run, resume: str | Path | None = None, allow_changes: bool = Fals
         UserError: for a mistake of the user; nothing was trained then.
         TrainingFailed: if training can't go on, for example at a loss that isn't a number.
     """
-    from craft.training.distributed import among_peers
+    with leaving("nothing was trained yet, and nothing is lost") as end:
+        from craft.training.distributed import among_peers
 
-    with among_peers(last=True):
-        return workflow(run, resume, allow_changes)
+        with among_peers(last=True), ExitStack() as claims:
+            return workflow(run, resume, allow_changes, end, claims)
 
 
-def workflow(run: Run, resume: str | Path | None = None, allow_changes: bool = False) -> TrainResult | None:
-    """The seven steps of `train`, in every process."""
+def workflow(
+    run: Run, resume: str | Path | None, allow_changes: bool, end: Leaving, claims: ExitStack
+) -> TrainResult | None:
+    """The seven steps of `train`, in every process.
+
+    Args:
+        end: what is said if a signal ends the program.
+        claims: keeps the run's folder for this process until all is done.
+    """
     # 1. Configuration
     with redirect_stdout(io.StringIO()):  # it says there, where our own lines go, that W&B is offline
         import transformers.integrations.integration_utils  # noqa: F401
@@ -125,12 +135,14 @@ def workflow(run: Run, resume: str | Path | None = None, allow_changes: bool = F
         text=corpus.fingerprint if corpus.n_chars is not None else None,
     )
     trainer.add_callback(WhenAccepted(lambda: record(run, paths)))
+    trainer.add_callback(WhenAccepted(lambda: claims.enter_context(claimed(paths.run_dir))))
     trainer.add_callback(lines := StepLines())
 
     # 5. Training
     trainer.train(resume_from_checkpoint=str(resume) if resume else None, allow_changes=allow_changes)
     if args.process_index != 0:
         return None
+    end.state = f"the run is trained; 'craft resume {paths.run_dir}' makes the model of it"
     model_dir = paths.export_dir(trainer.state.global_step)
     export(trainer, model_dir)
 

@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from craft.training.evaluation import Evaluation, evaluate_split
 from craft.training.protocols import natural_protocol
 from craft.training.settings import data_settings, fingerprint
 from craft.training.state import CarriedState
-from craft.training.trainer import Trainer, TrainingInterrupted
+from craft.training.trainer import EvaluationStopped, Trainer, TrainingInterrupted
 from craft.utils.common import TEMPERATURE, UserError
 from craft.utils.logging import get_logger
 
@@ -242,14 +243,18 @@ class LanguageModelTrainer(Trainer):
                 id_bytes=self.tokenizer.id_bytes,
                 rank=self.args.process_index,
                 world=self.args.world_size,
+                stopped=lambda: self.is_in_train and self.stop.asked,
             )
             seconds = time.perf_counter() - began
-            metrics = self._metrics(result, metric_key_prefix, seconds)
-            if self.is_world_process_zero():
-                self._say(result, seconds)
-            self.log(metrics)
-            if self.is_world_process_zero() and self.args.sample_chars > 0:
-                self._log_sample()
+            sample = self._sampled() if self.is_world_process_zero() else None
+        if self.is_in_train and self.stop.agreed():
+            raise EvaluationStopped
+        metrics = self._metrics(result, metric_key_prefix, seconds)
+        if self.is_world_process_zero():
+            self._say(result, seconds)
+        self.log(metrics)
+        if sample is not None:
+            self._log_sample(sample)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         if self.is_in_train:
             self.watch.run()
@@ -276,16 +281,21 @@ class LanguageModelTrainer(Trainer):
         with torch.random.fork_rng(self._rng_devices()):
             torch.manual_seed(self.args.seed)
             rows = self.model.stream(torch.tensor([ids], device=self.args.device), config)
-            return self.tokenizer.decode([int(row[0]) for row in rows], skip_special_tokens=True)
+            drawn = takewhile(lambda row: not (self.is_in_train and self.stop.asked), rows)
+            return self.tokenizer.decode([int(row[0]) for row in drawn], skip_special_tokens=True)
 
-    def _log_sample(self) -> None:
+    def _sampled(self) -> str | None:
+        if self.args.sample_chars == 0:
+            return None
         try:
             text = self.sample(self.args.sample_chars, self.args.sample_prompt)
         except UserError as error:
             logger.warning(f"no samples: {error}")
             self.args.sample_chars = 0
-            return
-        text = (self.args.sample_prompt or "") + text
+            return None
+        return (self.args.sample_prompt or "") + text
+
+    def _log_sample(self, text: str) -> None:
         logger.info("sample:\n    " + text.strip("\n").replace("\n", "\n    "))
         self.metrics_file.write({"step": self.state.global_step, "sample": text})
         if self.wandb_id is not None:

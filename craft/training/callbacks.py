@@ -32,6 +32,9 @@ class Hooks(TrainerCallback):
         self.trainer.restore_progress()
         if state.is_world_process_zero:
             self.trainer.record_start()
+        self.trainer.stop.begun = True
+        if self.trainer.evaluation_due:
+            self.trainer.catch_up()
         self.trainer.watch.run()
 
     def on_optimizer_step(
@@ -46,6 +49,10 @@ class Hooks(TrainerCallback):
             control.should_evaluate |= args.eval_strategy == IntervalStrategy.STEPS
         at_step(state.global_step)
         if self.trainer.stop.agreed():
+            control.should_training_stop = True
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.trainer.stop.agreed():  # while it was saved; another step would only have to be saved again
             control.should_training_stop = True
 
     def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -109,6 +109,17 @@ def sharding_wanted() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
 
 
+def pass_on(signum: int) -> None:
+    """Tells the other processes, with the next beat, that this one was asked to stop."""
+    if _pulse is not None:
+        _pulse.signum = signum
+
+
+def passed_on() -> int:
+    """The signal that another process was asked to stop by, as far as its pulse has told."""
+    return 0 if _pulse is None else _pulse.others_signum
+
+
 def at_step(step: int) -> None:
     """Notes how far this process is; called at every step."""
     if _pulse is not None:
@@ -188,6 +199,7 @@ class Pulse(threading.Thread):
         super().__init__(name="craft-pulse", daemon=True)
         self.store, self.rank, self.world, self.seconds = store, rank, world, seconds
         self.step, self.note, self.beat = 0, "", 0
+        self.signum, self.others_signum = 0, 0
         self.interval = min(max(SECONDS, world / 32), seconds / 4)
         self.silence = min(max(SILENCE, 3 * self.interval), seconds)
         self.heard: dict[int, Heard] = {}
@@ -260,13 +272,15 @@ class Pulse(threading.Thread):
 
     def _exchange(self) -> None:
         self.beat += 1
-        own = [self.beat, self.step, socket.gethostname(), place_of_main_thread(), self.note]
+        place = place_of_main_thread()
+        own = [self.beat, self.step, socket.gethostname(), place, self.note, self.signum]
         self.store.set(f"craft/pulse/{self.rank}", json.dumps(own))
         others = [rank for rank in range(self.world) if rank != self.rank]
         written = self.store.multi_get([f"craft/pulse/{rank}" for rank in others])
         self.answered = time.monotonic()
         for rank, text in zip(others, written):
-            beat, step, host, place, note = json.loads(text)
+            beat, step, host, place, note, signum = json.loads(text)
+            self.others_signum = max(self.others_signum, signum)
             known = self.heard.get(rank)
             at = self.answered if known is None or known.beat != beat else known.at
             self.heard[rank] = Heard(beat, step, host, place, note, at)

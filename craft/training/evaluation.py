@@ -10,7 +10,7 @@ something else.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -129,6 +129,7 @@ def evaluate_split(
     streams: int | None = None,
     rank: int = 0,
     world: int = 1,
+    stopped: Callable[[], bool] = bool,
 ) -> Evaluation:
     """Predicts every id of a text but the first, once.
 
@@ -145,6 +146,8 @@ def evaluate_split(
             have been trained; 1 reads strictly in one pass. By default as many as `batch_size`, if the text
             is long enough.
         rank, world: this process' share of the windows; sums are added up over all processes.
+        stopped: asked before every piece of work; once it is true the rest is left, and the sums are worth
+            nothing.
 
     Raises:
         UserError: if the text is too short, or the protocol is unknown or not for this model.
@@ -173,7 +176,8 @@ def evaluate_split(
         with torch.inference_mode(), torch.autocast(device, dtype, enabled=precision != "fp32"):
             for begin in range(rank * batch_size, len(rows.starts), world * batch_size):
                 part = slice(begin, begin + batch_size)
-                _score(model, ids, rows, part, block_size if not stride else rows.length, tables, sums)
+                chunk = block_size if not stride else rows.length
+                _score(model, ids, rows, part, chunk, tables, sums, stopped)
     finally:
         model.train(was_training)
     if world > 1:
@@ -202,11 +206,14 @@ def _score(
     chunk: int,
     tables: list[Tensor | None],
     sums: Tensor,
+    stopped: Callable[[], bool],
 ) -> None:
     """Reads some rows from left to right, `chunk` ids at a time, and adds what they score to `sums`."""
     starts, first, last = rows.starts[part, None], rows.first[part, None], rows.last[part, None]
     state, length = None, int((last - starts).max())
     for begin in range(0, length, chunk):
+        if stopped():
+            return
         place = starts + np.arange(begin, min(begin + chunk, length))
         scored = torch.from_numpy((first <= place) & (place < last))
         # Places behind the end of a row (or of the text) read something, which nothing scored depends on.

@@ -118,6 +118,7 @@ class ResumingTrainer(SavingTrainer):
         self.watch.resume(progress["elapsed"])
         self._total_loss_scalar = progress["total_loss"]
         self._globalstep_last_logged = progress["last_logged_step"]
+        self.evaluation_due = progress["evaluation_due"]
         self._initial_global_step = 0  # the mean loss at the end is that of the whole run
         if self.state.best_global_step:  # the run may have been moved to another folder
             best = checkpoints.checkpoint_dir(self.run_dir, self.state.best_global_step)

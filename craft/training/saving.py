@@ -65,6 +65,7 @@ class SavingTrainer(ShardingTrainer):
         average: the moving average of the weights, in training with `ema_decay`.
         watch: time spent in training.
         wandb_id: the W&B run.
+        evaluation_due: a signal interrupted the evaluation of this step.
         settings: what decides the weights, see `settings`; by name.
     """
 
@@ -77,6 +78,7 @@ class SavingTrainer(ShardingTrainer):
         self.saved_step: int | None = None
         self.average: WeightAverage | None = None
         self.wandb_id: str | None = None
+        self.evaluation_due = False
         self.settings: dict[str, Any] = {}
         self.watch = Stopwatch()
         super().__init__(**kwargs)
@@ -183,6 +185,7 @@ class SavingTrainer(ShardingTrainer):
             "total_loss": self._total_loss_scalar,
             "last_logged_step": self._globalstep_last_logged,
             "average_updates": self.average.updates if self.average is not None else 0,
+            "evaluation_due": self.evaluation_due,
             "wandb_id": self.wandb_id,
             "processes": self.args.world_size,
             "settings": self.settings,

@@ -1,4 +1,4 @@
-"""Stopping politely: SIGTERM and Ctrl-C finish the step and save; a second one exits at once."""
+"""Stopping politely: SIGTERM, SIGUSR1 and Ctrl-C finish the step and save; a second one exits at once."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 import torch
 import torch.distributed as dist
 
-from craft.training.distributed import patience
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from craft.training.distributed import pass_on, passed_on, patience
+from craft.utils.stopping import SIGNALS, TrainingInterrupted, exit_code, name_of, say
 
 
 class StopRequest:
@@ -23,23 +23,35 @@ class StopRequest:
 
     Attributes:
         signum: the signal that asked to stop, 0 if none did; equal in all processes after `agreed`.
+        begun: whether there is anything to finish and save.
     """
 
     def __init__(self) -> None:
         self.signum = 0
+        self.begun = False
+        self.launcher: int | None = None
         self._received = 0  # the handler writes this and `_since` only: it may interrupt `agreed`
         self._since: float | None = None
         self._group: dist.ProcessGroup | None = None
 
     @property
     def exit_code(self) -> int:
-        """0 for SIGTERM (asked by a scheduler, and done), 130 for Ctrl-C, as shells have it."""
-        return 130 if self.signum == signal.SIGINT else 0
+        return exit_code(self.signum)
+
+    @property
+    def asked(self) -> bool:
+        """Whether this process knows of a signal; others may not yet. For long work within a step."""
+        if self.launcher is not None and not self._received and os.getppid() != self.launcher:
+            self._received = signal.SIGTERM  # the launcher was killed, and can pass nothing on
+        if self._received:
+            pass_on(self._received)
+        return bool(self._received or self.signum or passed_on())
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Inside, signals ask to stop. In threads, where Python can't, nothing changes."""
         self.signum, self._received, self._since = 0, 0, None
+        self.begun, self.launcher = False, launcher()
         if dist.is_initialized() and dist.get_backend() != "gloo":
             # Over NCCL the question would make the host wait for the GPU in every step.
             self._group = dist.new_group(backend="gloo", timeout=patience())
@@ -55,7 +67,7 @@ class StopRequest:
 
     def agreed(self) -> bool:
         """Whether any process was asked to stop; all of them must ask, and get the same answer."""
-        signum = max(self._received, self.signum)
+        signum = max(self._received, self.signum) if self.asked else 0
         if dist.is_initialized():
             flag = torch.tensor([signum], dtype=torch.int32)
             dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
@@ -66,10 +78,23 @@ class StopRequest:
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         # One Ctrl-C may arrive twice, from the terminal and from the launcher: only a later one is a second
         # one.
-        if self._since is not None and time.monotonic() - self._since > 1.0:
+        at_once = 1.0 if self.launcher is not None else 0.2
+        if self._since is not None and time.monotonic() - self._since > at_once:
             os._exit(128 + signum)
         if self._since is None:
             self._received, self._since = signum, time.monotonic()
-            name = "Ctrl-C" if signum == signal.SIGINT else "SIGTERM"
-            # Not through logging: a handler may interrupt a write that holds its lock.
-            os.write(2, f"\n{name}: finishing this step and saving; once more exits at once\n".encode())
+            if not self.begun and not dist.is_initialized():
+                say(f"{name_of(signum)}: stopped before the first step; nothing is lost")
+                raise TrainingInterrupted(exit_code(signum))
+            say(f"{name_of(signum)}: finishing this step and saving; once more exits at once")
+
+
+def launcher() -> int | None:
+    """The parent process, if it is one of the programs that start others; those may die without a word."""
+    parent = os.getppid()
+    try:
+        words = Path(f"/proc/{parent}/cmdline").read_bytes()
+    except OSError:  # not Linux
+        return None
+    launchers = (b"accelerate", b"torchrun", b"torch.distributed", b"torch/distributed")
+    return parent if any(name in words for name in launchers) else None

@@ -8,6 +8,7 @@ run. It knows nothing of language.
 from __future__ import annotations
 
 import math
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,17 @@ from craft.utils.claims import claimed
 from craft.utils.common import TrainingFailed, UserError
 from craft.utils.history import add_event
 from craft.utils.logging import get_logger
+from craft.utils.stopping import TrainingInterrupted
 
 logger = get_logger(__name__)
 
 
-class TrainingInterrupted(SystemExit):
-    """A signal was obeyed and a checkpoint saved; the exit status is 0 for SIGTERM and 130 for Ctrl-C."""
+class EvaluationStopped(Exception):
+    """A signal came while a text was scored."""
+
+
+class NothingLeft(Exception):
+    """The evaluation that a signal had interrupted was the last thing to do."""
 
 
 class Trainer(ResumingTrainer):
@@ -106,7 +112,7 @@ class Trainer(ResumingTrainer):
             `load_best_model_at_end`, otherwise the average with `ema_decay`, otherwise the last.
 
         Raises:
-            TrainingInterrupted: (a SystemExit) after SIGTERM or Ctrl-C, with a checkpoint saved.
+            TrainingInterrupted: (a SystemExit) after SIGTERM, SIGUSR1 or Ctrl-C, with a checkpoint saved.
             TrainingFailed: the loss or the gradient isn't finite any more, or a checkpoint can't be
                 written.
             UserError: nothing to resume from, settings that changed, a disk that is too small.
@@ -119,11 +125,12 @@ class Trainer(ResumingTrainer):
         self.resumed = decided_by_first(lambda: self.find(resume_from_checkpoint))
         planned = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
         self.settings = self.decisive_settings(planned)
-        self.saved_step = None
+        self.saved_step, self.evaluation_due = None, False
         if self.resumed is not None:
             self.check_settings(allow_changes)
             state = TrainerState.load_from_json(str(self.resumed / STATE))
-            if state.global_step >= planned or self._patience_is_over(state):
+            due = self.progress_at(self.resumed)["evaluation_due"] and self.args.eval_strategy != "no"
+            if not due and (state.global_step >= planned or self._patience_is_over(state)):
                 return self._stay_finished(state)
             logger.info(f"resuming from {self.resumed} at step {state.global_step:,}")
             self.args.eval_on_start = False
@@ -142,7 +149,14 @@ class Trainer(ResumingTrainer):
         torch.manual_seed(self.args.seed + self.args.process_index)
         try:
             with self.stop.listening(), among_peers(self.way_out):
-                return super().train(str(self.resumed) if self.resumed else None, **kwargs)
+                try:
+                    result = super().train(str(self.resumed) if self.resumed else None, **kwargs)
+                except NothingLeft:
+                    result = self._finalize_training(None, 0, time.time())
+                if self.stop.asked:  # after the last step; all is saved
+                    logger.info(f"trained to the end; 'craft resume {self.run_dir}' makes the model of it")
+                    raise TrainingInterrupted(self.stop.exit_code)
+                return result
         except (TrainingFailed, TrainingInterrupted) as end:
             if self.wandb_id is not None:
                 tracking.finish(exit_code=1 if isinstance(end, TrainingFailed) else 0)
@@ -237,8 +251,31 @@ class Trainer(ResumingTrainer):
             "training.warmup_steps, or training.max_grad_norm=1"
         )
 
+    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As in transformers; a signal ends it early, and a resumed run does it again."""
+        try:
+            return super()._evaluate(*args, **kwargs)  # type: ignore[no-any-return]
+        except EvaluationStopped:
+            self.evaluation_due = self.state.global_step > 0
+            self.control.should_training_stop = True
+            return {}
+
+    def catch_up(self) -> None:
+        """Does the evaluation that a signal interrupted, as it would have been done then."""
+        self.evaluation_due = False
+        if self.args.eval_strategy == IntervalStrategy.NO:
+            return
+        metrics = self._evaluate(None, None)
+        if self._determine_best_metric(metrics, None) and self.control.should_save:
+            self._save_checkpoint(self.model_wrapped, None)
+        self.control.should_save = False
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
+            raise NothingLeft
+
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """Also saves at every new best, whatever `save_steps` says, and stops early."""
+        if self.evaluation_due:
+            return False
         is_best = super()._determine_best_metric(metrics, trial)
         if is_best and self.args.save_strategy != SaveStrategy.NO:
             self.control.should_save = True
@@ -258,7 +295,10 @@ class Trainer(ResumingTrainer):
         if self.stop.signum:
             self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
             self.is_in_train = False
-            logger.info(f"stopped at step {self.state.global_step:,} and saved; resume from {self.run_dir}")
+            logger.info(
+                f"stopped at step {self.state.global_step:,} and saved; go on with: "
+                f"craft resume {self.run_dir}"
+            )
             raise TrainingInterrupted(self.stop.exit_code)
         self.stay_whole()
         if self.average is not None:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from craft.data.tokenization import CharTokenizer
 from craft.training.base import LanguageModelTrainer, TrainingInterrupted
+from craft.training.logging import read_metrics
 from craft.training.trees import save_tree
 from craft.utils.common import TrainingFailed, UserError
 
@@ -77,6 +78,31 @@ def test_a_signal_saves_although_nothing_else_does(tmp_path: Path) -> None:
     again.train(resume_from_checkpoint=True)
     for a, b in zip(whole.model.parameters(), again.model.parameters()):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("step", [10, 14, 20])
+def test_a_signal_in_an_evaluation_ends_it_and_a_resumed_run_does_it_again(tmp_path: Path, step: int) -> None:
+    """The end is that of a run without the signal: weights, best step, metrics; 14 is where patience ends."""
+    losses = [3.0, 2.0, 2.5, 1.9, 2.1, 2.2, 2.3, 2.4, 2.5, 1.0]
+    settings: dict[str, Any] = {"load_best_model_at_end": True, "sample_chars": 9}
+    if step == 14:
+        settings["early_stopping_patience"] = 3
+    whole = scripted(tmp_path / "whole", losses, **settings)
+    whole.train()
+    stopped = scripted(tmp_path / "stopped", losses, **settings)
+    tiny_run.signal_in_evaluation(stopped, step, signal.SIGUSR1)
+    with pytest.raises(TrainingInterrupted) as end:
+        stopped.train()
+    assert end.value.code == 0
+    assert [e["step"] for e in read_metrics(tmp_path / "stopped") if "eval_loss" in e][-1] == step - 2
+    again = scripted(tmp_path / "stopped", losses, **settings)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.best_global_step == whole.state.best_global_step
+    for a, b in zip(whole.model.parameters(), again.model.parameters()):
+        assert torch.equal(a, b)
+    runs = [read_metrics(tmp_path / name) for name in ("whole", "stopped")]
+    scores = [[(e["step"], e.get("eval_loss"), e.get("sample")) for e in events] for events in runs]
+    assert scores[0] == scores[1]
 
 
 def test_early_stopping_and_that_it_is_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

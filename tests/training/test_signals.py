@@ -8,13 +8,19 @@ import pytest
 import torch
 
 from craft.training.signals import StopRequest
+from craft.utils.stopping import TrainingInterrupted, leaving
+
+STATUS = {signal.SIGTERM: 0, signal.SIGUSR1: 0, signal.SIGINT: 130}
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 0), (signal.SIGUSR1, 0), (signal.SIGINT, 130)]
+)
 def test_a_signal_asks_to_stop(number: int, status: int, capfd: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(number)
     stop = StopRequest()
     with stop.listening():
+        stop.begun = True
         assert not stop.agreed()
         os.kill(os.getpid(), number)
         os.kill(os.getpid(), number)  # at once: the same keystroke, told by terminal and launcher
@@ -23,6 +29,7 @@ def test_a_signal_asks_to_stop(number: int, status: int, capfd: pytest.CaptureFi
     assert signal.getsignal(number) is before
     assert capfd.readouterr().err.count("finishing this step and saving") == 1
     with stop.listening():
+        stop.begun = True
         assert not stop.agreed()
 
 
@@ -31,7 +38,9 @@ def test_a_later_signal_exits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [10.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     monkeypatch.setattr(os, "_exit", exits.append)
-    with StopRequest().listening():
+    stop = StopRequest()
+    with stop.listening():
+        stop.begun = True
         os.kill(os.getpid(), signal.SIGINT)
         assert exits == []
         now[0] += 1.5
@@ -48,6 +57,7 @@ def test_a_signal_during_the_agreement_is_not_lost(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("torch.distributed.all_reduce", reduced)
     stop = StopRequest()
     with stop.listening():
+        stop.begun = True
         assert not stop.agreed()  # the others were told 0 for this process; they learn of it a step later
         assert stop.agreed()
     assert stop.signum == signal.SIGTERM
@@ -64,12 +74,44 @@ def test_the_first_own_signal_after_another_process_was_asked(monkeypatch: pytes
     monkeypatch.setattr("torch.distributed.all_reduce", lambda flag, **kwargs: flag.fill_(signal.SIGTERM))
     stop = StopRequest()
     with stop.listening():
+        stop.begun = True
         assert stop.agreed()
         os.kill(os.getpid(), signal.SIGTERM)
         assert exits == []
         now[0] += 1.5
         os.kill(os.getpid(), signal.SIGTERM)
     assert exits == [128 + signal.SIGTERM]
+
+
+def test_before_there_is_anything_to_save_it_ends_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(TrainingInterrupted) as end, StopRequest().listening():
+        os.kill(os.getpid(), signal.SIGINT)
+    assert end.value.code == 130
+    assert "Ctrl-C: stopped before the first step; nothing is lost" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 0), (signal.SIGUSR1, 0), (signal.SIGINT, 130)]
+)
+def test_leaving_says_how_things_stand(number: int, status: int, capfd: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(number)
+    with leaving("nothing yet") as leave:
+        leave.state = "all is saved"
+        with pytest.raises(TrainingInterrupted) as end:
+            os.kill(os.getpid(), number)
+    assert end.value.code == status
+    assert capfd.readouterr().err.endswith(": all is saved\n")
+    assert signal.getsignal(number) is before
+
+
+def test_a_launcher_that_dies_is_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = StopRequest()
+    with stop.listening():
+        stop.launcher = os.getppid()
+        assert not stop.asked
+        stop.launcher = 2**22 + 1
+        assert stop.agreed()
+    assert stop.exit_code == 0
 
 
 def test_in_a_thread_signals_are_left_alone() -> None:

@@ -1,0 +1,66 @@
+"""Signals that ask a program to end: which they are, and what to do where there is nothing to save.
+
+SIGTERM comes from schedulers, SIGUSR1 is Slurm's warning before it takes the machine away, SIGINT is Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+
+
+class TrainingInterrupted(SystemExit):
+    """A signal was obeyed and nothing is lost; the status is 130 for Ctrl-C, else 0."""
+
+
+def exit_code(signum: int) -> int:
+    """130 for Ctrl-C, as shells have it; 0 for the others: asked by a scheduler, and done."""
+    return 130 if signum == signal.SIGINT else 0
+
+
+def name_of(signum: int) -> str:
+    return "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
+
+
+def say(text: str) -> None:
+    """For handlers: not through logging, for they may interrupt a write that holds its lock."""
+    os.write(2, f"\n{text}\n".encode())
+
+
+class Leaving:
+    """What is to be said when a signal ends the program at once.
+
+    Attributes:
+        state: how things stand, as half a sentence; it changes as the program goes on.
+    """
+
+    def __init__(self, state: str) -> None:
+        self.state = state
+
+    def obey(self, signum: int, frame: FrameType | None) -> None:
+        """The handler: the program ends by an exception, so that files and locks are cleaned up."""
+        for number in SIGNALS:
+            signal.signal(number, lambda again, frame: os._exit(128 + again))
+        say(f"{name_of(signum)}: {self.state}")
+        raise TrainingInterrupted(exit_code(signum))
+
+
+@contextmanager
+def leaving(state: str) -> Iterator[Leaving]:
+    """Inside, a signal ends the program at once, with one line. In threads nothing changes."""
+    end = Leaving(state)
+    if threading.current_thread() is not threading.main_thread():
+        yield end
+        return
+    before = {number: signal.signal(number, end.obey) for number in SIGNALS}
+    try:
+        yield end
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
