@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -11,43 +12,49 @@ from filelock import FileLock, Timeout
 from craft.utils.common import UserError
 
 LOCK = ".lock"
-_held: dict[Path, int] = {}
+
+
+@dataclass
+class _Claim:
+    lock: FileLock
+    holders: int = 0
+
+
+_held: dict[Path, _Claim] = {}
 
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Inside, the folder is this process'. It may claim it again meanwhile.
+    """Inside, the folder is this process'. It may be claimed several times, and is free after the last.
 
     Raises:
         UserError: if another process has it.
     """
     place = folder.resolve()
-    if place in _held:
-        _held[place] += 1
+    if place not in _held:
+        lock = FileLock(place / LOCK, timeout=0)
         try:
+            lock.acquire()
+        except (Timeout, RuntimeError):
+            raise UserError(
+                f"{folder} is being trained by another process; wait for it or stop it, or choose another "
+                "training.output_dir"
+            ) from None
+        except (NotImplementedError, OSError):  # a file system without locks; better trained than locked
             yield
-        finally:
-            _held[place] -= 1
-        return
-    lock = FileLock(place / LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except (Timeout, RuntimeError):
-        raise UserError(
-            f"{folder} is being trained by another process; wait for it or stop it, or choose another "
-            "training.output_dir"
-        ) from None
-    except (NotImplementedError, OSError):  # a file system without locks; better trained than locked
-        yield
-        return
-    _held[place] = 1
+            return
+        _held[place] = _Claim(lock)
+    claim = _held[place]
+    claim.holders += 1
     try:
         yield
     finally:
-        del _held[place]
-        with suppress(OSError):
-            (place / LOCK).unlink()
-        lock.release()
+        claim.holders -= 1
+        if not claim.holders:
+            del _held[place]
+            with suppress(OSError):
+                (place / LOCK).unlink()
+            claim.lock.release()
 
 
 def is_claimed(folder: Path) -> bool:

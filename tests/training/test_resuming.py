@@ -191,8 +191,11 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="is being trained by another process"):
             tiny_run.trainer("char_lstm", tmp_path, **QUIET).train()
         other.kill()
-    with claimed(tmp_path), claimed(tmp_path):
-        pass
+    first, second = claimed(tmp_path), claimed(tmp_path)
+    first.__enter__(), second.__enter__()
+    first.__exit__(None, None, None)
+    assert (tmp_path / ".lock").exists()
+    second.__exit__(None, None, None)
     assert not (tmp_path / ".lock").exists()
 
 
