@@ -134,8 +134,12 @@ def workflow(
         run_config=run.to_dict(),
         text=corpus.fingerprint if corpus.n_chars is not None else None,
     )
-    trainer.add_callback(WhenAccepted(lambda: record(run, paths)))
-    trainer.add_callback(WhenAccepted(lambda: claims.enter_context(claimed(paths.run_dir))))
+
+    def accepted() -> None:
+        claims.enter_context(claimed(paths.run_dir))
+        record(run, paths)
+
+    trainer.add_callback(WhenAccepted(accepted))
     trainer.add_callback(lines := StepLines())
 
     # 5. Training
