@@ -34,6 +34,8 @@ ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
     # A file that can't be read is told in our own line, not in theirs as well.
     "DATASETS_VERBOSITY": "critical",
+    # Processes that meet warn of every address without a name.
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
 }
 """Settings that must be there before torch and transformers are imported; the user's own win."""
 

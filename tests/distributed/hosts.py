@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+CONFIG = Path(__file__).resolve().parent.parent.parent / "accelerate_config.yaml"
+
 
 @dataclass
 class Hosts:
@@ -47,10 +49,9 @@ class Hosts:
 
     def launch(self, host: int, *words: str, output: str, c10d: bool = False) -> subprocess.Popen[str]:
         """`accelerate launch … -m craft.train WORDS` with one process on each host."""
-        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
-        launcher += ["--num_machines", "2", "--num_processes", "2", "--machine_rank", str(host)]
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG)]
+        launcher += ["--multi_gpu", "--num_machines", "2", "--num_processes", "2", "--machine_rank", str(host)]
         launcher += ["--main_process_ip", self.addresses[0], "--main_process_port", "29500"]
-        launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
         env = {}
         if c10d:
             launcher += ["--rdzv_backend", "c10d", "--max_restarts", "3"]
