@@ -176,7 +176,7 @@ class CraftTrainingArguments(transformers.TrainingArguments):
 
     def _prepare_devices(self) -> None:
         """Chooses the CPU where there is nothing else; joins several CPU processes, with a time limit."""
-        world = int(os.environ.get("WORLD_SIZE", 1))
+        world = int(os.environ.get("WORLD_SIZE") or 1)
         if not self.on_cpu and not torch.accelerator.is_available():
             if world > 1:
                 raise UserError(
@@ -204,7 +204,7 @@ class CraftTrainingArguments(transformers.TrainingArguments):
                 setattr(self, name, False)
 
     def _check_world(self) -> None:
-        launched = int(os.environ.get("WORLD_SIZE", 1))
+        launched = int(os.environ.get("WORLD_SIZE") or 1)
         if launched != self.world_size:
             raise UserError(
                 f"{launched} processes were launched, but this one sees a world of {self.world_size}: each "

@@ -22,12 +22,12 @@ def get_logger(name: str) -> logging.Logger:
 
 def rank() -> int:
     """This process' number among those that a launcher started, 0 without one."""
-    return int(os.environ.get("RANK", 0))
+    return int(os.environ.get("RANK") or 0)
 
 
 def rank_prefix() -> str:
     """`rank 1: `, or nothing where there is one process."""
-    return f"rank {rank()}: " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
+    return f"rank {rank()}: " if int(os.environ.get("WORLD_SIZE") or 1) > 1 else ""
 
 
 def first_to_say(text: str) -> bool:
@@ -35,7 +35,7 @@ def first_to_say(text: str) -> bool:
     own_file = os.environ.get(
         "TORCHELASTIC_ERROR_FILE"
     )  # in a folder that the launcher made for its processes
-    if own_file is None or int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if own_file is None or int(os.environ.get("WORLD_SIZE") or 1) == 1:
         return True
     said = Path(own_file).parent.parent / f"said-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     try:

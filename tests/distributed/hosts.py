@@ -50,7 +50,15 @@ class Hosts:
     def launch(self, host: int, *words: str, output: str, c10d: bool = False) -> subprocess.Popen[str]:
         """`accelerate launch … -m craft.train WORDS` with one process on each host."""
         launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG)]
-        launcher += ["--multi_gpu", "--num_machines", "2", "--num_processes", "2", "--machine_rank", str(host)]
+        launcher += [
+            "--multi_gpu",
+            "--num_machines",
+            "2",
+            "--num_processes",
+            "2",
+            "--machine_rank",
+            str(host),
+        ]
         launcher += ["--main_process_ip", self.addresses[0], "--main_process_port", "29500"]
         env = {}
         if c10d:
