@@ -1,0 +1,38 @@
+"""What one client, and all of them together, may ask of a server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from craft.utils.common import UserError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Caps of a server; what goes beyond one is refused, not cut.
+
+    Args:
+        max_tokens: the most characters (byte tokenizer: bytes) that one request may have written.
+        max_prompt: the longest prompt; None is the model's context, or `UNBOUNDED_PROMPT` where it has none.
+        max_requests: how many requests may be answered at once; the next ones are told to try again.
+
+    Raises:
+        UserError: if one is below 1.
+    """
+
+    max_tokens: int = 4096
+    max_prompt: int | None = None
+    max_requests: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("max_tokens", "max_prompt", "max_requests"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+
+    def prompt(self, context: int | None) -> int:
+        """The longest prompt in ids, for a model with that context (None: without a limit)."""
+        return self.max_prompt or context or UNBOUNDED_PROMPT
+
+
+UNBOUNDED_PROMPT = 16_384

@@ -1,0 +1,155 @@
+"""transformers' server around a craft model, between the gate and the writer."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from craft.serving.limits import Limits
+from craft.utils.common import UserError
+from craft.utils.outputs import resolve, slug
+
+GRACE = 5
+"""Seconds that running requests have to end once the server is told to stop."""
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+ONE_AFTER_THE_OTHER = (
+    "{% for message in messages %}{{ message.content }}{% if not loop.last %}SEPARATOR{% endif %}{% endfor %}"
+)
+"""How a model without a chat template reads a chat: as one text, which it goes on with."""
+
+
+def require_extra() -> None:
+    """Refuses to start without the packages of the extra `serve`."""
+    missing = [name for name in ("fastapi", "uvicorn", "openai") if find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"craft serve needs {', '.join(missing)}, which is not installed: pip install 'craft-lm[serve]'"
+        )
+
+
+def build_app(model: Any, tokenizer: Any, name: str, limits: Limits) -> tuple[Any, Any]:
+    """The application for an ASGI server, and what is to be shut down after it."""
+    from transformers.cli.serving.chat_completion import ChatCompletionHandler
+    from transformers.cli.serving.completion import CompletionHandler
+    from transformers.cli.serving.model_manager import ModelManager, TimedModel
+    from transformers.cli.serving.server import build_server
+
+    from craft.serving.gate import Gate
+    from craft.serving.requests import Served
+    from craft.serving.writer import OneWriter
+
+    # Given the model, not its name: transformers would look for its class among its own.
+    manager: Any = ModelManager(model_timeout=-1)
+    manager.process_model_name = lambda name: name  # not `name@main`
+    manager.loaded_models[name] = TimedModel(model, -1, processor=tokenizer)
+    manager.force_model = name
+    state = OneWriter()
+    parts = {"model_manager": manager, "generation_state": state}
+    unused: Any = None  # handlers of routes that the gate doesn't open
+    app = build_server(
+        manager,
+        ChatCompletionHandler(**parts),
+        completion_handler=CompletionHandler(**parts),
+        response_handler=unused,
+        transcription_handler=unused,
+        systemone_handler=unused,
+        generation_state=state,
+    )
+    context = None if model.carries_state else model.config.max_position_embeddings
+    return Gate(app, Served(name, tokenizer, context, limits)), state
+
+
+def read_template(file: Path) -> str:
+    """A Jinja template that makes one text of the messages of a chat.
+
+    Raises:
+        UserError: if the file can't be read, or isn't a template.
+    """
+    from jinja2 import Environment, TemplateSyntaxError
+
+    try:
+        text = file.read_text(encoding="utf-8")
+        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"can't read --chat-template {file}: {error}") from error
+    except TemplateSyntaxError as error:
+        raise UserError(f"--chat-template {file}:{error.lineno}: {error.message}") from error
+    return text
+
+
+def plain_template(tokenizer: Any) -> str:
+    """The messages' contents one after the other, on lines of their own where line breaks are known."""
+    newline = "" if tokenizer.alphabet and "\n" not in tokenizer.alphabet else "{{ '\\n' }}"
+    return ONE_AFTER_THE_OTHER.replace("SEPARATOR", newline)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """An open socket, so that a taken port is known before a model is loaded.
+
+    Raises:
+        UserError: if nobody can listen there.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except (OSError, OverflowError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(
+            f"can't listen on {host}:{port}: {reason}; choose another --port (0: any free one)"
+        ) from error
+
+
+def serve(
+    model: str,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    limits: Limits | None = None,
+    template: Path | None = None,
+    say: Any = print,
+) -> None:
+    """Answers requests until the process is told to stop (SIGTERM, Ctrl-C).
+
+    Args:
+        model: as for `craft.inference.load`.
+        template: a Jinja file that turns the messages of a chat into a text.
+        say: gets the one line that tells where the server is.
+
+    Raises:
+        UserError: for an unknown model, a taken port, or if the extra `serve` isn't installed.
+    """
+    require_extra()
+    where = resolve(model)
+    own = read_template(template) if template is not None else None
+    with listen(host, port) as listener:
+        import uvicorn
+
+        from craft.inference import load
+
+        network, tokenizer = load(where)
+        tokenizer.chat_template = own or tokenizer.chat_template or plain_template(tokenizer)
+        name = slug(Path(where).resolve().name) if Path(where).is_dir() else where
+        app, state = build_app(network, tokenizer, name, limits or Limits())
+
+        class Server(uvicorn.Server):
+            async def startup(self, sockets: Sequence[Any] | None = None) -> None:
+                await super().startup(sockets=list(sockets or []))
+                shown = f"[{host}]" if ":" in host else host
+                say(f"{name} at http://{shown}:{listener.getsockname()[1]}/v1  (Ctrl-C stops)")
+                if host not in LOOPBACK:
+                    say(f"everyone who reaches {host} can use it: it asks for no password")
+
+            async def serve(self, sockets: Sequence[Any] | None = None) -> None:
+                with self.capture_signals():
+                    await self._serve(list(sockets or []))
+                    self._captured_signals.clear()  # to be told to stop is no failure
+
+        settings = uvicorn.Config(
+            app, log_level="error", access_log=False, server_header=False, timeout_graceful_shutdown=GRACE
+        )
+        try:
+            Server(settings).run(sockets=[listener])
+        finally:
+            state.shutdown()

@@ -1,0 +1,271 @@
+"""`craft serve`, asked by the unmodified `openai` client and by bare HTTP."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+openai = pytest.importorskip("openai")
+httpx = pytest.importorskip("httpx")
+pytest.importorskip("fastapi")
+pytest.importorskip("uvicorn")
+
+from craft.inference import load, sample
+
+from .conftest import CONTEXT, Trained
+
+HEADERS = {"Content-Type": "application/json"}
+
+
+class Server:
+    """A `craft serve` process."""
+
+    def __init__(self, model: Path, *options: str) -> None:
+        self.name = model.name
+        command = [sys.executable, "-m", "craft", "serve", str(model), "--port", "0", *options]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+        assert self.process.stderr is not None
+        said = ""
+        for line in self.process.stderr:
+            said += line
+            if found := re.search(r"at (http://127\.0\.0\.1:\d+)/v1", line):
+                self.url = found[1]
+                return
+        pytest.fail(f"craft serve didn't start:\n{said}")
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(timeout=60)
+
+    def post(self, path: str, body: Any, **options: Any) -> Any:
+        content = body if isinstance(body, (str, bytes)) else json.dumps(body)
+        return httpx.post(
+            self.url + path, **{"content": content, "headers": HEADERS, "timeout": 60, **options}
+        )
+
+    @property
+    def client(self) -> Any:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def server(trained: Trained) -> Iterator[Server]:
+    running = Server(trained.model)
+    yield running
+    if running.process.poll() is None:
+        assert running.stop() == 0
+
+
+def test_a_completion_is_the_text_that_craft_writes(server: Server, trained: Trained) -> None:
+    network, tokenizer = load(trained.model)
+    ((expected,),) = sample(network, tokenizer, ["9 green"], max_new_tokens=50, greedy=True)
+    asked = {"model": server.name, "prompt": "9 green", "max_tokens": 50, "temperature": 0}
+    whole = server.client.completions.create(**asked)
+    assert whole.choices[0].text == expected
+    assert (whole.choices[0].finish_reason, whole.model) == ("length", server.name)
+    assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (7, 50)
+    chunks = list(server.client.completions.create(**asked, stream=True))
+    assert "".join(chunk.choices[0].text for chunk in chunks) == expected
+    assert len(chunks) > 40  # it was streamed
+    assert chunks[-1].choices[0].finish_reason == "length"
+
+
+def test_a_chat_goes_on_with_the_messages(server: Server, trained: Trained) -> None:
+    network, tokenizer = load(trained.model)
+    ((expected,),) = sample(network, tokenizer, ["1 wall\n2 men"], max_new_tokens=40, greedy=True)
+    messages = [{"role": "system", "content": "1 wall"}, {"role": "user", "content": "2 men"}]
+    asked = {"model": server.name, "messages": messages, "max_tokens": 40, "temperature": 0}
+    assert server.client.chat.completions.create(**asked).choices[0].message.content == expected
+    chunks = list(server.client.chat.completions.create(**asked, stream=True))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == expected
+
+
+def test_stop_texts_and_seeds(server: Server) -> None:
+    asked = {"model": server.name, "prompt": "9", "max_tokens": 300, "seed": 5}
+    first, second = (server.client.completions.create(**asked).choices[0] for _ in range(2))
+    assert first.text == second.text
+    assert first.text != server.client.completions.create(**{**asked, "seed": 6}).choices[0].text
+    stop = first.text[40:45]
+    short = server.client.completions.create(**asked, stop=[stop, "never"]).choices[0]
+    assert short.text == first.text[: first.text.index(stop)]
+    assert short.finish_reason == "stop"
+    streamed = server.client.completions.create(**asked, stop=stop, stream=True)
+    assert "".join(chunk.choices[0].text for chunk in streamed) == short.text
+
+
+def test_sixteen_clients_write_at_once(server: Server) -> None:
+    def ask(n: int) -> tuple[str, float, float]:
+        asked = {"model": server.name, "prompt": str(n), "max_tokens": 100, "seed": n}
+        if n % 2:
+            return server.client.completions.create(**asked).choices[0].text, 0, 0
+        pieces, times = [], []
+        for chunk in server.client.completions.create(**asked, stream=True):
+            pieces.append(chunk.choices[0].text)
+            times.append(time.monotonic())
+        return "".join(pieces), times[0], times[-1]
+
+    with ThreadPoolExecutor(16) as pool:
+        together = list(pool.map(ask, range(16)))
+    alone = [ask(n) for n in range(16)]
+    assert [text for text, _, _ in together] == [text for text, _, _ in alone]  # nobody disturbs another
+    streams = [(first, last) for _, first, last in together if first]
+    assert max(first for first, _ in streams) < max(last for _, last in streams)  # none waits for whole texts
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"prompt": ""}, "prompt is empty"),
+    ({"prompt": None}, "must be a text"),
+    ({"prompt": ["a", "b"]}, "2 prompts in one request"),
+    ({"prompt": [[1, 2]]}, "must be a text"),
+    ({"prompt": "9 Ä"}, "character 'Ä' (U+00C4) at position 2 of the prompt"),
+    ({"prompt": "\ud800"}, "unpaired surrogate U+D800"),
+    ({"max_tokens": -1}, "max_tokens=-1 must be a whole number, at least 1"),
+    ({"max_tokens": 0}, "at least 1"),
+    ({"max_tokens": 1.5}, "whole number"),
+    ({"max_tokens": True}, "whole number"),
+    ({"max_tokens": 10**9}, "more than this server's 4096"),
+    ({"temperature": -1}, "temperature=-1 must be a number from 0 to 2"),
+    ({"temperature": float("nan")}, "temperature=NaN"),
+    ({"temperature": "hot"}, 'temperature="hot"'),
+    ({"top_p": 0}, "above 0 and at most 1"),
+    ({"frequency_penalty": -1}, "from 0 to 2"),
+    ({"seed": -1}, "seed=-1"),
+    ({"stop": [""]}, "none empty"),
+    ({"stop": 7}, "stop=7"),
+    ({"stream": "yes"}, "true or false"),
+    ({"n": 2}, "n=2 isn't supported"),
+    ({"logprobs": 3}, "logprobs=3 isn't supported"),
+    ({"temprature": 1}, "unknown field 'temprature', did you mean 'temperature'?"),
+    ({"generation_config": "{}"}, "unknown field 'generation_config'"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "said"), BAD, ids=[str(wrong)[:40] for wrong, _ in BAD])
+def test_a_bad_request_is_answered_with_a_reason(server: Server, wrong: dict[str, Any], said: str) -> None:
+    answer = server.post("/v1/completions", {"prompt": "9", "max_tokens": 3, **wrong})
+    assert answer.status_code == 400, answer.text
+    assert said in answer.json()["error"]["message"]
+
+
+def test_openai_raises_its_own_errors(server: Server, trained: Trained) -> None:
+    with pytest.raises(openai.BadRequestError, match=r"'é' \(U\+00E9\) at position 1 of the messages"):
+        server.client.chat.completions.create(
+            model=server.name, messages=[{"role": "user", "content": "9é"}], max_tokens=3
+        )
+    with pytest.raises(openai.NotFoundError, match="no model"):
+        server.client.completions.create(model="gpt-5", prompt="9")
+    limit = CONTEXT if trained.kind == "char_transformer" else 16384
+    with pytest.raises(openai.BadRequestError, match="characters, ") as caught:
+        server.client.completions.create(model=server.name, prompt="9" * (limit + 1), max_tokens=3)
+    assert caught.value.code == "context_length_exceeded"
+    server.client.completions.create(model=server.name, prompt="9" * limit, max_tokens=3)
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        ([], "at least one message"),
+        ("9", "must be a list"),
+        ([{"role": "user", "content": ""}], "messages is empty"),
+        ([{"content": "9"}], "a role and a content"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], "must be text"),
+    ],
+)
+def test_a_bad_chat_is_answered_with_a_reason(server: Server, messages: Any, said: str) -> None:
+    answer = server.post("/v1/chat/completions", {"messages": messages})
+    assert answer.status_code == 400, answer.text
+    assert said in answer.json()["error"]["message"]
+
+
+def test_what_is_no_request_is_refused(server: Server) -> None:
+    for content in (b"{", b"[]", b"\xff", b"[" * 100_000, b'{"prompt": ' + b"9" * 5000 + b"}"):
+        assert server.post("/v1/completions", content).status_code == 400
+    assert server.post("/v1/completions", {"prompt": "9" * 2_000_000}).status_code == 413
+    assert server.post("/v1/completions", "{}", headers={"Content-Type": "text/plain"}).status_code == 415
+    assert server.post("/v1/chat/completions", "{}", headers={}).status_code == 415
+    for path in (
+        "/load_model",
+        "/reset",
+        "/v1/responses",
+        "/v1/systemone",
+        "/v1/audio/transcriptions",
+        "/docs",
+    ):
+        assert server.post(path, {"model": "gpt2"}).status_code == 404
+    assert httpx.get(f"{server.url}/v1/completions").status_code == 405
+    assert [model.id for model in server.client.models.list()] == [server.name]
+    assert server.client.models.retrieve(server.name).owned_by == "craft"
+    assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
+
+
+def hang_up(server: Server) -> None:
+    """Leaves in the middle of an answer, whole and streamed: the only place becomes free."""
+    long = {"prompt": "9", "max_tokens": 3000}
+    with pytest.raises(httpx.ReadTimeout):
+        server.post("/v1/completions", long, timeout=0.3)
+    patiently(server)
+    body = json.dumps({**long, "stream": True})
+    with httpx.stream("POST", f"{server.url}/v1/completions", content=body, headers=HEADERS) as answer:
+        assert next(answer.iter_lines()).startswith("data:")
+    patiently(server)
+
+
+def patiently(server: Server) -> None:
+    for _ in range(100):
+        answer = server.post("/v1/completions", {"prompt": "9", "max_tokens": 2})
+        if answer.status_code == 200:
+            return
+        time.sleep(0.1)
+    pytest.fail(answer.text)
+
+
+def test_caps_templates_and_ctrl_c(transformer: Trained, tmp_path: Path) -> None:
+    template = tmp_path / "chat.jinja"
+    template.write_text("{% for m in messages %}{{ m.role }} {{ m.content }}{% endfor %}")
+    options = ("--max-tokens", "3000", "--max-prompt", "100", "--max-requests", "1")
+    running = Server(transformer.model, *options, "--chat-template", str(template))
+    try:
+        usage = running.post("/v1/completions", {"prompt": "9" * 100}).json()["usage"]
+        assert (usage["prompt_tokens"], usage["completion_tokens"]) == (100, 500)
+        assert running.post("/v1/completions", {"prompt": "9", "max_tokens": 3001}).status_code == 400
+        chat = running.post("/v1/chat/completions", {"messages": [{"role": "women", "content": "9"}]})
+        assert chat.json()["usage"]["prompt_tokens"] == len("women 9")
+        bodies = [{"prompt": "9" * 100, "seed": n} for n in range(16)]
+        with ThreadPoolExecutor(16) as pool:
+            answers = list(pool.map(lambda body: running.post("/v1/completions", body), bodies))
+        assert {answer.status_code for answer in answers} == {200, 429}
+        refused = next(answer for answer in answers if answer.status_code == 429)
+        assert refused.headers["retry-after"] == "1"
+        assert "as many as this server takes" in refused.json()["error"]["message"]
+        hang_up(running)
+    finally:
+        assert running.stop(signal.SIGINT) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["/no/model/here"], "no model at '/no/model/here'"),
+        (["latest", "--max-tokens", "0"], "--max-tokens is 0; it must be at least 1"),
+        (["MODEL", "--host", "203.0.113.7"], "can't listen on 203.0.113.7:8000"),
+        (["MODEL", "--port", "0", "--chat-template", "no.jinja"], "can't read --chat-template no.jinja"),
+    ],
+)
+def test_a_server_that_cannot_start_says_why(transformer: Trained, options: list[str], said: str) -> None:
+    command = [str(transformer.model) if word == "MODEL" else word for word in options]
+    done = subprocess.run([sys.executable, "-m", "craft", "serve", *command], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
