@@ -20,6 +20,7 @@ COMMANDS = {
     "resume": "Go on with a run that was interrupted.",
     "generate": "Let a trained model write.",
     "evaluate": "Score a model over a whole text, in bits per character.",
+    "export": "Write a model in another runtime's format (ONNX).",
     "serve": "Serve a model to OpenAI's clients, on this machine.",
     "configs": "List the models, data, training recipes and experiments.",
     "benchmark": "Measure craft's speed on this machine beside baselines.",

@@ -9,6 +9,7 @@ Everything lies under `outputs/` of the folder in which the command runs:
     outputs/evaluation/eval_{model}_{dataset}_{date}_{timestamp}.json
     outputs/visualizations/{type}_{model}_{date}_{timestamp}.png
     outputs/benchmarks/benchmark_{test}_{hardware}_{date}_{timestamp}.json
+    outputs/onnx/{name of the model's folder}/
 """
 
 from __future__ import annotations
@@ -115,6 +116,10 @@ def evaluation_file(model_name: str, dataset: str, root: Path = OUTPUTS, stamp: 
 
 def benchmark_file(test: str, hardware: str, root: Path = OUTPUTS, stamp: str | None = None) -> Path:
     return root / "benchmarks" / f"benchmark_{slug(test)}_{slug(hardware)}_{stamp or timestamp()}.json"
+
+
+def onnx_dir(model: str, root: Path = OUTPUTS) -> Path:
+    return root / "onnx" / slug(model)
 
 
 def latest_model(root: Path = OUTPUTS) -> Path:

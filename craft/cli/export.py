@@ -1,0 +1,39 @@
+"""`craft export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("export")
+@click.argument("model", default="latest")
+@click.option(
+    "--format", "kind", type=click.Choice(("onnx",)), default="onnx", show_default=True, help="The format."
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="An empty or new folder.  [default: outputs/onnx/MODEL]",
+)
+def command(model: str, kind: str, output: Path | None) -> None:
+    """Write a model in a format of other runtimes.
+
+    MODEL is 'latest', a folder, or a model on the Hugging Face Hub. The file takes ids and the state
+    (LSTM) or the cache (transformer), and gives logits and the next state or cache; it is compared with torch
+    before the command ends. Needs the extra 'export'.
+
+    \b
+    craft export latest --format onnx
+    """
+    from craft.exporting.onnx import export_onnx
+
+    done = export_onnx(model, output)
+    size = (done.folder / "model.onnx").stat().st_size
+    click.echo(f"{done.folder / 'model.onnx'}  {size:,} bytes, the tokenizer beside it")
+    click.echo(f"in         {', '.join(done.inputs)}")
+    click.echo(f"out        {', '.join(done.outputs)}")
+    click.echo(f"onnxruntime's logits are torch's within {done.difference:.1e}")

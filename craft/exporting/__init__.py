@@ -1,0 +1,1 @@
+"""Finished models in other runtimes' formats: the function behind `craft export`."""

@@ -1,0 +1,152 @@
+"""A model as an ONNX file, checked against torch before it is handed out."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from craft.utils.common import TrainingFailed, UserError
+from craft.utils.outputs import OUTPUTS, onnx_dir, resolve
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from craft.exporting.step import Step
+
+TOLERANCE = 1e-4
+"""How far a logit may be from torch's."""
+CHECKED = (7, 1, 1, 5, 1)
+"""Lengths of the pieces in which a text is read for the check, state and cache going from one to the next."""
+ONE_FILE = 1 << 30
+"""Bytes of weights up to which they lie inside the file; a protobuf holds no more than 2 GiB."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported model.
+
+    Attributes:
+        folder: holds `model.onnx`, the tokenizer and the configuration.
+        difference: the largest distance of a logit from torch's in the check.
+    """
+
+    folder: Path
+    inputs: list[str]
+    outputs: list[str]
+    difference: float
+
+
+def require_extra() -> None:
+    """Refuses to start without the packages of the extra `export`."""
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"craft export needs {', '.join(missing)}, which is not installed: pip install 'craft-lm[export]'"
+        )
+
+
+def export_onnx(model: str | Path, folder: Path | None = None, root: Path = OUTPUTS) -> Exported:
+    """Writes a model as ONNX, with the tokenizer beside it.
+
+    Args:
+        model: as for `craft.inference.load`.
+        folder: where to; None is `outputs/onnx/<model>`.
+
+    Raises:
+        UserError: for an unknown model, a folder that is taken, or if the extra `export` isn't installed.
+        TrainingFailed: if onnxruntime's logits are not torch's.
+    """
+    require_extra()
+    where = resolve(model, root)
+    folder = folder or onnx_dir(Path(where).resolve().name if Path(where).is_dir() else where, root)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and isn't empty; name another folder with --output, or delete it")
+
+    from craft.exporting.step import AttentionStep, RecurrentStep
+    from craft.inference import load
+
+    network, tokenizer = load(where)
+    network = network.float().cpu()
+    step = RecurrentStep(network) if network.carries_state else AttentionStep(network)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "model.onnx"
+    _write(step, file)
+    network.config.save_pretrained(folder)
+    network.generation_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    difference = compare(step, file)
+    if not difference <= TOLERANCE:
+        raise TrainingFailed(
+            f"{file}: a logit is {difference:.2g} away from torch's, more than {TOLERANCE:g}; don't use it"
+        )
+    return Exported(folder, step.inputs, step.outputs, difference)
+
+
+def _write(step: Step, file: Path) -> None:
+    import torch
+
+    arguments, shapes = step.example()
+    weights = sum(p.numel() * p.element_size() for p in step.parameters())
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+        warnings.simplefilter("ignore")  # of the exporter, about its own deprecations
+        torch.onnx.export(
+            step.eval(),
+            arguments,
+            str(file),
+            dynamo=True,
+            input_names=step.inputs,
+            output_names=step.outputs,
+            dynamic_shapes=shapes,
+            external_data=weights > ONE_FILE,
+            verbose=False,
+        )
+
+
+def compare(step: Step, file: Path) -> float:
+    """The largest distance between torch's logits and onnxruntime's, over a text read in pieces."""
+    import numpy as np
+    import torch
+
+    session = open_session(file)
+    ids = torch.randint(
+        step.model.config.vocab_size, (3, sum(CHECKED)), generator=torch.Generator().manual_seed(1)
+    )
+    remembered = step.start(3)
+    memory = {name: tensor.numpy() for name, tensor in remembered.items()}
+    difference, at = 0.0, 0
+    for length in CHECKED:
+        piece = ids[:, at : at + length]
+        inputs = {"input_ids": piece}
+        if "position_ids" in step.inputs:
+            inputs["position_ids"] = torch.arange(at, at + length).expand(3, -1)
+        with torch.inference_mode():
+            expected, *after = step(*inputs.values(), *remembered.values())
+        logits, memory = run(session, {name: tensor.numpy() for name, tensor in inputs.items()}, memory)
+        difference = max(difference, float(np.abs(expected.numpy() - logits).max()))
+        remembered = dict(zip(remembered, after))
+        at += length
+    return difference
+
+
+def open_session(file: Path) -> Any:
+    """An onnxruntime session on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+
+
+def run(
+    session: Any, inputs: dict[str, np.ndarray], memory: dict[str, np.ndarray]
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """One call: logits [B, T, V], and what to remember under the names by which it goes in again."""
+    logits, *after = session.run(None, {**inputs, **memory})
+    return logits, dict(zip(memory, after))

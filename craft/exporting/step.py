@@ -1,0 +1,126 @@
+"""A model as a function of tensors alone: ids and what was remembered in, logits and what is remembered out.
+
+    LSTM         input_ids [B, T], state.{n}.hidden and state.{n}.cell [B, H]
+                 -> logits [B, T, V], next_state.{n}.hidden and next_state.{n}.cell
+    transformer  input_ids [B, T], position_ids [B, T], past_key_values.{n}.key and .value [B, heads, P, size]
+                 -> logits [B, T, V], present.{n}.key and present.{n}.value [B, heads, P + T, size]
+
+B, T and P are free. A text starts with a state of zeros, or with P = 0 and positions from 0. A transformer
+with a sliding window looks no further back than that, so its oldest keys and values may be dropped.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+
+class Remembered:
+    """Keys and values that are given: as much of transformers' Cache as one forward pass asks for."""
+
+    def __init__(self, tensors: tuple[Tensor, ...]) -> None:
+        self.tensors = list(tensors)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.tensors[0].shape[2]
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        for place, new in ((2 * layer_idx, keys), (2 * layer_idx + 1, values)):
+            self.tensors[place] = torch.cat([self.tensors[place], new], dim=2)
+        return self.tensors[2 * layer_idx], self.tensors[2 * layer_idx + 1]
+
+
+class Step(nn.Module):
+    """Wraps a model for export; `names` and `example` describe what goes in and comes out, in order."""
+
+    inputs: list[str]
+    outputs: list[str]
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def start(self, batch: int) -> dict[str, Tensor]:
+        """What is remembered before the first character."""
+        raise NotImplementedError
+
+    def example(self) -> tuple[tuple[Tensor, ...], Any]:
+        """Inputs to trace with, and their free dimensions; none is 0 or 1, which would be taken for constants."""
+        raise NotImplementedError
+
+
+class RecurrentStep(Step):
+    """A model that carries a state."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        parts = [f"{n}.{part}" for n in range(model.config.num_hidden_layers) for part in ("hidden", "cell")]
+        self.inputs = ["input_ids", *(f"state.{part}" for part in parts)]
+        self.outputs = ["logits", *(f"next_state.{part}" for part in parts)]
+
+    def forward(self, input_ids: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        batch, width = input_ids.shape[0], self.model.config.hidden_size
+        cache = self.model.state_from_tensors([tensor.reshape(batch, 1, 1, width) for tensor in state])
+        outputs = self.model(input_ids=input_ids, past_key_values=cache, use_cache=True)
+        after = self.model.state_tensors(outputs.past_key_values)
+        return outputs.logits, *(tensor.reshape(batch, width) for tensor in after)
+
+    def start(self, batch: int) -> dict[str, Tensor]:
+        return {name: torch.zeros(batch, self.model.config.hidden_size) for name in self.inputs[1:]}
+
+    def example(self) -> tuple[tuple[Tensor, ...], Any]:
+        batch, length = Dim("batch", min=1), Dim("length", min=1)
+        states = tuple(self.start(2).values())
+        ids = torch.zeros(2, 5, dtype=torch.long)
+        return (ids, *states), ({0: batch, 1: length}, tuple({0: batch} for _ in states))
+
+
+class AttentionStep(Step):
+    """A model that remembers keys and values."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        parts = [f"{n}.{part}" for n in range(model.config.num_hidden_layers) for part in ("key", "value")]
+        self.inputs = ["input_ids", "position_ids", *(f"past_key_values.{part}" for part in parts)]
+        self.outputs = ["logits", *(f"present.{part}" for part in parts)]
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
+        cache: Any = Remembered(past)
+        before, length = past[0].shape[2], input_ids.shape[1]
+        queries = torch.arange(length, device=input_ids.device)[:, None] + before
+        distance = queries - torch.arange(before + length, device=input_ids.device)[None]
+        visible = distance >= 0
+        if window := self.model.config.sliding_window:
+            visible = visible & (distance < window)
+        dtype = self.model.dtype
+        mask = torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
+        outputs = self.model(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            attention_mask=mask[None, None],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return outputs.logits, *cache.tensors
+
+    def start(self, batch: int) -> dict[str, Tensor]:
+        return self._past(batch, 0)
+
+    def _past(self, batch: int, length: int) -> dict[str, Tensor]:
+        config = self.model.config
+        shape = (batch, config.num_key_value_heads, length, config.head_dim)
+        return {name: torch.zeros(shape) for name in self.inputs[2:]}
+
+    def example(self) -> tuple[tuple[Tensor, ...], Any]:
+        batch, length, before = Dim("batch", min=1), Dim("length", min=1), Dim("past", min=0)
+        past = tuple(self._past(2, 3).values())
+        ids = torch.zeros(2, 5, dtype=torch.long)
+        free = {0: batch, 1: length}
+        return (ids, ids + torch.arange(3, 8), *past), (
+            free,
+            free,
+            tuple({0: batch, 2: before} for _ in past),
+        )
