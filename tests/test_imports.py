@@ -20,6 +20,8 @@ ROOMS = {
     "training": {"training", "data", "utils"},
     "inference": {"inference", "models", "data", "utils"},
     "scoring": {"scoring", "inference", "data", "training", "utils"},
+    "serving": {"serving", "inference", "data", "models", "training", "utils"},
+    "exporting": {"exporting", "inference", "data", "models", "training", "utils"},
     "pretrained": {"pretrained", "inference", "models", "data", "training", "utils"},
 }
 HEAVY = ("torch", "transformers", "datasets", "accelerate", "wandb", "matplotlib", "evaluate", "numpy")

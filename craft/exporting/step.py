@@ -48,7 +48,7 @@ class Step(nn.Module):
         raise NotImplementedError
 
     def example(self) -> tuple[tuple[Tensor, ...], Any]:
-        """Inputs to trace with, and their free dimensions; none is 0 or 1, which would be taken for constants."""
+        """Inputs to trace with, and their free dimensions; 0 and 1 would be taken for constants."""
         raise NotImplementedError
 
 

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch._higher_order_ops.scan import scan
 from transformers import GenerationMixin, PreTrainedConfig
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
@@ -105,7 +107,9 @@ class CharLSTMLayer(nn.Module):
         layer: Any = past_key_values.layers[self.index] if past_key_values is not None else None
         if layer is not None and layer.is_initialized:
             state = tuple(t.to(dtype).reshape(1, batch, width) for t in (layer.keys, layer.values))
-        if steps == 1 or (torch.compiler.is_dynamo_compiling() and steps <= _UNROLLED):
+        if isinstance(steps, torch.SymInt):  # in torch.export, of any length
+            hidden, (h, c) = self._scanned(hidden, mask, state)
+        elif steps == 1 or (torch.compiler.is_dynamo_compiling() and steps <= _UNROLLED):
             hidden, (h, c) = self._step_by_step(hidden, mask, state)
         elif mask is not None:
             hidden, (h, c) = self._padded(hidden, mask, state)
@@ -131,6 +135,29 @@ class CharLSTMLayer(nn.Module):
             h, c = after
             outputs.append(h if mask is None else h * real)
         return torch.stack(outputs, dim=1), (h, c)
+
+    def _scanned(
+        self, hidden: torch.Tensor, mask: torch.Tensor | None, state: tuple[torch.Tensor, ...] | None
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """By a scan, which torch.export keeps as a loop; nn.LSTM it would unroll to its example's length."""
+        w_ih, w_hh, b_ih, b_hh = self.lstm.all_weights[0]
+        zeros = hidden.new_zeros(hidden.shape[0], hidden.shape[2])
+        start = [state[0][0], state[1][0]] if state is not None else [zeros, zeros.clone()]
+        inputs = [F.linear(hidden, w_ih, b_ih + b_hh)]
+        if mask is not None:
+            inputs.append(mask[..., None])
+
+        def step(carry: list[torch.Tensor], read: list[torch.Tensor]) -> tuple[list[torch.Tensor], Any]:
+            i, f, g, o = (read[0] + carry[0] @ w_hh.t()).chunk(4, dim=-1)
+            c = f.sigmoid() * carry[1] + i.sigmoid() * g.tanh()
+            out = h = o.sigmoid() * c.tanh()
+            if mask is not None:
+                out = h * read[1]
+                h, c = torch.where(read[1], h, carry[0]), torch.where(read[1], c, carry[1])
+            return [h, c], out.clone()
+
+        (h, c), outputs = scan(step, start, inputs, dim=1)
+        return outputs, (h[None], c[None])
 
     def _padded(
         self, hidden: torch.Tensor, mask: torch.Tensor, state: tuple[torch.Tensor, ...] | None

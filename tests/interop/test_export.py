@@ -1,0 +1,110 @@
+"""`craft export --format onnx`: a text by onnxruntime alone is the one that craft writes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+
+import torch
+from transformers import AutoTokenizer
+
+from craft.exporting.onnx import TOLERANCE, compare, export_onnx
+from craft.exporting.step import AttentionStep, RecurrentStep
+from craft.inference import load, sample
+from craft.models import CharLSTMConfig, CharLSTMForCausalLM, TransformerConfig, TransformerForCausalLM
+from craft.utils.common import UserError
+
+from .conftest import Trained
+
+
+@pytest.fixture(scope="module")
+def exported(trained: Trained) -> Path:
+    command = [sys.executable, "-m", "craft", "export", str(trained.model), "--format", "onnx"]
+    done = subprocess.run(command, cwd=trained.home, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "onnxruntime's logits are torch's within" in done.stdout
+    return trained.home / "outputs" / "onnx" / trained.model.name
+
+
+def write(folder: Path, prompt: str, characters: int) -> tuple[str, list[np.ndarray]]:
+    """Greedy text by nothing of craft or torch, and the logits by which each character was chosen."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    config = json.loads((folder / "config.json").read_text())
+    names = [each.name for each in session.get_inputs()]
+    memory = {}
+    for each in session.get_inputs():
+        if each.name not in ("input_ids", "position_ids"):
+            shape = [{"batch": 1, "past": 0}.get(size, size) for size in each.shape]
+            memory[each.name] = np.zeros(shape, np.float32)
+    ids, position, written, scores = tokenizer(prompt)["input_ids"], 0, [], []
+    for _ in range(characters):
+        inputs = {"input_ids": np.array([ids])}
+        if "position_ids" in names:
+            inputs["position_ids"] = np.arange(position, position + len(ids))[None]
+        position += len(ids)
+        logits, *after = session.run(None, {**inputs, **memory})
+        memory = dict(zip(memory, after))
+        if window := config.get("sliding_window"):
+            memory = {name: cached[:, :, -(window - 1) :] for name, cached in memory.items()}
+        scores.append(logits[0, -1].copy())
+        logits[..., [0, 1, 2, 3]] = -np.inf  # special ids
+        ids = [int(logits[0, -1].argmax())]
+        written += ids
+    return tokenizer.decode(written), scores
+
+
+def test_a_loop_over_onnxruntime_writes_what_craft_writes(exported: Path, trained: Trained) -> None:
+    model, tokenizer = load(trained.model)
+    ((expected,),) = sample(model, tokenizer, ["9 green"], max_new_tokens=100, greedy=True)
+    text, scores = write(exported, "9 green", 100)  # three times the transformer's context
+    assert text == expected
+    ids = tokenizer("9 green" + text, return_tensors="pt").input_ids
+    with torch.inference_mode():
+        logits = model(ids).logits[0, 6:-1].numpy()
+    assert np.abs(np.stack(scores) - logits).max() < TOLERANCE
+
+
+def test_latest_is_still_a_model_of_torch(exported: Path, trained: Trained) -> None:
+    model, _ = load("latest", trained.home / "outputs")
+    assert model.config.model_type == trained.kind
+    with pytest.raises(UserError, match="exists and isn't empty"):
+        export_onnx(trained.model, exported)
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "grouped": {"num_attention_heads": 4, "num_key_value_heads": 2, "mlp": "swiglu", "bias": True},
+    "windowed": {"num_attention_heads": 2, "sliding_window": 5, "tie_word_embeddings": True},
+    "gpt2": {"num_attention_heads": 2, "position": "learned", "norm": "layernorm", "qk_norm": False},
+}
+
+
+@pytest.mark.parametrize("kind", ["lstm", *SHAPES])
+def test_every_shape_of_a_model_exports(kind: str, tmp_path: Path) -> None:
+    from craft.exporting.onnx import _write
+
+    common = {"vocab_size": 11, "hidden_size": 16, "num_hidden_layers": 2}
+    model: Any
+    if kind == "lstm":
+        model = CharLSTMForCausalLM(CharLSTMConfig(**common, layer_norm="head", tie_word_embeddings=True))
+    else:
+        model = TransformerForCausalLM(
+            TransformerConfig(**common, max_position_embeddings=20, **SHAPES[kind])
+        )
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.4)
+    step = (RecurrentStep if model.carries_state else AttentionStep)(model.eval())
+    _write(step, tmp_path / "model.onnx")
+    assert 0 < compare(step, tmp_path / "model.onnx") < TOLERANCE
