@@ -48,7 +48,7 @@ def command(model: str, host: str, port: int, chat_template: Path | None, **limi
 
     \b
     craft serve latest
-    curl localhost:8000/v1/completions -H 'Content-Type: application/json' -d '{"prompt": "ROMEO:"}'
+    craft serve outputs/models/MODEL --port 9000 --max-tokens 1000
     """
     caps = Limits(**limits)
     from craft.serving.server import serve
