@@ -125,12 +125,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         finally:  # Python would end by the signal once more if it had come in the middle of an `exec`
             sys.stdout.flush()
             os._exit(130)
-    except OSError as error:
-        if error.errno not in OF_THE_MACHINE:
-            raise
-        fail(f"{error.filename or 'standard output'} can't be written or read: {error.strerror}", 1)
-    except Exception:  # a bug: its traceback once, not from every process
-        if not rank_prefix():
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+            fail(f"{error.filename or 'standard output'} can't be written or read: {error.strerror}", 1)
+        if not rank_prefix():  # a bug; of several processes one shows its traceback
             raise
         trace = traceback.format_exc()
         if first_to_say(trace):

@@ -126,6 +126,11 @@ def at_step(step: int) -> None:
         _pulse.step = step
 
 
+def silent_peers() -> str:
+    """A sentence about the processes that were not heard of lately, if there are any."""
+    return "" if _pulse is None else _pulse.missing()
+
+
 @contextmanager
 def among_peers(way_out: Callable[[], str] = str, last: bool = False) -> Iterator[None]:
     """Turns failed communication into a sentence that names who is missing, and tells the other processes
