@@ -30,6 +30,7 @@ from craft.utils.logging import get_logger
 
 MANIFEST = "manifest.json"
 CHECKED = "checked.json"  # when the files were last read and compared with the manifest, and their state then
+SILENT_BYTES = 10**9  # reading more than this takes seconds, which should be explained
 TRUSTED_SECONDS = 7 * 24 * 3600
 _TEMPORARY = ".building-"
 
@@ -91,6 +92,8 @@ class Cache:
                 if found != written["size"]:
                     return f"{name} has {found} bytes instead of {written['size']}"
             if _checked(place) != _state(place, files):
+                if (size := sum(written["size"] for written in files.values())) > SILENT_BYTES:
+                    get_logger(__name__).info(f"checking {size / 1e9:.1f} GB of prepared data in {place}")
                 for name, written in files.items():
                     if sha256(place / name) != written["sha256"]:
                         return f"{name} isn't what was written: its sha256 differs"

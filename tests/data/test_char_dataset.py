@@ -214,6 +214,47 @@ def test_all_processes_and_micro_steps_together_are_the_global_batch(
         assert [p["micro_step"] for p in parts] == [g for g in range(accumulation) for _ in range(world)]
 
 
+@settings(deadline=None)
+@given(
+    worlds=st.tuples(st.sampled_from([1, 2, 4]), st.sampled_from([1, 2, 4])),
+    accumulation=st.sampled_from([1, 2]),
+    rows=st.integers(1, 2),
+    extra=st.integers(0, 200),
+    stop=st.integers(0, 50),
+    seed=SEED,
+    epoch=st.integers(0, 3),
+    order=st.sampled_from(["shuffled", "streams"]),
+)
+def test_every_window_of_an_epoch_is_seen_once_whoever_starts_and_whoever_goes_on(
+    worlds: tuple[int, int],
+    accumulation: int,
+    rows: int,
+    extra: int,
+    stop: int,
+    seed: int,
+    epoch: int,
+    order: str,
+) -> None:
+    """Stopped after any step and gone on with by another number of processes."""
+    total, size = 4 * 2 * rows, 3  # rows of the global batch, however they are shared out
+    ids = np.arange((total + 1) * size + extra * 5, dtype=np.uint16)
+    dataset = CharDataset(ids, size, total, seed, order)
+    stop = min(stop, dataset.steps_per_epoch)
+    targets: list[int] = []
+    for world, first, last in ((worlds[0], 0, stop), (worlds[1], stop, dataset.steps_per_epoch)):
+        per_device = total // accumulation // world
+        for rank in range(world):
+            loader = train_loader(dataset, per_device, accumulation, rank, world)
+            loader.set_epoch(epoch)
+            part = list(skip_first_batches(loader, first * accumulation))[: (last - first) * accumulation]
+            targets += torch.cat([batch["labels"] for batch in part]).flatten().tolist() if part else []
+    assert len(targets) == len(set(targets)) == len(dataset) * size  # nothing twice
+    if order == "shuffled":  # and nothing missing but the ends and the remainder of a batch
+        assert len(ids) - len(targets) <= (total + 1) * size
+    else:
+        assert sorted(targets) == list(range(min(targets), max(targets) + 1))
+
+
 def same(one: dict, two: dict) -> bool:
     return torch.equal(one["input_ids"], two["input_ids"]) and one["step_in_epoch"] == two["step_in_epoch"]
 
