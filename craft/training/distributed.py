@@ -250,6 +250,8 @@ class Pulse(threading.Thread):
         """A sentence about the processes that were not heard of lately; empty if all are there."""
         now = time.monotonic()
         why = f"killed, stopped, or cut off from the network (training.ddp_timeout={self.seconds} s)"
+        if now - self.answered > self.silence and not self.heard:
+            return f"another process is missing: it ended before it was heard of; {why}"
         if now - self.answered > self.silence:
             address = os.environ.get("MASTER_ADDR", "")
             return (
@@ -279,6 +281,8 @@ class Pulse(threading.Thread):
         self.beat += 1
         place = place_of_main_thread()
         own = [self.beat, self.step, socket.gethostname(), place, self.note, self.signum]
+        # If this process was stopped itself, by Ctrl-Z perhaps, so were the others: they begin to beat again.
+        woken = time.monotonic() - self.answered > self.silence + self.interval
         self.store.set(f"craft/pulse/{self.rank}", json.dumps(own))
         others = [rank for rank in range(self.world) if rank != self.rank]
         written = self.store.multi_get([f"craft/pulse/{rank}" for rank in others])
@@ -287,7 +291,7 @@ class Pulse(threading.Thread):
             beat, step, host, place, note, signum = json.loads(text)
             self.others_signum = max(self.others_signum, signum)
             known = self.heard.get(rank)
-            at = self.answered if known is None or known.beat != beat else known.at
+            at = self.answered if known is None or known.beat != beat or woken else known.at
             self.heard[rank] = Heard(beat, step, host, place, note, at)
 
     def _is_silent(self, heard: Heard, limit: float) -> bool:

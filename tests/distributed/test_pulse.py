@@ -95,6 +95,27 @@ def test_a_store_that_does_not_answer_is_rank_0_and_its_machine(
     assert message.startswith("rank 0 (at 10.0.0.1) is missing, or its whole machine: last seen at step 9, ")
 
 
+def test_a_process_that_was_stopped_itself_accuses_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after Ctrl-Z and fg, which stop and wake all of them."""
+    store = dist.HashStore()
+    mine, other = Pulse(store, 0, 2, seconds=60), Pulse(store, 1, 2, seconds=60)
+    other.store.set("craft/pulse/0", '[0, 0, "host", "place", "", 0]')
+    other._exchange()
+    mine._exchange()
+    slept = time.monotonic() + 1000
+    monkeypatch.setattr(time, "monotonic", lambda: slept)
+    mine._exchange()
+    assert mine.missing() == ""
+    mine._end_if_unheard()
+
+
+def test_a_process_that_was_never_heard_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    pulse = Pulse(dist.HashStore(), 0, 2, seconds=60)
+    slept = time.monotonic() + 50
+    monkeypatch.setattr(time, "monotonic", lambda: slept)
+    assert pulse.missing().startswith("another process is missing: it ended before it was heard of; killed")
+
+
 def test_errors_of_communication_become_sentences_and_others_are_told(
     pulses: list[Pulse], monkeypatch: pytest.MonkeyPatch
 ) -> None:
