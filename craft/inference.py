@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from craft.sharing.trust import trusted
 from craft.utils.common import SAMPLE_CHARACTERS, TEMPERATURE, UserError
 from craft.utils.outputs import OUTPUTS, resolve
 
@@ -86,19 +87,29 @@ class Sampling:
         return config
 
 
-def load(model: str | Path, root: Path = OUTPUTS, **overrides: Any) -> tuple[PreTrainedModel, CharTokenizer]:
+def load(
+    model: str | Path,
+    root: Path = OUTPUTS,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    **overrides: Any,
+) -> tuple[PreTrainedModel, CharTokenizer]:
     """Loads a craft model and its tokenizer, in evaluation mode, on the accelerator if there is one.
 
     Args:
         model: a folder, a Hub id (`user/name`), or `latest`.
         root: where `latest` looks.
+        revision: a branch, tag or commit of a model on the Hub.
+        trust_remote_code: run the Python files beside the weights, for a model that craft doesn't know.
         **overrides: fields of the model's config to change, such as `dropout`.
 
     Raises:
-        UserError: if there is no such model, it isn't one of craft's, or its weights and tokenizer don't
-            belong together.
+        UserError: if there is no such model, it isn't one of craft's, its weights and tokenizer don't belong
+            together, or it can't be trusted (see `craft.sharing.trust`).
+        Failed: if the Hub can't be reached.
     """
-    where = resolve(model, root)
+    where = str(trusted(resolve(model, root), revision, trust_remote_code))
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
@@ -109,13 +120,18 @@ def load(model: str | Path, root: Path = OUTPUTS, **overrides: Any) -> tuple[Pre
 
     disable_progress_bar()  # small models load at once, and the bar would stand between prompt and text
     try:
-        network = AutoModelForCausalLM.from_pretrained(where, trust_remote_code=False, **overrides)
+        network = AutoModelForCausalLM.from_pretrained(
+            where, trust_remote_code=trust_remote_code, use_safetensors=True, **overrides
+        )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if "ignore_mismatched_sizes" in reason:
             reason = "its weights don't have the shapes that config.json says"
-        elif "custom code" in reason:
-            reason = "its config.json names no model of craft's, and other code isn't run"
+        elif "custom code" in reason or "trust_remote_code" in str(error):
+            reason = (
+                "its config.json names no model of craft's, and other code isn't run; read the Python files "
+                "beside it, then say --trust-remote-code"
+            )
         raise UserError(
             f"can't load the model {str(model)!r}: {reason.rstrip('.')}; give a folder made by 'craft train' "
             "or a Hub id"

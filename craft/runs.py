@@ -1,4 +1,5 @@
-"""The folder of a run: named, refused where it holds something else, recorded; the finished model beside it.
+"""The folder of a run: named, refused where it holds something else, recorded; the finished model beside it,
+with its scores, its card and, if asked for, a copy on the Hub.
 
 A refused run writes nothing, so that a slip of the pen costs no record of an earlier one.
 """
@@ -11,9 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from craft.utils.common import UserError, human
+from craft.utils.common import Failed, UserError, human
 from craft.utils.files import replace_text
 from craft.utils.history import add_event
 from craft.utils.logging import get_logger, setup_logging
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from craft.data.loaders import Corpus
     from craft.training.arguments import CraftTrainingArguments
     from craft.training.base import LanguageModelTrainer
+    from craft.training.evaluation import Evaluation
 
 logger = get_logger(__name__)
 
@@ -169,3 +171,46 @@ def weights_sum(model_dir: Path) -> str:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
     return digest.hexdigest()
+
+
+def describe_model(
+    model_dir: Path, paths: RunPaths, corpus: Corpus, evaluations: list[Evaluation], sample: str
+) -> None:
+    """What others want to know of the finished model, in its own folder: scores, facts about the text, loss
+    curve, sample, and the card that tells of them."""
+    from craft.data.facts import facts
+    from craft.sharing.record import keep
+    from craft.training.logging import METRICS_FILE
+
+    keep(
+        model_dir,
+        data=facts(corpus),
+        evaluations=[evaluation.to_dict() for evaluation in evaluations],
+        sample=sample,
+        metrics=paths.run_dir / METRICS_FILE,
+        curve=paths.figure("loss"),
+    )
+
+
+def share(trainer: LanguageModelTrainer, model_dir: Path) -> None:
+    """Puts the finished model on the Hub if the run asks for it. It stays here, whatever comes of that.
+
+    Raises:
+        UserError, Failed: with the command that uploads it later.
+    """
+    if not trainer.args.push_to_hub:
+        return
+    from craft.sharing.upload import push
+
+    name: Any = trainer.hub_model_id
+    try:
+        url = push(
+            model_dir,
+            name,
+            private=trainer.args.hub_private_repo,
+            branch=trainer.args.hub_revision,
+            message=f"Step {trainer.state.global_step}, the end of training",
+        )
+    except (UserError, Failed) as error:
+        raise type(error)(f"{error}; upload it with: craft push {model_dir} {name}") from error
+    logger.info(f"uploaded   {url}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import re
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from craft.inference import load
+from craft.sharing.trust import trusted
 from craft.utils.common import UserError
 from craft.utils.outputs import OUTPUTS, RUN_CONFIG, evaluation_file, resolve
 
@@ -55,6 +55,9 @@ def evaluate(
     split: str = "validation",
     batch_size: int = 64,
     root: Path = OUTPUTS,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Scores:
     """Scores a model over a whole split, once for each protocol.
 
@@ -65,6 +68,7 @@ def evaluate(
             carries a state, else `blocks`).
         split: `train`, `validation`, `test`, or `all` for every character of all three.
         batch_size: windows scored at once.
+        revision, trust_remote_code: as for `craft.inference.load`.
 
     Raises:
         UserError: for an unknown model, protocol or split, or text that the model's tokenizer refuses.
@@ -72,8 +76,9 @@ def evaluate(
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; choose {', '.join(SPLITS[:-1])} or {SPLITS[-1]}")
     where = resolve(model, root)
-    network, tokenizer = load(where, root)
-    arguments = _data_arguments(where, data)
+    folder = trusted(where, revision, trust_remote_code)
+    network, tokenizer = load(folder, trust_remote_code=trust_remote_code)
+    arguments = _data_arguments(folder, data)
     if split == "all":
         arguments = dataclasses.replace(arguments, validation_size=0, test_size=0)
 
@@ -120,14 +125,14 @@ def _split(corpus: Corpus, split: str) -> np.ndarray:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _data_arguments(where: str, data: str | None) -> DataArguments:
+def _data_arguments(folder: Path, data: str | None) -> DataArguments:
     """The data of the run that made the model, or the user's text cut in the same proportions."""
     from craft.data.arguments import DataArguments
 
-    saved = _saved_run(where)
+    saved = folder / RUN_CONFIG if (folder / RUN_CONFIG).is_file() else None
     if saved is None and data is None:
         raise UserError(
-            f"{where} has no {RUN_CONFIG}, so its data are unknown; name a text: craft evaluate MODEL my.txt"
+            f"{folder} has no {RUN_CONFIG}, so its data are unknown; name a text: craft evaluate MODEL my.txt"
         )
     own = DataArguments() if saved is None else _read(saved)
     if data is None:
@@ -149,19 +154,6 @@ def _data_arguments(where: str, data: str | None) -> DataArguments:
         cache_dir=own.cache_dir,
         **sizes,
     )
-
-
-def _saved_run(where: str) -> Path | None:
-    """The run's configuration beside the weights, fetched if they are on the Hub."""
-    folder = Path(where)
-    if not folder.is_dir():
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-        with contextlib.suppress(HfHubHTTPError, LocalEntryNotFoundError, OSError):
-            return Path(hf_hub_download(where, RUN_CONFIG))
-        return None
-    return folder / RUN_CONFIG if (folder / RUN_CONFIG).is_file() else None
 
 
 def _read(saved: Path) -> DataArguments:

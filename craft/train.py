@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from craft.pretrained import RUN_KEYS, starting_model, starting_tokenizer
-from craft.runs import begun, export, finish, name_run, record, weights_sum
+from craft.runs import begun, describe_model, export, finish, name_run, record, share, weights_sum
 from craft.utils.claims import claimed
 from craft.utils.common import SAMPLE_CHARACTERS, TEMPERATURE, UserError, human
 from craft.utils.logging import get_logger, setup_logging
@@ -161,9 +161,11 @@ def workflow(
     # 7. Inference
     sample = write_sample(finished, tokenizer, args, paths)
     draw(paths, run, corpus)
+    describe_model(model_dir, paths, corpus, evaluations, sample)
     finish(paths, trainer.state.global_step)
     farewell(model_dir, paths, tokenizer)
     lines.final(weights_sum(model_dir))
+    share(trainer, model_dir)
     return TrainResult(model_dir, evaluations, sample)
 
 

@@ -28,8 +28,21 @@ import click
     "--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Windows scored at once."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.option("--revision", metavar="NAME", help="A branch, tag or commit of a model on the Hub.")
+@click.option(
+    "--trust-remote-code",
+    is_flag=True,
+    help="Run the code beside the weights, for a model that craft itself doesn't know.",
+)
 def command(
-    model: str, data: str | None, protocols: tuple[str, ...], split: str, batch_size: int, as_json: bool
+    model: str,
+    data: str | None,
+    protocols: tuple[str, ...],
+    split: str,
+    batch_size: int,
+    as_json: bool,
+    revision: str | None,
+    trust_remote_code: bool,
 ) -> None:
     """Score a model over a whole split: every character is predicted once.
 
@@ -45,7 +58,15 @@ def command(
     from craft.scoring import evaluate
     from craft.training.evaluation import table
 
-    scores = evaluate(model, data, protocols, split, batch_size)
+    scores = evaluate(
+        model,
+        data,
+        protocols,
+        split,
+        batch_size,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
     if as_json:
         click.echo(json.dumps([each.to_dict() for each in scores.evaluations], indent=2))
     else:

@@ -77,8 +77,20 @@ PATIENCE = 0.5
 )
 @click.option("--stop", multiple=True, metavar="TEXT", help="End at this text; may be given more than once.")
 @click.option("--seed", type=int, help="The same seed writes the same text.")
+@click.option("--revision", metavar="NAME", help="A branch, tag or commit of a model on the Hub.")
+@click.option(
+    "--trust-remote-code",
+    is_flag=True,
+    help="Run the code beside the weights, for a model that craft itself doesn't know.",
+)
 def command(
-    model: str, prompts: tuple[str, ...], prompt_file: str | None, num_samples: int, **sampling: Any
+    model: str,
+    prompts: tuple[str, ...],
+    prompt_file: str | None,
+    num_samples: int,
+    revision: str | None,
+    trust_remote_code: bool,
+    **sampling: Any,
 ) -> None:
     """Let a trained model write.
 
@@ -98,7 +110,7 @@ def command(
     from craft.inference import load, sample, stream_text
 
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
-    network, tokenizer = load(model)
+    network, tokenizer = load(model, revision=revision, trust_remote_code=trust_remote_code)
     if len(texts) * num_samples == 1:
         click.echo(texts[0], nl=False)
         for piece in stream_text(network, tokenizer, texts[0], **sampling):

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import click
 
 from craft import __version__
-from craft.utils.common import PeerLost, TrainingFailed, UserError, did_you_mean
+from craft.utils.common import Failed, PeerLost, UserError, did_you_mean
 from craft.utils.logging import first_to_say, rank_prefix
+from craft.utils.masking import excepthook, has_secret, mask
 
 COMMANDS = {
     "train": "Train a model on your text, or on an experiment of craft's.",
@@ -22,6 +23,7 @@ COMMANDS = {
     "evaluate": "Score a model over a whole text, in bits per character.",
     "export": "Write a model in another runtime's format (ONNX).",
     "serve": "Serve a model to OpenAI's clients, on this machine.",
+    "push": "Put a trained model on the Hugging Face Hub.",
     "configs": "List the models, data, training recipes and experiments.",
     "benchmark": "Measure craft's speed on this machine beside baselines.",
     "doctor": "Check that everything craft needs works on this machine.",
@@ -103,7 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:  # closed by the shell: craft train >&-
             setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115
+    sys.excepthook = excepthook
     try:
+        refuse_tokens(sys.argv[1:] if arguments is None else arguments)
         status = group.main(args=arguments, prog_name="craft", standalone_mode=False)
     except UserError as error:
         fail(str(error), 2)
@@ -112,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             fail(str(error), 1)
         finally:  # tidying up would wait for the process that is gone
             os._exit(1)
-    except TrainingFailed as error:
+    except Failed as error:
         fail(str(error), 1)
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "craft"
@@ -130,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             fail(f"{error.filename or 'standard output'} can't be written or read: {error.strerror}", 1)
         if not rank_prefix():  # a bug; of several processes one shows its traceback
             raise
-        trace = traceback.format_exc()
+        trace = mask(traceback.format_exc())
         if first_to_say(trace):
             click.echo(f"{rank_prefix()}{trace}", err=True)
         sys.exit(1)
@@ -138,12 +142,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(status if isinstance(status, int) else 0)  # click returns what a command gave to ctx.exit()
 
 
+def refuse_tokens(arguments: Sequence[str]) -> None:
+    """Refuses a command line that holds a token: it is kept by shells, process lists, logs and W&B."""
+    for word in arguments:
+        if has_secret(word):
+            raise UserError(
+                f"there is a token on the command line ({mask(word)}), where others can read it; set the "
+                "environment variable HF_TOKEN, or run 'hf auth login'"
+            )
+
+
 def fail(message: str, status: int) -> None:
-    """One line on stderr, whatever the width of the terminal, and the end of the process.
+    """One line on stderr, whatever the width of the terminal, without secrets, and the end of the process.
 
     Of several processes the first one to fail says it, with its rank.
     """
-    line = " ".join(message.split())
+    line = mask(" ".join(message.split()))
     if line and first_to_say(line):
         click.echo(f"{'' if status == 130 else 'error: '}{rank_prefix()}{line}", err=True)
     sys.exit(status)

@@ -17,6 +17,7 @@ from typing import Any
 from craft.config import requirements
 from craft.config.sources import integrations, rope_types, scheduler_arguments, yaml_word
 from craft.utils.common import UserError, did_you_mean
+from craft.utils.masking import masked
 
 Complaint = tuple[str, str] | None
 
@@ -325,6 +326,14 @@ def _secrets(run: Parts) -> Complaint:
             "training.hub_token",
             "training.hub_token would be saved with the run; set the environment variable HF_TOKEN instead",
         )
+    for section, values in (("models", run.models), ("data", run.data), ("training", run.training)):
+        for key, value in values.items():
+            if masked(value) != value:
+                return (
+                    f"{section}.{key}",
+                    f"{section}.{key} holds a token or password, which would be saved with the run and "
+                    "shared with it; take it out (they are read from the environment, or the login of hf)",
+                )
     return None
 
 

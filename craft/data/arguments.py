@@ -23,6 +23,7 @@ class DataArguments:
             a URL) or `hub` (a dataset of the Hugging Face Hub, or a local dataset folder).
         path: builtin: `python_docs`. files: a file, folder, glob or http(s) URL; text may be compressed
             (.gz .bz2 .xz .zst .zip), tables are .jsonl .json .csv .parquet. hub: the dataset id.
+        language: the language of the text for the model card, as a code (`en`, `de`), where it is known.
         config_name: the configuration of a Hub dataset.
         revision: the branch, tag or commit of a Hub dataset.
         split: which split of a Hub dataset is trained on; datasets' slicing (`train[:1%]`) works.
@@ -51,6 +52,7 @@ class DataArguments:
     name: str | None = None
     source: Literal["builtin", "files", "hub"] = "files"
     path: str | None = None
+    language: str | None = None
     config_name: str | None = None
     revision: str | None = None
     split: str = "train"

@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import HubStrategy
 
+from craft.sharing.card import write_card
+from craft.sharing.upload import LAST, open_repo, push, push_checkpoint
 from craft.training import checkpoints, disk
 from craft.training.agreement import first_of_all
 from craft.training.arguments import CraftTrainingArguments
@@ -40,7 +40,7 @@ from craft.training.logging import Stopwatch
 from craft.training.settings import environment
 from craft.training.sharding import ShardingTrainer
 from craft.training.trees import save_tree
-from craft.utils.common import TrainingFailed
+from craft.utils.common import Failed, TrainingFailed, UserError
 from craft.utils.logging import get_logger
 from craft.utils.outputs import RUN_CONFIG
 
@@ -50,7 +50,6 @@ RAW_WEIGHTS = "training_weights.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 PROGRESS = "progress.json"
 STATE = "trainer_state.json"
-NOT_FOR_THE_HUB = ["*.pt", "*.pth", "rank_*", OPTIMIZER, RAW_WEIGHTS, PROGRESS, STATE, checkpoints.MANIFEST]
 
 
 def rank_file(rank: int) -> str:
@@ -209,22 +208,49 @@ class SavingTrainer(ShardingTrainer):
             text = yaml.safe_dump(self.run_config, sort_keys=False, allow_unicode=True)
             (folder / RUN_CONFIG).write_text(text, encoding="utf-8")
         (folder / "training_args.json").write_text(self.args.to_json_string() + "\n", encoding="utf-8")
+        write_card(folder)
+
+    # ---- Sharing: transformers would upload all of the run's folder, and pickle the arguments on the way
+
+    def init_hf_repo(self, token: str | None = None) -> None:
+        """Makes the repository before training, so that a wrong name or token is told at once."""
+        if self.is_world_process_zero():
+            self.hub_model_id = open_repo(
+                self.args.hub_model_id or self.run_dir.name, self.args.hub_private_repo
+            )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Uploads the model of a checkpoint, without the pickle of the arguments that transformers adds."""
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+        """Uploads a checkpoint as `hub_strategy` says. A failure is told, and training goes on."""
+        strategy, checkpoint = self.args.hub_strategy, Path(checkpoint_folder)
+        if not self.is_world_process_zero() or strategy == HubStrategy.END:
             return
+        folders = {HubStrategy.CHECKPOINT: LAST, HubStrategy.ALL_CHECKPOINTS: checkpoint.name}
         try:
-            HfApi(token=self.args.hub_token).upload_folder(
-                repo_id=self.hub_model_id,
-                folder_path=checkpoint_folder,
-                ignore_patterns=NOT_FOR_THE_HUB,
-                commit_message=f"Step {self.state.global_step}",
-                revision=self.args.hub_revision,
+            push_checkpoint(
+                checkpoint,
+                self.hub_model_id,
+                resumable=folders.get(strategy),
+                branch=self.args.hub_revision,
             )
-        except (HfHubHTTPError, OSError) as error:
-            reason = str(error).splitlines()[0]
-            logger.warning(f"step {self.state.global_step} isn't on the Hub ({reason}); training goes on")
+        except (UserError, Failed) as error:
+            logger.warning(f"{error}; training goes on")
+
+    def push_to_hub(self, commit_message: str = "End of training", **kwargs: Any) -> str | None:
+        """Uploads the model as it is now, with its card; for who trains in Python.
+
+        Returns:
+            The address of the commit; `None` in processes other than the first.
+        """
+        if self.hub_model_id is None:
+            self.init_hf_repo()
+        folder = checkpoints.staging_dir(self.run_dir, self.state.global_step).with_name(".staging-push")
+        self.save_model(str(folder), _internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        try:
+            return push(folder, self.hub_model_id, branch=kwargs.get("revision"), message=commit_message)
+        finally:
+            checkpoints.discard(folder)
 
     def way_out(self) -> str:
         """How to go on after a failure."""

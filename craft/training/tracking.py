@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import html
 import os
 import secrets
 from pathlib import Path
 from typing import Any
 
 from craft.utils.logging import get_logger
+from craft.utils.markup import block, page
+from craft.utils.masking import mask, masked
 
 logger = get_logger(__name__)
 
@@ -57,7 +58,7 @@ def start(run_dir: Path, project: str, config: dict[str, Any], run_id: str | Non
             resume="allow",
             mode=mode,
             dir=str(folder),
-            config=config,
+            config=masked(config),
             settings=wandb.Settings(silent=True, console="off", save_code=False),
         )
     except Exception as error:  # wandb raises many kinds, and none of them is worth a training run
@@ -76,7 +77,7 @@ def log_sample(text: str, step: int) -> None:
     import wandb
 
     if wandb.run is not None:
-        shown = wandb.Html(f"<pre>{html.escape(text)}</pre>")
+        shown = wandb.Html(page(block(mask(text)), f"sample at step {step}"))
         wandb.log({"eval/sample": shown, "train/global_step": step})
 
 

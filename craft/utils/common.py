@@ -18,12 +18,16 @@ class UserError(Exception):
     """
 
 
-class TrainingFailed(Exception):
-    """Training can't go on although nobody made a mistake in a setting: NaN, a full disk.
+class Failed(Exception):
+    """Something went wrong although nobody made a mistake: the network, a full disk.
 
-    One line with the step, the last good checkpoint and what to try. The command line prints it without a
-    traceback and exits with status 1.
+    One line that says what, and what is left. The command line prints it without a traceback and exits with
+    status 1.
     """
+
+
+class TrainingFailed(Failed):
+    """Training can't go on: NaN, a full disk. The line has the step, the last good checkpoint, a way on."""
 
 
 class PeerLost(TrainingFailed):

@@ -14,6 +14,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TextIO
 
+from craft.utils.masking import mask
+
 
 def get_logger(name: str) -> logging.Logger:
     """The logger of a module; all of them hang below `craft`."""
@@ -78,6 +80,13 @@ class _CurrentStderr(logging.StreamHandler):
         return sys.stderr
 
 
+class _Masked(logging.Formatter):
+    """Writes no secret, wherever in a message or traceback it stands."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return mask(super().format(record))
+
+
 def setup_logging(log_file: Path | None = None, main_process: bool = True, level: int = logging.INFO) -> None:
     """Sends craft's messages to stderr (bare lines) and, if given, to `log_file` (with time and level).
 
@@ -91,12 +100,12 @@ def setup_logging(log_file: Path | None = None, main_process: bool = True, level
     root.propagate = False
     terminal = _CurrentStderr()
     terminal.setLevel(level if main_process else logging.WARNING)
-    terminal.setFormatter(logging.Formatter("%(message)s" if main_process else f"{rank_prefix()}%(message)s"))
+    terminal.setFormatter(_Masked("%(message)s" if main_process else f"{rank_prefix()}%(message)s"))
     if rank_prefix():
         terminal.addFilter(_SaidOnce())
     root.addHandler(terminal)
     if log_file is not None and main_process:
         log_file.parent.mkdir(parents=True, exist_ok=True)
         to_file = logging.FileHandler(log_file, encoding="utf-8")
-        to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        to_file.setFormatter(_Masked("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root.addHandler(to_file)

@@ -1,0 +1,66 @@
+"""`craft push`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from craft.utils.common import UserError
+
+
+@click.command("push")
+@click.argument("model")
+@click.argument("name", metavar="USER/NAME")
+@click.option("--private", is_flag=True, help="Only you and your organisation may see it.")
+@click.option("--dry-run", is_flag=True, help="List what would be uploaded, show the card, and stop.")
+@click.option(
+    "--branch", metavar="NAME", help="Upload to this branch; it is made if it isn't there.  [default: main]"
+)
+@click.option("--tag", metavar="NAME", help="Give this version a name to load it by.")
+@click.option("--license", "licence", metavar="ID", help="For the card, for example apache-2.0 or cc-by-4.0.")
+def command(
+    model: str,
+    name: str,
+    private: bool,
+    dry_run: bool,
+    branch: str | None,
+    tag: str | None,
+    licence: str | None,
+) -> None:
+    """Put a trained model on the Hugging Face Hub.
+
+    MODEL is 'latest' or a folder; USER/NAME is where it goes. Uploaded are the weights (safetensors), config,
+    tokenizer, the model's code, the resolved run, scores, loss curve, a sample, and a model card; paths are
+    reduced to names. The token is read from HF_TOKEN or the login ('hf auth login'), never from here.
+
+    \b
+    craft push latest ada/char-lstm --dry-run
+    craft push latest ada/char-lstm --private --tag v1 --license cc-by-4.0
+    craft generate ada/char-lstm --revision v1
+    """
+    from craft.inference import resolve
+    from craft.sharing.bundle import bundle
+    from craft.sharing.hub import check_repo_id
+    from craft.sharing.trust import check_folder
+
+    folder = Path(resolve(model))
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {model!r}; name one made by 'craft train', or 'latest'")
+    check_folder(folder)
+    if dry_run:
+        items = bundle(folder, check_repo_id(name), licence)
+        for item in items:
+            click.echo(f"{item.size:>14,}  {item.name}")
+        click.echo(
+            f"{sum(item.size for item in items):>14,}  bytes in {len(items)} files for {name}; not uploaded\n"
+        )
+        (card,) = (item.content for item in items if item.name == "README.md")
+        click.echo(card)
+        return
+    from craft.sharing.upload import push
+    from craft.utils.logging import setup_logging
+
+    setup_logging()
+    url = push(folder, name, private=private or None, branch=branch, tag=tag, licence=licence)
+    click.echo(url)

@@ -1,0 +1,52 @@
+"""What a corpus was, in a few numbers that someone else can check: sizes, and the hash of each split."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from craft.data.loaders import Corpus
+from craft.data.tokenization import CharTokenizer
+
+CHUNK = 1 << 20
+
+
+def facts(corpus: Corpus) -> dict[str, Any]:
+    """Plain data for JSON.
+
+    Returns:
+        `name`, `characters` (null for a stream), `vocabulary` (ids, with the special ones), `documents`
+        (whether it is made of them) and `splits`: for each, its `characters` and the `sha256` of its text in
+        UTF-8 without the marks between documents; both null for a stream, which is never held as a whole.
+    """
+    splits = {"train": corpus.train, "validation": corpus.validation, "test": corpus.test}
+    return {
+        "name": corpus.name,
+        "characters": corpus.n_chars,
+        "vocabulary": len(corpus.tokenizer),
+        "documents": corpus.documents,
+        "splits": {
+            name: _split(ids, corpus.tokenizer)
+            if isinstance(ids, np.ndarray)
+            else {"characters": None, "sha256": None}
+            for name, ids in splits.items()
+            if ids is not None
+        },
+    }
+
+
+def _split(ids: np.ndarray, tokenizer: CharTokenizer) -> dict[str, Any]:
+    table = tokenizer.processor.token_bytes
+    widths = np.array([len(b) for b in table])
+    spelled = np.zeros((len(table), max(1, widths.max())), np.uint8)  # [vocabulary, longest] UTF-8 bytes
+    for row, b in zip(spelled, table):
+        row[: len(b)] = np.frombuffer(b, np.uint8)
+    used = np.arange(spelled.shape[1]) < widths[:, None]
+    digest, characters = hashlib.sha256(), 0
+    for begin in range(0, len(ids), CHUNK):
+        part = np.asarray(ids[begin : begin + CHUNK])
+        digest.update(spelled[part][used[part]].tobytes())
+        characters += int(tokenizer.id_chars[part].sum())
+    return {"characters": characters, "sha256": digest.hexdigest()}

@@ -1,0 +1,138 @@
+"""Which files of a folder are for others, and what others see of them."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from craft.sharing.card import CARD, render
+from craft.sharing.privacy import leak, public, public_run, public_text
+from craft.sharing.record import CURVE, DATA, EVALUATION, METRICS, SAMPLE
+from craft.utils.common import UserError
+from craft.utils.outputs import RUN_CONFIG
+
+MODEL = re.compile(
+    r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|config\.json|generation_config\.json"
+    r"|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|chat_template\.jinja|[A-Za-z]\w*\.py"
+)
+"""Files of a model: nothing that is opened with pickle is one."""
+RECORD = (CARD, RUN_CONFIG, DATA, EVALUATION, METRICS, SAMPLE, CURVE)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One file of an upload.
+
+    Args:
+        name: where it goes.
+        content: its bytes, or the file to read them from.
+    """
+
+    name: str
+    content: bytes | Path
+
+    @property
+    def size(self) -> int:
+        return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
+
+
+def bundle(folder: Path, repo_id: str, licence: str | None = None) -> list[Item]:
+    """What is uploaded of a model's folder: the model, its record and its card, in their public form.
+
+    Raises:
+        UserError: if the folder has no safetensors weights, or something private can't be taken out.
+    """
+    items = [Item(CARD, _card(folder, repo_id, licence))]
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    items += [item_of(folder / name) for name in names if MODEL.fullmatch(name) or name in RECORD[1:]]
+    if not any(item.name.endswith(".safetensors") for item in items):
+        raise UserError(
+            f"{folder} holds no weights as safetensors (model.safetensors), so there is nothing to push"
+        )
+    check(items)
+    return items
+
+
+def item_of(path: Path, name: str | None = None) -> Item:
+    """A file in its public form: what is text is rewritten, the rest goes as it lies there.
+
+    Args:
+        name: where it goes; by default its own name.
+    """
+    name = name or path.name
+    if path.name == "tokenizer.json" or path.suffix not in (".json", ".yaml", ".jsonl", ".txt"):
+        return Item(name, path)
+    text = path.read_bytes().decode("utf-8", errors="replace")
+    return Item(name, _public(path.name, text).encode())
+
+
+def check(items: list[Item]) -> None:
+    """Looks for secrets and paths in every byte that would be uploaded.
+
+    Raises:
+        UserError: naming the file; nothing has been sent.
+    """
+    for item in items:
+        if what := _leak(item.content):
+            raise UserError(f"{item.name} holds {what}, so nothing was uploaded; take it out and push again")
+
+
+def _card(folder: Path, repo_id: str, licence: str | None) -> bytes:
+    """The card for this place, or the one in the folder where a person has changed it."""
+    path = folder / CARD
+    written = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+    if written is None or written == render(folder):
+        return render(folder, repo_id, licence).encode()
+    if licence is not None:
+        raise UserError(
+            f"{path} was edited, so it is uploaded as it is; state the licence in it, not by --license"
+        )
+    return written.encode()
+
+
+def _public(name: str, text: str) -> str:
+    if name == RUN_CONFIG:
+        return _public_yaml(text)
+    if name.endswith(".json"):
+        try:
+            value = json.loads(text)
+        except ValueError:
+            return public_text(text)
+        shown = public(value)
+        return text if shown == value else json.dumps(shown, indent=2, ensure_ascii=False) + "\n"
+    if name.endswith(".jsonl"):
+        return "".join(_public_lines(text))
+    return public_text(text)
+
+
+def _public_lines(text: str) -> Iterator[str]:
+    for line in text.splitlines():
+        try:
+            yield json.dumps(public(json.loads(line)), ensure_ascii=False) + "\n"
+        except ValueError:
+            continue  # half a line of a process that was killed
+
+
+def _public_yaml(text: str) -> str:
+    import yaml
+
+    try:
+        run = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return public_text(text)
+    return (
+        yaml.safe_dump(public_run(run), sort_keys=False, allow_unicode=True) if isinstance(run, dict) else ""
+    )
+
+
+def _leak(content: bytes | Path) -> str:
+    if isinstance(content, bytes):
+        return leak(content)
+    if not content.stat().st_size:
+        return ""
+    with content.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        return leak(mapped)

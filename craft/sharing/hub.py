@@ -1,0 +1,184 @@
+"""Talking to the Hugging Face Hub: names, tokens, and one sentence for each way in which it can fail."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from craft.utils.common import Failed, UserError
+
+ACCESS = "set the environment variable HF_TOKEN to a token with write access, or run 'hf auth login'"
+CODE = ["*.py"]
+SAFE = ["*.json", "*.safetensors", "*.txt", "*.jinja", "craft_run.yaml"]
+"""What is downloaded to use a model: nothing that runs."""
+
+
+def check_repo_id(repo_id: str) -> str:
+    """A name on the Hub, `user/name`.
+
+    Raises:
+        UserError: if it isn't one.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError:
+        repo_id = ""
+    if repo_id.count("/") != 1:
+        raise UserError(
+            "a name on the Hub is USER/NAME or ORGANISATION/NAME, of letters, digits, '-', '_' and '.'; for "
+            "example craft push latest ada/char-lstm"
+        )
+    return repo_id
+
+
+def api() -> Any:
+    """The Hub's client with the user's token.
+
+    Raises:
+        UserError: if there is no token.
+    """
+    from huggingface_hub import HfApi, constants, get_token
+    from huggingface_hub.utils import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    if constants.HF_HUB_OFFLINE:
+        raise UserError("HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it")
+    if not (token := get_token()):
+        raise UserError(f"not logged in to the Hugging Face Hub: {ACCESS}")
+    return HfApi(token=token)
+
+
+@contextmanager
+def told(what: str, left: str = "") -> Iterator[None]:
+    """Turns whatever goes wrong between here and the Hub into one sentence.
+
+    Args:
+        what: what was being done, to begin the sentence with.
+        left: what is left of it, to end the sentence with.
+
+    Raises:
+        UserError: for what the user can mend: token, rights, name, revision.
+        Failed: for what nobody did wrong: the network, the server.
+    """
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    end = f"; {left}" if left else ""
+    try:
+        yield
+    except OfflineModeIsEnabled:
+        raise UserError(f"{what}: HF_HUB_OFFLINE is set; unset it{end}") from None
+    except HfHubHTTPError as error:
+        raise _of_status(what, error, end) from error
+    except Exception as error:
+        # The HTTP clients and hf_xet have no base class of errors in common, and all of them mean one thing.
+        if not _is_network(error):
+            raise
+        raise Failed(f"{what}: {_reason(error)}{end}") from error
+
+
+def fetch(repo_id: str, revision: str | None = None, code: bool = False) -> Path:
+    """A model of the Hub as a folder of the cache, all of it from one commit.
+
+    Args:
+        revision: a branch, tag or commit.
+        code: also its Python files, which the user has said may run.
+
+    Raises:
+        UserError: if there is no such model or revision.
+        Failed: if it can't be reached.
+    """
+    from huggingface_hub import snapshot_download
+
+    patterns = [*SAFE, *(CODE if code else [])]
+    return download(repo_id, revision, patterns, snapshot_download)
+
+
+def download(repo_id: str, revision: str | None, patterns: list[str], snapshot_download: Any) -> Path:
+    from huggingface_hub import constants
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+    from huggingface_hub.utils import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    what = f"can't load the model {repo_id!r}"
+    try:
+        with told(what):
+            return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
+    except (UserError, Failed) as error:
+        cause = error.__cause__
+        if isinstance(cause, GatedRepoError):
+            raise UserError(
+                f"{what}: its owner grants access on its page; ask there, then {ACCESS}"
+            ) from cause
+        if isinstance(cause, RepositoryNotFoundError):
+            raise UserError(
+                f"{what}: there is none of that name on the Hub, or it is private and your token (HF_TOKEN, "
+                "'hf auth login') can't see it; give a folder made by 'craft train', or a Hub id"
+            ) from cause
+        if isinstance(cause, RevisionNotFoundError):
+            raise UserError(
+                f"{what}: it has no revision {revision!r}; its page lists branches and tags"
+            ) from cause
+        if isinstance(cause, LocalEntryNotFoundError):
+            why = (
+                "HF_HUB_OFFLINE is set and it"
+                if constants.HF_HUB_OFFLINE
+                else "the Hub can't be reached, and it"
+            )
+            raise UserError(
+                f"{what}: {why} isn't in the cache; give a folder made by 'craft train'"
+            ) from cause
+        raise
+
+
+def looks_like_repo_id(name: str) -> bool:
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not Path(name).exists()
+
+
+def _of_status(what: str, error: Any, end: str) -> UserError | Failed:
+    status = getattr(error.response, "status_code", None)
+    said = (getattr(error, "server_message", None) or _reason(error)).rstrip(".")
+    if status == 401:
+        return UserError(f"{what}: the Hub doesn't accept the token (401); {ACCESS}{end}")
+    if status == 403:
+        return UserError(
+            f"{what}: the token may not do that (403, {said}); use a name of your own or of your "
+            f"organisation, and a token with write access{end}"
+        )
+    if status == 404:
+        return UserError(f"{what}: not found on the Hub (404, {said}); check the name and the branch{end}")
+    if status in (400, 409, 422):
+        return UserError(f"{what}: the Hub refused it ({status}, {said}){end}")
+    return Failed(f"{what}: the Hub answered {status} ({said}){end}")
+
+
+def _is_network(error: Exception) -> bool:
+    chain: BaseException | None = error
+    while chain is not None:
+        root = type(chain).__module__.split(".")[0]
+        if root in ("httpx", "httpx2", "httpcore", "requests", "urllib3", "huggingface_hub", "hf_xet"):
+            return True
+        if isinstance(chain, OSError):
+            return True
+        chain = chain.__cause__
+    return False
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of the innermost error, which says most."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -1,0 +1,107 @@
+"""What may be loaded: weights that are only numbers, files that lie where they seem to, code asked for.
+
+A pickle runs what its maker wrote into it, so none is opened. The index of sharded weights names files, and
+a name may lead out of the folder; so may a link. Code beside the weights runs only if the user says so in
+that very command.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from craft.sharing.hub import fetch
+from craft.utils.common import UserError
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
+
+
+def trusted(model: str, revision: str | None = None, code: bool = False) -> Path:
+    """The folder of a model, fetched if it is on the Hub, in which nothing leads elsewhere or runs by itself.
+
+    Args:
+        model: a folder or Hub id.
+        revision: a branch, tag or commit of a model of the Hub.
+        code: whether the user has said that the model's own code may run.
+
+    Raises:
+        UserError: if there is no such model, or it can't be trusted.
+        Failed: if the Hub can't be reached.
+    """
+    folder = Path(model)
+    if folder.is_dir() and revision is not None:
+        raise UserError(
+            f"--revision {revision} picks a version on the Hub, and {model} is a folder; leave it out"
+        )
+    if not folder.is_dir():
+        folder = fetch(model, revision, code)
+    check_folder(folder)
+    return folder
+
+
+def check_folder(folder: Path) -> None:
+    """Refuses a model's folder that can't be trusted, before anything in it is opened by another library.
+
+    Raises:
+        UserError: for weights as a pickle, and for files that lead out of the folder.
+    """
+    folder = folder.resolve()
+    for path in sorted(folder.iterdir()):
+        if path.is_symlink():
+            _check_link(path, folder)
+    if (folder / INDEX).is_file():
+        _check_index(folder)
+    elif not (folder / WEIGHTS).is_file():
+        pickles = [path.name for path in sorted(folder.iterdir()) if path.suffix in PICKLES]
+        if pickles:
+            raise UserError(
+                f"{folder} holds its weights as a pickle ({pickles[0]}), which can run any code when it is "
+                "opened; craft reads safetensors only: save it again with save_pretrained by a recent "
+                "transformers, where you trust it"
+            )
+    _check_code(folder)
+
+
+def _check_link(path: Path, folder: Path) -> None:
+    target = path.resolve()
+    inside = target.is_relative_to(folder)
+    # The cache of huggingface_hub keeps each file once, in blobs/, and links to it from snapshots/COMMIT/.
+    cached = folder.parent.name == "snapshots" and target.is_relative_to(folder.parent.parent / "blobs")
+    if not inside and not cached:
+        raise UserError(f"{path} is a link out of its folder, so the model isn't loaded; copy the file there")
+
+
+def _check_index(folder: Path) -> None:
+    try:
+        index: Any = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        names = sorted({str(name) for name in index["weight_map"].values()})
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{folder / INDEX} isn't an index of weights: {error}") from error
+    for name in names:
+        plain = name not in ("", ".", "..") and not set(name) & set("/\\:")
+        if not plain or not name.endswith(".safetensors"):
+            raise UserError(
+                f"{folder / INDEX} leads to {name!r}; weights must be safetensors files in the same folder, "
+                "so the model isn't loaded"
+            )
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} is incomplete: {INDEX} names {name}, which is missing")
+
+
+def _check_code(folder: Path) -> None:
+    """`auto_map` may name another repository: its code would run although the user named this one."""
+    for name in ("config.json", "tokenizer_config.json"):
+        try:
+            found = json.loads((folder / name).read_text(encoding="utf-8")).get("auto_map") or {}
+        except (OSError, ValueError, AttributeError):
+            continue  # told by whoever reads it
+        classes = found.values() if isinstance(found, dict) else found if isinstance(found, list) else [found]
+        for reference in classes:
+            words = reference if isinstance(reference, list) else [reference]
+            if any("--" in str(word) for word in words):
+                raise UserError(
+                    f"{folder / name} leads to code in another repository ({words[0]}), so the model isn't "
+                    "loaded; take its auto_map out, or name the model it was made from"
+                )

@@ -1,0 +1,197 @@
+"""A model, or a whole checkpoint to resume from, onto the Hugging Face Hub; and a checkpoint back.
+
+An upload is one commit: it is there as a whole or not at all, and nothing on this machine is changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from craft.sharing.bundle import Item, bundle, check, item_of
+from craft.sharing.hub import api, check_repo_id, download, told
+from craft.sharing.privacy import public_run
+from craft.sharing.record import METRICS
+from craft.utils.common import UserError
+from craft.utils.files import replace_text
+from craft.utils.logging import get_logger
+from craft.utils.outputs import OUTPUTS, RUN_CONFIG, RUN_NAMES, RunPaths, slug
+
+logger = get_logger(__name__)
+
+MANIFEST = "manifest.json"
+LAST = "last-checkpoint"
+"""Where a repository keeps the checkpoint to resume from, as transformers does."""
+
+
+def push(
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    branch: str | None = None,
+    tag: str | None = None,
+    licence: str | None = None,
+    message: str = "Upload a model by craft",
+) -> str:
+    """Uploads the model in a folder, with its code, record and card.
+
+    Args:
+        repo_id: `user/name`; made if it isn't there.
+        private: nobody else may see it; refused where the repository is public already.
+        branch: made if it isn't there; by default `main`.
+        tag: a name for this version.
+        licence: an identifier of the Hub, for the card.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        UserError: for a bad name, a missing token or right, a tag that is taken.
+        Failed: if the network or the Hub fails; the folder is as it was, and pushing again goes on.
+    """
+    items = bundle(folder, check_repo_id(repo_id), licence)
+    client = api()
+    what = f"can't push to {repo_id}"
+    with told(what, f"the model is still in {folder}"):
+        open_repo(repo_id, private)
+        if tag is not None:
+            refs = client.list_repo_refs(repo_id)
+            if tag in {ref.name for ref in refs.tags}:
+                raise UserError(f"{what}: the tag {tag!r} is taken; choose another, or delete it on its page")
+        if branch is not None:
+            client.create_branch(repo_id, branch=branch, exist_ok=True)
+        commit = commit_items(client, repo_id, items, message, branch)
+        if tag is not None:
+            client.create_tag(repo_id, tag=tag, revision=commit.oid)
+    return str(commit.commit_url)
+
+
+def open_repo(repo_id: str, private: bool | None = None) -> str:
+    """Makes a repository on the Hub, or finds that it is there and as private as asked for.
+
+    Args:
+        repo_id: `user/name`, or a name of the user's own.
+
+    Returns:
+        Its whole name.
+
+    Raises:
+        UserError, Failed: see `told`.
+    """
+    client = api()
+    with told(f"can't open {repo_id} on the Hub"):
+        name = client.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if private and not client.repo_info(name).private:
+            raise UserError(
+                f"{name} is public already, so nothing was uploaded; make it private on its page, or choose "
+                "another name"
+            )
+        return str(name)
+
+
+def commit_items(client: Any, repo_id: str, items: list[Item], message: str, revision: str | None) -> Any:
+    """One commit of all items. Files of an earlier model that this one doesn't have are deleted with it."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    from craft.sharing.bundle import MODEL, RECORD
+
+    names = {item.name for item in items}
+    there = client.list_repo_files(repo_id, revision=revision)
+    stale = [name for name in there if (MODEL.fullmatch(name) or name in RECORD) and name not in names]
+    folders = {name.split("/")[0] for name in names if "/" in name}  # a checkpoint is replaced as a whole
+    stale += [name for name in there if name.split("/")[0] in folders and "/" in name and name not in names]
+    changes: list[Any] = [CommitOperationDelete(name) for name in stale]
+    for item in items:
+        changes.append(CommitOperationAdd(item.name, item.content))
+    return client.create_commit(repo_id, changes, commit_message=message, revision=revision)
+
+
+def push_checkpoint(
+    checkpoint: Path, repo_id: str, *, resumable: str | None, branch: str | None = None
+) -> None:
+    """Uploads the model of a checkpoint, and with `resumable` all of it into the folder of that name.
+
+    Raises:
+        UserError, Failed: see `told`.
+    """
+    items = bundle(checkpoint, repo_id)
+    if resumable is not None:
+        items += checkpoint_items(checkpoint, resumable)
+    step = checkpoint.name.rpartition("-")[2]
+    with told(f"can't push {checkpoint.name} to {repo_id}"):
+        commit_items(api(), repo_id, items, f"Step {step}", branch)
+
+
+def checkpoint_items(checkpoint: Path, prefix: str) -> list[Item]:
+    """Everything that resuming needs, in its public form, vouched for by a manifest of just that."""
+    files = sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name != MANIFEST)
+    items = {path.relative_to(checkpoint).as_posix(): item_of(path) for path in files}
+    manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+    for name, entry in manifest["files"].items():
+        content = items[name].content
+        if isinstance(content, bytes):
+            entry.update(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+    beside = [checkpoint.parent / name for name in (RUN_NAMES, METRICS)]
+    items |= {path.name: item_of(path) for path in beside if path.is_file()}
+    items[MANIFEST] = Item(MANIFEST, json.dumps(manifest, indent=1).encode())
+    found = [Item(f"{prefix}/{name}", item.content) for name, item in items.items()]
+    check(found)
+    return found
+
+
+def fetch_run(repo_id: str, root: Path = OUTPUTS) -> Path:
+    """The run whose checkpoint a repository keeps, as a folder under `root/models` to resume.
+
+    The names in it are another's, so they are made anew here: nothing is written but below `root`.
+
+    Raises:
+        UserError: if there is no such repository or checkpoint, or the run is here already.
+        Failed: if the Hub can't be reached.
+    """
+    from huggingface_hub import snapshot_download
+
+    from craft.sharing.trust import PICKLES
+
+    snapshot = download(repo_id, None, [f"{LAST}/*"], snapshot_download) / LAST
+    names = snapshot / RUN_NAMES
+    if not names.is_file():
+        raise UserError(
+            f"{repo_id} holds no checkpoint to resume from; its owner must train with "
+            "training.push_to_hub=true training.hub_strategy=checkpoint"
+        )
+    try:
+        found = json.loads(names.read_text(encoding="utf-8"))
+        step = int(json.loads((snapshot / MANIFEST).read_text(encoding="utf-8"))["step"])
+        words = {key: slug(str(found[key])) for key in ("model_name", "size", "precision", "stamp")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"the checkpoint of {repo_id} isn't one of craft's: {error}") from error
+    paths = RunPaths(**words, root=root, text=found.get("text"))  # type: ignore[arg-type]
+    if paths.run_dir.exists():
+        raise UserError(f"the run of {repo_id} is here already; go on with it by --resume {paths.run_dir}")
+    if pickles := [path.name for path in snapshot.rglob("*") if path.suffix in PICKLES]:
+        raise UserError(
+            f"the checkpoint of {repo_id} holds a pickle ({pickles[0]}), which craft doesn't open"
+        )
+    checkpoint = paths.run_dir / f"checkpoint-{step}"
+    shutil.copytree(snapshot, checkpoint, ignore=shutil.ignore_patterns(RUN_NAMES, METRICS))
+    paths.create()
+    if (snapshot / METRICS).is_file():
+        shutil.copyfile(snapshot / METRICS, paths.run_dir / METRICS)
+    run = _public_run_of(snapshot)
+    replace_text(paths.run_dir / RUN_CONFIG, run)
+    logger.info(f"fetched   step {step:,} of {repo_id} into {paths.run_dir}")
+    return paths.run_dir
+
+
+def _public_run_of(snapshot: Path) -> str:
+    """The run as it was, but without what it would upload, and where."""
+    import yaml
+
+    run = yaml.safe_load((snapshot / RUN_CONFIG).read_text(encoding="utf-8"))
+    if not isinstance(run, dict):
+        raise UserError(f"{snapshot / RUN_CONFIG} isn't a run that craft saved")
+    return yaml.safe_dump(public_run(run), sort_keys=False, allow_unicode=True)

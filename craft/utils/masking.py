@@ -1,0 +1,65 @@
+"""Secrets never reach a log, a report or a message: every text that craft shows or keeps passes here."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import traceback
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+MASK = "***"
+SECRET_NAMES = re.compile(r"(?i)token|secret|passw(or)?d|api_?key|access_?key|private_?key|credential")
+SHORTEST = 8
+"""Characters of a secret. Whatever is shorter ("true", "1") is a setting, and a word of many texts."""
+HUB_TOKEN = re.compile(r"(?<![A-Za-z0-9])hf_(?:[A-Za-z0-9]{16,}|(?=[a-z]*[0-9A-Z])[A-Za-z0-9]{8,})")
+"""A token of the Hugging Face Hub; `hf_datasets` is a word."""
+OTHERS = re.compile(r"(?<=://)[^/\s@]+:[^/\s@]+(?=@)|(?<=[Bb]earer )[\w.~+/-]{8,}|wandb_v\d_\w{16,}")
+"""A password inside a URL, the token of a request, a key of Weights & Biases."""
+
+
+def secrets() -> list[str]:
+    """The secrets that this process can read: variables whose name says so, and the token of the HF login.
+    The longest come first, since one may hold another."""
+    found = {value for name, value in os.environ.items() if SECRET_NAMES.search(name)}
+    found.add(_login())
+    # A path is where a secret lies (HF_TOKEN_PATH), not the secret.
+    kept = [s for s in found if len(s) >= SHORTEST and s[0] not in "/~." and not s.isdigit()]
+    return sorted(kept, key=len, reverse=True)
+
+
+def mask(text: str) -> str:
+    """`text` with every secret as `***`."""
+    for secret in secrets():
+        text = text.replace(secret, MASK)
+    return OTHERS.sub(MASK, HUB_TOKEN.sub(MASK, text))
+
+
+def masked(value: Any) -> Any:
+    """Plain data (dicts, lists, texts) with every secret as `***`."""
+    if isinstance(value, str):
+        return mask(value)
+    if isinstance(value, dict):
+        return {key: masked(each) for key, each in value.items()}
+    return type(value)(map(masked, value)) if isinstance(value, list | tuple) else value
+
+
+def has_secret(text: str) -> bool:
+    return mask(text) != text
+
+
+def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Shows an error that nobody caught as Python does, without secrets in it."""
+    sys.stderr.write(mask("".join(traceback.format_exception(kind, error, trace))))
+
+
+def _login() -> str:
+    """The token that `hf auth login` left, read without importing huggingface_hub; empty if there is none."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    path = Path(os.environ.get("HF_TOKEN_PATH") or Path(home) / "token").expanduser()
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
