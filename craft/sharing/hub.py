@@ -46,7 +46,9 @@ def api() -> Any:
     """
     from huggingface_hub import HfApi, constants, get_token
     from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.logging import set_verbosity_error
 
+    set_verbosity_error()  # its lines on retries show signed addresses, which are as good as a token
     if not sys.stderr.isatty():
         disable_progress_bars()
     if constants.HF_HUB_OFFLINE:
@@ -73,6 +75,8 @@ def told(what: str, left: str = "") -> Iterator[None]:
     end = f"; {left}" if left else ""
     try:
         yield
+    except (UserError, Failed):
+        raise
     except OfflineModeIsEnabled:
         raise UserError(f"{what}: HF_HUB_OFFLINE is set; unset it{end}") from None
     except HfHubHTTPError as error:
@@ -133,13 +137,12 @@ def download(repo_id: str, revision: str | None, patterns: list[str], snapshot_d
                 f"{what}: it has no revision {revision!r}; its page lists branches and tags"
             ) from cause
         if isinstance(cause, LocalEntryNotFoundError):
-            why = (
-                "HF_HUB_OFFLINE is set and it"
-                if constants.HF_HUB_OFFLINE
-                else "the Hub can't be reached, and it"
-            )
-            raise UserError(
-                f"{what}: {why} isn't in the cache; give a folder made by 'craft train'"
+            if constants.HF_HUB_OFFLINE:
+                raise UserError(
+                    f"{what}: HF_HUB_OFFLINE is set and it isn't in the cache; unset it, or give a folder"
+                ) from cause
+            raise Failed(
+                f"{what}: the Hub can't be reached ({_reason(cause)}), and it isn't in the cache"
             ) from cause
         raise
 

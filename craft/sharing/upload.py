@@ -56,8 +56,10 @@ def push(
     items = bundle(folder, check_repo_id(repo_id), licence)
     client = api()
     what = f"can't push to {repo_id}"
-    with told(what, f"the model is still in {folder}"):
-        open_repo(repo_id, private)
+    left = f"the model is still in {folder}"
+    open_repo(repo_id, private, left)
+    logger.info(f"uploading  {len(items)} files, {sum(item.size for item in items):,} bytes, to {repo_id}")
+    with told(what, left):
         if tag is not None:
             refs = client.list_repo_refs(repo_id)
             if tag in {ref.name for ref in refs.tags}:
@@ -70,11 +72,12 @@ def push(
     return str(commit.commit_url)
 
 
-def open_repo(repo_id: str, private: bool | None = None) -> str:
+def open_repo(repo_id: str, private: bool | None = None, left: str = "") -> str:
     """Makes a repository on the Hub, or finds that it is there and as private as asked for.
 
     Args:
         repo_id: `user/name`, or a name of the user's own.
+        left: what is left if it fails, to end the message with.
 
     Returns:
         Its whole name.
@@ -83,7 +86,7 @@ def open_repo(repo_id: str, private: bool | None = None) -> str:
         UserError, Failed: see `told`.
     """
     client = api()
-    with told(f"can't open {repo_id} on the Hub"):
+    with told(f"can't push to {repo_id}", left):
         name = client.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if private and not client.repo_info(name).private:
             raise UserError(
