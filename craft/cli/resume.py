@@ -14,7 +14,7 @@ from craft.utils.common import UserError
 @click.option("--allow-changes", is_flag=True, help="Go on although settings changed that decide the result.")
 @click.option("--print-config", is_flag=True, help="Print the run that would go on as YAML, and stop.")
 def command(arguments: tuple[str, ...], allow_changes: bool, print_config: bool) -> None:
-    """Go on with a run: the newest unfinished one, or the one in RUN_DIR.
+    """Go on with a run: the newest unfinished one, the one in RUN_DIR, or one of the Hub (USER/NAME).
 
     It ends with the weights that it would have without the interruption. Settings that don't decide them
     may change; the others are refused with a list, unless --allow-changes.
@@ -50,7 +50,7 @@ def go_on(
     from craft.config.compose import compose
     from craft.utils.outputs import RUN_CONFIG
 
-    found = run_to_resume(run_dir)
+    found = run_to_resume(_here(run_dir))
     if isinstance(found, Finished):
         if not overrides and not print_config:
             click.echo(str(found))
@@ -63,3 +63,16 @@ def go_on(
     from craft.train import train
 
     train(run, resume=found, allow_changes=allow_changes)
+
+
+def _here(run: str) -> str:
+    """The folder of a run, fetched from the Hub if it is USER/NAME."""
+    from craft.sharing.hub import looks_like_repo_id
+
+    if not looks_like_repo_id(run) or Path(run).parent.is_dir():
+        return run
+    from craft.sharing.upload import fetch_run
+    from craft.utils.logging import setup_logging
+
+    setup_logging()
+    return str(fetch_run(run))
