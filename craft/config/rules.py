@@ -53,6 +53,8 @@ RANGES: dict[str, dict[str, Range]] = {
         "seed": ("0 to 4294967295", lambda x: 0 <= x < 2**32),
         **dict.fromkeys(("adam_beta1", "adam_beta2", "muon_momentum", "label_smoothing_factor"), FRACTION),
         "ema_decay": PROPER,
+        "skip_nonfinite_batches": NATURAL,
+        "stall_seconds": POSITIVE,
         "max_steps": ("at least 1, or -1 to count epochs", lambda x: x >= 1 or x == -1),
     },
 }
@@ -111,7 +113,6 @@ IGNORED: dict[str, str] = {
     "length_column_name": _ORDER,
     "data_seed": "training.seed decides the order of the data as well",
     "resume_from_checkpoint": "write craft resume RUN_DIR",
-    "auto_find_batch_size": "raise training.gradient_accumulation_steps, or lower training.global_batch_size",
     **dict.fromkeys(
         ("prediction_loss_only", "eval_do_concat_batches", "eval_use_gather_object"), _EVALUATION
     ),

@@ -52,6 +52,10 @@ class CraftTrainingArguments(transformers.TrainingArguments):
         sample_chars: characters generated and logged at every evaluation; 0 for none.
         sample_prompt: what the sample starts from; by default a line break.
         ddp_timeout: seconds after which a process that other ones wait for counts as lost.
+        skip_nonfinite_batches: how many batches of the run may be left out because their loss or gradient
+            isn't finite; 0 stops at the first.
+        stall_seconds: a step that takes so long, and ten times longer than usual, is worth a line in the
+            log; None for none.
         eval_protocol: "blocks" | "stateful" | "sliding-N" | "auto" (stateful for recurrent models).
 
     Raises:
@@ -70,6 +74,8 @@ class CraftTrainingArguments(transformers.TrainingArguments):
     sample_chars: int = 200
     sample_prompt: str | None = None
     eval_protocol: str = "auto"
+    skip_nonfinite_batches: int = 0
+    stall_seconds: float | None = 60.0
     # Hugging Face's fields with other defaults: it would log a loss of 0 for NaN, keep all checkpoints,
     # look for unused parameters in every step, draw its own bar, name the project after itself and wait half
     # an hour for a process that is gone.

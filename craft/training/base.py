@@ -29,6 +29,7 @@ from craft.training.arguments import CraftTrainingArguments
 from craft.training.compilation import compile_forward, plain_forward
 from craft.training.evaluation import Evaluation, evaluate_split
 from craft.training.protocols import natural_protocol
+from craft.training.sanity import check_data
 from craft.training.settings import data_settings, fingerprint
 from craft.training.state import CarriedState
 from craft.training.trainer import EvaluationStopped, Trainer, TrainingInterrupted
@@ -39,7 +40,6 @@ __all__ = ["LanguageModelTrainer", "Trainer", "TrainingInterrupted"]
 
 logger = get_logger(__name__)
 
-CHECKED_IDS = 1 << 24  # of a text, for ids beyond the vocabulary; texts that craft encodes have none
 
 CARRIED_SHAPE = {"training.global_batch_size", "training.carry_state"}
 """With another number of streams, the old ones can't be gone on with."""
@@ -75,18 +75,7 @@ class LanguageModelTrainer(Trainer):
         text: str | None = None,
         **kwargs: Any,
     ) -> None:
-        if args.eval_strategy != "no" and (eval_ids is None or len(eval_ids) < 2):
-            raise UserError(
-                "there is no validation text to evaluate on; set data.validation_size above 0 or "
-                "training.eval_strategy=no"
-            )
-        for split, ids in (("training", getattr(train_dataset, "ids", None)), ("validation", eval_ids)):
-            largest = 0 if ids is None else int(ids[:CHECKED_IDS].max(initial=0))
-            if largest >= model.config.vocab_size:
-                raise UserError(
-                    f"the {split} text holds the id {largest}, but the model's vocabulary ends at "
-                    f"{model.config.vocab_size - 1}: encode it with the model's own tokenizer"
-                )
+        check_data(train_dataset, eval_ids, args, model.config.vocab_size)
         self.carries_state = bool(model.carries_state and args.carry_state)
         order = getattr(train_dataset, "order", None)
         if self.carries_state and order != "streams":
@@ -140,13 +129,13 @@ class LanguageModelTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Adds the carried state to what goes into the model, and keeps what comes out."""
-        step, slot = inputs.pop("step_in_epoch"), inputs.pop("micro_step")
+        step, slot, part = inputs.pop("step_in_epoch"), inputs.pop("micro_step"), inputs.pop("part", None)
         inputs["use_cache"] = self.carries_state
         if self.carries_state:
-            inputs["past_key_values"] = self.carried.before(slot, step)
+            inputs["past_key_values"] = self.carried.before(slot, step, part)
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if self.carries_state:
-            self.carried.after(slot, outputs["past_key_values"])
+            self.carried.after(slot, outputs["past_key_values"], part)
         return (loss, outputs) if return_outputs else loss
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> int:
@@ -169,8 +158,7 @@ class LanguageModelTrainer(Trainer):
     def _try_step(self) -> None:
         """Forward and backward on the first real batch, twice, so that a carried state is tried too."""
         batch = self._prepare_inputs(next(iter(self.get_train_dataloader())))
-        with torch.random.fork_rng(self._rng_devices()):
-            self.model.train()
+        with self.undisturbed():
             for step in range(2):
                 with self.accelerator.autocast():
                     again = {**batch, "step_in_epoch": step}
@@ -278,7 +266,7 @@ class LanguageModelTrainer(Trainer):
         config = copy.deepcopy(self.model.generation_config)
         config.update(do_sample=True, temperature=TEMPERATURE, top_k=None, top_p=None)
         config.update(max_new_tokens=chars, max_length=None)
-        with torch.random.fork_rng(self._rng_devices()):
+        with torch.random.fork_rng(self.rng_devices()):
             torch.manual_seed(self.args.seed)
             rows = self.model.stream(torch.tensor([ids], device=self.args.device), config)
             drawn = takewhile(lambda row: not (self.is_in_train and self.stop.asked), rows)
@@ -324,15 +312,29 @@ class LanguageModelTrainer(Trainer):
             f"{result.characters:,} characters, {seconds:.1f} s{compared})"
         )
 
+    def remember(self) -> None:
+        super().remember()
+        self._slots_before = dict(self.carried.slots)
+
+    def go_back(self) -> None:
+        super().go_back()
+        self.carried.slots = dict(self._slots_before)
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        slots = dict(self.carried.slots)
+        try:
+            with super().undisturbed():
+                yield
+        finally:
+            self.carried.slots = slots
+
     @contextmanager
     def _as_exported(self) -> Iterator[None]:
         """The model as it would be exported now: averaged weights, in float32, not compiled."""
         average = self.average.applied() if self.average is not None else nullcontext()
         with self.whole(), average, plain_forward(self.model):
             yield
-
-    def _rng_devices(self) -> list[int]:
-        return [torch.cuda.current_device()] if self.args.device.type == "cuda" else []
 
 
 def _aligned(smoother: Any) -> Any:

@@ -30,6 +30,7 @@ class Hooks(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.trainer.restore_progress()
+        self.trainer.find_parts()
         if state.is_world_process_zero:
             self.trainer.record_start()
         self.trainer.stop.begun = True
@@ -37,10 +38,18 @@ class Hooks(TrainerCallback):
             self.trainer.catch_up()
         self.trainer.watch.run()
 
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.trainer.remember()
+
+    def on_pre_optimizer_step(
+        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.skip_nonfinite()
+
     def on_optimizer_step(
         self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.trainer.average is not None:
+        if self.trainer.average is not None and not self.trainer.skipping:
             self.trainer.average.update()
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

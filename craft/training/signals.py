@@ -67,13 +67,16 @@ class StopRequest:
 
     def agreed(self) -> bool:
         """Whether any process was asked to stop; all of them must ask, and get the same answer."""
-        signum = max(self._received, self.signum) if self.asked else 0
-        if dist.is_initialized():
-            flag = torch.tensor([signum], dtype=torch.int32)
-            dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
-            signum = int(flag)
-        self.signum = signum
-        return signum != 0
+        self.signum = self.most(max(self._received, self.signum) if self.asked else 0)
+        return self.signum != 0
+
+    def most(self, number: int) -> int:
+        """The largest of the numbers that all processes give."""
+        if not dist.is_initialized():
+            return number
+        flag = torch.tensor([number], dtype=torch.int32)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
+        return int(flag)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         # One Ctrl-C may arrive twice, from the terminal and from the launcher: only a later one is a second

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from craft.utils.common import UserError
 
+Part = tuple[int, int, int]
+"""Rows [begin, end) of a micro-batch, and how many it has."""
+
 
 class CarriedState:
     """The state of this process' streams after their last window.
@@ -26,16 +29,32 @@ class CarriedState:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.slots: dict[int, list[Tensor]] = {}
+        self._pieces: list[list[Tensor]] = []
 
-    def before(self, micro_step: int, step_in_epoch: int) -> Any | None:
-        """The `past_key_values` for a window; None means zero, as at the start of an epoch."""
+    def before(self, micro_step: int, step_in_epoch: int, part: Part | None = None) -> Any | None:
+        """The `past_key_values` for windows; None means zero, as at the start of an epoch.
+
+        Args:
+            part: the rows of the micro-batch that are computed now, if not all at once.
+        """
         if step_in_epoch == 0 or micro_step not in self.slots:
             return None
-        return self.model.state_from_tensors(self.slots[micro_step])
+        tensors = self.slots[micro_step]
+        if part is not None:
+            tensors = [tensor[part[0] : part[1]] for tensor in tensors]
+        return self.model.state_from_tensors(tensors)
 
-    def after(self, micro_step: int, cache: Any) -> None:
-        """Keeps the state behind a window, detached from its graph."""
-        self.slots[micro_step] = self.model.state_tensors(cache)
+    def after(self, micro_step: int, cache: Any, part: Part | None = None) -> None:
+        """Keeps the state behind windows, detached from its graph; parts of a micro-batch come in order."""
+        tensors = self.model.state_tensors(cache)
+        if part is None:
+            self.slots[micro_step] = tensors
+            return
+        begin, end, rows = part
+        self._pieces = [*(self._pieces if begin else []), tensors]
+        if end == rows:
+            self.slots[micro_step] = [torch.cat(pieces) for pieces in zip(*self._pieces)]
+            self._pieces = []
 
     def tensors(self) -> dict[str, Tensor]:
         """For a checkpoint: `state.{micro_step}.{index}` -> tensor [B, ...]."""

@@ -26,13 +26,14 @@ from craft.training.arguments import CraftTrainingArguments
 from craft.training.callbacks import Hooks
 from craft.training.distributed import among_peers
 from craft.training.ema import WeightAverage
+from craft.training.guarding import GuardedTrainer
 from craft.training.logging import MetricsFile, Progress
+from craft.training.memory import is_out_of_memory
 from craft.training.optimization import SCHEDULE_DEFAULTS, MuonAdamW, decaying, muon_groups
 from craft.training.precision import suit_attention
-from craft.training.resuming import ResumingTrainer
 from craft.training.saving import STATE
 from craft.training.settings import model_settings, training_settings
-from craft.training.signals import StopRequest
+from craft.training.watchdog import Watchdog
 from craft.utils.claims import claimed
 from craft.utils.common import TrainingFailed, UserError
 from craft.utils.history import add_event
@@ -50,7 +51,7 @@ class NothingLeft(Exception):
     """The evaluation that a signal had interrupted was the last thing to do."""
 
 
-class Trainer(ResumingTrainer):
+class Trainer(GuardedTrainer):
     """A `transformers.Trainer` whose runs can be killed at any moment and continued bit for bit.
 
     Args:
@@ -80,7 +81,6 @@ class Trainer(ResumingTrainer):
         if use_cache is not None:
             model.config.use_cache = use_cache  # switched off for training, and saved so with the model
         self.run_config = run_config or {}
-        self.stop = StopRequest()
         self.progress = Progress(self.watch)
         if args.disable_tqdm:
             disable_progress_bar()  # also of "Writing model shards" at every checkpoint
@@ -88,6 +88,9 @@ class Trainer(ResumingTrainer):
             self.pop_callback(callback)
         self.add_callback(Hooks(self))
         self.add_callback(self.progress)
+        self.watchdog = Watchdog(args.stall_seconds) if args.stall_seconds else None
+        if self.watchdog is not None and self.is_world_process_zero():
+            self.add_callback(self.watchdog)
 
     @property
     def metrics_file(self) -> MetricsFile:
@@ -124,6 +127,8 @@ class Trainer(ResumingTrainer):
             )
         self.resumed = decided_by_first(lambda: self.find(resume_from_checkpoint))
         planned = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
+        if planned < 1:
+            raise UserError(f"{planned} steps would be trained; set training.max_steps")
         self.settings = self.decisive_settings(planned)
         self.saved_step, self.evaluation_due = None, False
         if self.resumed is not None:
@@ -150,7 +155,7 @@ class Trainer(ResumingTrainer):
         try:
             with self.stop.listening(), among_peers(self.way_out):
                 try:
-                    result = super().train(str(self.resumed) if self.resumed else None, **kwargs)
+                    result = self._loop(**kwargs)
                 except NothingLeft:
                     result = self._finalize_training(None, 0, time.time())
                 if self.stop.asked:  # after the last step; all is saved
@@ -164,9 +169,25 @@ class Trainer(ResumingTrainer):
         finally:
             self.watch.pause()
             self.progress.close()
+            if self.watchdog is not None:
+                self.watchdog.close()
             # Autocast and compilation end with training; another trainer may prepare the model again.
             for attribute in ("forward", "_is_accelerate_prepared"):
                 self.model.__dict__.pop(attribute, None)
+
+    def _loop(self, **kwargs: Any) -> TrainOutput:
+        """The loop of transformers, whose own search for a batch size would start the run anew."""
+        wanted, self.args.auto_find_batch_size = self.args.auto_find_batch_size, False
+        self.finding = wanted
+        try:
+            return super().train(str(self.resumed) if self.resumed else None, **kwargs)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        finally:
+            self.args.auto_find_batch_size = wanted
+        batch = next(iter(self.get_train_dataloader()))
+        raise TrainingFailed(self.no_memory(batch))  # of the optimizer, or in passing
 
     # ---- Optimizer and schedule
 
@@ -227,29 +248,12 @@ class Trainer(ResumingTrainer):
         return prepared
 
     def _maybe_log_save_evaluate(self, tr_loss: Tensor, grad_norm: Any, *args: Any, **kwargs: Any) -> None:
+        if self.skipping:
+            grad_norm = None  # of the batch that was left out
         due = self.control.should_log or self.control.should_evaluate or self.control.should_save
         if due or self.args.device.type == "cpu":  # on a GPU, looking at a number waits for it
-            self._refuse_nonfinite(tr_loss, grad_norm, kwargs.get("learning_rate"))
+            self.refuse_nonfinite(tr_loss, grad_norm, kwargs.get("learning_rate"))
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
-
-    def _refuse_nonfinite(self, tr_loss: Tensor, grad_norm: Any, learning_rate: float | None) -> None:
-        what = ""
-        if not math.isfinite(tr_loss.item()):
-            what = f"the loss is {tr_loss.item()}"
-        elif (
-            self.accelerator.scaler is None and grad_norm is not None and not math.isfinite(float(grad_norm))
-        ):
-            what = f"the gradient norm is {float(grad_norm)}"
-        elif self.accelerator.scaler is not None and self.accelerator.scaler.get_scale() < 2**-10:
-            what = "float16 overflows at every loss scale"
-        if not what:
-            return
-        raise TrainingFailed(
-            f"training stopped at step {self.state.global_step:,}: {what}"
-            + (f" at learning rate {learning_rate:.3g}" if learning_rate is not None else "")
-            + f"; {self.last_good}; try a lower training.learning_rate, more "
-            "training.warmup_steps, or training.max_grad_norm=1"
-        )
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As in transformers; a signal ends it early, and a resumed run does it again."""
@@ -259,6 +263,13 @@ class Trainer(ResumingTrainer):
             self.evaluation_due = self.state.global_step > 0
             self.control.should_training_stop = True
             return {}
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        raise TrainingFailed(
+            f"out of memory in the evaluation at step {self.state.global_step:,}; lower "
+            f"training.per_device_eval_batch_size={self.args.per_device_eval_batch_size}; {self.last_good}"
+        )
 
     def catch_up(self) -> None:
         """Does the evaluation that a signal interrupted, as it would have been done then."""

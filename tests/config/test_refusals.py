@@ -158,7 +158,8 @@ def refusal(*overrides: str, **kwargs: object) -> str:
         ("training.dataloader_drop_last=true", ["no effect", "data.order"]),
         ("training.data_seed=1", ["no effect", "training.seed"]),
         ("training.resume_from_checkpoint=x", ["no effect", "craft resume RUN_DIR"]),
-        ("training.auto_find_batch_size=true", ["no effect", "training.global_batch_size"]),
+        ("training.skip_nonfinite_batches=-1", ["0 or more"]),
+        ("training.stall_seconds=0", ["above 0"]),
         ("training.do_eval=true", ["no effect", "craft evaluate"]),
         ("training.bf16_full_eval=true", ["no effect", "float32"]),
         (

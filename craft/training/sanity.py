@@ -1,0 +1,95 @@
+"""What would train to nonsense without a word, refused before the first step whoever made the data.
+
+Plain loops go on over no batch at all, over windows without a target, over ids that are no characters of the
+model; they end with a loss of 0 and a message of success.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from craft.utils.common import UserError
+
+AT_ONCE = 1 << 24
+MOST = 1 << 27
+"""Ids that are looked at one by one; of longer texts this many, in evenly spaced stretches."""
+
+
+def check_data(dataset: Any, eval_ids: Any, args: Any, vocab_size: int) -> None:
+    """Looks at the training windows and the validation ids.
+
+    Args:
+        dataset: follows `craft.data.base.BaseDataset`.
+        eval_ids: 1-D ids, or None.
+        vocab_size: of the model.
+
+    Raises:
+        UserError: for data that can't be learnt from, or not as the arguments say.
+    """
+    if args.logging_nan_inf_filter:
+        raise UserError("training.logging_nan_inf_filter=true would log a loss of 0 for NaN; leave it false")
+    missing = [name for name in ("batch", "block_size", "global_batch_size") if not hasattr(dataset, name)]
+    if missing or not isinstance(getattr(dataset, "global_batch_size", None), int):
+        raise UserError(
+            f"train_dataset is a {type(dataset).__name__} without {', '.join(missing) or 'a batch'}: windows "
+            "of a text are cut by craft.data.char_dataset.CharDataset(ids, block_size, global_batch, seed)"
+        )
+    if dataset.global_batch_size != args.global_batch_size:
+        raise UserError(
+            f"train_dataset has a global batch of {dataset.global_batch_size}, training.global_batch_size is "
+            f"{args.global_batch_size}; they must be the same"
+        )
+    steps = getattr(dataset, "steps_per_epoch", None)
+    if steps is not None and steps < 1:
+        raise UserError(
+            f"train_dataset has fewer windows than a global batch of {args.global_batch_size}: no step would "
+            "be trained; lower training.global_batch_size or data.block_size"
+        )
+    check_window(dataset, vocab_size)
+    check_ids(getattr(dataset, "ids", None), vocab_size, "the training text")
+    if args.eval_strategy != "no":
+        if eval_ids is None or len(eval_ids) < 2:
+            raise UserError(
+                "there is no validation text to evaluate on; set data.validation_size above 0 or "
+                "training.eval_strategy=no"
+            )
+        check_ids(eval_ids, vocab_size, "the validation text")
+
+
+def check_window(dataset: Any, vocab_size: int) -> None:
+    """The first window of the first step: whole numbers, two at least, all in the vocabulary."""
+    window = np.asarray(dataset.batch(0, 0, np.arange(1)))
+    if window.ndim != 2 or window.shape[1] < 2:
+        raise UserError(
+            f"windows of train_dataset have the shape {window.shape[1:]}: T + 1 ids with T at least 1 are "
+            "needed, for one id has nothing to predict"
+        )
+    if window.shape[1] != dataset.block_size + 1:
+        raise UserError(
+            f"windows of train_dataset hold {window.shape[1]} ids, but its block_size is "
+            f"{dataset.block_size}: that must be one less"
+        )
+    check_ids(window.reshape(-1), vocab_size, "the training text")
+
+
+def check_ids(ids: Any, vocab_size: int, what: str) -> None:
+    """Refuses ids that a model doesn't have, which a CPU answers with `index out of range in self`."""
+    if ids is None:
+        return
+    ids = np.asarray(ids)
+    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+        raise UserError(f"{what} must be a 1-D array of whole numbers, not {ids.dtype} of shape {ids.shape}")
+    if np.issubdtype(ids.dtype, np.unsignedinteger) and np.iinfo(ids.dtype).max < vocab_size:
+        return
+    pieces = -(-len(ids) // AT_ONCE)
+    for piece in range(0, pieces, -(-len(ids) // MOST)):
+        part = ids[piece * AT_ONCE : (piece + 1) * AT_ONCE]
+        low, high = int(part.min()), int(part.max())
+        if low < 0 or high >= vocab_size:
+            bad = low if low < 0 else high
+            raise UserError(
+                f"{what} holds the id {bad}, but the model's vocabulary ends at {vocab_size - 1}: encode it "
+                "with the model's own tokenizer"
+            )
