@@ -14,7 +14,6 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from craft.training.stalls import StallWatch
 from craft.utils.common import human, human_time
 from craft.utils.logging import get_logger
 
@@ -91,12 +90,11 @@ class Stopwatch:
 
 
 class Progress(TrainerCallback):
-    """What a person sees of the steps: a live bar on a terminal, plain lines in a pipe, a word on stalls."""
+    """What a person sees of the steps: a live bar on a terminal, plain lines in a pipe."""
 
     def __init__(self, watch: Stopwatch) -> None:
         self.watch = watch
         self.bar: Any = None
-        self.stalls: StallWatch | None = None
         self.first_step = 0
         self.filters: list[tuple[logging.Handler, logging.Filter]] = []
 
@@ -104,10 +102,6 @@ class Progress(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.first_step, self.first_second = state.global_step, self.watch.total()
-        if state.is_world_process_zero:
-            self.stalls = StallWatch(self.watch)
-            self.stalls.step = state.global_step
-            self.stalls.start()
         if not state.is_world_process_zero or not sys.stderr.isatty():
             return
         from rich.console import Console
@@ -134,8 +128,6 @@ class Progress(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.stalls is not None:
-            self.stalls.step_done(state.global_step)
         if self.bar is not None:
             self.bar.update(self.task, completed=state.global_step)
 
@@ -166,9 +158,6 @@ class Progress(TrainerCallback):
 
     def close(self) -> None:
         """Takes the bar away, however training ended."""
-        if self.stalls is not None:
-            self.stalls.close()
-            self.stalls = None
         if self.bar is not None:
             self.bar.stop()
             self.bar = None

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from craft.training.distributed import place_of_main_thread
+from craft.training.distributed import place_of_main_thread, silent_peers
 from craft.utils.common import human_time
 from craft.utils.logging import get_logger
 
@@ -66,9 +66,10 @@ class Watchdog(TrainerCallback):
             return
         self.late = True
         often = f"a step usually takes {usual:.2g} s" if self.times else "the first one since training began"
+        others = silent_peers()
         logger.warning(
             f"no step was finished for {human_time(waited)} ({often}): after step "
-            f"{self._state.global_step:,}, in {place_of_main_thread()}; still waiting"
+            f"{self._state.global_step:,}, in {place_of_main_thread()}; {others or 'still waiting'}"
         )
 
     def _watch(self) -> None:
