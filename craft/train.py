@@ -123,6 +123,7 @@ def workflow(
     # 4. Trainer
     from craft.training.base import LanguageModelTrainer
     from craft.training.callbacks import WhenAccepted
+    from craft.training.disk import writing
     from craft.training.logging import StepLines
 
     trainer = LanguageModelTrainer(
@@ -147,6 +148,7 @@ def workflow(
     if args.process_index != 0:
         return None
     end.state = f"the run is trained; 'craft resume {paths.run_dir}' makes the model of it"
+    claims.enter_context(writing("the finished model", OUTPUTS, lambda: end.state))
     model_dir = paths.export_dir(trainer.state.global_step)
     export(trainer, model_dir)
 

@@ -6,14 +6,17 @@ is written, those that are kept are still there: that is the peak.
 
 from __future__ import annotations
 
+import errno
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from craft.utils.common import UserError
+from craft.utils.common import TrainingFailed, UserError
 from craft.utils.logging import get_logger
 
 logger = get_logger(__name__)
@@ -22,6 +25,8 @@ SMALL_FILES = 256 * 1024
 """Tokenizer, code, JSON, generators and carried states of a checkpoint, roughly."""
 STATE_SIZES = {"adafactor": 0.1, "8bit": 0.5, "4bit": 0.25, "lion": 1, "adagrad": 1, "rmsprop": 1, "sgd": 0}
 """Of an optimizer, as multiples of the parameters' size; the others keep two moments of every parameter."""
+
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES)
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,31 @@ def check_room(
         f"the checkpoints of this run need {peak - existing:,} bytes ({what}) and {run_dir} has {free:,} "
         f"bytes free; make room, or set {fewer}larger training.save_steps, or another training.output_dir"
     )
+
+
+@contextmanager
+def writing(what: str, folder: Path, way_out: Callable[[], str]) -> Iterator[None]:
+    """Turns a disk that refuses into a sentence.
+
+    Args:
+        what: is written inside.
+        way_out: how to go on, for the end of the sentence.
+
+    Raises:
+        TrainingFailed: with the folder and its free bytes.
+    """
+    try:
+        yield
+    except Exception as error:
+        refused = isinstance(error, OSError) and error.errno in REFUSALS
+        # Rust has words instead of numbers, and no class of its own for them.
+        if not refused and "(os error 28)" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise TrainingFailed(
+            f"{what} can't be written to {folder} ({reason}): {free_bytes(folder):,} bytes are free there; "
+            f"make room; {way_out()}"
+        ) from error
 
 
 def free_bytes(folder: Path) -> int:

@@ -314,6 +314,7 @@ class Trainer(GuardedTrainer):
         self.stay_whole()
         if self.average is not None:
             self.average.settle()
+        self._check_best()
         # With a limit of 1, transformers would now delete the last checkpoint and keep the best one only.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         self.watch.pause()
@@ -322,12 +323,23 @@ class Trainer(GuardedTrainer):
         finally:
             self.args.save_total_limit = limit
 
+    def _check_best(self) -> None:
+        """The best checkpoint is only given back if it is as it was written; else the last weights are."""
+        best = self.state.best_model_checkpoint
+        if not self.args.load_best_model_at_end or best is None:
+            return
+        why = decided_by_first(lambda: checkpoints.damage(Path(best)))
+        if why:
+            logger.warning(f"the best checkpoint, {best}, is damaged ({why}): the last weights are kept")
+            self.state.best_model_checkpoint = self.state.best_global_step = None
+
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """As in transformers, and into `metrics.jsonl`."""
         logs.setdefault("elapsed", round(self.watch.total(), 3))
         super().log(logs, start_time)
         if self.is_world_process_zero():
-            self.metrics_file.write({"step": self.state.global_step, **logs})
+            with disk.writing("metrics.jsonl", self.run_dir, lambda: f"{self.last_good}; {self.way_out()}"):
+                self.metrics_file.write({"step": self.state.global_step, **logs})
 
     # ---- Beginning and end
 
@@ -377,7 +389,7 @@ class Trainer(GuardedTrainer):
         assert self.resumed is not None
         self.state = state
         best = checkpoints.checkpoint_dir(self.run_dir, state.best_global_step or -1)
-        keep_best = self.args.load_best_model_at_end and best.is_dir()
+        keep_best = self.args.load_best_model_at_end and best.is_dir() and not checkpoints.damage(best)
         self._load_from_checkpoint(str(best if keep_best else self.resumed))
         logger.info(
             f"this run is finished: {self.resumed} is at step {state.global_step:,}; "

@@ -87,6 +87,19 @@ class _Masked(logging.Formatter):
         return mask(super().format(record))
 
 
+class _LogFile(logging.FileHandler):
+    """A log that can't be written any more, on a full disk, costs one line instead of a traceback each."""
+
+    _said = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not self._said:
+            self._said = True
+            print(
+                f"the log {self.baseFilename} can't be written any more: {sys.exc_info()[1]}", file=sys.stderr
+            )
+
+
 def setup_logging(log_file: Path | None = None, main_process: bool = True, level: int = logging.INFO) -> None:
     """Sends craft's messages to stderr (bare lines) and, if given, to `log_file` (with time and level).
 
@@ -106,6 +119,6 @@ def setup_logging(log_file: Path | None = None, main_process: bool = True, level
     root.addHandler(terminal)
     if log_file is not None and main_process:
         log_file.parent.mkdir(parents=True, exist_ok=True)
-        to_file = logging.FileHandler(log_file, encoding="utf-8")
+        to_file = _LogFile(log_file, encoding="utf-8")
         to_file.setFormatter(_Masked("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root.addHandler(to_file)

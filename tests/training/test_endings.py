@@ -13,6 +13,7 @@ import tiny_run
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from craft.data.tokenization import CharTokenizer
 from craft.training.base import LanguageModelTrainer, TrainingInterrupted
@@ -46,6 +47,37 @@ def test_best_and_last_are_kept(tmp_path: Path) -> None:
     best = load_file(tmp_path / "checkpoint-6" / "model.safetensors")
     for name, parameter in trainer.model.named_parameters():
         assert torch.equal(parameter, best[name])
+
+
+def test_a_damaged_best_is_not_given_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    losses = [3.0, 2.0, 1.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0]
+    trainer = scripted(tmp_path, losses, load_best_model_at_end=True, save_total_limit=1)
+
+    class Harm(TrainerCallback):
+        def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 20:
+                path = tmp_path / "checkpoint-6" / "model.safetensors"
+                path.write_bytes(path.read_bytes()[:-1] + b"x")
+
+    trainer.add_callback(Harm())
+    with caplog.at_level(logging.WARNING, logger="craft"):
+        trainer.train()
+    assert "checkpoint-6, is damaged (model.safetensors has changed" in caplog.text
+    last = load_file(tmp_path / "checkpoint-20" / "model.safetensors")
+    for name, parameter in trainer.model.named_parameters():
+        assert torch.equal(parameter, last[name])
+
+
+def test_a_full_disk_between_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = tiny_run.trainer("char_transformer", tmp_path, eval_strategy="no")
+
+    def full(self: Any, event: Any) -> None:
+        if event["step"] == 5:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("craft.training.logging.MetricsFile.write", full)
+    with pytest.raises(TrainingFailed, match=r"metrics.jsonl can't be written .* free there; .*checkpoint-4"):
+        trainer.train()
 
 
 def test_the_best_by_another_metric(tmp_path: Path) -> None:
