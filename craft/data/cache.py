@@ -25,13 +25,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from craft.utils.common import UserError
-from craft.utils.files import file_signature, replace_text, sync
+from craft.utils.files import TICK_NS, replace_text, sync
 from craft.utils.logging import get_logger
 
 MANIFEST = "manifest.json"
 CHECKED = "checked.json"  # when the files were last read and compared with the manifest, and their state then
 SILENT_BYTES = 10**9  # reading more than this takes seconds, which should be explained
-TRUSTED_SECONDS = 7 * 24 * 3600
+TRUSTED_NS = 7 * 24 * 3600 * 10**9
 _TEMPORARY = ".building-"
 
 
@@ -149,18 +149,23 @@ def sha256(path: Path) -> str:
 
 def _state(place: Path, files: Iterable[str]) -> dict[str, list[int]]:
     """Size, times and inode of each file, without the path: an entry may be moved as a whole."""
-    return {name: file_signature(place / name)[1:] for name in files}
+    stats = {name: (place / name).stat() for name in files}
+    return {name: [s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for name, s in stats.items()}
 
 
 def _checked(place: Path) -> Any:
-    """The state of the files when they were last compared with the manifest, if that isn't long ago."""
+    """The state of the files when they were last compared with the manifest, if that can be trusted: it isn't
+    long ago, and they were older then than a tick, within which an edit would leave their times equal."""
     try:
         last = json.loads((place / CHECKED).read_text(encoding="utf-8"))
-        return last["state"] if 0 <= time.time() - last["time"] < TRUSTED_SECONDS else None
+        state, at = last["state"], last["time_ns"]
+        old = all(at - max(times) >= TICK_NS for _, *times, _ in state.values())
+        return state if old and 0 <= time.time_ns() - at < TRUSTED_NS else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def _remember(place: Path, files: Iterable[str]) -> None:
     with suppress(OSError):  # a folder that can't be written is checked every time
-        replace_text(place / CHECKED, json.dumps({"time": time.time(), "state": _state(place, files)}))
+        state = {"time_ns": time.time_ns(), "state": _state(place, files)}
+        replace_text(place / CHECKED, json.dumps(state))

@@ -223,16 +223,15 @@ def _long_enough(corpus: Corpus, args: DataArguments) -> None:
             "predicted; make it larger, or 0"
         )
     # Shuffled windows start at a random phase, so one window needs the room of two.
-    largest = len(train) - 1 if args.order == "random" else len(train) // 2
-    if validation is not None:
-        largest = min(largest, len(validation) - 1)
+    room = len(train) - 1 if args.order == "random" else len(train) // 2
+    largest = room if validation is None else min(room, len(validation) - 1)
     if largest >= args.block_size:
         return
     sizes = f"{len(train)} characters for training"
     if validation is not None:
         sizes += f" and {len(validation)} for validation"
     way_out = f"the largest data.block_size that works is {largest}" if largest > 0 else "give a longer text"
-    if validation is not None and largest == len(validation) - 1:
+    if room >= args.block_size:
         way_out = f"make data.validation_size larger, or {way_out}"
     raise UserError(f"{args.path} has {sizes}, too few for data.block_size={args.block_size}; {way_out}")
 

@@ -17,7 +17,7 @@ import pytest
 from filelock import FileLock
 
 import craft.data.cache
-from craft.data.cache import CHECKED, MANIFEST, Cache
+from craft.data.cache import CHECKED, MANIFEST, Cache, _checked
 from craft.utils.common import UserError
 
 
@@ -93,6 +93,7 @@ def flip(path: Path, byte: int) -> None:
 def test_what_was_checked_is_read_again_when_touched_moved_or_after_a_week(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(craft.data.cache, "TICK_NS", 0)
     read: list[str] = []
     original = craft.data.cache.sha256
     monkeypatch.setattr(craft.data.cache, "sha256", lambda path: read.append(path.name) or original(path))
@@ -104,9 +105,9 @@ def test_what_was_checked_is_read_again_when_touched_moved_or_after_a_week(
     Cache().entry("key", write)
     Cache().entry("key", write)
     assert sorted(read) == ["a.bin", "b.bin"]
-    week = time.time() + 8 * 24 * 3600
+    week = time.time_ns() + 8 * 24 * 3600 * 10**9
     with monkeypatch.context() as later:
-        later.setattr(time, "time", lambda: week)
+        later.setattr(time, "time_ns", lambda: week)
         Cache().entry("key", write)
         Cache().entry("key", write)
     assert len(read) == 4
@@ -115,6 +116,14 @@ def test_what_was_checked_is_read_again_when_touched_moved_or_after_a_week(
     shutil.copytree(cache / "key", tmp_path / "copy" / "key")
     assert Cache(str(tmp_path / "copy")).entry("key", write) == tmp_path / "copy" / "key"
     assert len(read) == 8
+
+
+def test_what_is_younger_than_a_tick_is_not_trusted_yet(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Cache().entry("key", write)
+    monkeypatch.setattr(craft.data.cache, "TICK_NS", 10**15)
+    assert _checked(place) is None
+    monkeypatch.setattr(craft.data.cache, "TICK_NS", 0)
+    assert _checked(place) is not None
 
 
 def test_a_folder_that_cannot_be_written_is_checked_every_time(
