@@ -1,6 +1,6 @@
 # Each target sets itself up on a fresh machine with only Python (3.10 or newer) and make.
 # Another Python: make demo PYTHON=python3.12        Another folder: make test VENV=/tmp/venv
-# More cores: make test TEST_PROCESSES=8
+# More cores: make test TEST_PROCESSES=8             Longer: make chaos MINUTES=30, or CHAOS="--kills 100"
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test chaos lint format clean
 
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ demo: $(VENV)/.plots  ## Train a first model in about a minute and let it write.
 
 test: lint  ## Lint, check types, run every test.
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
+
+chaos: $(VENV)/.dev  ## Kill runs, damage checkpoints, fill disks, cut links, make mistakes.
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) -m chaos tests/chaos tests/distributed $(if $(MINUTES),--minutes $(MINUTES)) $(CHAOS)
 
 lint: $(VENV)/.dev  ## Lint and check types.
 	$(BIN)/ruff check .

@@ -107,7 +107,10 @@ class ResumingTrainer(SavingTrainer):
     def raw_weights(self) -> dict[str, Tensor] | None:
         """The weights to train on with, where the resumed checkpoint's model holds their average."""
         path = self.resumed / RAW_WEIGHTS if self.resumed is not None else None
-        return load_file(path, device=str(self.args.device)) if path and path.is_file() else None
+        if path is None or not path.is_file():
+            return None
+        # Several processes on a CPU call it cpu:0, which load_file doesn't know.
+        return {name: tensor.to(self.args.device) for name, tensor in load_file(path).items()}
 
     def restore_progress(self) -> None:
         """Takes over the running sums and carried states, once the loop has reset them."""

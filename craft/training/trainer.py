@@ -276,6 +276,8 @@ class Trainer(GuardedTrainer):
         self.evaluation_due = False
         if self.args.eval_strategy == IntervalStrategy.NO:
             return
+        if self.resumed is not None:  # a checkpoint of the best step is written anew, generators and all
+            self._load_rng_state(str(self.resumed))
         metrics = self._evaluate(None, None)
         if self._determine_best_metric(metrics, None) and self.control.should_save:
             self._save_checkpoint(self.model_wrapped, None)

@@ -112,11 +112,12 @@ def test_a_signal_saves_although_nothing_else_does(tmp_path: Path) -> None:
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("step", [10, 14, 20])
+@pytest.mark.parametrize("step", [8, 10, 14, 20])
 def test_a_signal_in_an_evaluation_ends_it_and_a_resumed_run_does_it_again(tmp_path: Path, step: int) -> None:
-    """The end is that of a run without the signal: weights, best step, metrics; 14 is where patience ends."""
+    """The end is that of a run without the signal: weights, best step, metrics; 8 is the best of the first
+    half, 14 where patience ends."""
     losses = [3.0, 2.0, 2.5, 1.9, 2.1, 2.2, 2.3, 2.4, 2.5, 1.0]
-    settings: dict[str, Any] = {"load_best_model_at_end": True, "sample_chars": 9}
+    settings: dict[str, Any] = {"load_best_model_at_end": True, "sample_chars": 9, "dropout": 0.2}
     if step == 14:
         settings["early_stopping_patience"] = 3
     whole = scripted(tmp_path / "whole", losses, **settings)

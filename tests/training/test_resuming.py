@@ -226,3 +226,14 @@ def test_settings_are_kept_in_the_checkpoint(stopped: Path) -> None:
     expected = {"training.seed": 42, "data.block_size": 8, "models.hidden_size": 16}
     assert expected.items() <= progress["settings"].items()
     assert progress["environment"]["torch"] == torch.__version__
+
+
+def test_the_average_is_found_again_by_several_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which call their device cpu:0, a name that safetensors doesn't know."""
+    trainer = tiny_run.trainer("char_transformer", tmp_path, ema_decay=0.9, max_steps=1, **QUIET)
+    trainer.train()
+    trainer.resumed = tmp_path / "checkpoint-1"
+    monkeypatch.setattr(type(trainer.args), "device", torch.device("cpu:0"))
+    assert trainer.raw_weights()

@@ -1,0 +1,63 @@
+"""A disk that fills up while a run saves: one line, the last good checkpoint stays, and the run goes on."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import runs
+
+from craft.training.checkpoints import find_checkpoint
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(0)]
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small tmpfs needs root")
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)], capture_output=True, text=True
+    )
+    if done.returncode:
+        pytest.skip(f"this machine mounts no tmpfs: {done.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=False)
+
+
+@pytest.mark.parametrize("case", [runs.CASES[0], runs.CASES[2]], ids=lambda case: case.name)
+def test_a_disk_that_fills_up(case: runs.Case, disk: Path, tmp_path: Path) -> None:
+    expected = runs.whole(case, tmp_path / "whole")
+    folder = runs.fresh(disk / "small")
+    ballast = disk / "ballast"
+    running = runs.start(runs.train_words(case), folder)
+    first = folder / "run" / "checkpoint-6"
+    assert running.until(first.exists)
+    size = sum(path.stat().st_size for path in first.iterdir())
+    room = shutil.disk_usage(disk).free - size // 2  # for the log, and half a checkpoint
+    ballast.write_bytes(b"\0" * room)
+    assert running.wait() == [1], running.err()
+    assert "Traceback" not in running.err()
+    (line,) = [line for line in running.err().splitlines() if line.startswith("error: ")]
+    needed = re.search(r"needs (?:about )?([\d,]+) bytes", line)
+    free = re.search(r"([\d,]+) bytes (?:are )?free", line)
+    assert needed is not None, line
+    assert free is not None, line
+    assert int(needed[1].replace(",", "")) > int(free[1].replace(",", ""))
+    assert "run" in line
+    good = find_checkpoint(folder / "run")  # verified
+    assert not list((folder / "run").glob(".staging-*"))
+
+    ballast.unlink()
+    done = runs.resume_to_end(case, folder)
+    assert good.name in done.err()
+    assert runs.sums(folder) == expected
+    runs.tell(f"\nfull disk, {case.name}: {line}\n  {good.name} survived, the resumed run is equal")

@@ -1,0 +1,78 @@
+"""SIGKILL at any moment: a run that was killed again and again ends like one to which nothing happened."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import runs
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(0)]
+IN_A_SAVE = 0.5
+"""The share of kills that wait for a checkpoint to be in the making."""
+
+
+@pytest.mark.parametrize("case", runs.CASES, ids=lambda case: case.name)
+def test_killed_runs_end_like_whole_ones(
+    case: runs.Case, tmp_path: Path, seed: str, kills: int, until: float, report: dict[str, Any]
+) -> None:
+    start = time.monotonic()
+    expected = runs.whole(case, tmp_path / "whole")
+    duration = time.monotonic() - start
+    equal, fallen, inside = 0, 0, 0
+    differ: list[str] = []
+    while fallen < kills or time.monotonic() < until:
+        name = f"{seed} {case.name} {equal + len(differ)}"
+        chances = runs.seeded(name)
+        folder = runs.fresh(tmp_path / f"run-{equal + len(differ)}")
+        story: list[str] = []
+        words = runs.train_words(case)
+        for _ in range(chances.randint(2, 4)):
+            how = killed_at_random(words, folder, case, chances, duration)
+            if how is None:  # it had finished before
+                break
+            story.append(how)
+            fallen += 1
+            inside += "save" in how
+            words = ["resume", "run"] if (folder / "run" / "craft_run.yaml").exists() else words
+        last = runs.start(words, folder, case.world)
+        codes = last.wait()
+        found = runs.sums(folder) if codes == [0] * case.world else {"exit codes": str(codes)}
+        if found == expected:
+            equal += 1
+        else:
+            wrong = [part for part in expected if found.get(part) != expected[part]]
+            errors = [last.err(rank)[-600:] for rank in range(case.world)] if "exit codes" in found else []
+            differ.append(f"seed '{name}': {story} then {found.get('exit codes', wrong)} {errors}")
+    said = f"{case.name}: {equal} of {equal + len(differ)} equal, {fallen} kills, {inside} of them in a save"
+    runs.tell(f"\n{said} (seed {seed})")
+    report.update(case=case.name, equal=equal, runs=equal + len(differ), kills=fallen, in_saves=inside)
+    report.update(seed=seed, seconds=round(time.monotonic() - start), differ=differ)
+    assert not differ, "\n".join(differ)
+
+
+def killed_at_random(
+    words: list[str], folder: Path, case: runs.Case, chances: random.Random, duration: float
+) -> str | None:
+    """Starts a command and kills its processes, or one of two; says when, or None if it ended before."""
+    running = runs.start(words, folder, case.world)
+    delay, share = chances.random(), chances.random()
+    victim = chances.choice([None, *range(case.world)]) if case.world > 1 else None
+    if share < IN_A_SAVE:
+        seen = running.until(lambda: any((folder / "run").glob(".staging-*")))
+        time.sleep(delay * 0.03)
+        what = f"in a save, {1000 * delay * 0.03:.0f} ms after its start"
+    else:
+        seen = running.until(lambda: '"step"' in running.out())
+        time.sleep(delay * duration * 0.6)
+        what = f"{delay * duration * 0.6:.2f} s after the first step"
+    alive = all(rank.is_alive() for rank in running.ranks)
+    running.kill(None if victim is None else [victim])
+    codes = running.wait(timeout=60)
+    assert None not in codes, f"a process whose peer was killed hangs: {running.err(1 - (victim or 0))}"
+    if not seen or not alive or not any(code == -9 for code in codes):
+        return None
+    return what if victim is None else f"rank {victim} {what}"
