@@ -7,6 +7,7 @@ is written, those that are kept are still there: that is the peak.
 from __future__ import annotations
 
 import errno
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -62,6 +63,17 @@ class Sizes:
 
     def checkpoint(self, only_model: bool) -> int:
         return self.parameters + (0 if only_model else self.optimizer + self.average) + SMALL_FILES
+
+
+def planned_saves(args: Any, steps: int) -> int:
+    """How many checkpoints a run of so many steps writes, new best ones apart."""
+    strategy = str(getattr(args.save_strategy, "value", args.save_strategy))
+    if strategy == "no":
+        return 1  # when it is stopped
+    if strategy != "steps":
+        return max(1, math.ceil(args.num_train_epochs))
+    every = args.save_steps * steps if args.save_steps < 1 else args.save_steps
+    return math.ceil(steps / max(1, every))
 
 
 def check_room(

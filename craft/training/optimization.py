@@ -92,6 +92,21 @@ def muon_groups(
     return groups
 
 
+def muon_optimizer(model: nn.Module, blocks_of: Callable[[str], int], args: Any) -> MuonAdamW:
+    """Muon as the training arguments describe it."""
+    groups = muon_groups(
+        model,
+        blocks_of,
+        lr=args.learning_rate,
+        muon_lr=args.muon_learning_rate,
+        momentum=args.muon_momentum,
+        weight_decay=args.weight_decay,
+        betas=(args.adam_beta1, args.adam_beta2),
+        eps=args.adam_epsilon,
+    )
+    return MuonAdamW(groups)
+
+
 class MuonAdamW(torch.optim.Optimizer):
     """Muon for groups with `blocks` >= 1, AdamW (fused) for groups with `blocks` = 0, in one optimizer.
 

@@ -7,7 +7,6 @@ run. It knows nothing of language.
 
 from __future__ import annotations
 
-import math
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -29,7 +28,7 @@ from craft.training.ema import WeightAverage
 from craft.training.guarding import GuardedTrainer
 from craft.training.logging import MetricsFile, Progress
 from craft.training.memory import is_out_of_memory
-from craft.training.optimization import SCHEDULE_DEFAULTS, MuonAdamW, decaying, muon_groups
+from craft.training.optimization import SCHEDULE_DEFAULTS, decaying, muon_optimizer
 from craft.training.precision import suit_attention
 from craft.training.saving import STATE
 from craft.training.settings import model_settings, training_settings
@@ -201,19 +200,7 @@ class Trainer(GuardedTrainer):
                 f"training.optim=muon needs a model that knows its matrices (muon_blocks), and "
                 f"{type(self.model).__name__} doesn't; use training.optim=adamw_torch_fused"
             )
-        self.optimizer = MuonAdamW(
-            muon_groups(
-                model,
-                self.model.muon_blocks,
-                lr=self.args.learning_rate,
-                muon_lr=self.args.muon_learning_rate,
-                momentum=self.args.muon_momentum,
-                weight_decay=self.args.weight_decay,
-                betas=(self.args.adam_beta1, self.args.adam_beta2),
-                eps=self.args.adam_epsilon,
-                exact=self.args.precision == "fp32",
-            )
-        )
+        self.optimizer = muon_optimizer(model, self.model.muon_blocks, self.args)
         return self.optimizer
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
@@ -371,17 +358,13 @@ class Trainer(GuardedTrainer):
     def _check_room(self, planned_steps: int) -> None:
         """Creates the run's folder, if its checkpoints will fit on that disk."""
         args = self.args
-        every = args.save_steps * planned_steps if args.save_steps < 1 else args.save_steps
-        saves = math.ceil(planned_steps / max(1, every)) if args.save_strategy == SaveStrategy.STEPS else 1
-        if args.save_strategy in (SaveStrategy.EPOCH, SaveStrategy.BEST):
-            saves = max(1, math.ceil(args.num_train_epochs))
         best = args.eval_strategy != IntervalStrategy.NO
         disk.check_room(
             self.run_dir,
             self.sizes.checkpoint(args.save_only_model),
             keep=args.save_total_limit,
             best=best,
-            saves=saves + best,
+            saves=disk.planned_saves(args, planned_steps) + best,
             existing=sum(disk.folder_bytes(c) for c in checkpoints.checkpoints(self.run_dir)),
         )
         self.run_dir.mkdir(parents=True, exist_ok=True)
