@@ -153,7 +153,7 @@ def export(trainer: LanguageModelTrainer, model_dir: Path) -> None:
 
     staging = model_dir.with_name(STAGING + model_dir.name)
     discard(staging)
-    trainer.save_model(str(staging))
+    trainer.save_model(str(staging), _internal_call=True)  # `share` uploads it, with its scores
     put(staging, model_dir)
     best, last = trainer.state.best_global_step, trainer.state.global_step
     if trainer.args.load_best_model_at_end and best not in (None, last):

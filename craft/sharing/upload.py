@@ -15,14 +15,15 @@ from craft.sharing.bundle import Item, bundle, check, item_of
 from craft.sharing.hub import api, check_repo_id, download, told
 from craft.sharing.privacy import public_run
 from craft.sharing.record import METRICS
+from craft.sharing.trust import PICKLES
 from craft.utils.common import UserError
 from craft.utils.files import replace_text
 from craft.utils.logging import get_logger
+from craft.utils.manifest import MANIFEST, manifest_text
 from craft.utils.outputs import OUTPUTS, RUN_CONFIG, RUN_NAMES, RunPaths, slug
 
 logger = get_logger(__name__)
 
-MANIFEST = "manifest.json"
 LAST = "last-checkpoint"
 """Where a repository keeps the checkpoint to resume from, as transformers does."""
 
@@ -132,15 +133,18 @@ def push_checkpoint(
 def checkpoint_items(checkpoint: Path, prefix: str) -> list[Item]:
     """Everything that resuming needs, in its public form, vouched for by a manifest of just that."""
     files = sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name != MANIFEST)
+    if pickles := [path.name for path in files if path.suffix in PICKLES]:
+        raise UserError(f"{checkpoint} holds a pickle ({pickles[0]}), and craft shares none")
     items = {path.relative_to(checkpoint).as_posix(): item_of(path) for path in files}
     manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+    manifest.pop("sha256", None)  # its own, made anew
     for name, entry in manifest["files"].items():
         content = items[name].content
         if isinstance(content, bytes):
             entry.update(size=len(content), sha256=hashlib.sha256(content).hexdigest())
     beside = [checkpoint.parent / name for name in (RUN_NAMES, METRICS)]
     items |= {path.name: item_of(path) for path in beside if path.is_file()}
-    items[MANIFEST] = Item(MANIFEST, json.dumps(manifest, indent=1).encode())
+    items[MANIFEST] = Item(MANIFEST, manifest_text(manifest).encode())
     found = [Item(f"{prefix}/{name}", item.content) for name, item in items.items()]
     check(found)
     return found
@@ -156,8 +160,6 @@ def fetch_run(repo_id: str, root: Path = OUTPUTS) -> Path:
         Failed: if the Hub can't be reached.
     """
     from huggingface_hub import snapshot_download
-
-    from craft.sharing.trust import PICKLES
 
     snapshot = download(repo_id, None, [f"{LAST}/*"], snapshot_download) / LAST
     names = snapshot / RUN_NAMES

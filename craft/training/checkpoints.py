@@ -13,15 +13,14 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from craft.utils.common import UserError
 from craft.utils.files import sync
 from craft.utils.logging import get_logger
+from craft.utils.manifest import MANIFEST, manifest_text
 
 logger = get_logger(__name__)
 
-MANIFEST = "manifest.json"
 STAGING, TRASH, REPLACED = ".staging-", ".trash-", ".replaced-"
 
 _known_good: dict[Path, list[tuple[str, int, int, int]]] = {}
@@ -47,16 +46,10 @@ def publish(staging: Path, step: int) -> Path:
     entries = {}
     for path in files:
         entries[path.relative_to(staging).as_posix()] = {"size": path.stat().st_size, "sha256": sha256(path)}
-    (staging / MANIFEST).write_text(_manifest({"step": step, "files": entries}), encoding="utf-8")
+    (staging / MANIFEST).write_text(manifest_text({"step": step, "files": entries}), encoding="utf-8")
     final = put(staging, checkpoint_dir(staging.parent, step))
     _known_good[final] = _appearance(final)
     return final
-
-
-def _manifest(content: dict[str, Any]) -> str:
-    """The text of a manifest, the only one for its content: a flip of any of its bytes shows."""
-    own = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-    return json.dumps({**content, "sha256": own}, indent=1)
 
 
 def put(staging: Path, final: Path) -> Path:
@@ -86,7 +79,7 @@ def damage(checkpoint: Path) -> str:
         text = (checkpoint / MANIFEST).read_text(encoding="utf-8")
         content = json.loads(text)
         del content["sha256"]
-        if text != _manifest(content) or content["step"] != step_of(checkpoint):
+        if text != manifest_text(content) or content["step"] != step_of(checkpoint):
             return f"its {MANIFEST} has changed since it was written"
         entries = content["files"]
     except FileNotFoundError:
