@@ -23,7 +23,7 @@ TEMPLATE = Path(__file__).with_name("card.md.jinja")
 HERE = "path/to/this/folder"
 """The model in a card that doesn't know where it will be."""
 UNKNOWN_LICENCE = "unknown"
-METRICS = ("bits_per_character", "bits_per_byte", "perplexity", "accuracy")
+METRICS = ("bits_per_character", "bits_per_byte", "accuracy")
 SHOWN = {
     "models": None,
     "data": ("block_size", "order", "tokenizer", "unknown"),
@@ -135,7 +135,7 @@ def metadata(record: Record, name: str, licence: str) -> dict[str, Any]:
         model_name=name,
         eval_results=results or None,
     )
-    return card.to_dict()
+    return _encodable(card.to_dict())
 
 
 def _front_matter(record: Record, name: str, licence: str) -> str:
@@ -151,7 +151,7 @@ def _front_matter(record: Record, name: str, licence: str) -> str:
         return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if plain else '"')
 
     Dumper.add_representer(str, text)
-    shown = _encodable(metadata(record, name, licence))
+    shown = metadata(record, name, licence)
     return yaml.dump(shown, Dumper=Dumper, sort_keys=False, allow_unicode=False, width=math.inf).rstrip("\n")
 
 

@@ -1,0 +1,92 @@
+"""What others see of a run: names instead of paths, and no secret anywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from record_folder import folder_of
+
+from craft.sharing.bundle import Item, bundle, check, item_of
+from craft.sharing.privacy import name_of, public, public_run, public_text
+from craft.utils.common import UserError
+
+TOKEN = "planted-token-0123456789"
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    home = tmp_path / "users" / "ada"
+    (home / "work").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("MY_SECRET_TOKEN", TOKEN)
+    monkeypatch.chdir(home / "work")
+    monkeypatch.setenv("PWD", str(home / "work"))
+    return home
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/home/ada/texts/my.txt", "my.txt"),
+        ("texts/my.txt", "my.txt"),
+        ("C:\\Users\\ada\\my.txt", "my.txt"),
+        ("~/books/**/*.txt", "*.txt"),
+        ("/home/ada/", "ada"),
+    ],
+)
+def test_a_path_is_reduced_to_its_name(path: str, name: str) -> None:
+    assert name_of(path) == name
+    run = {"data": {"source": "files", "path": path}, "training": {"output_dir": path}, "models": {}}
+    assert public_run(run)["data"]["path"] == name
+    assert public_run(run)["training"]["output_dir"] == name
+
+
+def test_a_run_keeps_what_isnt_private() -> None:
+    run: dict[str, Any] = {
+        "experiment": "none",
+        "models": {"init_from": "ada/base", "hidden_size": 16},
+        "data": {"source": "hub", "path": "ada/lines", "cache_dir": None, "text_column": "text"},
+        "training": {
+            "learning_rate": 0.1,
+            "sample_prompt": "/",
+            "hub_model_id": "ada/x",
+            "push_to_hub": True,
+        },
+    }
+    shown = public_run(run)
+    assert shown["models"] == run["models"]
+    assert shown["data"] == run["data"]
+    assert shown["training"] == {"learning_rate": 0.1, "sample_prompt": "/"}
+    assert public("https://ada:pw12345678@example.org/a.txt?sig=1") == "https://example.org/a.txt"
+
+
+def test_texts_lose_folders_and_secrets(machine: Path) -> None:
+    said = f"in {machine}/work/a.txt and {machine}/b.txt with {TOKEN}, hf_abcdefghijklmnop12"
+    assert public_text(said) == "in ./a.txt and ~/b.txt with ***, ***"
+
+
+def test_every_file_of_a_bundle_is_public(tmp_path: Path, machine: Path) -> None:
+    folder = folder_of(tmp_path / "m", sample=f"see {machine}/x and {TOKEN}")
+    (folder / "config.json").write_text(f'{{"model_type": "a", "_name_or_path": "{machine}/old"}}')
+    (folder / "metrics.jsonl").write_text(f'{{"step": 1, "sample": "{TOKEN} {machine}/y"}}\n{{"ste')
+    (folder / "training_args.json").write_text(f'{{"output_dir": "{machine}"}}')
+    (folder / "optimizer.pt").write_bytes(b"pickle")
+    items = bundle(folder, "ada/x")
+    assert not {"training_args.json", "optimizer.pt"} & {item.name for item in items}
+    for item in items:
+        data = item.content if isinstance(item.content, bytes) else item.content.read_bytes()
+        assert TOKEN.encode() not in data
+        assert str(machine).encode() not in data
+
+
+def test_what_cant_be_taken_out_is_refused(tmp_path: Path, machine: Path) -> None:
+    folder = folder_of(tmp_path / "m")
+    (folder / "mine.py").write_text(f'KEY = "{TOKEN}"')
+    with pytest.raises(UserError, match=r"mine\.py holds a token or password, so nothing was uploaded"):
+        bundle(folder, "ada/x")
+    (folder / "mine.py").write_text(f'HERE = "{machine}/work"')
+    with pytest.raises(UserError, match=r"mine\.py holds a path of this machine"):
+        bundle(folder, "ada/x")
+    check([Item("weights", b"\0" * 100), item_of(folder / "config.json")])

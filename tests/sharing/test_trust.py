@@ -1,0 +1,141 @@
+"""What is loaded and what isn't: pickles, files that lead elsewhere, other people's code."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from craft.data.arguments import DataArguments
+from craft.data.loaders import load_corpus
+from craft.data.tokenization import CharTokenizer
+from craft.inference import load
+from craft.sharing.trust import check_folder, trusted
+from craft.train import build_model
+from craft.utils.common import UserError
+
+TINY = {"model_type": "char_lstm", "hidden_size": 8, "num_hidden_layers": 1}
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return open, ("exploded", "w")  # type: ignore[return-value]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    tokenizer = CharTokenizer.train(["abc\n"])
+    path = tmp_path / "model"
+    build_model(TINY, tokenizer, block_size=8, documents=False).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def sharded(folder: Path, name: str) -> None:
+    (folder / "model.safetensors").unlink()
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": name}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+def test_a_pickle_isnt_opened(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(UserError, match=r"as a pickle \(pytorch_model.bin\).*safetensors only"):
+        load(folder)
+    assert not Path("exploded").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["../other.safetensors", "/etc/passwd", "sub/w.safetensors", "..", "a.bin", "C:x"]
+)
+def test_an_index_cant_lead_out(folder: Path, name: str) -> None:
+    sharded(folder, name)
+    with pytest.raises(UserError, match="weights must be safetensors files in the same folder"):
+        load(folder)
+
+
+def test_an_index_must_be_one(folder: Path) -> None:
+    sharded(folder, "gone.safetensors")
+    with pytest.raises(UserError, match=r"names gone.safetensors, which is missing"):
+        load(folder)
+    (folder / "model.safetensors.index.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(UserError, match="isn't an index"):
+        load(folder)
+
+
+def test_a_link_cant_lead_out(folder: Path, tmp_path: Path) -> None:
+    (folder / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    (folder / "model.safetensors").symlink_to(tmp_path / "elsewhere.safetensors")
+    with pytest.raises(UserError, match="is a link out of its folder"):
+        load(folder)
+    cache = tmp_path / "models--ada--x"
+    (cache / "blobs").mkdir(parents=True)
+    (cache / "snapshots").mkdir()
+    (tmp_path / "elsewhere.safetensors").rename(cache / "blobs" / "aa")
+    (folder / "model.safetensors").unlink()
+    moved = folder.rename(cache / "snapshots" / "0123")
+    (moved / "model.safetensors").symlink_to("../../blobs/aa")
+    check_folder(moved)  # as the Hub's own cache has it
+
+
+def test_code_runs_only_if_this_command_says_so(folder: Path, tmp_path: Path) -> None:
+    """A model that craft doesn't know, with code beside it that leaves a trace."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["model_type"] = "another"
+    config["auto_map"] = {key: f"own.{value.split('.')[1]}" for key, value in config["auto_map"].items()}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    code = (folder / "char_lstm.py").read_text(encoding="utf-8").replace('"char_lstm"', '"another"')
+    head, future, tail = code.partition("from __future__ import annotations\n")
+    (folder / "own.py").write_text(f"{head}{future}open({str(tmp_path / 'ran')!r}, 'w').close()\n{tail}")
+    command = [sys.executable, "-m", "craft", "generate", str(folder), "-p", "a", "-n", "3"]
+
+    def run(*more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command, *more],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+            timeout=120,
+        )
+
+    refused = run()
+    assert refused.returncode == 2
+    assert "--trust-remote-code" in refused.stderr
+    assert not (tmp_path / "ran").exists()
+    asked = run("--trust-remote-code")
+    assert asked.returncode == 0, asked.stderr
+    assert (tmp_path / "ran").exists()
+
+
+def test_code_of_another_repository_is_refused(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["auto_map"]["AutoModelForCausalLM"] = "eve/evil--own.Model"
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(UserError, match="code in another repository"):
+        load(folder, trust_remote_code=True)
+
+
+def test_a_revision_belongs_to_the_hub(folder: Path) -> None:
+    with pytest.raises(UserError, match="--revision v1 picks a version on the Hub"):
+        trusted(str(folder), "v1")
+
+
+def test_an_archive_is_read_and_never_unpacked(tmp_path: Path) -> None:
+    inside = tmp_path / "in"
+    inside.mkdir()
+    with zipfile.ZipFile(inside / "a.zip", "w") as archive:
+        archive.writestr("../../out.txt", "the quick brown fox\n" * 20)
+        archive.writestr("/absolute.txt", "jumps\n" * 20)
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    data = DataArguments(path=str(inside / "a.zip"), block_size=8, cache_dir=str(tmp_path / "cache"))
+    assert load_corpus(data).n_chars == 20 * 20 + 6 * 20
+    written = {path for path in tmp_path.rglob("*") if path.is_file()} - before
+    assert all(path.is_relative_to(tmp_path / "cache") for path in written)
+    assert not (tmp_path.parent / "out.txt").exists()

@@ -1,0 +1,98 @@
+"""Secrets in what craft says and keeps."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from craft.utils.logging import setup_logging
+from craft.utils.masking import has_secret, mask, masked
+
+TOKEN = "planted-secret-value-1"
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SERVICE_API_KEY", TOKEN)
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.delenv("HF_TOKEN_PATH", raising=False)
+    (tmp_path / "token").write_text("login-token-of-the-hub\n")
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        TOKEN,
+        "login-token-of-the-hub",
+        "hf_abcdefghijklmnopqrstuvwxyzABCDEFGH",
+        "hf_Ab3defgh",
+        ["ada:pw12345678", "example.org"][0],
+    ],
+)
+def test_a_secret_is_masked_wherever_it_stands(secret: str) -> None:
+    text = f"https://{secret}@example.org" if ":" in secret else f"x={secret}/y"
+    assert secret not in mask(text)
+    assert "***" in mask(text)
+    assert masked({"a": [text], "b": (text, 1)}) == {"a": [mask(text)], "b": (mask(text), 1)}
+
+
+def test_words_are_left_alone() -> None:
+    for text in ("false", "hf_datasets/my.txt", "bearer of news", "a" * 40, "https://example.org/a@b"):
+        assert not has_secret(text)
+
+
+def test_logs_and_their_files_hold_no_secret(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    setup_logging(tmp_path / "log")
+    try:
+        raise ValueError(TOKEN)
+    except ValueError:
+        logging.getLogger("craft.x").exception("failed with %s", TOKEN)
+    setup_logging()
+    shown = capsys.readouterr().err + (tmp_path / "log").read_text(encoding="utf-8")
+    assert shown.count("ValueError: ***") == 2
+    assert TOKEN not in shown
+
+
+def test_errors_that_nobody_caught_hold_no_secret(tmp_path: Path) -> None:
+    code = (
+        "import sys, os, craft.train\nfrom craft.cli.main import main\n"
+        "def train(*a, **k): raise ZeroDivisionError(os.environ['SERVICE_API_KEY'])\n"
+        "craft.train.train = train\nmain(['train'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert "ZeroDivisionError: ***" in done.stderr
+    assert TOKEN not in done.stderr
+
+
+def test_a_token_on_the_command_line_is_refused(tmp_path: Path) -> None:
+    for word in ("training.run_name=hf_abcdefghijklmnop1", f"data.name={TOKEN}"):
+        command = [sys.executable, "-m", "craft", "train", word]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: there is a token on the command line (")
+        assert word.partition("=")[2] not in done.stderr
+
+
+def test_a_token_in_a_file_of_settings_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "experiments").mkdir()
+    text = "# @package _global_\ndata:\n  name: ${oc.env:SERVICE_API_KEY}\n"
+    (tmp_path / "experiments" / "mine.yaml").write_text(text)
+    command = [
+        sys.executable,
+        "-m",
+        "craft",
+        "train",
+        "--config-dir",
+        ".",
+        "experiments=mine",
+        "--print-config",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "data.name holds a token or password" in done.stderr
+    assert TOKEN not in done.stdout + done.stderr
