@@ -114,7 +114,9 @@ def download(repo_id: str, revision: str | None, patterns: list[str], snapshot_d
         RevisionNotFoundError,
     )
     from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.logging import set_verbosity_error
 
+    set_verbosity_error()
     if not sys.stderr.isatty():
         disable_progress_bars()
     what = f"can't load the model {repo_id!r}"

@@ -57,9 +57,10 @@ class Desk:
     def refused(self, *arguments: str, status: int = 2, **environment: str) -> str:
         """The one line of an error."""
         error = self.craft(*arguments, status=status, **environment).stderr
-        (line,) = [line for line in error.splitlines() if not line.startswith("uploading")]
-        assert line.startswith("error: ")
-        return line
+        lines = [line for line in error.splitlines() if not line.startswith("uploading")]
+        assert len(lines) == 1, error
+        assert lines[0].startswith("error: ")
+        return lines[0]
 
     def python(self, code: str, **environment: str) -> str:
         return self.run("-c", code, **environment).stdout
