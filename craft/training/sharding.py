@@ -101,6 +101,15 @@ def check_sharding(model: Any, args: CraftTrainingArguments) -> None:
             args.optim == "muon",
             "orthogonalises whole matrices; use training.optim=adamw_torch_fused",
         ),
+        "training.auto_find_batch_size": (
+            args.auto_find_batch_size,
+            "may cut the batches of each process into other parts, which must gather weights together; set "
+            "it to false",
+        ),
+        "training.skip_nonfinite_batches": (
+            bool(args.skip_nonfinite_batches),
+            "is not verified with it; set it to 0",
+        ),
         "training.torch_compile": (args.torch_compile, "is not verified with it; set it to false"),
         f"models.model_type={model.config.model_type}": (
             bool(getattr(model, "carries_state", False)),

@@ -96,6 +96,12 @@ def test_two_processes_with_half_a_model_each(tmp_path: Path) -> None:
         ("char_transformer", {"ema_decay": 0.9}, "training.ema_decay doesn't work with sharding"),
         ("char_transformer", {"optim": "muon"}, "training.optim=muon doesn't work with sharding"),
         ("char_transformer", {"torch_compile": True}, "training.torch_compile doesn't work with sharding"),
+        (
+            "char_transformer",
+            {"auto_find_batch_size": True},
+            "auto_find_batch_size doesn't work with sharding",
+        ),
+        ("char_transformer", {"skip_nonfinite_batches": 1}, "skip_nonfinite_batches doesn't work with"),
         ("char_lstm", {}, "models.model_type=char_lstm doesn't work with sharding"),
     ],
 )
