@@ -314,8 +314,11 @@ class Trainer(GuardedTrainer):
 
     def _check_best(self) -> None:
         """The best checkpoint is only given back if it is as it was written; else the last weights are."""
-        best = self.state.best_model_checkpoint
-        if not self.args.load_best_model_at_end or best is None:
+        if not self.args.load_best_model_at_end:
+            return
+        # Only the process that writes checkpoints knows which is the best; all of them take part from here.
+        best = self.state.best_model_checkpoint = decided_by_first(lambda: self.state.best_model_checkpoint)
+        if best is None:
             return
         why = decided_by_first(lambda: checkpoints.damage(Path(best)))
         if why:
