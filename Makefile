@@ -8,10 +8,10 @@ BIN := $(VENV)/bin
 TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos lint format clean
+.PHONY: help demo test chaos lint format conformance clean
 
 help:  ## Show this list.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.plots  ## Train a first model in about a minute and let it write.
 	$(BIN)/craft train
@@ -31,6 +31,9 @@ lint: $(VENV)/.dev  ## Lint and check types.
 format: $(VENV)/.dev  ## Format the code and fix what can be fixed.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+conformance: $(VENV)/.conformance  ## Run upstream's own tests over the models and tokenizers (UPSTREAM=checkout: all of them).
+	$(BIN)/python tests/conformance/run.py $(if $(UPSTREAM),--upstream $(UPSTREAM)) -- -n $(TEST_PROCESSES)
 
 clean:  ## Remove the environment and caches; outputs/ stays.
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -76,10 +76,8 @@ def read_text(span: Span, errors: str) -> Iterator[str]:
                 text = decoder.decode(data, final=not data)
             except UnicodeDecodeError as error:
                 raise UserError(not_utf8(member.name, error, offset - pending)) from None
-            if first:
-                _refuse_tar(member.name, data)
-                if errors == "strict":
-                    _refuse_binary(member.name, data)
+            if first and errors == "strict":
+                _refuse_binary(member.name, data)
                 first = False
             offset += len(data)
             if text:
@@ -230,11 +228,6 @@ def not_utf8(name: str, error: UnicodeDecodeError, base: int) -> str:
         f"{name} isn't valid UTF-8 at byte {offset} (0x{data[error.start]:02x}); convert it, for example "
         "with iconv -f LATIN1 -t UTF-8, or read it with data.errors=replace"
     )
-
-
-def _refuse_tar(name: str, data: bytes) -> None:
-    if data[257:262] == b"ustar":
-        raise UserError(f"{name} is a tar archive; unpack it (tar -xf) and name the folder, or zip it")
 
 
 def _refuse_binary(name: str, data: bytes) -> None:

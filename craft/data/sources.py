@@ -178,8 +178,10 @@ class HubDataset:
         return self._rows(self._dataset)
 
     def units(self, size: int) -> list[Unit]:
-        dataset = self._dataset  # a stream: only those are taken apart
-        if dataset.num_shards <= MANY_FILES:
+        dataset = self._dataset
+        if not self.streaming:
+            dataset = dataset.to_iterable_dataset(num_shards=max(1, min(MOST_UNITS, len(dataset) // ROWS)))
+        elif dataset.num_shards <= MANY_FILES:
             dataset = dataset.reshard()  # Parquet by row groups instead of files
         count = min(dataset.num_shards, MOST_UNITS)
 
@@ -275,13 +277,12 @@ def rows(dataset: Any, column: str, name: str) -> Iterator[Piece]:
 
 
 def _cut(path: Path, suffix: str, size: int) -> Iterator[tuple[Span, int]]:
-    """A file in spans of `size` bytes, each with its size; compressed files come whole. No span holds what is
-    appended later."""
+    """A file in spans of `size` bytes, each with its size; compressed files come whole."""
     length = path.stat().st_size
-    if suffix in COMPRESSED:
+    if suffix in COMPRESSED or length < 2 * size:
         yield Span(path, suffix), length
         return
-    starts = range(0, max(1, length - size + 1), size)  # the last span takes what is left
+    starts = range(0, length - size + 1, size)  # the last span takes what is left
     for start, end in zip(starts, [*starts[1:], length]):
         yield Span(path, suffix, start, end), end - start
 

@@ -149,19 +149,6 @@ class StreamDataset:
             self.lengths[unit] = sum(len(block) for block in self.stream.unit(unit))
         return int(self.lengths[unit])
 
-    def note(self, unit: int, length: int) -> None:
-        """Keeps the length of a unit that was read to its end.
-
-        Raises:
-            UserError: if it had another length before, so that what comes next isn't what would have come.
-        """
-        if self.lengths[unit] not in (-1, length):
-            raise UserError(
-                f"the text changed while it was streamed: part {unit + 1} of {len(self.lengths)} has "
-                f"{length} ids now and had {self.lengths[unit]}; put the old text back, or start a new run"
-            )
-        self.lengths[unit] = length
-
     def state_tensors(self) -> dict[str, Tensor]:
         """What this process found out; with it a resumed run finds its place without reading."""
         return {"stream_lengths": torch.from_numpy(self.lengths)}
@@ -238,7 +225,7 @@ class _Lane:
                 yield block[min(skip, len(block)) :]
                 skip = max(0, skip - len(block))
                 length += len(block)
-            self.dataset.note(unit, length)
+            self.dataset.lengths[unit] = length
 
     def _blocks(self, arrays: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         """Windows in arrays [<= block, T + 1]; an unfilled window at the end is left."""

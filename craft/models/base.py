@@ -5,8 +5,7 @@ transformers and its siblings. A model file defines `XConfig`, `XModel(BaseModel
 `XForCausalLM(LanguageModel)`.
 """
 # ruff: noqa: RUF012  (transformers reads its plans and flags from plain class attributes)
-
-from __future__ import annotations
+# Annotations are evaluated here: transformers' tools read from them what `**kwargs` may hold.
 
 import os
 from typing import Any
@@ -17,9 +16,10 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.utils import can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
 
-from .decoding import stream
+from .decoding import first_ids, stream
 
 
 def embed(table: nn.Module, ids: torch.Tensor | None, embeds: torch.Tensor | None) -> torch.Tensor:
@@ -63,6 +63,7 @@ class GenerativeModel(BaseModel, GenerationMixin):
         return outputs.logits[:, -1], outputs.past_key_values
 
     stream = stream
+    _maybe_initialize_input_ids_for_generation = first_ids  # of generate()
 
 
 class LanguageModel(GenerativeModel):
@@ -93,7 +94,7 @@ class LanguageModel(GenerativeModel):
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
         """input_ids [B, T] -> logits [B, T, V], and with labels the mean negative log-likelihood in nats.
 

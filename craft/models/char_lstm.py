@@ -287,6 +287,15 @@ class CharLSTMForCausalLM(CharLSTMPreTrainedModel, LanguageModel, GenerationMixi
         mask = None if attention_mask is None else attention_mask[:, -inputs_embeds.shape[1] :]
         return None if mask is None or mask.all() else mask
 
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: there are no keys and values whose pages requests could share."""
+        raise ValueError(
+            "continuous batching is not supported with a CharLSTM, whose state has no pages to share out; "
+            "call generate() with a left-padded batch of prompts"
+        )
+
+    generate_batch = continuous_batching_context_manager = init_continuous_batching
+
     def get_compiled_call(self, compile_config: Any) -> Any:
         """For `generate`: the compiled forward pass, with the switch that lets torch.compile read an LSTM."""
         compiled = super().get_compiled_call(compile_config)

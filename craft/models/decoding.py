@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation import logits_process, stopping_criteria
 
 # These look at the scores, or at the last character alone, so nobody has to remember the text for them.
@@ -30,6 +30,33 @@ _WITHOUT_HISTORY = (
     stopping_criteria.EosTokenCriteria,
     stopping_criteria.MaxTimeCriteria,
 )
+
+
+def begin(input_ids: torch.Tensor, bos_token_id: Any) -> torch.Tensor:
+    """`input_ids`, or for prompts of no characters [B, 0] what a text begins with: the begin token, [B, 1].
+
+    Raises:
+        ValueError: the prompts are empty and the generation config knows no `bos_token_id`.
+    """
+    if input_ids.ndim != 2 or input_ids.shape[1]:
+        return input_ids
+    if bos_token_id is None:
+        raise ValueError(
+            f"empty prompts of shape {list(input_ids.shape)} need a bos_token_id to begin with: pass one, "
+            "set it in the generation config, or give prompts of shape [batch, length >= 1]"
+        )
+    return input_ids.new_full((input_ids.shape[0], 1), int(bos_token_id))
+
+
+def first_ids(model: Any, inputs: Any, bos_token_id: Any, model_kwargs: dict[str, Any]) -> torch.Tensor:
+    """What `generate` starts from: as in transformers, but empty prompts, too, begin with the begin token."""
+    if inputs is None or inputs.shape[-1] or model_kwargs.get("inputs_embeds") is not None:
+        known = GenerationMixin._maybe_initialize_input_ids_for_generation
+        return known(model, inputs, bos_token_id, model_kwargs)
+    ids = begin(inputs, bos_token_id)
+    if model_kwargs.get("attention_mask") is not None:  # it masks no characters yet
+        model_kwargs["attention_mask"] = torch.ones_like(ids)
+    return ids
 
 
 def has_plain_weights(layers: nn.Module) -> bool:
@@ -54,11 +81,12 @@ def stream(
     until the caller stops asking or every row has ended. A row that has ended yields the pad id.
 
     Args:
-        input_ids: prompts [B, T] of equal length, T >= 1.
+        input_ids: prompts [B, T] of equal length; empty ones begin with the begin token, which isn't yielded.
         overrides: any field of GenerationConfig, as for `generate`, and `tokenizer` with `stop_strings`.
 
     Raises:
-        ValueError: an empty prompt, padded prompts, beams, or an unknown setting; at once, before iterating.
+        ValueError: padded prompts, empty ones without a begin token, beams, or an unknown setting; at once,
+            before iterating.
 
     Examples:
         for ids in model.stream(prompt, do_sample=True, temperature=0.8, max_new_tokens=500): ...
@@ -72,8 +100,9 @@ def stream(
     config, rest = model._prepare_generation_config(generation_config, **overrides)
     mask = rest.pop("attention_mask", None)
     model._validate_model_kwargs(dict(rest))
-    if input_ids.ndim != 2 or input_ids.shape[1] == 0:
-        raise ValueError(f"stream() needs prompts of shape [batch, length >= 1], got {list(input_ids.shape)}")
+    if input_ids.ndim != 2:
+        raise ValueError(f"stream() needs prompts of shape [batch, length], got {list(input_ids.shape)}")
+    input_ids = begin(input_ids, config.bos_token_id)
     if mask is not None and not mask.all():
         raise ValueError("stream() takes prompts of equal length; use generate() for a padded batch")
     if (config.num_beams or 1) > 1:

@@ -5,8 +5,7 @@ past it; a model with learned positions says so in `generate` and rolls its wind
 in blocks.py, fast decoding in ring.py. Hub-safe: copied beside the weights by `save_pretrained`.
 """
 # ruff: noqa: RUF012  (transformers reads its plans and flags from plain class attributes)
-
-from __future__ import annotations
+# Annotations are evaluated here: transformers' tools read from them what `**kwargs` may hold.
 
 import math
 from typing import Any, Literal, get_args
@@ -18,6 +17,8 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -217,7 +218,7 @@ class TransformerModel(TransformerPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
         """Exactly one of `input_ids` [B, T] and `inputs_embeds` [B, T, C]; the rest as in transformers.
 

@@ -6,7 +6,6 @@ import bz2
 import gzip
 import lzma
 import os
-import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -67,7 +66,7 @@ def test_any_bytes_are_read_as_python_reads_them_or_refused_where_python_refuses
         if fault is None:
             assert read(file) == data.decode("utf-8")
             return
-        with pytest.raises(UserError, match=rf"byte {fault} |is UTF-(16|32)"):
+        with pytest.raises(UserError, match=rf"byte {fault} |is UTF-16"):
             read(file)
 
 
@@ -115,15 +114,6 @@ def test_archives_of_several_members_may_be_cut_inside_a_character(suffix: str, 
     file = tmp_path / f"text{suffix}"
     file.write_bytes(PACK[suffix](whole[:cut]) + PACK[suffix](whole[cut:]))
     assert read(file) == "née"
-
-
-@pytest.mark.parametrize("name", ["texts.tar", "texts.tar.gz", "texts.tgz"])
-def test_a_tar_archive_is_told_from_a_text(name: str, tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("text")
-    with tarfile.open(tmp_path / name, "w:gz" if name.endswith("gz") else "w") as archive:
-        archive.add(tmp_path / "a.txt", "a.txt")
-    with pytest.raises(UserError, match=r"is a tar archive; unpack it|isn't"):
-        read(tmp_path / name)
 
 
 def test_what_is_no_file_is_refused_instead_of_waited_for(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain, pairwise
@@ -10,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet
 import pytest
 import torch
 from accelerate import skip_first_batches
@@ -21,7 +18,6 @@ from hypothesis import strategies as st
 import craft.data.streaming as streaming
 from craft.data.arguments import DataArguments
 from craft.data.char_dataset import train_loader
-from craft.data.finding import find_source
 from craft.data.loaders import load_corpus, train_dataset
 from craft.data.order import dealt
 from craft.data.sources import Piece, Unit
@@ -209,51 +205,6 @@ def test_a_lane_whose_units_are_too_short_waits_for_a_better_deal() -> None:
     found = TextStream.of(Letters(TEXT[:20], 7, (5, 10, 15)), TOKENIZER, 1)
     with pytest.raises(UserError, match="ends before it fills a window"):
         StreamDataset(found, 9, 4, seed=0, lanes=4).batch(0, 0, np.arange(4))
-
-
-def test_a_text_that_changes_while_it_is_streamed_is_refused() -> None:
-    source = Letters(TEXT[:60], 7, (30,))
-    dataset = StreamDataset(TextStream.of(source, TOKENIZER, 1), 4, 2, seed=0)
-    dataset.batch(0, 0, np.arange(2))
-    changed = StreamDataset(TextStream.of(Letters(TEXT[:60], 7, (31,)), TOKENIZER, 1), 4, 2, seed=0)
-    changed.restore([dataset.state_tensors()])
-    rows = np.arange(2)
-    with pytest.raises(UserError, match=r"changed while it was streamed: part . of 2 has .* and had 30"):
-        _ = [changed.batch(0, step, rows) for step in range(9)]
-
-
-@pytest.mark.parametrize("packed", [False, True])
-def test_files_are_taken_apart_and_put_together(packed: bool, tmp_path: Path) -> None:
-    texts = {f"{i:02}.txt": TEXT[i * 10 : i * 10 + 10] for i in range(20)}
-    texts["20.txt"] = TEXT[200:1200]
-    for name, text in texts.items():
-        (tmp_path / name).write_text(text, encoding="utf-8")
-    if packed:
-        (tmp_path / "05.txt").unlink()
-        with gzip.open(tmp_path / "05.txt.gz", "wt", encoding="utf-8") as file:
-            file.write(texts["05.txt"])
-    found = find_source(DataArguments(path=str(tmp_path)))
-    units = found.units(100)  # bytes, of which a character here takes three
-    assert "".join(p.text for unit in units for p in unit.pieces()) == TEXT[:1200]
-    assert 30 <= len(units) <= 37
-    with (tmp_path / "20.txt").open("a", encoding="utf-8") as file:
-        file.write("appended later")
-    assert "".join(p.text for unit in units for p in unit.pieces()) == TEXT[:1200]
-
-
-def test_row_groups_are_the_units_of_a_parquet_dataset(tmp_path: Path) -> None:
-    table = pa.table({"text": [f"row {i}" for i in range(100)], "n": range(100)})
-    for name, rows in (("a", slice(0, 60)), ("b", slice(60, 100))):
-        part = table.slice(rows.start, rows.stop - rows.start)
-        pyarrow.parquet.write_table(part, tmp_path / f"{name}.parquet", row_group_size=10)
-    for args in (
-        DataArguments(source="hub", path=str(tmp_path), streaming=True),
-        DataArguments(path=str(tmp_path), streaming=True),
-    ):
-        units = find_source(args).units(1)
-        assert [[p.text for p in unit.pieces()] for unit in units] == [
-            [f"row {i}" for i in range(k, k + 10)] for k in range(0, 100, 10)
-        ]
 
 
 def test_a_stream_has_no_length() -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 
-from craft.models import CharLSTMConfig, CharLSTMForCausalLM
+from craft.models import CharLSTMConfig, CharLSTMForCausalLM, char_lstm
 
 from .tiny import VOCAB, make_lstm, make_transformer
 
@@ -40,7 +40,7 @@ def test_logits_equal_the_textbook(layer_norm: str, text: torch.Tensor) -> None:
     torch.testing.assert_close(model(text).logits, x @ state["lm_head.weight"].T, atol=1e-4, rtol=1e-4)
 
 
-def test_initial_weights_are_uniform_in_one_over_root_width() -> None:
+def check_initialisation() -> None:
     torch.manual_seed(0)
     model = CharLSTMForCausalLM(CharLSTMConfig(vocab_size=65, hidden_size=64, forget_bias=1.0))
     bound = 64**-0.5
@@ -59,6 +59,37 @@ def test_initial_weights_are_uniform_in_one_over_root_width() -> None:
         assert abs(parameter.std() - bound / 3**0.5) < 0.2 * bound
     tied = CharLSTMForCausalLM(CharLSTMConfig(vocab_size=65, hidden_size=64, tie_word_embeddings=True))
     assert tied.lm_head.weight.abs().max() <= bound
+
+
+def test_initial_weights_are_uniform_in_one_over_root_width() -> None:
+    check_initialisation()
+
+
+def transformers_own(self: Any, module: torch.nn.Module) -> None:
+    """Normal with 0.02, biases zero: what an LSTM gets from upstream, and hardly learns from."""
+    PreTrainedModel._init_weights(self, module)
+
+
+def no_forget_bias(self: Any, module: torch.nn.Module) -> None:
+    kept, self.config.forget_bias = self.config.forget_bias, 0.0
+    OWN(self, module)
+    self.config.forget_bias = kept
+
+
+def too_wide(self: Any, module: torch.nn.Module) -> None:
+    OWN(self, module)
+    if isinstance(module, torch.nn.LSTM):
+        module.weight_hh_l0.data *= 2
+
+
+OWN = CharLSTMForCausalLM._init_weights
+
+
+@pytest.mark.parametrize("mutant", [transformers_own, no_forget_bias, too_wide])
+def test_another_initialisation_would_be_noticed(mutant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(char_lstm.CharLSTMPreTrainedModel, "_init_weights", mutant)
+    with pytest.raises(AssertionError):
+        check_initialisation()
 
 
 @pytest.mark.parametrize("side", ["left", "right", "middle"])

@@ -129,9 +129,17 @@ def test_mistakes_are_named_before_the_first_character(
         make_lstm().stream(prompt, **settings)
 
 
-def test_an_empty_prompt_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"length >= 1\], got \[1, 0\]"):
-        make_lstm().stream(torch.zeros(1, 0, dtype=torch.long))
+def test_an_empty_prompt_begins_with_the_begin_token(model: Any) -> None:
+    empty, begun = torch.zeros(2, 0, dtype=torch.long), torch.ones(2, 1, dtype=torch.long)
+    settings = {"do_sample": False, "max_new_tokens": 5, "pad_token_id": 0}
+    expected = model.generate(begun, **settings)
+    mask = torch.zeros(2, 0, dtype=torch.long)
+    assert torch.equal(model.generate(empty, bos_token_id=1, attention_mask=mask, **settings), expected)
+    assert torch.equal(model.generate(bos_token_id=1, **settings), expected[:1])
+    assert torch.equal(streamed(model, empty, bos_token_id=1, **settings), expected[:, 1:])
+    for way in (model.generate, model.stream):
+        with pytest.raises(ValueError, match=r"shape \[2, 0\] need a bos_token_id"):
+            way(empty, **settings)
 
 
 @pytest.mark.parametrize("path", ["fast", "adapted", "rolling"])

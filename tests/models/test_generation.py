@@ -129,6 +129,7 @@ def test_pipeline(model: Any) -> None:
 
 MUTANTS = {
     "ignore the mask": ("padding", char_lstm.CharLSTMModel, "forward"),
+    "let padding into c": ("padding", char_lstm, "_SHUT"),
     "skip the beam reorder": ("beam", lstm_cache.LSTMCacheLayer, "reorder_cache"),
     "swap h and c": ("cache", lstm_cache.LSTMCacheLayer, "update"),
     "drop c": ("cache", lstm_cache.LSTMCacheLayer, "update"),
@@ -157,6 +158,8 @@ def test_the_checks_above_catch(mutant: str, prompt: torch.Tensor, monkeypatch: 
         "cache": lambda: check_cache(model, prompt),
     }[check]
     run()
+    if mutant == "let padding into c":
+        broken = 0.0  # type: ignore[assignment]
     monkeypatch.setattr(owner, method, broken)
     with pytest.raises(AssertionError):
         run()

@@ -1,0 +1,24 @@
+"""The LSTM. Two hooks differ from an attention model's, as in upstream's recurrent models."""
+
+from craft.models import CharLSTMForCausalLM, CharLSTMModel
+
+from .common import Mixins, Tester, unittest
+
+
+class CharLSTMTest(Mixins, unittest.TestCase):
+    has_attentions = False
+
+    def make_tester(self):
+        return Tester(CharLSTMModel, CharLSTMForCausalLM)
+
+    def _get_attention_shape(self, batch_size, seq_length, config):
+        return 2 * ((batch_size, 1, 1, config.hidden_size),)  # one state, whatever the length
+
+    def test_left_padding_compatibility(self, *args, **kwargs):
+        self.has_attentions = True  # upstream takes a model without attention for one that can't be padded
+        super().test_left_padding_compatibility(*args, **kwargs)
+
+
+class CharLSTMTiedTest(CharLSTMTest):
+    def make_tester(self):
+        return Tester(CharLSTMModel, CharLSTMForCausalLM, tie_word_embeddings=True, layer_norm="head")

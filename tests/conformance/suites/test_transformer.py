@@ -1,0 +1,45 @@
+"""The transformer as it is by default, with other choices of every kind, and as GPT-2."""
+
+from typing import ClassVar
+
+from craft.models import TransformerForCausalLM, TransformerModel
+
+from .common import Mixins, Tester, unittest
+
+
+class Transformer(Mixins):
+    fields: ClassVar = {"initializer_range": 0.02, "intermediate_size": 37}
+
+    def make_tester(self):
+        shape = {"num_attention_heads": 2, "max_position_embeddings": 512}
+        return Tester(TransformerModel, TransformerForCausalLM, **shape, **self.fields)
+
+
+class TransformerTest(Transformer, unittest.TestCase):
+    pass
+
+
+class TransformerGatedTest(Transformer, unittest.TestCase):
+    fields: ClassVar = {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "mlp": "swiglu",
+        "bias": True,
+        "norm_weight": True,
+        "zero_init": False,
+    }
+
+    def make_tester(self):
+        return Tester(TransformerModel, TransformerForCausalLM, max_position_embeddings=512, **self.fields)
+
+
+class TransformerGPT2Test(Transformer, unittest.TestCase):
+    fields: ClassVar = {
+        "mlp": "gelu",
+        "norm": "layernorm",
+        "norm_weight": True,
+        "qk_norm": False,
+        "position": "learned",
+        "tie_word_embeddings": True,
+        "initializer_range": 0.02,
+    }

@@ -1,0 +1,71 @@
+"""What `make conformance` does around upstream's tests: downloading, laying out, counting."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def run() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("conformance_run", Path(__file__).with_name("run.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_without_a_network_it_says_so_and_passes(
+    run: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("PIP_NO_INDEX", "PIP_DISABLE_PIP_VERSION_CHECK"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setattr(sys, "argv", ["run.py"])
+    assert run.main() == 0
+    assert capsys.readouterr().out.startswith(
+        f"skipped: the source of transformers {run.version('transformers')} "
+    )
+
+
+def test_a_tree_is_completed_and_never_overwritten(run: ModuleType, tmp_path: Path) -> None:
+    tree, checkout = tmp_path / "tree", tmp_path / "checkout"
+    for place, text in (
+        (tree / "tests/utils/here.py", "sdist"),
+        (checkout / "tests/utils/here.py", "checkout"),
+        (checkout / "tests/generation/test_utils.py", "checkout"),
+    ):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text)
+    run.lay_out(tree, checkout)
+    assert (tree / "tests/utils/here.py").read_text() == "sdist"
+    assert (tree / "tests/generation/test_utils.py").read_text() == "checkout"
+    assert "class ExportTesterMixin" in (tree / "tests/exporters/test_export.py").read_text()
+    assert (tree / "tests/models/craft/test_char_lstm.py").is_file()
+    assert (tree / "tiny/char_lstm/tiny-random-CharLSTMForCausalLM/tokenizer.json").is_file()
+
+
+def test_results_are_counted_beside_llamas(run: ModuleType, tmp_path: Path) -> None:
+    file = tmp_path / "results.xml"
+    cases = [
+        ("LlamaTest", "test_a", ""),
+        ("LlamaTest", "test_b", '<skipped message="test is slow"/>'),
+        ("LlamaTest", "test_c", ""),
+        ("OurTest", "test_a", '<failure message="AssertionError: 1 != 2&#10;more"/>'),
+        ("OurTest", "test_a", ""),  # another part of the same test
+        ("OurTest", "test_b", '<skipped message="test is slow"/>'),
+        ("OurTest", "test_c", '<skipped message="no attention"/>'),
+    ]
+    rows = "".join(f'<testcase classname="t.{s}" name="{n}">{inside}</testcase>' for s, n, inside in cases)
+    file.write_text(f"<testsuites><testsuite>{rows}</testsuite></testsuites>")
+    text = run.report(run.read(file))
+    assert "| OurTest | 0 | 1 | 2 | 1 |" in text
+    assert "- OurTest: **test_a failed**: AssertionError: 1 != 2\n" in text
+    assert "- OurTest, 1: no attention (test_c)" in text
+    assert "- 1: test is slow" in text
