@@ -36,6 +36,8 @@ class Tester:
             f"{name}_token_id": getattr(self, f"{name}_token_id") for name in ("pad", "bos", "eos")
         }
         self.fields |= fields
+        for name, value in fields.items():
+            setattr(self, name, value)
 
     def get_config(self) -> Any:
         return self.config_class(**self.fields)

@@ -43,3 +43,8 @@ class TransformerGPT2Test(Transformer, unittest.TestCase):
         "tie_word_embeddings": True,
         "initializer_range": 0.02,
     }
+
+    def setUp(self):
+        if "test_eager_matches_sdpa_inference" in self.id() or "_rope_" in self.id():
+            self.skipTest("sets a sliding window or rotary positions, which learned positions exclude")
+        super().setUp()
