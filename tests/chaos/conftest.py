@@ -25,8 +25,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--chaos-seed") is None:  # drawn once and handed to the processes of xdist
-        config.option.chaos_seed = str(random.SystemRandom().randrange(10**6))
+    drawn = os.environ.setdefault("CRAFT_CHAOS_SEED", str(random.SystemRandom().randrange(10**6)))
+    if config.getoption("--chaos-seed") is None:  # the processes of xdist find what the first one drew
+        config.option.chaos_seed = drawn
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -21,8 +21,14 @@ def test_killed_runs_end_like_whole_ones(
     case: runs.Case, tmp_path: Path, seed: str, kills: int, until: float, report: dict[str, Any]
 ) -> None:
     start = time.monotonic()
-    expected = runs.whole(case, tmp_path / "whole")
-    duration = time.monotonic() - start
+    runs.whole(case, tmp_path / "warm")
+    reference = runs.start(runs.train_words(case), runs.fresh(tmp_path / "whole"), case.world)
+    reference.until(lambda: '"step"' in reference.out())
+    began = time.monotonic()
+    assert reference.wait() == [0] * case.world, reference.err()
+    duration = time.monotonic() - began  # from the first step to the end
+    expected = runs.sums(tmp_path / "whole")
+    assert expected == runs.sums(tmp_path / "warm")
     equal, fallen, inside = 0, 0, 0
     differ: list[str] = []
     while fallen < kills or time.monotonic() < until:
@@ -70,8 +76,8 @@ def killed_at_random(
         what = f"in a save, {1000 * delay * 0.03:.0f} ms after its start"
     else:
         running.until(lambda: '"step"' in running.out())
-        time.sleep(delay * duration * 0.6)
-        what = f"{delay * duration * 0.6:.2f} s after the first step"
+        running.until(lambda: False, timeout=delay * duration)
+        what = f"{delay * duration:.2f} s after the first step"
     running.kill(None if victim is None else [victim])
     assert None not in running.wait(timeout=60), f"rank {victim} was killed, and the other one hangs"
     return running, what if victim is None else f"rank {victim} {what}"
