@@ -70,12 +70,12 @@ def killed_at_random(
     running = runs.start(words, folder, case.world)
     delay, share = chances.random(), chances.random()
     victim = chances.choice([None, *range(case.world)]) if case.world > 1 else None
+    running.until(lambda: '"step"' in running.out())  # before it, a launcher would have to end the other one
     if share < IN_A_SAVE:
         running.until(lambda: any((folder / "run").glob(".staging-*")))
         time.sleep(delay * 0.03)
         what = f"in a save, {1000 * delay * 0.03:.0f} ms after its start"
     else:
-        running.until(lambda: '"step"' in running.out())
         running.until(lambda: False, timeout=delay * duration)
         what = f"{delay * duration:.2f} s after the first step"
     running.kill(None if victim is None else [victim])
