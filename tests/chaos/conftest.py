@@ -19,7 +19,7 @@ import runs
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("chaos")
-    group.addoption("--kills", type=int, default=24, help="How many SIGKILLs in all.  [24]")
+    group.addoption("--kills", type=int, default=16, help="How many SIGKILLs in all.  [16]")
     group.addoption("--minutes", type=float, default=0, help="Kill for as long as this, if longer.")
     group.addoption("--chaos-seed", default=None, help="Repeat the chances of an earlier campaign.")
 
