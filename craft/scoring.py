@@ -81,6 +81,9 @@ def evaluate(
     arguments = _data_arguments(folder, data)
     if split == "all":
         arguments = dataclasses.replace(arguments, validation_size=0, test_size=0)
+    context = getattr(network.config, "max_position_embeddings", None)
+    if context and not (folder / RUN_CONFIG).is_file():  # whose window isn't known, so it is the model's own
+        arguments = dataclasses.replace(arguments, block_size=context)
 
     from craft.data.loaders import load_corpus
     from craft.training.evaluation import evaluate_split

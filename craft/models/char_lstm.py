@@ -24,6 +24,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .base import BaseModel, LanguageModel, embed
 from .decoding import has_plain_weights
+from .lora import tell_peft
 from .lstm_cache import LAYER_TYPE
 
 Norms = Literal["each", "head", "none"]
@@ -48,6 +49,7 @@ class CharLSTMConfig(PreTrainedConfig):
 
     model_type = "char_lstm"
     keys_to_ignore_at_inference = ["past_key_values"]
+    lora_targets = ("embed_tokens", "lm_head")  # PEFT can't adapt an nn.LSTM
     num_attention_heads = 1  # no field: what plans memory by heads finds the state in one piece
 
     vocab_size: int = 256
@@ -78,6 +80,10 @@ class CharLSTMConfig(PreTrainedConfig):
             raise ValueError(f'layer_norm must be "each", "head" or "none", got {self.layer_norm!r}')
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        tell_peft(self)
+        return super().to_dict()
 
     @property
     def layer_types(self) -> list[str]:

@@ -25,6 +25,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .base import BaseModel, LanguageModel, embed
 from .blocks import Attention, RotaryEmbedding, TransformerLayer, make_norm
 from .decoding import has_plain_weights
+from .lora import tell_peft
 from .ring import Ring
 
 Mlp = Literal["relu2", "gelu", "swiglu"]
@@ -59,6 +60,7 @@ class TransformerConfig(PreTrainedConfig):
 
     model_type = "char_transformer"
     keys_to_ignore_at_inference = ["past_key_values"]
+    lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "gate_proj", "down_proj")
     base_model_tp_plan = {
         "layers.*.self_attn.q_proj": "colwise",
         "layers.*.self_attn.k_proj": "colwise",
@@ -149,6 +151,10 @@ class TransformerConfig(PreTrainedConfig):
             raise ValueError(f'position "rope" turns pairs: head_dim must be even, got {self.head_dim}')
         if self.position == "learned" and self.sliding_window is not None:
             raise ValueError(f'sliding_window ({self.sliding_window}) needs position "rope", got "learned"')
+
+    def to_dict(self) -> dict[str, Any]:
+        tell_peft(self)
+        return super().to_dict()
 
     def check_length(self, length: int) -> None:
         """Raise a ValueError if learned positions do not reach `length` characters."""

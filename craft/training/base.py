@@ -28,6 +28,7 @@ from craft.training import tracking
 from craft.training.arguments import CraftTrainingArguments
 from craft.training.compilation import compile_forward, plain_forward
 from craft.training.evaluation import Evaluation, evaluate_split
+from craft.training.precision import suit_attention
 from craft.training.protocols import natural_protocol
 from craft.training.sanity import check_data
 from craft.training.settings import data_settings, fingerprint
@@ -49,7 +50,8 @@ class LanguageModelTrainer(Trainer):
     """Trains a `LanguageModel` on windows of characters.
 
     Args:
-        model: follows the `LanguageModel` protocol; never a concrete class.
+        model: follows the `LanguageModel` protocol; never a concrete class. None with `model_init`, which
+            makes one for every trial of `hyperparameter_search`.
         args: its `output_dir` is the run directory.
         train_dataset: `CharDataset` or `StreamDataset`; order "streams" for models that carry their state.
         eval_ids: the validation text as ids, or None.
@@ -75,6 +77,10 @@ class LanguageModelTrainer(Trainer):
         text: str | None = None,
         **kwargs: Any,
     ) -> None:
+        model_init = kwargs.pop("model_init", None)
+        if model is None:
+            self.model_init = model_init
+            model = super().call_model_init()
         check_data(train_dataset, eval_ids, args, model.config.vocab_size)
         self.carries_state = bool(model.carries_state and args.carry_state)
         order = getattr(train_dataset, "order", None)
@@ -92,20 +98,32 @@ class LanguageModelTrainer(Trainer):
             processing_class=tokenizer,
             **kwargs,
         )
-        for config in (model.config, model.generation_config):  # as transformers would, with a warning
-            for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-                setattr(config, name, getattr(tokenizer, name))
+        self.model_init = model_init
+        self.tokenizer = tokenizer
+        self._adopt(model)
         smoother: Any = self.label_smoother
         self.label_smoother: Any = None if smoother is None else _aligned(smoother)
-        self.tokenizer = tokenizer
         self.text = text
         self.block_size = block_size or train_dataset.block_size
-        self.carried = CarriedState(model)
         self._lap_step = 0
         self.flops_per_id = float(model.flops_per_token())
         # Losses are per id; what is logged as bits is per character, and an id may be less than one.
         known = getattr(train_dataset, "ids", eval_ids)
         self.chars_per_id = 1.0 if known is None else float(tokenizer.id_chars[known[: 1 << 20]].mean())
+
+    def call_model_init(self, trial: Any = None) -> Any:
+        """The fresh model of a trial of `hyperparameter_search`."""
+        model = super().call_model_init(trial)
+        suit_attention(model, self.args.precision, on_cpu=self.args.on_cpu)
+        self._adopt(model)
+        return model
+
+    def _adopt(self, model: Any) -> None:
+        """What is known of the model alone: the tokenizer's special ids, and its carried state."""
+        for config in (model.config, model.generation_config):  # as transformers would, with a warning
+            for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+                setattr(config, name, getattr(self.tokenizer, name))
+        self.carried = CarriedState(model)
 
     @property
     def chars_per_step(self) -> float:

@@ -124,6 +124,8 @@ class Trainer(GuardedTrainer):
                 "a sharded run (FSDP) can't be resumed exactly; start a new run from the weights of its last "
                 "checkpoint with models.init_from=RUN/checkpoint-N, or launch without --use_fsdp"
             )
+        if self.model is None:  # the trial before this one gave its model back
+            self.model = self.call_model_init(kwargs.get("trial"))
         self.resumed = decided_by_first(lambda: self.find(resume_from_checkpoint))
         planned = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
         if planned < 1:
