@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos lint format conformance clean
+.PHONY: help demo test chaos lint format conformance interop run-interop clean
 
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,8 +35,14 @@ format: $(VENV)/.dev  ## Format the code and fix what can be fixed.
 conformance: $(VENV)/.conformance  ## Run upstream's own tests over the models and tokenizers (UPSTREAM=checkout: all of them).
 	$(BIN)/python tests/conformance/run.py $(if $(UPSTREAM),--upstream $(UPSTREAM)) -- -n $(TEST_PROCESSES)
 
+interop:  ## Run other people's tools on small models, in an environment of its own (.venv-interop).
+	$(MAKE) --no-print-directory run-interop VENV=.venv-interop
+
+run-interop: $(VENV)/.interop
+	$(BIN)/python -m pytest -m interop tests/interop
+
 clean:  ## Remove the environment and caches; outputs/ stays.
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf $(VENV) .venv-interop .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp files say what is installed; a changed pyproject.toml or constraints.txt installs again.
