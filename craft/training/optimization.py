@@ -103,6 +103,7 @@ def muon_optimizer(model: nn.Module, blocks_of: Callable[[str], int], args: Any)
         weight_decay=args.weight_decay,
         betas=(args.adam_beta1, args.adam_beta2),
         eps=args.adam_epsilon,
+        exact=args.precision == "fp32",
     )
     return MuonAdamW(groups)
 

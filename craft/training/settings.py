@@ -45,7 +45,7 @@ NOT_OF_THE_TEXT = ("cache_dir", "name")
 
 SAMPLED = 1 << 16
 
-STEPS, TEXT = "training.max_steps", "data.text"
+STEPS, TEXT = "training.max_steps", "the text"
 
 Changes = dict[str, tuple[Any, Any]]
 

@@ -216,13 +216,14 @@ def test_a_refused_run_leaves_the_record_of_the_first(tmp_path: Path) -> None:
     before = record(run_dir)
     assert sorted(path.name for path in tmp_path.glob("*here*")) == ["here", "here_step_12"]
 
-    assert "holds a run already; go on with it by --resume here" in refused(tmp_path, *settings)
+    assert "holds a run already; go on with it by: craft resume here," in refused(tmp_path, *settings)
     unseen = refused(tmp_path, *settings[:-1], "training.sample_prompt=Ä")
     assert "character 'Ä' (U+00C4) at position 0 of training.sample_prompt" in unseen
     assert "models.vocab_size=9 isn't the size" in refused(tmp_path, *settings[:-1], "models.vocab_size=9")
 
-    text.write_text("the quick brown fox jumps over the lazy cat\n" * 60)
-    assert "the text changed since this run started" in refused(tmp_path, "--resume", "here")
+    text.write_text("the quick brown fox jumps over the lazy god\n" * 60)
+    other = refused(tmp_path, "--resume", "here", "training.max_steps=14")
+    assert "settings changed since checkpoint-12: the text" in other
     assert record(run_dir) == before
 
     text.write_text("the quick brown fox jumps over the lazy dog\n" * 60)

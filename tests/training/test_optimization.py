@@ -15,6 +15,7 @@ from craft.training.optimization import (
     _direction_dtype,
     decaying,
     muon_groups,
+    muon_optimizer,
     orthogonalized,
 )
 from craft.training.precision import Hardware
@@ -183,3 +184,12 @@ def test_directions_are_in_bfloat16_where_it_is_native(
 ) -> None:
     monkeypatch.setattr(Hardware, "detect", classmethod(lambda cls, use_cpu: hardware))
     assert _direction_dtype.__wrapped__(hardware.device) is dtype
+
+
+@pytest.mark.parametrize(("precision", "exact"), [("fp32", True), ("bf16", False)])
+def test_muon_turns_exactly_where_float32_was_asked_for(precision: str, exact: bool, tmp_path: Path) -> None:
+    """Otherwise one process and two would differ by more than rounding."""
+    model = tiny_run.model("char_transformer")
+    args = tiny_run.arguments(tmp_path, precision=precision, optim="muon")
+    groups = muon_optimizer(model, model.muon_blocks, args).param_groups
+    assert [group["exact"] for group in groups if group["blocks"]] == [exact]

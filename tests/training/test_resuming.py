@@ -84,7 +84,7 @@ def test_what_changes_the_weights_is_refused(
 def test_another_text_or_block_size_is_refused(run_dir: Path) -> None:
     trainer = tiny_run.trainer("char_lstm", run_dir, dropout=0.1, **QUIET)
     trainer.train_dataset.ids = trainer.train_dataset.ids[::-1]
-    with pytest.raises(UserError, match=r"data\.text \w{16} → \w{16}; put"):
+    with pytest.raises(UserError, match=r"the text \w{16} → \w{16}; put"):
         trainer.train(True)
     trainer = tiny_run.trainer("char_lstm", run_dir, dropout=0.1, **QUIET)
     trainer.train_dataset.block_size = 7
@@ -94,10 +94,10 @@ def test_another_text_or_block_size_is_refused(run_dir: Path) -> None:
 
 def test_what_made_another_text_of_it_is_named_and_where_it_lies_is_free() -> None:
     base = {"training.lr_scheduler_type": "linear", "training.max_steps": 10, "data.path": "a", "data.x": 1}
-    moved = {**base, "data.path": "b", "data.text": "1"}
-    assert differences({**base, "data.text": "1"}, moved, same_world=True) == {}
-    cut = {**base, "data.x": 2, "data.text": "2"}
-    assert set(differences({**base, "data.text": "1"}, cut, same_world=True)) == {"data.text", "data.x"}
+    moved = {**base, "data.path": "b", "the text": "1"}
+    assert differences({**base, "the text": "1"}, moved, same_world=True) == {}
+    cut = {**base, "data.x": 2, "the text": "2"}
+    assert set(differences({**base, "the text": "1"}, cut, same_world=True)) == {"the text", "data.x"}
 
 
 def test_what_does_not_change_the_weights_is_free(run_dir: Path, tmp_path: Path) -> None:
