@@ -131,6 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             os._exit(130)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+            if error.filename is None:  # Python would try what is left in the buffer again, and end with 120
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             fail(f"{error.filename or 'standard output'} can't be written or read: {error.strerror}", 1)
         if not rank_prefix():  # a bug; of several processes one shows its traceback
             raise

@@ -185,7 +185,8 @@ def test_a_full_disk_behind_stdout_is_one_line(tmp_path: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
     command = f"'{sys.executable}' -m craft configs > /dev/full"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path, env=buffered)
     assert done.returncode == 1
     assert done.stderr == "error: standard output can't be written or read: No space left on device\n"
 

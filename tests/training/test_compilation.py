@@ -34,6 +34,7 @@ def test_what_can_not_be_compiled_trains_all_the_same(
         raise RuntimeError("no compiler on this machine\nand a long tail")
 
     monkeypatch.setitem(registry._COMPILER_FNS, "eager", broken)
+    torch.compiler.reset()  # other tests of this process may have used up its compilations
     trainer = tiny_run.trainer(
         "char_transformer", tmp_path / "run", torch_compile=True, torch_compile_backend="eager"
     )
