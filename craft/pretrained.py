@@ -34,13 +34,19 @@ def starting_tokenizer(models: Mapping[str, Any], resume: str | Path | None) -> 
         return None
     from craft.data.tokenization import load_tokenizer
 
+    saved = saved_tokenizers(resume)
+    return load_tokenizer(saved[0] if saved else resolve(models["init_from"]))
+
+
+def saved_tokenizers(resume: str | Path | None) -> list[Path]:
+    """The folders of a run to resume that hold a tokenizer, the newest first; none if it was stopped before
+    its first checkpoint, so that it starts again."""
     if resume is None:
-        return load_tokenizer(resolve(models["init_from"]))
-    from craft.training.checkpoints import checkpoints, find_checkpoint
+        return []
+    from craft.training.checkpoints import checkpoints
 
     folders = [Path(resume), *checkpoints(Path(resume))]
-    whole = (folder for folder in folders if (folder / "tokenizer.json").is_file())
-    return load_tokenizer(next(whole, None) or find_checkpoint(Path(resume)))
+    return [folder for folder in folders if (folder / "tokenizer.json").is_file()]
 
 
 def starting_model(models: Mapping[str, Any], tokenizer: CharTokenizer) -> PreTrainedModel:

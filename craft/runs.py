@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from craft.utils.claims import is_claimed
 from craft.utils.common import Failed, UserError, human
 from craft.utils.files import replace_text
 from craft.utils.history import add_event
@@ -67,7 +68,8 @@ def begun(run: Run, args: CraftTrainingArguments, resume: str | Path | None) -> 
     def look() -> Path | None:
         if any(checkpoints(place)):
             return place
-        (place / RUN_NAMES).unlink(missing_ok=True)  # begun, and lost before anything was saved
+        if not is_claimed(place):
+            (place / RUN_NAMES).unlink(missing_ok=True)  # begun, and lost before anything was saved
         return None
 
     return decided_by_first(look)

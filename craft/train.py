@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from craft.pretrained import RUN_KEYS, starting_model, starting_tokenizer
+from craft.pretrained import RUN_KEYS, saved_tokenizers, starting_model, starting_tokenizer
 from craft.runs import begun, describe_model, export, finish, name_run, record, share, weights_sum
 from craft.utils.claims import claimed
 from craft.utils.common import SAMPLE_CHARACTERS, TEMPERATURE, UserError, human
@@ -110,7 +110,8 @@ def workflow(
     logger.info(f"data      {describe(corpus)}")
 
     # 3. Model
-    model = build_model(run.models, corpus.tokenizer, data.block_size, corpus.documents, resume is not None)
+    goes_on = bool(saved_tokenizers(resume))  # rather than starting again
+    model = build_model(run.models, corpus.tokenizer, data.block_size, corpus.documents, goes_on)
     args.settle_precision()
     assert args.global_batch_size is not None  # the arguments derive it
     order = "streams" if model.carries_state and args.carry_state else data.order

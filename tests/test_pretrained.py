@@ -13,7 +13,7 @@ import yaml
 from craft.config.compose import compose
 from craft.data.tokenization import ByteTokenizer, CharTokenizer, load_tokenizer
 from craft.inference import load
-from craft.pretrained import starting_model
+from craft.pretrained import saved_tokenizers, starting_model
 from craft.train import build_model, train
 from craft.utils.common import UserError
 
@@ -126,3 +126,16 @@ def test_new_characters_are_listed_with_counts(here: Path) -> None:
     assert "3 characters of new.txt are new to the model: 'ß' (U+00DF) 40 times, 'ö' (U+00F6) 40" in said
     assert "models.extend_vocab=true" in said
     assert not Path("outputs/models").exists()
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint_starts_from_the_model_again(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "run").mkdir()
+    assert saved_tokenizers(None) == saved_tokenizers(tmp_path / "run") == []
+    for step in (5, 10):
+        (tmp_path / "run" / f"checkpoint-{step}").mkdir()
+        (tmp_path / "run" / f"checkpoint-{step}" / "tokenizer.json").touch()
+    newest = tmp_path / "run" / "checkpoint-10"
+    assert saved_tokenizers(tmp_path / "run")[0] == newest
+    assert saved_tokenizers(newest) == [newest]

@@ -33,7 +33,7 @@ from craft.sharing.upload import LAST, open_repo, push, push_checkpoint
 from craft.training import checkpoints, disk
 from craft.training.agreement import first_of_all
 from craft.training.arguments import CraftTrainingArguments
-from craft.training.distributed import among_peers, is_communication
+from craft.training.distributed import among_peers, first_line, is_communication
 from craft.training.ema import WeightAverage
 from craft.training.generators import generator_states
 from craft.training.logging import Stopwatch
@@ -270,9 +270,9 @@ def _trouble(stage: Callable[[], None]) -> str:
     except (OSError, RuntimeError, SafetensorError) as error:
         if is_communication(error):
             raise
-        return str(error).splitlines()[0]
+        return first_line(error)
     except Exception as error:
         if "(os error" not in str(error):  # as Rust has it: a tokenizer that can't be written
             raise
-        return str(error).splitlines()[0]
+        return first_line(error)
     return ""

@@ -41,6 +41,14 @@ NOT_OF_THE_MODEL = (
 """What a model's config holds beside its shape."""
 CUT = ("data.block_size", "data.order", "data.streaming")
 """How windows are cut from a text, beside the text itself."""
+OF_A_STREAM = tuple(
+    f"data.{name}"
+    for name in (
+        *("lanes", "validation_size", "test_size", "validation_split", "test_split"),
+        *("split", "text_column", "config_name", "revision"),
+    )
+)
+"""A stream has no fingerprint of its ids: what decides them is compared as it is written."""
 NOT_OF_THE_TEXT = ("cache_dir", "name")
 
 SAMPLED = 1 << 16
@@ -111,8 +119,9 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], *, same_world: b
     if not same_world:
         changed = {name: pair for name, pair in changed.items() if name not in PER_PROCESS}
     if TEXT not in changed or None in changed[TEXT]:  # the same text may lie elsewhere, or be named otherwise
+        cut = (*CUT, *OF_A_STREAM) if new.get("data.streaming") else CUT
         changed = {
-            name: pair for name, pair in changed.items() if not name.startswith("data.") or name in CUT
+            name: pair for name, pair in changed.items() if not name.startswith("data.") or name in cut
         }
     before, after = changed.get(STEPS, (0, 0))
     if before is None or after >= before or new["training.lr_scheduler_type"] in KNOWS_NO_END:

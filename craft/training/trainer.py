@@ -239,7 +239,9 @@ class Trainer(GuardedTrainer):
     def _maybe_log_save_evaluate(self, tr_loss: Tensor, grad_norm: Any, *args: Any, **kwargs: Any) -> None:
         if self.skipping:
             grad_norm = None  # of the batch that was left out
-        due = self.control.should_log or self.control.should_evaluate or self.control.should_save
+        control = self.control
+        due = control.should_log or control.should_evaluate or control.should_save
+        due |= control.should_training_stop  # a signal saves: nothing may be saved unseen
         if due or self.args.device.type == "cpu":  # on a GPU, looking at a number waits for it
             self.refuse_nonfinite(tr_loss, grad_norm, kwargs.get("learning_rate"))
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)

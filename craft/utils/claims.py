@@ -32,7 +32,7 @@ def claimed(folder: Path) -> Iterator[None]:
     """
     place = folder.resolve()
     if place not in _held:
-        lock = FileLock(place / LOCK, timeout=0)
+        lock = FileLock(place / LOCK, timeout=1)  # `is_claimed` holds it for a moment
         try:
             lock.acquire()
         except (Timeout, RuntimeError):

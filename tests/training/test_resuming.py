@@ -237,3 +237,10 @@ def test_the_average_is_found_again_by_several_processes(
     trainer.resumed = tmp_path / "checkpoint-1"
     monkeypatch.setattr(type(trainer.args), "device", torch.device("cpu:0"))
     assert trainer.raw_weights()
+
+
+def test_what_decides_the_ids_of_a_stream_is_compared_as_it_is_written() -> None:
+    stream = {"data.streaming": True, "training.lr_scheduler_type": "linear"}
+    old = {**stream, "data.lanes": 16, "data.validation_size": 1000, "data.path": "a"}
+    new = {**stream, "data.lanes": 8, "data.validation_size": 5000, "data.path": "b"}
+    assert set(differences(old, new, same_world=True)) == {"data.lanes", "data.validation_size"}
