@@ -45,9 +45,15 @@ def check_folder(folder: Path) -> None:
     """Refuses a model's folder that can't be trusted, before anything in it is opened by another library.
 
     Raises:
-        UserError: for weights as a pickle, and for files that lead out of the folder.
+        UserError: for weights as a pickle, for an adapter of another model, and for files that lead out of
+            the folder.
     """
     folder = folder.resolve()
+    if (folder / "adapter_config.json").exists():
+        raise UserError(
+            f"{folder} holds an adapter (adapter_config.json), which leads to another model; merge it with "
+            "merge_and_unload() and save the whole"
+        )
     for path in sorted(folder.iterdir()):
         if path.is_symlink():
             _check_link(path, folder)

@@ -98,14 +98,16 @@ def open_repo(repo_id: str, private: bool | None = None, left: str = "") -> str:
 
 
 def commit_items(client: Any, repo_id: str, items: list[Item], message: str, revision: str | None) -> Any:
-    """One commit of all items. Files of an earlier model that this one doesn't have are deleted with it."""
+    """One commit of all items. Files of an earlier model that this one doesn't have are deleted with it, but
+    no code: it may be the owner's own."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     from craft.sharing.bundle import MODEL, RECORD
 
     names = {item.name for item in items}
     there = client.list_repo_files(repo_id, revision=revision)
-    stale = [name for name in there if (MODEL.fullmatch(name) or name in RECORD) and name not in names]
+    ours = [name for name in there if (MODEL.fullmatch(name) or name in RECORD) and name not in names]
+    stale = [name for name in ours if not name.endswith(".py")]
     folders = {name.split("/")[0] for name in names if "/" in name}  # a checkpoint is replaced as a whole
     stale += [name for name in there if name.split("/")[0] in folders and "/" in name and name not in names]
     changes: list[Any] = [CommitOperationDelete(name) for name in stale]
@@ -199,4 +201,7 @@ def _public_run_of(snapshot: Path) -> str:
     run = yaml.safe_load((snapshot / RUN_CONFIG).read_text(encoding="utf-8"))
     if not isinstance(run, dict):
         raise UserError(f"{snapshot / RUN_CONFIG} isn't a run that craft saved")
-    return yaml.safe_dump(public_run(run), sort_keys=False, allow_unicode=True)
+    shown = public_run(run)
+    if isinstance(shown.get("training"), dict):
+        shown["training"]["report_to"] = "none"  # not under the login of whoever goes on with it
+    return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)

@@ -11,7 +11,11 @@ from types import TracebackType
 from typing import Any
 
 MASK = "***"
-SECRET_NAMES = re.compile(r"(?i)token|secret|passw(or)?d|api_?key|access_?key|private_?key|credential")
+SECRET_NAMES = re.compile(
+    r"(?i)token|secret|passw(or)?d|api_?key|(^|_)key$|access_?key|private_?key|credential"
+)
+A_PATH = re.compile(r"(?i)_(path|file|dir)$")
+"""Where a secret lies (HF_TOKEN_PATH) is none."""
 SHORTEST = 8
 """Characters of a secret. Whatever is shorter ("true", "1") is a setting, and a word of many texts."""
 HUB_TOKEN = re.compile(r"(?<![A-Za-z0-9])hf_(?:[A-Za-z0-9]{16,}|(?=[a-z]*[0-9A-Z])[A-Za-z0-9]{8,})")
@@ -23,10 +27,9 @@ OTHERS = re.compile(r"(?<=://)[^/\s@]+:[^/\s@]+(?=@)|(?<=[Bb]earer )[\w.~+/-]{8,
 def secrets() -> list[str]:
     """The secrets that this process can read: variables whose name says so, and the token of the HF login.
     The longest come first, since one may hold another."""
-    found = {value for name, value in os.environ.items() if SECRET_NAMES.search(name)}
+    found = {v for name, v in os.environ.items() if SECRET_NAMES.search(name) and not A_PATH.search(name)}
     found.add(_login())
-    # A path is where a secret lies (HF_TOKEN_PATH), not the secret.
-    kept = [s for s in found if len(s) >= SHORTEST and s[0] not in "/~." and not s.isdigit()]
+    kept = [s for s in found if len(s) >= SHORTEST and not s.isdigit() and not _is_path(s)]
     return sorted(kept, key=len, reverse=True)
 
 
@@ -53,6 +56,11 @@ def has_secret(text: str) -> bool:
 def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Shows an error that nobody caught as Python does, without secrets in it."""
     sys.stderr.write(mask("".join(traceback.format_exception(kind, error, trace))))
+
+
+def _is_path(text: str) -> bool:
+    """Whether a variable holds the place of something that is there, rather than a secret."""
+    return text[0] in "/~." and os.path.exists(os.path.expanduser(text))
 
 
 def _login() -> str:

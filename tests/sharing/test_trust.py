@@ -51,6 +51,12 @@ def test_a_pickle_isnt_opened(folder: Path) -> None:
     assert not Path("exploded").exists()
 
 
+def test_an_adapter_leads_nowhere(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "bob/other"}')
+    with pytest.raises(UserError, match=r"holds an adapter .* merge_and_unload"):
+        load(folder)
+
+
 @pytest.mark.parametrize(
     "name", ["../other.safetensors", "/etc/passwd", "sub/w.safetensors", "..", "a.bin", "C:x"]
 )

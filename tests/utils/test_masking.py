@@ -18,6 +18,8 @@ TOKEN = "planted-secret-value-1"
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SERVICE_API_KEY", TOKEN)
+    monkeypatch.setenv("SERVICE_KEY", "plain-key-123456")
+    monkeypatch.setenv("CLOUD_SECRET_ACCESS_KEY", "/abcdEFGH1234567890")
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.delenv("HF_TOKEN_PATH", raising=False)
@@ -28,6 +30,8 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     "secret",
     [
         TOKEN,
+        "plain-key-123456",
+        "/abcdEFGH1234567890",
         "login-token-of-the-hub",
         "hf_abcdefghijklmnopqrstuvwxyzABCDEFGH",
         "hf_Ab3defgh",
