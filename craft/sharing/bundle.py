@@ -13,6 +13,7 @@ from craft.sharing.card import CARD, render
 from craft.sharing.privacy import leak, public, public_run, public_text
 from craft.sharing.record import CURVE, DATA, EVALUATION, METRICS, SAMPLE
 from craft.utils.common import UserError
+from craft.utils.masking import has_secret
 from craft.utils.outputs import RUN_CONFIG
 
 MODEL = re.compile(
@@ -21,6 +22,8 @@ MODEL = re.compile(
 )
 """Files of a model: nothing that is opened with pickle is one."""
 RECORD = (CARD, RUN_CONFIG, DATA, EVALUATION, METRICS, SAMPLE, CURVE)
+WRITTEN = (".md", ".py", ".yaml")
+"""Files that people write in, as against what a model or a run made."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,10 @@ def check(items: list[Item]) -> None:
         UserError: naming the file; nothing has been sent.
     """
     for item in items:
-        if what := _leak(item.content):
+        what = _leak(item.content)
+        if not what and item.name.endswith(WRITTEN) and has_secret(_text(item.content)):
+            what = "a token or password"  # a person may have put in one that this process can't know
+        if what:
             raise UserError(f"{item.name} holds {what}, so nothing was uploaded; take it out and push again")
 
 
@@ -127,6 +133,11 @@ def _public_yaml(text: str) -> str:
     return (
         yaml.safe_dump(public_run(run), sort_keys=False, allow_unicode=True) if isinstance(run, dict) else ""
     )
+
+
+def _text(content: bytes | Path) -> str:
+    data = content if isinstance(content, bytes) else content.read_bytes()
+    return data.decode("utf-8", errors="replace")
 
 
 def _leak(content: bytes | Path) -> str:

@@ -86,6 +86,9 @@ def test_what_cant_be_taken_out_is_refused(tmp_path: Path, machine: Path) -> Non
     (folder / "mine.py").write_text(f'KEY = "{TOKEN}"')
     with pytest.raises(UserError, match=r"mine\.py holds a token or password, so nothing was uploaded"):
         bundle(folder, "ada/x")
+    (folder / "mine.py").write_text('OTHER = "hf_AbCdEfGhIjKlMnOpQrSt"')
+    with pytest.raises(UserError, match=r"mine\.py holds a token or password"):
+        bundle(folder, "ada/x")
     (folder / "mine.py").write_text(f'HERE = "{machine}/work"')
     with pytest.raises(UserError, match=r"mine\.py holds a path of this machine"):
         bundle(folder, "ada/x")
