@@ -6,7 +6,6 @@ A refused run writes nothing, so that a slip of the pen costs no record of an ea
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from craft.utils.claims import is_claimed
 from craft.utils.common import Failed, UserError, human
-from craft.utils.files import replace_text
+from craft.utils.files import replace_text, sha256
 from craft.utils.history import add_event
 from craft.utils.logging import get_logger, setup_logging
 from craft.utils.outputs import RUN_CONFIG, RUN_NAMES, RunPaths
@@ -167,12 +166,7 @@ def weights_sum(model_dir: Path) -> str:
 
     A model in several files has that of all of them in the order of their names, one after the other.
     """
-    digest = hashlib.sha256()
-    for path in sorted(model_dir.glob("model*.safetensors")):
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
+    return sha256(*sorted(model_dir.glob("model*.safetensors")))
 
 
 def describe_model(

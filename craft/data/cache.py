@@ -12,7 +12,6 @@ forget without a trace. In between a start costs a few `stat` calls, however lar
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -25,7 +24,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from craft.utils.common import UserError
-from craft.utils.files import TICK_NS, replace_text, sync
+from craft.utils.files import TICK_NS, replace_text, sha256, sync
 from craft.utils.logging import get_logger
 
 MANIFEST = "manifest.json"
@@ -136,15 +135,6 @@ class Cache:
             raise UserError(
                 f"the cache folder {self.root}: {reason}; choose another with data.cache_dir or CRAFT_CACHE"
             ) from error
-
-
-def sha256(path: Path) -> str:
-    """Of the content of a file, read in pieces."""
-    found, buffer = hashlib.sha256(), memoryview(bytearray(1 << 20))
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            found.update(buffer[:count])
-    return found.hexdigest()
 
 
 def _state(place: Path, files: Iterable[str]) -> dict[str, list[int]]:

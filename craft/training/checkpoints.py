@@ -7,7 +7,6 @@ copy, a flipped bit, a file that went missing) is never resumed from; the checkp
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -15,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from craft.utils.common import UserError
-from craft.utils.files import sync
+from craft.utils.files import sha256, sync
 from craft.utils.logging import get_logger
 from craft.utils.manifest import MANIFEST, manifest_text
 
@@ -198,11 +197,3 @@ def _finish_replacing(run_dir: Path) -> None:
             discard(old)
         else:
             old.rename(place)
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

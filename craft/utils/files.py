@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from pathlib import Path
@@ -46,3 +47,13 @@ def file_signature(path: Path) -> list[Any]:
         if not 0 <= age < TICK_NS:
             return [str(path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
         time.sleep((TICK_NS - age) / 1e9)
+
+
+def sha256(*paths: Path) -> str:
+    """Of the content of files, one after the other, read in pieces."""
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 20))
+    for path in paths:
+        with path.open("rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                digest.update(buffer[:count])
+    return digest.hexdigest()
