@@ -108,8 +108,8 @@ def make_tiny_models(folder: Path) -> None:
     (folder / "reports/tiny_model_summary.json").write_text(json.dumps(summary), encoding="utf-8")
 
 
-def run_pytest(tree: Path, arguments: list[str]) -> Path:
-    """Runs the suites in their tree; the file of results."""
+def run_pytest(tree: Path, arguments: list[str]) -> tuple[Path, int]:
+    """Runs the suites in their tree; the file of results, and pytest's verdict (0: all that ran passed)."""
     results = tree / "results.xml"
     environment = {
         "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),
@@ -118,13 +118,17 @@ def run_pytest(tree: Path, arguments: list[str]) -> Path:
         "TOKENIZERS_PARALLELISM": "false",
     }
     command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "--timeout=900", f"--junitxml={results}"]
-    subprocess.run([*command, "tests/models/craft", *arguments], cwd=tree, env={**os.environ, **environment})
-    return results
+    done = subprocess.run(
+        [*command, "tests/models/craft", *arguments], cwd=tree, env={**os.environ, **environment}
+    )
+    return results, done.returncode
 
 
 def read(results: Path) -> dict[str, dict[str, tuple[str, str]]]:
-    """Suite -> test -> (passed, failed or skipped; why)."""
+    """Suite -> test -> (passed, failed or skipped; why); empty if pytest left no results."""
     suites: dict[str, dict[str, tuple[str, str]]] = defaultdict(dict)
+    if not results.is_file():
+        return suites
     for case in ElementTree.parse(results).iter("testcase"):
         outcome, why = "passed", ""
         for child in case:
@@ -170,6 +174,16 @@ def shorten(reason: str) -> str:
     return re.sub(r"^\w+::\w+ is skipped: ", "", reason)
 
 
+def verdict(suites: dict[str, dict[str, tuple[str, str]]], code: int) -> str:
+    """Why a run proves nothing or too little, in a few words; empty if all went well."""
+    outcomes = Counter(outcome for tests in suites.values() for outcome, _ in tests.values())
+    if not outcomes["passed"] + outcomes["failed"]:
+        return f"no test ran (pytest ended with {code})"
+    if outcomes["failed"]:
+        return f"{outcomes['failed']} failed"
+    return f"pytest ended with {code}, so not everything was collected and run" if code else ""
+
+
 def heading(release: str, upstream: Path | None) -> str:
     """What was run on what."""
     commit = subprocess.run(
@@ -198,12 +212,15 @@ def main() -> int:
         try:
             tree = download(scratch, release)
         except Unavailable as error:
-            print(f"skipped: {error}")
-            return 0
+            print(f"nothing was tested: {error}")
+            return 1
         lay_out(tree, options.upstream)
-        suites = read(run_pytest(tree, options.pytest))
+        results, code = run_pytest(tree, options.pytest)
+        suites = read(results)
     print(heading(release, options.upstream), report(suites), sep="\n")
-    return int(any(outcome == "failed" for tests in suites.values() for outcome, _ in tests.values()))
+    if wrong := verdict(suites, code):
+        print(f"not passed: {wrong}")
+    return int(bool(wrong))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def run() -> ModuleType:
     return module
 
 
-def test_without_a_network_it_says_so_and_passes(
+def test_without_a_network_it_says_so_and_fails(
     run: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("PIP_NO_INDEX", "PIP_DISABLE_PIP_VERSION_CHECK"):
@@ -28,9 +28,9 @@ def test_without_a_network_it_says_so_and_passes(
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     monkeypatch.setattr(sys, "argv", ["run.py"])
-    assert run.main() == 0
+    assert run.main() == 1
     assert capsys.readouterr().out.startswith(
-        f"skipped: the source of transformers {run.version('transformers')} "
+        f"nothing was tested: the source of transformers {run.version('transformers')} "
     )
 
 
@@ -69,3 +69,42 @@ def test_results_are_counted_beside_llamas(run: ModuleType, tmp_path: Path) -> N
     assert "- OurTest: **test_a failed**: AssertionError: 1 != 2\n" in text
     assert "- OurTest, 1: no attention (test_c)" in text
     assert "- 1: test is slow" in text
+
+
+@pytest.mark.parametrize(
+    ("suite", "arguments", "said"),
+    [
+        ("def test_a(): pass", [], ""),
+        ("def test_a(): pass", ["-k", "nothing"], "no test ran (pytest ended with 5)"),
+        ("x = 1", [], "no test ran (pytest ended with 5)"),
+        ("def test_a(): pass", ["--no-such-option"], "no test ran (pytest ended with 4)"),
+        ("import pytest\ndef test_a(): pytest.skip('why')", [], "no test ran (pytest ended with 0)"),
+        ("def test_a(): assert False", [], "1 failed"),
+        ("import not_there", [], "1 failed"),
+        (
+            "import pytest\ndef test_a(): pass\ndef test_b(): pytest.exit('enough', 3)",
+            [],
+            "pytest ended with 3",
+        ),
+    ],
+)
+def test_a_run_that_proves_nothing_fails(
+    run: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    suite: str,
+    arguments: list[str],
+    said: str,
+) -> None:
+    def lay_out(tree: Path, upstream: Path | None) -> None:
+        place = tree / "tests/models/craft/test_suite.py"
+        place.parent.mkdir(parents=True)
+        place.write_text(suite)
+
+    monkeypatch.setattr(run, "download", lambda scratch, release: tmp_path)
+    monkeypatch.setattr(run, "lay_out", lay_out)
+    monkeypatch.setattr(sys, "argv", ["run.py", "--", *arguments])
+    assert run.main() == int(bool(said))
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert said in last if said else "not passed" not in last
