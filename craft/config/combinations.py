@@ -99,8 +99,6 @@ def _heads(run: Parts) -> Complaint:
 
 
 def _context(run: Parts) -> Complaint:
-    if run.models.get("sliding_window") and run.models.get("position") == "learned":
-        return "models.sliding_window", "models.sliding_window needs models.position=rope, not learned"
     longest, block = run.models.get("max_position_embeddings"), run.data["block_size"]
     if longest and longest < block and not run.recurrent:
         if start := run.models.get("init_from"):

@@ -31,7 +31,7 @@ class Ring:
         self.length: int = input_ids.shape[1]
         self.text: torch.Tensor | None = None
         if model.rotary_emb is None:
-            self.text = input_ids.new_zeros(input_ids.shape[0], self.size)
+            self.text = input_ids.new_zeros(input_ids.shape[0], config.max_position_embeddings)
             self.text[:, : self.length] = input_ids
         self.heads, self.shared, self.dim = (
             config.num_attention_heads,
@@ -66,7 +66,7 @@ class Ring:
         slot, filled = self.length % self.size, min(self.length + 1, self.size)
         hidden = model.embed_tokens(ids)
         if self.text is not None:
-            self.text[:, slot] = ids
+            self.text[:, self.length] = ids
             hidden = hidden + model.embed_positions.weight[self.length]
         else:
             turn = self._turn(model, hidden)

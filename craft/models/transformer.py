@@ -48,7 +48,7 @@ class TransformerConfig(PreTrainedConfig):
         position: "rope" or "learned".
         rope_theta, rope_parameters: base of the rotary frequencies; transformers' dict, which wins over it.
         max_position_embeddings: training context; null: 256.
-        sliding_window: characters a layer sees back, its own included; null: the context. Rotary only.
+        sliding_window: characters a layer sees back, its own included; null: the context.
         bias: of linear layers and LayerNorm. dropout: on embeddings, attention and half blocks; in [0, 1).
         tie_word_embeddings: the head shares the embedding matrix.
         initializer_range: GPT-2's scheme with this deviation; null: embedding 1, weights 0.5/sqrt(fan_in).
@@ -149,8 +149,6 @@ class TransformerConfig(PreTrainedConfig):
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout!r}")
         if self.position == "rope" and self.head_dim and self.head_dim % 2:
             raise ValueError(f'position "rope" turns pairs: head_dim must be even, got {self.head_dim}')
-        if self.position == "learned" and self.sliding_window is not None:
-            raise ValueError(f'sliding_window ({self.sliding_window}) needs position "rope", got "learned"')
 
     def to_dict(self) -> dict[str, Any]:
         tell_peft(self)
@@ -289,8 +287,10 @@ class TransformerForCausalLM(TransformerPreTrainedModel, LanguageModel, Generati
     def prefill(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, Any]:
         """Read prompts [B, T] of equal length, or as much of their end as reaches the next character."""
         config: Any = self.config
-        windows = config.num_hidden_layers * ((config.sliding_window or 1) - 1) + 1
-        input_ids = input_ids[:, -(windows if config.sliding_window else config.max_position_embeddings) :]
+        reach = config.max_position_embeddings
+        if config.position == "rope":
+            reach = config.num_hidden_layers * (config.sliding_window - 1) + 1
+        input_ids = input_ids[:, -reach:]
         logits, cache = super().prefill(input_ids)
         lengthwise = (config.rope_parameters or {}).get("rope_type") in ("dynamic", "longrope")
         plain = has_plain_weights(self.model.layers) and not lengthwise  # angles change with the length there
@@ -300,9 +300,9 @@ class TransformerForCausalLM(TransformerPreTrainedModel, LanguageModel, Generati
         """Read one character per row; learned positions that run out are started anew with the last half."""
         if not isinstance(state, Ring):
             return super().step(ids, state)
-        if state.text is not None and state.length == state.size:
-            kept = state.text[:, state.size - (state.size - 1) // 2 :]
-            return self.prefill(torch.cat([kept, ids[:, None]], dim=1))
+        if state.text is not None and state.length == state.text.shape[1]:
+            kept = (state.length - 1) // 2
+            return self.prefill(torch.cat([state.text[:, state.length - kept :], ids[:, None]], dim=1))
         return self.lm_head(state.advance(self.model, ids)), state
 
     def flops_per_token(self) -> float:

@@ -168,7 +168,6 @@ def refusal(*overrides: str, **kwargs: object) -> str:
         ),
         ("training.lr_scheduler_kwargs.min_lr=1", ["min_lr", "lr_scheduler_type=linear", "takes none"]),
         ("experiments=nanogpt_cpu training.lr_scheduler_kwargs.x=1", ["x", "takes min_lr"]),
-        ("models=gpt2 models.sliding_window=8", ["models.position=rope"]),
         ("training.hub_token=hf_x", ["HF_TOKEN"]),
     ],
 )

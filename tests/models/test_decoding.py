@@ -51,8 +51,11 @@ def test_equals_generate_past_the_context(kind: str, length: int) -> None:
     assert torch.equal(streamed(model, prompt, **settings), generated(model, prompt, **settings))
 
 
-def test_learned_positions_roll_by_reading_the_last_half_again(text: torch.Tensor) -> None:
-    model = make_transformer("gpt2")
+@pytest.mark.parametrize("sliding_window", [None, 5, 20])
+def test_learned_positions_roll_by_reading_the_last_half_again(
+    sliding_window: int | None, text: torch.Tensor
+) -> None:
+    model = make_transformer("gpt2", sliding_window=sliding_window)
     ids = text[:1, :5]
     out = streamed(model, ids, max_new_tokens=40, do_sample=False)
     window = ids

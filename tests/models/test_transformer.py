@@ -198,6 +198,16 @@ def test_a_fresh_modern_model_knows_nothing() -> None:
     assert model(ids, labels=ids).loss.item() == pytest.approx(math.log(65))
 
 
+def test_learned_positions_may_have_a_window(text: torch.Tensor) -> None:
+    """Two layers of window 3 see five characters: the first of them matters, the one before doesn't."""
+    model = make_transformer("gpt2", sliding_window=3)
+    expected = model(text).logits[:, -1]
+    for back, matters in ((6, False), (5, True)):
+        other = text.clone()
+        other[:, -back] = (other[:, -back] + 1) % VOCAB
+        assert torch.allclose(model(other).logits[:, -1], expected, atol=1e-5) != matters
+
+
 def test_what_is_left_out_is_derived() -> None:
     config = TransformerConfig(max_position_embeddings=64)
     assert (config.head_dim, config.num_key_value_heads, config.intermediate_size) == (32, 4, 512)
@@ -252,7 +262,6 @@ def test_rope_theta_matters(text: torch.Tensor) -> None:
         ({"position": "alibi"}, "position must be one of rope, learned, got 'alibi'"),
         ({"dropout": -0.1}, "dropout must be at least 0 and below 1, got -0.1"),
         ({"head_dim": 5}, "head_dim must be even, got 5"),
-        ({"position": "learned", "sliding_window": 4}, r'sliding_window \(4\) needs position "rope"'),
     ],
 )
 def test_a_field_out_of_range_is_named(fields: dict[str, Any], message: str) -> None:
