@@ -82,7 +82,7 @@ def name_run(
     Raises:
         UserError: if the folder holds another run.
     """
-    from accelerate.utils import broadcast_object_list
+    from craft.training.agreement import decided_by_first
 
     if resume is not None:
         paths = RunPaths.of_run_dir(Path(resume))
@@ -93,20 +93,22 @@ def name_run(
             )
         paths = replace(paths, text=corpus.fingerprint)
     else:
-        paths = RunPaths(
-            run.models["model_type"],
-            human(model.num_parameters()),
-            args.precision,
-            folder=Path(folder) if (folder := run.training.get("output_dir")) else None,
-            text=corpus.fingerprint,
-        )
-        if args.world_size > 1:
-            paths = broadcast_object_list([paths])[0]
-        check_folder(paths.run_dir)
+        folder = Path(given) if (given := run.training.get("output_dir")) else None
+        size, text = human(model.num_parameters()), corpus.fingerprint
+
+        def name() -> RunPaths:
+            made = RunPaths(run.models["model_type"], size, args.precision, folder=folder, text=text)
+            check_folder(made.run_dir)
+            return made
+
+        paths = decided_by_first(name)
     args.output_dir = str(paths.run_dir)
-    if args.process_index == 0:
+
+    def open_log() -> None:
         with writable(paths.log_file):
             setup_logging(paths.log_file)
+
+    decided_by_first(open_log)
     return paths
 
 

@@ -1,6 +1,7 @@
-"""Decisions that all processes must take alike: made by the first, and failures that one of them meets.
+"""Decisions that all processes must take alike, and failures that one of them meets.
 
-A process that alone gives up leaves the others waiting for it until their time is over.
+A process that alone gives up leaves the others waiting for it until their time is over. So what one does for
+all, and what each does for itself but could fail at, ends with a word between them.
 """
 
 from __future__ import annotations
@@ -10,39 +11,74 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from craft.utils.common import TrainingFailed, UserError
+from craft.training.distributed import is_communication
+from craft.training.pulse import first_line
+from craft.utils.common import Failed, PeerLost, TrainingFailed, UserError
 
 T = TypeVar("T")
 
+KINDS = {kind.__name__: kind for kind in (UserError, Failed, TrainingFailed)}
+"""Failures whose message is for everybody; of any other the process that had it shows the traceback."""
+
 
 def decided_by_first(decide: Callable[[], T]) -> T:
-    """What process 0 decides, in all processes; if it refuses, all of them do.
+    """What process 0 decides or does, in all processes; if it fails, all of them do.
 
     Raises:
-        UserError, TrainingFailed: as `decide` did.
+        Exception: in process 0 what `decide` raised; in the others the same if it is one of `KINDS`.
+        PeerLost: in the others, otherwise; with nothing to say, since process 0 says it.
     """
-    if not _several():
+    if not several():
         return decide()
-    answer: list[Any] = [None, None, None]
+    answer: list[Any] = [None, None]
+    own: Exception | None = None
     if dist.get_rank() == 0:
         try:
             answer[0] = decide()
-        except (UserError, TrainingFailed) as error:
-            answer[1:] = [isinstance(error, UserError), str(error)]
+        except Exception as error:
+            own, answer[1] = error, _told(error)
     dist.broadcast_object_list(answer)
-    if answer[2] is not None:
-        raise (UserError if answer[1] else TrainingFailed)(answer[2])
+    _raise(own, answer[1])
     return answer[0]  # type: ignore[no-any-return]
 
 
-def first_of_all(trouble: str) -> str:
-    """The trouble of the first process that has any, in all processes; empty if none has."""
-    if not _several():
-        return trouble
-    troubles: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(troubles, trouble)
-    return next((f"{text} (process {rank})" for rank, text in enumerate(troubles) if text), "")
+def together(do: Callable[[], T]) -> T:
+    """What every process does for itself; if one of them fails, all of them do, as in `decided_by_first`.
+
+    A failed collective is raised at once: the others can't be asked any more.
+    """
+    if not several():
+        return do()
+    result: Any = None
+    own: Exception | None = None
+    try:
+        result = do()
+    except Exception as error:
+        if is_communication(error):
+            raise
+        own = error
+    told: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(told, own and _told(own))
+    _raise(own, next((words for words in told if words), None))
+    return result  # type: ignore[no-any-return]
 
 
-def _several() -> bool:
+def several() -> bool:
+    """Whether there are other processes to agree with."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _told(error: Exception) -> tuple[str, str]:
+    kind = type(error).__name__
+    if type(error) in KINDS.values():
+        return kind, str(error)
+    return "", f"in process {dist.get_rank()}: {kind}: {first_line(error)}"
+
+
+def _raise(own: Exception | None, told: tuple[str, str] | None) -> None:
+    if own is not None:
+        raise own
+    if told is not None and told[0]:
+        raise KINDS[told[0]](told[1])
+    if told is not None:
+        raise PeerLost("") from RuntimeError(told[1])

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 from craft.data.char_dataset import train_loader
 from craft.data.tokenization import first_id, load_tokenizer
 from craft.training import tracking
+from craft.training.agreement import together
 from craft.training.arguments import CraftTrainingArguments
 from craft.training.compilation import compile_forward, plain_forward
 from craft.training.evaluation import Evaluation, evaluate_split
@@ -81,7 +82,7 @@ class LanguageModelTrainer(Trainer):
         if model is None:
             self.model_init = model_init
             model = super().call_model_init()
-        check_data(train_dataset, eval_ids, args, model.config.vocab_size)
+        together(lambda: check_data(train_dataset, eval_ids, args, model.config.vocab_size))
         self.carries_state = bool(model.carries_state and args.carry_state)
         order = getattr(train_dataset, "order", None)
         if self.carries_state and order != "streams":
@@ -252,7 +253,10 @@ class LanguageModelTrainer(Trainer):
                 stopped=lambda: self.is_in_train and self.stop.asked,
             )
             seconds = time.perf_counter() - began
-            sample = self._sampled() if self.is_world_process_zero() else None
+            sample = None
+            if self.is_world_process_zero():
+                with self.kept_for_all():
+                    sample = self._sampled()
         if self.is_in_train and self.stop.agreed():
             raise EvaluationStopped
         metrics = self._metrics(result, metric_key_prefix, seconds)
@@ -303,7 +307,7 @@ class LanguageModelTrainer(Trainer):
 
     def _log_sample(self, text: str) -> None:
         logger.info("sample:\n    " + text.strip("\n").replace("\n", "\n    "))
-        self.metrics_file.write({"step": self.state.global_step, "sample": text})
+        self.write_metrics({"sample": text})
         if self.wandb_id is not None:
             tracking.log_sample(text, self.state.global_step)
 

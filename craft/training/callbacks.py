@@ -8,18 +8,19 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import IntervalStrategy
 
+from craft.training.agreement import decided_by_first, together
 from craft.training.distributed import at_step
 
 
 class WhenAccepted(TrainerCallback):
-    """Does something in the main process once training is about to start and nothing was refused."""
+    """Does something in the main process once training is about to start and nothing was refused; if it
+    can't be done, no process trains."""
 
     def __init__(self, action: Callable[[], None]) -> None:
         self.action = action
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            self.action()
+        decided_by_first(self.action)
 
 
 class Hooks(TrainerCallback):
@@ -29,10 +30,9 @@ class Hooks(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.trainer.restore_progress()
-        self.trainer.find_parts()
-        if state.is_world_process_zero:
-            self.trainer.record_start()
+        together(self.trainer.restore_progress)
+        together(self.trainer.find_parts)
+        decided_by_first(self.trainer.record_start)
         self.trainer.stop.begun = True
         if self.trainer.evaluation_due:
             self.trainer.catch_up()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -58,6 +58,10 @@ class GuardedTrainer(ResumingTrainer):
         super().load_rank_states(per_rank)
         if len(per_rank) == self.args.world_size:
             self.parts = per_rank[self.args.process_index]["parts"]
+
+    def kept_for_all(self) -> AbstractContextManager[None]:
+        """Inside, in training, a failure of this process alone is kept until all processes meet."""
+        return self.stop.keeping() if self.is_in_train else nullcontext()
 
     def remember(self) -> None:
         """Keeps what a step that is skipped or done again must start from; called before each step."""

@@ -47,7 +47,7 @@ def check_data(dataset: Any, eval_ids: Any, args: Any, vocab_size: int) -> None:
             f"train_dataset has fewer windows than a global batch of {args.global_batch_size}: no step would "
             "be trained; lower training.global_batch_size or data.block_size"
         )
-    check_window(dataset, vocab_size)
+    check_window(dataset, vocab_size, args.process_index * args.train_batch_size)
     check_ids(getattr(dataset, "ids", None), vocab_size, "the training text")
     if args.eval_strategy != "no":
         if eval_ids is None or len(eval_ids) < 2:
@@ -58,9 +58,14 @@ def check_data(dataset: Any, eval_ids: Any, args: Any, vocab_size: int) -> None:
         check_ids(eval_ids, vocab_size, "the validation text")
 
 
-def check_window(dataset: Any, vocab_size: int) -> None:
-    """The first window of the first step: whole numbers, two at least, all in the vocabulary."""
-    window = np.asarray(dataset.batch(0, 0, np.arange(1)))
+def check_window(dataset: Any, vocab_size: int, row: int = 0) -> None:
+    """A window of the first step: whole numbers, two at least, all in the vocabulary.
+
+    Args:
+        row: of the global batch. A process takes its own first one: of a stream it would have to read others
+            for this alone.
+    """
+    window = np.asarray(dataset.batch(0, 0, np.arange(row, row + 1)))
     if window.ndim != 2 or window.shape[1] < 2:
         raise UserError(
             f"windows of train_dataset have the shape {window.shape[1:]}: T + 1 ids with T at least 1 are "

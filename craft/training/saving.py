@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,14 @@ from transformers.trainer_utils import HubStrategy
 from craft.sharing.card import write_card
 from craft.sharing.upload import LAST, open_repo, push, push_checkpoint
 from craft.training import checkpoints, disk
-from craft.training.agreement import first_of_all
+from craft.training.agreement import decided_by_first, together
 from craft.training.arguments import CraftTrainingArguments
-from craft.training.distributed import among_peers, first_line, is_communication
+from craft.training.distributed import among_peers, is_communication
 from craft.training.ema import WeightAverage
 from craft.training.generators import generator_states
 from craft.training.logging import Stopwatch
+from craft.training.memory import is_out_of_memory
+from craft.training.pulse import first_line
 from craft.training.settings import environment
 from craft.training.sharding import ShardingTrainer
 from craft.training.trees import save_tree
@@ -101,7 +104,7 @@ class SavingTrainer(ShardingTrainer):
         """Writes `checkpoint-{step}` so that it appears whole or not at all, and removes old ones.
 
         Raises:
-            TrainingFailed: in all processes, if one of them can't write its part.
+            TrainingFailed: in all processes, if the disk or the memory of one of them has no room.
         """
         self.watch.pause()
         step, run_dir = self.state.global_step, Path(self._get_output_dir(trial))
@@ -119,25 +122,41 @@ class SavingTrainer(ShardingTrainer):
             self._write(staging, run_dir)
 
         for stage in (begin, write, finish) if main else (_nothing, write, _nothing):
-            trouble = _trouble(stage)
-            with among_peers(self.way_out):
-                trouble = first_of_all(trouble)
-            if trouble:
+            try:
+                with among_peers(self.way_out):
+                    together(partial(self._explained, stage, step))
+            except Exception:
                 if main:
                     checkpoints.discard(staging)
-                raise TrainingFailed(self._no_checkpoint(step, trouble))
+                raise
         self.saved_step = step
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(checkpoints.checkpoint_dir(run_dir, step)))
         self.watch.run()
 
-    def _no_checkpoint(self, step: int, trouble: str) -> str:
-        needed = self.sizes.checkpoint(self.args.save_only_model)
-        return (
-            f"checkpoint-{step} can't be written to {self.run_dir} ({trouble}): it needs about {needed:,} "
-            f"bytes and {disk.free_bytes(self.run_dir):,} bytes are free there; {self.last_good}; make room "
-            f"and go on with 'craft resume {self.run_dir}'"
-        )
+    def _explained(self, stage: Callable[[], None], step: int) -> None:
+        """Does a part of saving; what a disk or a memory without room makes of it becomes a sentence."""
+        try:
+            stage()
+        except Exception as error:
+            if is_communication(error):
+                raise
+            name, where = f"checkpoint-{step}", f" (process {self.args.process_index})"
+            trouble = first_line(error) + (where if self.args.world_size > 1 else "")
+            if is_out_of_memory(error):
+                raise TrainingFailed(
+                    f"out of memory while {name} was written ({trouble}); {self.last_good}; make room in "
+                    f"memory and go on with 'craft resume {self.run_dir}'"
+                ) from error
+            # Rust has words where Python has a class: a tokenizer that can't be written.
+            if not isinstance(error, OSError | SafetensorError) and "(os error" not in str(error):
+                raise
+            needed = self.sizes.checkpoint(self.args.save_only_model)
+            raise TrainingFailed(
+                f"{name} can't be written to {self.run_dir} ({trouble}): it needs about {needed:,} bytes and "
+                f"{disk.free_bytes(self.run_dir):,} bytes are free there; {self.last_good}; make room and go "
+                f"on with 'craft resume {self.run_dir}'"
+            ) from error
 
     def _write(self, folder: Path, run_dir: Path) -> None:
         main = self.is_world_process_zero()
@@ -214,10 +233,8 @@ class SavingTrainer(ShardingTrainer):
 
     def init_hf_repo(self, token: str | None = None) -> None:
         """Makes the repository before training, so that a wrong name or token is told at once."""
-        if self.is_world_process_zero():
-            self.hub_model_id = open_repo(
-                self.args.hub_model_id or self.run_dir.name, self.args.hub_private_repo
-            )
+        wanted, private = self.args.hub_model_id or self.run_dir.name, self.args.hub_private_repo
+        self.hub_model_id = decided_by_first(lambda: open_repo(wanted, private))
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Uploads a checkpoint as `hub_strategy` says. A failure is told, and training goes on."""
@@ -261,18 +278,3 @@ class SavingTrainer(ShardingTrainer):
 
 def _nothing() -> None:
     """The part of a process that has none."""
-
-
-def _trouble(stage: Callable[[], None]) -> str:
-    """Why a stage of saving failed, as short text, or an empty one; what isn't the disk's fault is raised."""
-    try:
-        stage()
-    except (OSError, RuntimeError, SafetensorError) as error:
-        if is_communication(error):
-            raise
-        return first_line(error)
-    except Exception as error:
-        if "(os error" not in str(error):  # as Rust has it: a tokenizer that can't be written
-            raise
-        return first_line(error)
-    return ""

@@ -1,4 +1,7 @@
-"""Stopping politely: SIGTERM, SIGUSR1 and Ctrl-C finish the step and save; a second one exits at once."""
+"""Stopping politely: SIGTERM, SIGUSR1 and Ctrl-C finish the step and save; a second one exits at once.
+
+What one process met alone, between two steps, travels by the same word as a signal, which costs nothing more.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,12 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-from craft.training.distributed import pass_on, passed_on, patience
+from craft.training.agreement import several, together
+from craft.training.distributed import is_communication, pass_on, passed_on, patience
 from craft.utils.stopping import SIGNALS, TrainingInterrupted, exit_code, name_of, say
+
+FAILED = 1 << 30
+"""More than any signal: some process failed."""
 
 
 class StopRequest:
@@ -33,6 +40,7 @@ class StopRequest:
         self._received = 0  # the handler writes this and `_since` only: it may interrupt `agreed`
         self._since: float | None = None
         self._group: dist.ProcessGroup | None = None
+        self._failure: Exception | None = None
 
     @property
     def exit_code(self) -> int:
@@ -51,7 +59,7 @@ class StopRequest:
     def listening(self) -> Iterator[None]:
         """Inside, signals ask to stop. In threads, where Python can't, nothing changes."""
         self.signum, self._received, self._since = 0, 0, None
-        self.begun, self.launcher = False, launcher()
+        self.begun, self.launcher, self._failure = False, launcher(), None
         if dist.is_initialized() and dist.get_backend() != "gloo":
             # Over NCCL the question would make the host wait for the GPU in every step.
             self._group = dist.new_group(backend="gloo", timeout=patience())
@@ -66,9 +74,36 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def agreed(self) -> bool:
-        """Whether any process was asked to stop; all of them must ask, and get the same answer."""
-        self.signum = self.most(max(self._received, self.signum) if self.asked else 0)
+        """Whether any process was asked to stop; all of them must ask, and get the same answer.
+
+        Raises:
+            Exception: in all of them, what one of them has kept; see `together`.
+        """
+        asked = max(self._received, self.signum) if self.asked else 0
+        number = self.most(FAILED if self._failure else asked)
+        if number == FAILED:
+            together(self._fail)
+        self.signum = number
         return self.signum != 0
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Inside, a failure of one among several processes waits until all of them meet, in `agreed`."""
+        try:
+            yield
+        except Exception as error:
+            if not several() or is_communication(error):
+                raise
+            self._failure = self._failure or error
+
+    def settle(self) -> None:
+        """Raises what was kept since all processes met last; all of them must ask."""
+        if several() and self.most(int(self._failure is not None)):
+            together(self._fail)
+
+    def _fail(self) -> None:
+        if self._failure is not None:
+            raise self._failure
 
     def most(self, number: int) -> int:
         """The largest of the numbers that all processes give."""

@@ -8,7 +8,7 @@ run. It knows nothing of language.
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,13 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy, TrainOutp
 from transformers.utils.logging import disable_progress_bar
 
 from craft.training import checkpoints, disk, tracking
-from craft.training.agreement import decided_by_first
+from craft.training.agreement import decided_by_first, together
 from craft.training.arguments import CraftTrainingArguments
 from craft.training.callbacks import Hooks
 from craft.training.distributed import among_peers
 from craft.training.ema import WeightAverage
 from craft.training.guarding import GuardedTrainer
-from craft.training.logging import MetricsFile, Progress
+from craft.training.logging import METRICS_FILE, MetricsFile, Progress
 from craft.training.memory import is_out_of_memory
 from craft.training.optimization import SCHEDULE_DEFAULTS, decaying, muon_optimizer
 from craft.training.precision import suit_attention
@@ -35,7 +35,7 @@ from craft.training.settings import model_settings, training_settings
 from craft.training.watchdog import Watchdog
 from craft.utils.claims import claimed
 from craft.utils.common import TrainingFailed, UserError
-from craft.utils.history import add_event
+from craft.utils.history import HISTORY, add_event
 from craft.utils.logging import get_logger
 from craft.utils.stopping import TrainingInterrupted
 
@@ -132,25 +132,43 @@ class Trainer(GuardedTrainer):
             raise UserError(f"{planned} steps would be trained; set training.max_steps")
         self.settings = self.decisive_settings(planned)
         self.saved_step, self.evaluation_due = None, False
-        if self.resumed is not None:
-            self.check_settings(allow_changes)
-            state = TrainerState.load_from_json(str(self.resumed / STATE))
-            due = self.progress_at(self.resumed)["evaluation_due"] and self.args.eval_strategy != "no"
-            if not due and (state.global_step >= planned or self._patience_is_over(state)):
-                return self._stay_finished(state)
-            logger.info(f"resuming from {self.resumed} at step {state.global_step:,}")
-            self.args.eval_on_start = False
-            self.saved_step = state.global_step
-        elif any(checkpoints.checkpoints(self.run_dir)):
-            raise UserError(
-                f"{self.run_dir} holds checkpoints of another run; resume it or choose another folder"
-            )
-        decided_by_first(lambda: self._check_room(planned))
-        with claimed(self.run_dir) if self.is_world_process_zero() else nullcontext():
+        state = together(lambda: self._look_back(planned, allow_changes))
+        if state is not None:
+            return self._stay_finished(state)
+        with ExitStack() as claims:
+            decided_by_first(lambda: self._take_folder(planned, claims))
             return self._train(**kwargs)
 
+    def _look_back(self, planned: int, allow_changes: bool) -> TrainerState | None:
+        """Compares this run with the checkpoint it goes on from, if any.
+
+        Returns:
+            The state of a run that has nothing left to train.
+        """
+        if self.resumed is None:
+            if any(checkpoints.checkpoints(self.run_dir)):
+                raise UserError(
+                    f"{self.run_dir} holds checkpoints of another run; resume it or choose another folder"
+                )
+            return None
+        self.check_settings(allow_changes)
+        state = TrainerState.load_from_json(str(self.resumed / STATE))
+        due = self.progress_at(self.resumed)["evaluation_due"] and self.args.eval_strategy != "no"
+        if not due and (state.global_step >= planned or self._patience_is_over(state)):
+            return state
+        logger.info(f"resuming from {self.resumed} at step {state.global_step:,}")
+        self.args.eval_on_start = False
+        self.saved_step = state.global_step
+        return None
+
+    def _take_folder(self, planned: int, claims: ExitStack) -> None:
+        """Makes the run's folder this process' until `claims` are given back, and opens its files."""
+        self._check_room(planned)
+        claims.enter_context(claimed(self.run_dir))
+        with disk.writing(METRICS_FILE, self.run_dir, self.way_out):
+            self._open_logs()
+
     def _train(self, **kwargs: Any) -> TrainOutput:
-        self._open_logs()
         # The same seed in all processes would drop the same units everywhere.
         torch.manual_seed(self.args.seed + self.args.process_index)
         try:
@@ -159,6 +177,7 @@ class Trainer(GuardedTrainer):
                     result = self._loop(**kwargs)
                 except NothingLeft:
                     result = self._finalize_training(None, 0, time.time())
+                self.stop.settle()
                 if self.stop.asked:  # after the last step; all is saved
                     logger.info(f"trained to the end; 'craft resume {self.run_dir}' makes the model of it")
                     raise TrainingInterrupted(self.stop.exit_code)
@@ -334,8 +353,20 @@ class Trainer(GuardedTrainer):
         logs.setdefault("elapsed", round(self.watch.total(), 3))
         super().log(logs, start_time)
         if self.is_world_process_zero():
-            with disk.writing("metrics.jsonl", self.run_dir, lambda: f"{self.last_good}; {self.way_out()}"):
-                self.metrics_file.write({"step": self.state.global_step, **logs})
+            self.write_metrics(logs)
+
+    def write_metrics(self, event: dict[str, Any]) -> None:
+        """Adds an event of this step to `metrics.jsonl`; for the main process alone.
+
+        Raises:
+            TrainingFailed: if the disk refuses; of several processes, in all when they next agree.
+        """
+
+        def way_on() -> str:
+            return f"{self.last_good}; {self.way_out()}"
+
+        with self.kept_for_all(), disk.writing(METRICS_FILE, self.run_dir, way_on):
+            self.metrics_file.write({"step": self.state.global_step, **event})
 
     # ---- Beginning and end
 
@@ -345,11 +376,10 @@ class Trainer(GuardedTrainer):
         details: dict[str, Any] = {"step": step, "processes": self.args.world_size}
         if self.changes:
             details["changes"] = {name: list(pair) for name, pair in self.changes.items()}
-        add_event(self.run_dir, "resumed" if self.resumed else "started", **details)
+        with disk.writing(HISTORY, self.run_dir, self.way_out):
+            add_event(self.run_dir, "resumed" if self.resumed else "started", **details)
 
     def _open_logs(self) -> None:
-        if not self.is_world_process_zero():
-            return
         checkpoints.clear_leftovers(self.run_dir)
         self.metrics_file.start(checkpoints.step_of(self.resumed) if self.resumed else 0)
         if "wandb" in (self.args.report_to or []):

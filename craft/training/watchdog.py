@@ -10,7 +10,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from craft.training.distributed import place_of_main_thread, silent_peers
+from craft.training.distributed import silent_peers
+from craft.training.pulse import place_of_main_thread
 from craft.utils.common import human_time
 from craft.utils.logging import get_logger
 

@@ -12,7 +12,9 @@ import torch
 import torch.distributed as dist
 
 from craft.training import distributed
-from craft.training.distributed import FAILED, Pulse, among_peers, interface_to, is_communication
+from craft.training import pulse as pulse_module
+from craft.training.distributed import among_peers, interface_to, is_communication
+from craft.training.pulse import FAILED, Pulse
 from craft.utils.common import PeerLost, UserError
 
 CLOSED = RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer")
@@ -21,9 +23,9 @@ CLOSED = RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547
 @pytest.fixture
 def pulses(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Pulse]]:
     """Three of them, beating fast, with a time-out of two seconds."""
-    monkeypatch.setattr(distributed, "SECONDS", 0.05)
-    monkeypatch.setattr(distributed, "SILENCE", 0.3)
-    monkeypatch.setattr(distributed, "first_to_say", lambda text: True)
+    monkeypatch.setattr(pulse_module, "SECONDS", 0.05)
+    monkeypatch.setattr(pulse_module, "SILENCE", 0.3)
+    monkeypatch.setattr(pulse_module, "first_to_say", lambda text: True)
     store = dist.HashStore()
     made = [Pulse(store, rank, 3, seconds=2) for rank in range(3)]
     for pulse in made:
@@ -66,6 +68,25 @@ def test_what_another_process_has_said_is_not_repeated(pulses: list[Pulse]) -> N
     time.sleep(0.2)
     pulses[1].last_note(FAILED)
     assert str(pulses[0].diagnosis(CLOSED, "")) == ""
+
+
+def test_one_that_failed_and_said_so_is_not_waited_for(
+    pulses: list[Pulse], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever this process hangs, and however long it would wait for a silent one."""
+    ended: list[int] = []
+    said: list[str] = []
+    monkeypatch.setattr(pulse_module, "MARGIN", 0.3)
+    monkeypatch.setattr(pulse_module.os, "_exit", ended.append)
+    monkeypatch.setattr(pulse_module, "say_at_once", said.append)
+    for each in pulses:
+        each.seconds = 600
+    time.sleep(0.2)
+    pulses[1].last_note(FAILED)
+    deadline = time.monotonic() + 60
+    while len(ended) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert (ended, said) == ([1, 1], [])
 
 
 def test_a_process_that_is_done_is_not_missing(pulses: list[Pulse]) -> None:

@@ -1,0 +1,199 @@
+"""What one process does for all of them, or alone among them, and can't: all of them hear of it at once.
+
+Two real processes, which stay alive behind every failure, so that nothing but a word of the one that had it
+can end the other's wait.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from craft.utils.claims import claimed
+
+TESTS = Path(__file__).resolve().parent.parent
+PROGRAM = """
+import json, sys
+from pathlib import Path
+import tiny_run
+import torch
+import torch.distributed as dist
+from craft.training import base, distributed, logging, saving
+from craft.training.agreement import decided_by_first, together
+from craft.training.callbacks import WhenAccepted
+from craft.utils.common import Failed, UserError
+
+rank = int(sys.argv[1])
+torch.set_num_threads(1)
+
+class Own(Exception):
+    def __init__(self, one, two):
+        super().__init__(f"{one} {two}")
+
+def fail(error, on=0):
+    def raises(*args, **kwargs):
+        if rank == on:
+            raise error
+    return raises
+
+def trainer(name, **changes):
+    settings = {"eval_strategy": "no", "max_steps": 8, "ddp_timeout": 30, "report_to": "none", **changes}
+    return tiny_run.trainer("char_transformer", name, **settings)
+
+def at_step(made, step, error, real, on=0):
+    def raises(*args, **kwargs):
+        if rank == on and made.state.global_step == step:
+            raise error
+        return real(*args, **kwargs)
+    return raises
+
+FULL = OSError(28, "No space left on device")
+MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+def first(): decided_by_first(fail(Own(1, 2)))
+def second(): together(fail(Own(1, 2), on=1))
+def folder(): trainer("claimed").train()
+def room():
+    made = trainer("full")
+    made._check_room = fail(FULL)
+    made.train()
+def repository():
+    saving.open_repo = fail(Failed("can't push to ada/x: no network"))
+    trainer("repository", push_to_hub=True, hub_model_id="ada/x")
+def accepted():
+    made = trainer("accepted")
+    made.add_callback(WhenAccepted(fail(UserError("accepted can't be written"))))
+    made.train()
+def start():
+    made = trainer("start")
+    made.record_start = fail(FULL)
+    made.train()
+def saved(name, error, on):
+    made = trainer(name)
+    made.rank_state = at_step(made, 4, error, made.rank_state, on)
+    made.train()
+def bug(): saved("bug", KeyError("a bug"), 0)
+def memory(): saved("memory", MEMORY, 0)
+def disk_of_another(): saved("disk", FULL, 1)
+def metrics():
+    made, real = trainer("metrics"), logging.MetricsFile.write
+    logging.MetricsFile.write = at_step(made, 5, FULL, real)
+    try:
+        made.train()
+    finally:
+        logging.MetricsFile.write = real
+def last_metrics():
+    made, real = trainer("last"), logging.MetricsFile.write
+    logging.MetricsFile.write = at_step(made, 8, FULL, real)
+    try:
+        made.train()
+    finally:
+        logging.MetricsFile.write = real
+def sample():
+    made = trainer("sample", eval_strategy="steps", eval_steps=4, sample_chars=9)
+    made.sample = fail(MEMORY)
+    made.train()
+def data(): # of the second process only
+    real = base.check_data
+    base.check_data = fail(UserError("the training text holds the id 99"), on=1)
+    try:
+        trainer("data")
+    finally:
+        base.check_data = real
+
+distributed.watch = lambda seconds: None  # pulses would tell of the first failure too, and wait to be read
+trainer("joins")
+for case in json.loads(sys.argv[2]):
+    try:
+        globals()[case]()
+        said = ["nothing", ""]
+    except Exception as error:
+        said = [type(error).__name__, str(error), str(error.__cause__ or "")]
+    print(json.dumps([case, *said]), flush=True)
+    dist.barrier()
+"""
+
+
+def port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def two(folder: Path, *command: str) -> list[subprocess.Popen[str]]:
+    """Two processes that know of each other, without a launcher; RANK becomes their number."""
+    path = os.pathsep.join([str(TESTS / "training"), str(TESTS.parent)])
+    env = {**os.environ, "PYTHONPATH": path, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    env.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port()), ACCELERATE_USE_CPU="true")
+    env.pop("TORCHELASTIC_ERROR_FILE", None)
+    return [
+        subprocess.Popen(
+            [sys.executable, *(word.replace("RANK", str(rank)) for word in command)],
+            cwd=folder,
+            env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+
+
+EXPECTED = {
+    "first": ("Own", "1 2", "PeerLost", "process 0: Own: 1 2"),
+    "second": ("PeerLost", "process 1: Own: 1 2", "Own", "1 2"),
+    "folder": ("UserError", "is being trained by another process", "UserError", "is being trained by"),
+    "room": ("OSError", "No space left", "PeerLost", "process 0: OSError: [Errno 28] No space left"),
+    "repository": ("Failed", "no network", "Failed", "no network"),
+    "accepted": ("UserError", "accepted can't be written", "UserError", "accepted can't be written"),
+    "start": ("OSError", "No space left", "PeerLost", "No space left"),
+    "bug": ("KeyError", "a bug", "PeerLost", "process 0: KeyError: 'a bug'"),
+    "memory": ("TrainingFailed", "out of memory while checkpoint-4 was written") * 2,
+    "disk_of_another": ("TrainingFailed", "checkpoint-4 can't be written to disk ([Errno 28] No space") * 2,
+    "metrics": ("TrainingFailed", "metrics.jsonl can't be written to metrics ([Errno 28] No space") * 2,
+    "last_metrics": ("TrainingFailed", "metrics.jsonl can't be written to last ([Errno 28] No space") * 2,
+    "sample": ("TrainingFailed", "out of memory in the evaluation at step 4", "PeerLost", "OutOfMemoryError"),
+    "data": ("UserError", "holds the id 99") * 2,
+}
+
+
+def test_all_processes_hear_of_what_one_of_them_met(tmp_path: Path) -> None:
+    with claimed(tmp_path / "claimed"):
+        both = two(tmp_path, "-c", PROGRAM, "RANK", json.dumps(list(EXPECTED)))
+        output = [process.communicate(timeout=200) for process in both]
+    assert [process.returncode for process in both] == [0, 0], "\n".join(err for _, err in output)
+    found = [[json.loads(line) for line in out.splitlines() if line.startswith('["')] for out, _ in output]
+    for case, *said in zip(EXPECTED, *found):
+        for rank in range(2):
+            kind, phrase = EXPECTED[case][2 * rank : 2 * rank + 2]
+            name, error, text, *cause = said[rank]
+            assert (name, error) == (case, kind), said
+            assert phrase in " ".join([text, *cause]), said
+    assert not list((tmp_path / "bug").glob(".staging*"))
+    saved = {path.parent.name for path in tmp_path.glob("*/checkpoint-*")}
+    assert saved == {"metrics", "last"}
+
+
+def test_a_run_that_one_process_refuses_is_refused_by_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both end as for a user's mistake; the second isn't left to find that the first is gone."""
+    monkeypatch.setenv("CRAFT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "a.txt").write_text("".join(f"the quick brown fox {i} jumps over it\n" for i in range(60)))
+    (tmp_path / "run").mkdir()
+    words = ["a.txt", "models=transformer", "models.hidden_size=16", "models.num_attention_heads=2"]
+    words += ["data.block_size=16", "training.report_to=none", "training.global_batch_size=4"]
+    words += ["training.max_steps=5", "training.eval_strategy=no", "training.output_dir=run"]
+    with claimed(tmp_path / "run"):
+        both = two(tmp_path, "-m", "craft", "train", *words)
+        output = [process.communicate(timeout=200)[1] for process in both]
+    assert [process.returncode for process in both] == [2, 2], "\n".join(output)
+    for text in output:
+        (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
+        assert "run is being trained by another process" in line
