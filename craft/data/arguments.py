@@ -90,5 +90,7 @@ class DataArguments:
 
     @property
     def label(self) -> str:
-        """The name of the corpus in the names of outputs: `name`, else the stem of `path`."""
-        return self.name or PurePath((self.path or "corpus").rstrip("/")).name.split(".")[0] or "corpus"
+        """The name of the corpus in the names of outputs: `name`, else the stem of the last part of `path`
+        that is no pattern."""
+        stems = [part.strip("/").split(".")[0] for part in PurePath(self.path or "").parts]
+        return self.name or next((s for s in reversed(stems) if s and not set(s) & set("*?[")), "corpus")

@@ -66,6 +66,9 @@ def test_values_out_of_range_are_named(values: dict[str, Any], message: str) -> 
         ({"path": "roneneldan/TinyStories"}, "TinyStories"),
         ({"path": "https://example.org/input.txt"}, "input"),
         ({"path": "."}, "corpus"),
+        ({"path": "plays/act-?/*.txt"}, "plays"),
+        ({"path": "songs*"}, "corpus"),
+        ({"path": "/texts/"}, "texts"),
     ],
 )
 def test_label(values: dict[str, Any], label: str) -> None:
