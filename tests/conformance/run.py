@@ -26,6 +26,7 @@ import xml.etree.ElementTree as ElementTree
 from collections import Counter, defaultdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent.parent
@@ -67,7 +68,9 @@ def download(scratch: Path, release: str) -> Path:
         reason = (done.stderr.strip().splitlines() or ["pip downloaded nothing"])[-1]
         raise Unavailable(f"the source of transformers {release} can't be downloaded: {reason}")
     with tarfile.open(files[0]) as archive:
-        archive.extractall(scratch, filter="data")
+        # The first releases of Python 3.10 and 3.11 have no filter; Debian 12 ships one.
+        safely: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        archive.extractall(scratch, **safely)
     return files[0].with_name(files[0].name.removesuffix(".tar.gz"))
 
 

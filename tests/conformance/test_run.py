@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
+import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from types import ModuleType
 
@@ -32,6 +35,30 @@ def test_without_a_network_it_says_so_and_fails(
     assert capsys.readouterr().out.startswith(
         f"nothing was tested: the source of transformers {run.version('transformers')} "
     )
+
+
+@pytest.mark.parametrize("filters", [True, False], ids=["a Python with filters", "an early 3.11"])
+def test_the_source_is_unpacked_by_any_python(
+    run: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, filters: bool
+) -> None:
+    def pip(command: list[str], **kwargs: object) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "transformers-1").mkdir()
+        (tmp_path / "transformers-1/setup.py").touch()
+        with tarfile.open(tmp_path / "transformers-1.tar.gz", "w:gz") as archive:
+            archive.add(tmp_path / "transformers-1", "transformers-1")
+        shutil.rmtree(tmp_path / "transformers-1")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(run.subprocess, "run", pip)
+    if not filters:
+        extractall = tarfile.TarFile.extractall
+
+        def early(self: tarfile.TarFile, path: Path) -> None:
+            extractall(self, path)
+
+        monkeypatch.setattr(tarfile.TarFile, "extractall", early)
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    assert (run.download(tmp_path, "1") / "setup.py").is_file()
 
 
 def test_a_tree_is_completed_and_never_overwritten(run: ModuleType, tmp_path: Path) -> None:
