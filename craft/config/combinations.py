@@ -17,6 +17,7 @@ from typing import Any
 from craft.config import requirements
 from craft.config.sources import integrations, rope_types, scheduler_arguments, yaml_word
 from craft.utils.common import UserError, did_you_mean
+from craft.utils.labels import wrong_language, wrong_licence
 from craft.utils.masking import masked
 
 Complaint = tuple[str, str] | None
@@ -335,6 +336,15 @@ def _secrets(run: Parts) -> Complaint:
     return None
 
 
+def _labels(run: Parts) -> Complaint:
+    language, licence = run.data["language"], run.training["hub_license"]
+    if language is not None and (wrong := wrong_language(language, "data.language")):
+        return "data.language", wrong
+    if licence is not None and (wrong := wrong_licence(licence, "training.hub_license")):
+        return "training.hub_license", wrong
+    return None
+
+
 def accelerator_present() -> bool:
     """Whether this machine seems to have a GPU, judged without torch: device files, nvidia-smi, or a Mac."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or os.environ.get(
@@ -347,6 +357,7 @@ def accelerator_present() -> bool:
 
 RULES = (
     _secrets,
+    _labels,
     _start,
     _source,
     _splits,

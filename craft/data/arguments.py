@@ -11,6 +11,7 @@ from pathlib import PurePath
 from typing import Literal, get_args, get_type_hints
 
 from craft.utils.common import UserError, did_you_mean
+from craft.utils.labels import wrong_language
 
 
 @dataclass
@@ -23,7 +24,8 @@ class DataArguments:
             a URL) or `hub` (a dataset of the Hugging Face Hub, or a local dataset folder).
         path: builtin: `python_docs`. files: a file, folder, glob or http(s) URL; text may be compressed
             (.gz .bz2 .xz .zst .zip), tables are .jsonl .json .csv .parquet. hub: the dataset id.
-        language: the language of the text for the model card, as a code (`en`, `de`), where it is known.
+        language: the language of the text for the model card, as a code of ISO 639 (`en`, `de`, `yue`),
+            `multilingual`, or `code` for programs; where it is known.
         config_name: the configuration of a Hub dataset.
         revision: the branch, tag or commit of a Hub dataset.
         split: which split of a Hub dataset is trained on; datasets' slicing (`train[:1%]`) works.
@@ -87,6 +89,9 @@ class DataArguments:
                 raise UserError(
                     f"data.{key}={size} must be a fraction below 1 or a whole number of characters"
                 )
+
+        if self.language is not None and (wrong := wrong_language(self.language, "data.language")):
+            raise UserError(wrong)
 
     @property
     def label(self) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from craft.sharing.card import CARD, render
 from craft.sharing.privacy import leak, public, public_run, public_text
-from craft.sharing.record import CURVE, DATA, EVALUATION, METRICS, SAMPLE
+from craft.sharing.record import CURVE, DATA, EVALUATION, METRICS, SAMPLE, is_png, parameters_in
 from craft.utils.common import UserError
 from craft.utils.masking import has_secret
 from craft.utils.outputs import RUN_CONFIG
@@ -47,15 +47,18 @@ def bundle(folder: Path, repo_id: str, licence: str | None = None) -> list[Item]
     """What is uploaded of a model's folder: the model, its record and its card, in their public form.
 
     Raises:
-        UserError: if the folder has no safetensors weights, or something private can't be taken out.
+        UserError: if the folder has no safetensors weights, the model in it is damaged, or something private
+            can't be taken out.
     """
     items = [Item(CARD, _card(folder, repo_id, licence))]
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
-    items += [item_of(folder / name) for name in names if MODEL.fullmatch(name) or name in RECORD[1:]]
+    items += [item_of(folder / name) for name in names if MODEL.fullmatch(name)]
+    items += [item_of(folder / name) for name in RECORD[1:] if name in names and not damage(folder / name)]
     if not any(item.name.endswith(".safetensors") for item in items):
         raise UserError(
             f"{folder} holds no weights as safetensors (model.safetensors), so there is nothing to push"
         )
+    _check_model(folder)
     check(items)
     return items
 
@@ -70,7 +73,7 @@ def item_of(path: Path, name: str | None = None) -> Item:
     if path.name == "tokenizer.json" or path.suffix not in (".json", ".yaml", ".jsonl", ".txt"):
         return Item(name, path)
     text = path.read_bytes().decode("utf-8", errors="replace")
-    return Item(name, _public(path.name, text).encode())
+    return Item(name, _public(path.name, text).encode("utf-8", "replace"))
 
 
 def check(items: list[Item]) -> None:
@@ -85,6 +88,39 @@ def check(items: list[Item]) -> None:
             what = "a token or password"  # a person may have put in one that this process can't know
         if what:
             raise UserError(f"{item.name} holds {what}, so nothing was uploaded; take it out and push again")
+
+
+def _check_model(folder: Path) -> None:
+    """Refuses a model that nobody could load."""
+    for path in sorted(folder.iterdir()):
+        if MODEL.fullmatch(path.name) and (wrong := damage(path)):
+            raise UserError(f"{path} is damaged, so nothing was uploaded: {wrong}; export the model again")
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except FileNotFoundError:
+        kind = None
+    if not kind:
+        raise UserError(f"{folder} has no config.json that names a model_type, so nothing was uploaded")
+
+
+def damage(path: Path) -> str:
+    """Why a file isn't what its name says, in a few words; empty if it seems to be."""
+    import yaml
+
+    try:
+        if path.suffix == ".safetensors":
+            parameters_in(path)
+        elif path.suffix in (".json", ".yaml"):
+            text = path.read_bytes().decode("utf-8")
+            found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+            return "" if isinstance(found, dict) else "it holds no fields"
+        elif path.suffix == ".txt":
+            path.read_bytes().decode("utf-8")
+        elif path.suffix == ".png":
+            return "" if is_png(path) else "it is no PNG"
+    except Exception as error:  # PyYAML's constructors raise whatever comes
+        return " ".join(str(error).split()) or type(error).__name__
+    return ""
 
 
 def _card(folder: Path, repo_id: str, licence: str | None) -> bytes:
@@ -106,9 +142,9 @@ def _public(name: str, text: str) -> str:
     if name.endswith(".json"):
         try:
             value = json.loads(text)
-        except ValueError:
+            shown = public(value)
+        except (ValueError, RecursionError):
             return public_text(text)
-        shown = public(value)
         return text if shown == value else json.dumps(shown, indent=2, ensure_ascii=False) + "\n"
     if name.endswith(".jsonl"):
         return "".join(_public_lines(text))
@@ -116,10 +152,12 @@ def _public(name: str, text: str) -> str:
 
 
 def _public_lines(text: str) -> Iterator[str]:
-    for line in text.splitlines():
+    for line in text.split("\n"):
         try:
-            yield json.dumps(public(json.loads(line)), ensure_ascii=False) + "\n"
-        except ValueError:
+            found = json.loads(line)
+            if isinstance(found, dict):
+                yield json.dumps(public(found), ensure_ascii=False) + "\n"
+        except (ValueError, RecursionError):
             continue  # half a line of a process that was killed
 
 
@@ -128,11 +166,10 @@ def _public_yaml(text: str) -> str:
 
     try:
         run = yaml.safe_load(text)
-    except yaml.YAMLError:
+        shown = public_run(run) if isinstance(run, dict) else {}
+        return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True) if shown else ""
+    except Exception:  # torn, or not a run at all: PyYAML's constructors raise whatever comes
         return public_text(text)
-    return (
-        yaml.safe_dump(public_run(run), sort_keys=False, allow_unicode=True) if isinstance(run, dict) else ""
-    )
 
 
 def _text(content: bytes | Path) -> str:

@@ -6,24 +6,32 @@ add HTML or change the page. Only what is made here for its place (`Ready`) goes
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from pathlib import Path
 from typing import Any
 
-from craft.sharing.privacy import name_of, public_run, public_text
+from craft.sharing.privacy import hub_data_set, name_of, public_run, public_text
 from craft.sharing.record import CURVE, Record
 from craft.utils.common import UserError, human
 from craft.utils.files import replace_text
+from craft.utils.labels import is_language, is_licence, wrong_licence
 from craft.utils.markup import block, inline
-from craft.utils.outputs import slug
 
 CARD = "README.md"
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 HERE = "path/to/this/folder"
 """The model in a card that doesn't know where it will be."""
 UNKNOWN_LICENCE = "unknown"
-METRICS = ("bits_per_character", "bits_per_byte", "accuracy")
+FIGURES = (
+    ("bits_per_character", "bits per character", "bits_per_char"),
+    ("bits_per_byte", "bits per byte", "bits_per_byte"),
+    ("accuracy", "accuracy of the likeliest character", "accuracy"),
+)
+"""Metrics of the metadata: type, name, and where an evaluation has it."""
+OWN_TEXT = "text"
+"""The type of a corpus that isn't a data set of the Hub; its own name might be that of one that is."""
 SHOWN = {
     "models": None,
     "data": ("block_size", "order", "tokenizer", "unknown"),
@@ -34,6 +42,8 @@ SHOWN = {
     ),
 }
 """Settings that the card lists (None: all of the section)."""
+LONGEST_SAMPLE, LONGEST_SETTING = 5_000, 200
+"""Characters of a sample and of a setting that are shown."""
 
 
 class Ready(str):
@@ -50,19 +60,20 @@ def render(folder: Path, repo_id: str | None = None, licence: str | None = None)
 
     Args:
         repo_id: where it will be on the Hub.
-        licence: an identifier of the Hub, for example `apache-2.0`.
+        licence: an identifier of the Hub, for example `apache-2.0`; by default the run's
+            `training.hub_license`.
 
     Raises:
         UserError: for a licence that isn't an identifier.
     """
     import jinja2
 
-    if licence is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", licence):
-        raise UserError(
-            f"--license {licence!r} isn't an identifier of the Hub; write for example apache-2.0, mit, "
-            "cc-by-4.0 or other"
-        )
+    if licence is not None and (wrong := wrong_licence(licence, "--license")):
+        raise UserError(wrong)
     record = Record.of(folder)
+    stated = record.run["training"].get("hub_license")
+    if licence is None and is_licence(stated):
+        licence = stated
     environment = jinja2.Environment(
         finalize=lambda value: value if isinstance(value, Ready) else inline(str(value)),
         undefined=jinja2.StrictUndefined,
@@ -76,7 +87,7 @@ def render(folder: Path, repo_id: str | None = None, licence: str | None = None)
     return template.render(
         metadata=Ready(_front_matter(record, title, licence or UNKNOWN_LICENCE)),
         title=public_text(title),
-        unit="byte" if _data(record).get("tokenizer") == "byte" else "character",
+        unit="byte" if record.run["data"].get("tokenizer") == "byte" else "character",
         architecture=_architecture(record),
         model_literal=Ready(f'"{repo_id or HERE}"'),
         model_word=Ready(repo_id or "FOLDER"),
@@ -85,8 +96,8 @@ def render(folder: Path, repo_id: str | None = None, licence: str | None = None)
         splits=_splits(record),
         settings=_settings(record),
         evaluations=[_row(e) for e in record.evaluations],
-        curve=(folder / CURVE).is_file(),
-        sample=Ready(block(public_text(record.sample))) if record.sample else "",
+        curve=Ready(CURVE) if record.curve else "",
+        sample=_sample(record),
         limits=_limits(record),
         licence=_licence(licence),
     )
@@ -96,42 +107,38 @@ def metadata(record: Record, name: str, licence: str) -> dict[str, Any]:
     """What stands before the card, as the Hub defines it."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    corpus = _name(record)
+    data, base = record.run["data"], public_run(record.run)["models"].get("init_from")
+    corpus, language = hub_data_set(data), data.get("language")
     results = [
         EvalResult(
             task_type="text-generation",
             task_name="Character-level language modelling",
-            dataset_type=_dataset(record),
-            dataset_name=corpus,
-            dataset_split=str(e.get("split", "validation")),
+            dataset_type=corpus or OWN_TEXT,
+            dataset_name=_name(record),
+            dataset_split=e["split"],
             metric_type=kind,
             metric_name=f"{words} ({_protocol(e)})",
-            metric_value=_finite(e.get(key)),
+            metric_value=e[key],
             metric_args={
-                "protocol": str(e.get("protocol")),
-                "block_size": e.get("block_size"),
-                "predicted_characters": e.get("characters"),
+                "protocol": e["protocol"],
+                "block_size": e["block_size"],
+                "predicted_characters": e["characters"],
             },
         )
         for e in record.evaluations
-        for kind, words, key in (
-            ("bits_per_character", "bits per character", "bits_per_char"),
-            ("bits_per_byte", "bits per byte", "bits_per_byte"),
-            ("accuracy", "accuracy of the likeliest character", "accuracy"),
-        )
-        if _finite(e.get(key)) is not None
+        for kind, words, key in FIGURES
+        if e[key] is not None
     ]
-    language = _data(record).get("language")
-    base = public_run(record.run).get("models", {}).get("init_from")
     card = ModelCardData(
-        language=str(language) if language else None,
+        language=language if is_language(language) else None,
         license=licence,
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["character-level", "craft", *([record.config["model_type"]] if record.config else [])],
-        datasets=[_dataset(record)] if record.run else None,
-        metrics=list(METRICS) if results else None,
-        base_model=base if base and "/" in str(base) else None,
+        tags=["character-level", "craft", *([record.model_type] if record.model_type else [])],
+        datasets=[corpus] if corpus else None,
+        metrics=[kind for kind, _, key in FIGURES if any(e[key] is not None for e in record.evaluations)]
+        or None,
+        base_model=base if isinstance(base, str) and "/" in base else None,
         model_name=name,
         eval_results=results or None,
     )
@@ -164,95 +171,88 @@ def _encodable(value: Any) -> Any:
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
-def _data(record: Record) -> dict[str, Any]:
-    data = record.run.get("data")
-    return data if isinstance(data, dict) else {}
-
-
 def _name(record: Record) -> str:
     """The corpus as its owner calls it."""
-    data = _data(record)
-    name = record.data.get("name") or data.get("name") or name_of(str(data.get("path") or "a text"))
-    return public_text(str(name))
+    data = record.run["data"]
+    return public_text(str(record.name or data.get("name") or name_of(str(data.get("path") or "a text"))))
 
 
-def _dataset(record: Record) -> str:
-    """The corpus as the Hub calls it: an id of the Hub, or a word of the same kind."""
-    path = (
-        public_run(record.run).get("data", {}).get("path") if _data(record).get("source") == "hub" else None
-    )
-    return str(path) if path else slug(_name(record))
-
-
-def _corpus(record: Record) -> dict[str, Any] | None:
-    data = _data(record)
-    if not data:
+def _corpus(record: Record) -> Ready | None:
+    if not record.run["data"]:
         return None
     shown = public_run(record.run)["data"]
-    source = {"builtin": "built into craft", "hub": "a data set of the Hub", "files": "files of its owner"}
-    sentence = f"{inline(_name(record))} ({inline(source.get(str(data.get('source')), 'a text'))}"
-    if data.get("source") == "hub" or str(shown.get("path", "")).startswith("http"):
-        sentence += f", {inline(str(shown.get('path')))}"
+    kinds = {"builtin": "built into craft", "hub": "a data set of the Hub", "files": "files of its owner"}
+    words = [kinds.get(str(shown.get("source")), "a text")]
+    path = str(shown.get("path", ""))
+    if shown.get("source") == "hub" or path.startswith("http"):
+        words.append(path)
     if shown.get("revision"):
-        sentence += f", revision {inline(str(shown['revision']))}"
-    sentence += ")"
-    if isinstance(record.data.get("characters"), int):
-        sentence += f": {record.data['characters']:,} characters"
-    if isinstance(record.data.get("vocabulary"), int):
-        sentence += f", {record.data['vocabulary']} ids"
-    return {"sentence": Ready(sentence + ".")}
+        words.append(f"revision {shown['revision']}")
+    sentence = f"{inline(_name(record))} ({', '.join(map(inline, words))})"
+    if record.characters is not None:
+        sentence += f": {record.characters:,} characters"
+    if record.vocabulary is not None:
+        sentence += f", {record.vocabulary:,} ids"
+    return Ready(sentence + ".")
 
 
 def _splits(record: Record) -> list[dict[str, Any]]:
-    splits = record.data.get("splits")
-    if not isinstance(splits, dict):
-        return []
-    return [
-        {
-            "name": name,
-            "characters": f"{facts['characters']:,}" if facts.get("characters") is not None else "a stream",
-            "sha256": facts.get("sha256") or "not known of a stream",
-        }
-        for name, facts in splits.items()
-    ]
+    rows = []
+    for name, facts in record.splits.items():
+        characters, digest = facts["characters"], facts["sha256"]
+        unknown = Ready("–") if characters or digest else "a stream"
+        rows.append(
+            {
+                "name": name,
+                "characters": unknown if characters is None else f"{characters:,}",
+                "sha256": digest or unknown,
+            }
+        )
+    return rows
 
 
-def _settings(record: Record) -> list[tuple[Any, str]]:
-    rows: list[tuple[Any, str]] = []
+def _sample(record: Record) -> str:
+    text = public_text(record.sample)
+    cut = f"{text[:LONGEST_SAMPLE]} …" if len(text) > LONGEST_SAMPLE else text
+    return Ready(block(cut)) if text else ""
+
+
+def _settings(record: Record) -> list[tuple[Any, Any]]:
+    rows: list[tuple[Any, Any]] = []
     shown = public_run(record.run)
     for section, names in SHOWN.items():
-        values = shown.get(section)
-        for key, value in values.items() if isinstance(values, dict) else ():
+        for key, value in shown[section].items():
             if value is not None and (names is None or key in names):
-                number = isinstance(value, int | float)
-                rows.append((Ready(f"{section}.{inline(str(key))}"), Ready(value) if number else str(value)))
+                text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+                words = Ready(text) if isinstance(value, int | float) else text[:LONGEST_SETTING]
+                rows.append((Ready(f"{section}.{inline(key)}"), words))
     return rows
 
 
 def _row(e: dict[str, Any]) -> dict[str, Any]:
-    def number(key: str) -> Any:
-        value = _finite(e.get(key))
-        return Ready("–" if value is None else f"{value:.4f}")
+    def cell(key: str, form: str) -> Ready:
+        return Ready("–" if e[key] is None else format(e[key], form))
 
-    accuracy, characters = _finite(e.get("accuracy")), e.get("characters")
     return {
-        "split": e.get("split", ""),
+        "split": e["split"] or Ready("–"),
         "protocol": _protocol(e),
-        **{key: number(key) for key in ("bits_per_char", "bits_per_byte", "nats_per_char")},
-        "accuracy": Ready("–" if accuracy is None else f"{accuracy:.2%}"),
-        "characters": Ready(f"{characters:,}" if isinstance(characters, int) else "–"),
+        **{key: cell(key, ".4f") for key in ("bits_per_char", "bits_per_byte", "nats_per_char")},
+        "accuracy": cell("accuracy", ".2%"),
+        "characters": cell("characters", ","),
     }
 
 
 def _protocol(e: dict[str, Any]) -> str:
-    protocol = str(e.get("protocol"))
-    return protocol if protocol == "stateful" else f"{protocol}, windows of {e.get('block_size')}"
+    windows = (
+        "" if e["protocol"] == "stateful" or e["block_size"] is None else f", windows of {e['block_size']}"
+    )
+    return f"{e['protocol']}{windows}"
 
 
 def _architecture(record: Record) -> str:
-    kind, size = record.config.get("model_type", "unknown"), record.parameters
+    size = human(record.parameters) if record.parameters else "an unknown number of"
     trained = f", after {record.step:,} steps of training" if record.step else ""
-    return f"Architecture {kind}, {human(size) if size else 'an unknown number of'} weights{trained}."
+    return f"Architecture {record.model_type or 'unknown'}, {size} weights{trained}."
 
 
 def _limits(record: Record) -> list[Ready]:
@@ -277,11 +277,10 @@ def _limits(record: Record) -> list[Ready]:
 
 def _passes(record: Record) -> float | None:
     """How many times training read its text."""
-    training = record.run.get("training")
-    batch = training.get("global_batch_size") if isinstance(training, dict) else None
-    block_size, splits = _data(record).get("block_size"), record.data.get("splits")
-    characters = splits.get("train", {}).get("characters") if isinstance(splits, dict) else None
-    if not (record.step and batch and block_size and characters):
+    batch = record.run["training"].get("global_batch_size")
+    block_size = record.run["data"].get("block_size")
+    characters = record.splits.get("train", {}).get("characters")
+    if not (isinstance(batch, int) and isinstance(block_size, int) and record.step and characters):
         return None
     return record.step * batch * block_size / characters
 
@@ -294,20 +293,12 @@ def _licence(licence: str | None) -> Ready:
 
 def _prompt(folder: Path) -> str:
     """A Python expression for a prompt that the model's alphabet has."""
-    import json
-
     try:
         vocabulary = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
-        characters = [
-            token for token in vocabulary if token == "\n" or (len(token) == 1 and token.isprintable())
-        ]
-    except (OSError, ValueError, KeyError, TypeError):
-        characters = []
-    if not characters or "\n" in characters:
+        words = [token for token in vocabulary if isinstance(token, str)]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        words = []
+    characters = [token for token in words if len(token) == 1 and token.isprintable()]
+    if not characters or "\n" in words:
         return r'"\n"'
     return f"chr({ord(characters[0])})"
-
-
-def _finite(value: Any) -> float | None:
-    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if known else None

@@ -15,7 +15,9 @@ TEXTS = ("sample_prompt",)
 """Settings that hold the user's words, where a slash is no path."""
 PATHS = re.compile(r"(^|_)(path|dir|file|folder|from|checkpoint)$")
 """Names of settings that hold a path, if they hold text."""
-HUB = re.compile(r"[\w.-]+/[\w.-]+")
+HUB = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
+WORD = re.compile(r"[\w.-]{1,96}", re.ASCII)
+"""An id of the Hub's oldest data sets, which have no owner: `imdb`."""
 
 
 def public_run(run: dict[str, Any]) -> dict[str, Any]:
@@ -24,10 +26,10 @@ def public_run(run: dict[str, Any]) -> dict[str, Any]:
     It stays valid for `craft train --config`: whoever repeats it puts the text of that name into the current
     folder.
     """
-    shown = {key: public(value, key) for key, value in run.items()}
+    shown = {str(key): public(value, str(key)) for key, value in run.items()}
     data, training = run.get("data"), shown.get("training")
-    if isinstance(data, dict) and data.get("source") == "hub" and _is_hub_id(data.get("path")):
-        shown["data"]["path"] = data["path"]
+    if isinstance(data, dict) and (corpus := hub_data_set(data)):
+        shown["data"]["path"] = corpus
     models = run.get("models")
     if isinstance(models, dict) and _is_hub_id(models.get("init_from")):
         shown["models"]["init_from"] = models["init_from"]
@@ -35,9 +37,16 @@ def public_run(run: dict[str, Any]) -> dict[str, Any]:
         shown["training"] = {
             key: value
             for key, value in training.items()
-            if key != "push_to_hub" and not key.startswith("hub_")
+            if key != "push_to_hub" and not str(key).startswith("hub_")
         }
     return shown
+
+
+def hub_data_set(data: dict[str, Any]) -> str | None:
+    """The id of the data set of the Hub that a run read, if it read one."""
+    path = data.get("path")
+    listed = _is_hub_id(path) or (isinstance(path, str) and WORD.fullmatch(path) and not Path(path).exists())
+    return path if data.get("source") == "hub" and listed else None
 
 
 def public(value: Any, key: str = "") -> Any:
@@ -50,7 +59,10 @@ def public(value: Any, key: str = "") -> Any:
         return value
     if key not in TEXTS:
         if re.match(r"https?://", value):
-            parts = urlsplit(value)
+            try:
+                parts = urlsplit(value)
+            except ValueError:  # of brackets that aren't an IPv6 address
+                return public_text(name_of(value))
             host = parts.netloc.rpartition("@")[2]
             value = urlunsplit((parts.scheme, host, parts.path, "", ""))
         elif _looks_like_a_path(value) or PATHS.search(key):

@@ -21,6 +21,7 @@ from transformers.training_args import OptimizerNames
 from craft.training import distributed
 from craft.training.precision import PRECISIONS, Hardware, choose_precision
 from craft.utils.common import UserError, did_you_mean
+from craft.utils.labels import wrong_licence
 from craft.utils.logging import get_logger
 
 logger = get_logger(__name__)
@@ -56,6 +57,8 @@ class CraftTrainingArguments(transformers.TrainingArguments):
             isn't finite; 0 stops at the first.
         stall_seconds: a step that takes so long, and ten times longer than usual, is worth a line in the
             log; None for none.
+        hub_license: the licence for the model card, as an identifier of the Hub (`apache-2.0`, `cc-by-4.0`);
+            without it the card says that none is stated.
         eval_protocol: "blocks" | "stateful" | "sliding-N" | "auto" (stateful for recurrent models).
 
     Raises:
@@ -73,6 +76,7 @@ class CraftTrainingArguments(transformers.TrainingArguments):
     early_stopping_patience: int | None = None
     sample_chars: int = 200
     sample_prompt: str | None = None
+    hub_license: str | None = None
     eval_protocol: str = "auto"
     skip_nonfinite_batches: int = 0
     stall_seconds: float | None = 60.0
@@ -152,6 +156,10 @@ class CraftTrainingArguments(transformers.TrainingArguments):
             if value not in known and getattr(self, key) is not None:
                 near = did_you_mean(value, known) or f"; use one of {', '.join(known[:12])}"
                 raise UserError(f"training.{key}={value!r} isn't known{near}")
+        if self.hub_license is not None and (
+            wrong := wrong_licence(self.hub_license, "training.hub_license")
+        ):
+            raise UserError(wrong)
         protocol = self.eval_protocol
         stride = protocol.removeprefix("sliding-")
         sliding = stride != protocol and stride.isdigit() and int(stride) > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from record_folder import folder_of
 
-from craft.sharing.bundle import bundle
+from craft.sharing.bundle import bundle, damage
 from craft.sharing.card import metadata, render, write_card
 from craft.sharing.record import Record
 from craft.utils.common import UserError
@@ -113,3 +114,243 @@ def test_a_folder_with_damaged_records_still_has_a_card(tmp_path: Path) -> None:
     for name in ("craft_run.yaml", "evaluation.json", "data.json", "config.json"):
         (folder / name).write_bytes(b"\xff{[")
     assert "Not evaluated yet." in render(folder)
+
+
+JUNK: dict[str, Any] = {
+    "null": None,
+    "a list": [1, [2, {"a": "b"}]],
+    "a number": 1,
+    "a word": "1",
+    "one word": {"a": 1},
+    "sections null": {"models": None, "data": None, "training": None},
+    "sections lists": {"models": [], "data": [{}], "training": ["x"]},
+    "values odd": {
+        "models": {"init_from": ["a/b"], "model_type": {}, "rope_parameters": {"a": {"b": {"c": {"d": 1}}}}},
+        "data": {"source": [], "path": {}, "name": 7, "block_size": "x", "language": ["en"], "revision": {}},
+        "training": {"global_batch_size": "4", "learning_rate": None, "hub_license": 3, "push_to_hub": "x"},
+    },
+    "a data set's name odd": {"data": {"source": "hub", "path": "a b\n---\n"}},
+    "a long path": {
+        "data": {"source": "hub", "path": "a" * 5000 + "/b"},
+        "models": {"init_from": "b/" * 3000},
+    },
+    "a broken address": {"data": {"path": "http://[x"}},
+    "facts words": {"name": ["x"], "characters": "1", "vocabulary": 1.5, "splits": "all"},
+    "splits null": {"splits": None},
+    "splits' parts null": {"splits": {"train": None, "validation": 3}},
+    "splits' parts odd": {"splits": {"train": {"characters": "1", "sha256": 5}, "x": {"characters": -1}}},
+    "far too large": {"characters": 10**400, "splits": {"train": {"characters": 2**70}}},
+    "evaluations null": {"evaluations": None},
+    "evaluations odd": {"evaluations": [None, 1, [], "x", {}, {"protocol": None}, {"protocol": ["blocks"]}]},
+    "scores words": {"evaluations": [{"protocol": "blocks", "bits_per_char": "2.5", "accuracy": "high"}]},
+    "scores not finite": {
+        "evaluations": [{"protocol": "blocks", "bits_per_char": math.nan, "accuracy": -math.inf}]
+    },
+    "scores too large": {"evaluations": [{"protocol": "blocks", "bits_per_char": 10**400}]},
+    "a step that is none": {"global_step": "9"},
+    "a vocabulary of lists": {"model": {"vocab": [["a", -1.0], 3]}},
+}
+RECORDS = (
+    "craft_run.yaml",
+    "data.json",
+    "evaluation.json",
+    "trainer_state.json",
+    "tokenizer.json",
+    "config.json",
+)
+
+
+def is_a_card(text: str) -> dict[str, Any]:
+    """Checks the metadata as huggingface_hub does, and gives them."""
+    from huggingface_hub import ModelCard
+
+    card = ModelCard(text, ignore_metadata_errors=False)
+    found = card.data.to_dict()
+    again = ModelCard(str(card)).data.to_dict()
+    assert again == found
+    for result in card.data.eval_results or []:
+        assert math.isfinite(result.metric_value)
+        assert result.metric_args["protocol"]
+    return found
+
+
+@pytest.mark.parametrize("junk", JUNK)
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_damaged_part_is_left_out_of_the_card(tmp_path: Path, name: str, junk: str) -> None:
+    folder = folder_of(tmp_path / "m")
+    text = yaml.safe_dump(JUNK[junk]) if name.endswith(".yaml") else json.dumps(JUNK[junk])
+    (folder / name).write_text(text, encoding="utf-8")
+    card = render(folder)
+    found = is_a_card(card)
+    assert found["license"] == "unknown"
+    assert not re.search(r"\b(None|nan|inf)\b", parts(card)[1])
+    if name != "evaluation.json":  # the other parts are all there
+        assert "2.5000" in card
+    if name != "data.json":
+        assert "ab" * 32 in card
+    if name != "craft_run.yaml":
+        assert "training.learning_rate | 0.01" in card
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff{[",
+        b"\x00" * 9,
+        b"[" * 100_000,
+        b"{" * 100_000,
+        b'{"a": ' * 50_000,
+        b"a: 2024-13-45",
+        b"a: !!timestamp x",
+        b"a: !!int ''",
+        b"a: &x [*x]",
+        b"data: &x {path: *x}",
+        b"? [1]\n: 2",
+        b"a: !!python/object/apply:os.system [id]",
+        b"models: {1: 2, null: 3, 2024-01-01: x}\ntraining: {1: /home/x}",
+        b'{"splits": {"train": {"characters": ' + b"9" * 5000 + b"}}}",
+        '{"evaluations": "\ud800"}'.encode("utf-8", "surrogatepass"),
+        b'{"evaluations": [{"protocol": "\\ud800", "bits_per_char": 1}]}',
+    ],
+    ids=range(17),
+)
+@pytest.mark.parametrize(
+    "name", [*RECORDS, "sample.txt", "loss_curve.png", "metrics.jsonl", "model.safetensors"]
+)
+def test_no_bytes_break_the_card(tmp_path: Path, name: str, content: bytes) -> None:
+    folder = folder_of(tmp_path / "m")
+    (folder / name).write_bytes(content[:500] if name.endswith(".yaml") else content)  # PyYAML is slow
+    card = render(folder)
+    is_a_card(card)
+    card.encode()
+    if name in ("config.json", "model.safetensors", "tokenizer.json") and damage(folder / name):
+        with pytest.raises(UserError, match=f"{name} is damaged"):
+            bundle(folder, "ada/x")
+    elif name == "config.json":
+        with pytest.raises(UserError, match="names a model_type"):
+            bundle(folder, "ada/x")
+    else:
+        sent = {item.name for item in bundle(folder, "ada/x")}
+        assert (name in sent) == (
+            (folder / name).exists() and name != "trainer_state.json" and not damage(folder / name)
+        )
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.sampled_from(RECORDS),
+    value=st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+        lambda inner: (
+            st.lists(inner, max_size=4)
+            | st.dictionaries(
+                st.sampled_from(
+                    [
+                        *(
+                            "models",
+                            "data",
+                            "training",
+                            "splits",
+                            "train",
+                            "evaluations",
+                            "protocol",
+                            "split",
+                        ),
+                        *(
+                            "bits_per_char",
+                            "characters",
+                            "sha256",
+                            "name",
+                            "path",
+                            "source",
+                            "init_from",
+                            "a",
+                        ),
+                        *(
+                            "global_batch_size",
+                            "block_size",
+                            "hub_license",
+                            "language",
+                            "model_type",
+                            "vocab",
+                            "model",
+                        ),
+                    ]
+                ),
+                inner,
+                max_size=5,
+            )
+        ),
+        max_leaves=15,
+    ),
+)
+def test_no_plain_data_break_the_card(tmp_path: Path, name: str, value: Any) -> None:
+    folder = folder_of(tmp_path / "m")
+    (folder / name).write_text(json.dumps(value), encoding="utf-8")  # which is YAML too
+    is_a_card(render(folder))
+
+
+def test_what_is_no_picture_and_no_text_is_left_out(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "m", sample="so it says")
+    (folder / "loss_curve.png").write_bytes(b"\x89PNG\r\n\x1a\n rest")
+    card = render(folder)
+    assert "![Loss curve](loss_curve.png)" in card
+    assert "so it says" in card
+    (folder / "loss_curve.png").write_bytes(b"<svg onload=alert(1)>")
+    (folder / "sample.txt").write_bytes("so it says".encode("utf-16"))
+    card = render(folder)
+    assert "loss_curve" not in card
+    assert "## A sample" not in card
+    sent = {item.name for item in bundle(folder, "ada/x")}
+    assert not sent & {"loss_curve.png", "sample.txt"}
+
+
+def test_garbage_between_metrics_is_not_uploaded(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "m")
+    lines = [
+        b'{"loss": 1.5, "note": "a\xe2\x80\xa8b"}',
+        b'{"loss"',
+        b"\xff\0",
+        b"7",
+        b"[" * 9999,
+        b'{"x": "\\ud800"}',
+    ]
+    (folder / "metrics.jsonl").write_bytes(b"\n".join(lines))
+    (content,) = (item.content for item in bundle(folder, "ada/x") if item.name == "metrics.jsonl")
+    assert isinstance(content, bytes)
+    assert [json.loads(line) for line in content.decode().strip().split("\n")] == [
+        {"loss": 1.5, "note": "a\u2028b"},
+        {"x": "?"},
+    ]
+
+
+def test_only_a_data_set_of_the_hub_is_named_as_one(tmp_path: Path) -> None:
+    for data, named in (
+        ({"source": "hub", "path": "ada/poems"}, "ada/poems"),
+        ({"source": "hub", "path": "imdb"}, "imdb"),
+        ({"source": "files", "path": "/data/imdb", "name": "imdb"}, None),
+        ({"source": "files", "path": "imdb"}, None),
+        ({"source": "builtin", "path": "imdb", "name": "imdb"}, None),
+        ({"source": "hub", "path": "/data/imdb", "name": "imdb"}, None),
+        ({"path": "imdb"}, None),
+    ):
+        folder = folder_of(tmp_path / "m", "imdb", data=data)
+        found = is_a_card(render(folder))
+        assert found.get("datasets") == ([named] if named else None)
+        (result,) = found["model-index"][0]["results"]
+        assert result["dataset"]["type"] == (named or "text")
+        assert result["dataset"]["name"] in ("imdb", "poems")
+
+
+def test_the_licence_is_that_of_the_run_unless_another_is_said(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "m", training={"hub_license": "cc-by-4.0"})
+    assert is_a_card(render(folder))["license"] == "cc-by-4.0"
+    assert "cc-by-4.0. The code beside" in render(folder)
+    assert is_a_card(render(folder, "ada/x", "mit"))["license"] == "mit"
+    run = {item.name: item.content for item in bundle(folder, "ada/x", "mit")}["craft_run.yaml"]
+    assert b"hub_license" not in run  # type: ignore[operator]  # whoever repeats it states their own
+    folder = folder_of(tmp_path / "m", training={"hub_license": "My Licence"})
+    assert is_a_card(render(folder))["license"] == "unknown"
+    with pytest.raises(UserError, match=r"--license 'Apache 2.0' .* did you mean 'apache-2.0'\?"):
+        render(folder, licence="Apache 2.0")

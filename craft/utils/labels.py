@@ -1,0 +1,71 @@
+"""The words by which the Hub sorts what it lists: licences and languages."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from craft.utils.common import did_you_mean
+
+LICENCES = (
+    *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "isc", "unlicense", "wtfpl", "zlib", "mpl-2.0"),
+    *("gpl-2.0", "gpl-3.0", "lgpl-2.1", "lgpl-3.0", "agpl-3.0", "gfdl", "openrail", "bigscience-openrail-m"),
+    *("cc0-1.0", "cc-by-2.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-4.0"),
+    *("cc-by-nd-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0", "odc-by", "odbl", "pddl", "other", "unknown"),
+)
+"""The usual ones, for suggestions; the Hub knows more."""
+TWO_LETTERS = """
+aa ab ae af ak am an ar as av ay az ba be bg bh bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz
+ee el en eo es et eu fa ff fi fj fo fr fy ga gd gl gn gu gv ha he hi ho hr ht hu hy hz ia id ie ig ii ik
+io is it iu ja jv ka kg ki kj kk kl km kn ko kr ks ku kv kw ky la lb lg li ln lo lt lu lv mg mh mi mk ml
+mn mr ms mt my na nb nd ne ng nl nn no nr nv ny oc oj om or os pa pi pl ps pt qu rm rn ro ru rw sa sc sd
+se sg sh si sk sl sm sn so sq sr ss st su sv sw ta te tg th ti tk tl tn to tr ts tt tw ty ug uk ur uz ve
+vi vo wa wo xh yi yo za zh zu
+"""
+"""Languages by ISO 639-1. By ISO 639-3 some 8,000 have three letters, too many to list here."""
+OTHER_LANGUAGES = ("code", "multilingual")
+"""What the Hub takes besides: programs, and texts in many languages."""
+NAMES = {
+    **{"english": "en", "german": "de", "french": "fr", "spanish": "es", "italian": "it", "russian": "ru"},
+    **{"portuguese": "pt", "dutch": "nl", "chinese": "zh", "japanese": "ja", "arabic": "ar", "latin": "la"},
+}
+"""For suggestions."""
+
+
+def is_licence(word: Any) -> bool:
+    return isinstance(word, str) and re.fullmatch(r"[a-z0-9][a-z0-9.+-]{1,63}", word) is not None
+
+
+def is_language(word: Any) -> bool:
+    """Whether a word is a code of ISO 639 or what the Hub takes besides; three letters aren't looked up."""
+    if not isinstance(word, str):
+        return False
+    return word in (*TWO_LETTERS.split(), *OTHER_LANGUAGES) or re.fullmatch("[a-z]{3}", word) is not None
+
+
+def wrong_licence(word: str, where: str) -> str:
+    """What to say of a word that isn't an identifier of a licence; empty if it is one.
+
+    Args:
+        where: the option or setting, to begin with.
+    """
+    if is_licence(word):
+        return ""
+    near = did_you_mean("-".join(word.lower().split()), LICENCES)
+    return (
+        f"{where} {word!r} isn't an identifier of the Hub{near}; write for example apache-2.0, mit, "
+        "cc-by-4.0 or other"
+    )
+
+
+def wrong_language(word: str, where: str) -> str:
+    """What to say of a word that isn't the code of a language; empty if it is one."""
+    if is_language(word):
+        return ""
+    base = re.split("[-_]", word.lower())[0]
+    code = NAMES.get(word.lower(), base if is_language(base) else "")
+    near = f", did you mean {code!r}?" if code else ""
+    return (
+        f"{where} {word!r} isn't a language code{near}; write one of ISO 639 such as en or de, multilingual "
+        "or code, or leave it out"
+    )
