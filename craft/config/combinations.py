@@ -338,9 +338,9 @@ def _secrets(run: Parts) -> Complaint:
 
 def _labels(run: Parts) -> Complaint:
     language, licence = run.data["language"], run.training["hub_license"]
-    if language is not None and (wrong := wrong_language(language, "data.language")):
+    if language is not None and (wrong := wrong_language(language, "data.language=")):
         return "data.language", wrong
-    if licence is not None and (wrong := wrong_licence(licence, "training.hub_license")):
+    if licence is not None and (wrong := wrong_licence(licence, "training.hub_license=")):
         return "training.hub_license", wrong
     return None
 

@@ -90,7 +90,7 @@ class DataArguments:
                     f"data.{key}={size} must be a fraction below 1 or a whole number of characters"
                 )
 
-        if self.language is not None and (wrong := wrong_language(self.language, "data.language")):
+        if self.language is not None and (wrong := wrong_language(self.language, "data.language=")):
             raise UserError(wrong)
 
     @property

@@ -68,7 +68,7 @@ def render(folder: Path, repo_id: str | None = None, licence: str | None = None)
     """
     import jinja2
 
-    if licence is not None and (wrong := wrong_licence(licence, "--license")):
+    if licence is not None and (wrong := wrong_licence(licence, "--license ")):
         raise UserError(wrong)
     record = Record.of(folder)
     stated = record.run["training"].get("hub_license")

@@ -157,7 +157,7 @@ class CraftTrainingArguments(transformers.TrainingArguments):
                 near = did_you_mean(value, known) or f"; use one of {', '.join(known[:12])}"
                 raise UserError(f"training.{key}={value!r} isn't known{near}")
         if self.hub_license is not None and (
-            wrong := wrong_licence(self.hub_license, "training.hub_license")
+            wrong := wrong_licence(self.hub_license, "training.hub_license=")
         ):
             raise UserError(wrong)
         protocol = self.eval_protocol

@@ -47,13 +47,13 @@ def wrong_licence(word: str, where: str) -> str:
     """What to say of a word that isn't an identifier of a licence; empty if it is one.
 
     Args:
-        where: the option or setting, to begin with.
+        where: the option or setting, to begin with: `--license `, `data.language=`.
     """
     if is_licence(word):
         return ""
     near = did_you_mean("-".join(word.lower().split()), LICENCES)
     return (
-        f"{where} {word!r} isn't an identifier of the Hub{near}; write for example apache-2.0, mit, "
+        f"{where}{word!r} isn't an identifier of the Hub{near}; write for example apache-2.0, mit, "
         "cc-by-4.0 or other"
     )
 
@@ -66,6 +66,6 @@ def wrong_language(word: str, where: str) -> str:
     code = NAMES.get(word.lower(), base if is_language(base) else "")
     near = f", did you mean {code!r}?" if code else ""
     return (
-        f"{where} {word!r} isn't a language code{near}; write one of ISO 639 such as en or de, multilingual "
+        f"{where}{word!r} isn't a language code{near}; write one of ISO 639 such as en or de, multilingual "
         "or code, or leave it out"
     )

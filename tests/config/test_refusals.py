@@ -169,6 +169,10 @@ def refusal(*overrides: str, **kwargs: object) -> str:
         ("training.lr_scheduler_kwargs.min_lr=1", ["min_lr", "lr_scheduler_type=linear", "takes none"]),
         ("experiments=nanogpt_cpu training.lr_scheduler_kwargs.x=1", ["x", "takes min_lr"]),
         ("training.hub_token=hf_x", ["HF_TOKEN"]),
+        ("training.hub_license=MIT", ["training.hub_license='MIT'", "did you mean 'mit'?"]),
+        ("data.language=English", ["data.language='English'", "did you mean 'en'?"]),
+        ("data.language=de-AT", ["did you mean 'de'?"]),
+        ("data.language=xx", ["data.language='xx'", "ISO 639"]),
     ],
 )
 def test_a_mistake_on_the_command_line(override: str, phrases: list[str]) -> None:
