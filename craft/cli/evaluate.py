@@ -6,6 +6,8 @@ import json
 
 import click
 
+from craft.cli.options import from_the_hub
+
 
 @click.command("evaluate")
 @click.argument("model", default="latest")
@@ -28,12 +30,7 @@ import click
     "--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Windows scored at once."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-@click.option("--revision", metavar="NAME", help="A branch, tag or commit of a model on the Hub.")
-@click.option(
-    "--trust-remote-code",
-    is_flag=True,
-    help="Run the code beside the weights, for a model that craft itself doesn't know.",
-)
+@from_the_hub
 def command(
     model: str,
     data: str | None,

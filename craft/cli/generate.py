@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from craft.cli.options import from_the_hub
 from craft.inference import Sampling
 from craft.utils.common import UserError
 from craft.utils.outputs import sample_file
@@ -77,12 +78,7 @@ PATIENCE = 0.5
 )
 @click.option("--stop", multiple=True, metavar="TEXT", help="End at this text; may be given more than once.")
 @click.option("--seed", type=int, help="The same seed writes the same text.")
-@click.option("--revision", metavar="NAME", help="A branch, tag or commit of a model on the Hub.")
-@click.option(
-    "--trust-remote-code",
-    is_flag=True,
-    help="Run the code beside the weights, for a model that craft itself doesn't know.",
-)
+@from_the_hub
 def command(
     model: str,
     prompts: tuple[str, ...],

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+from craft.cli.options import from_the_hub
 from craft.serving.limits import UNBOUNDED_PROMPT, Limits
 
 
@@ -35,12 +37,36 @@ from craft.serving.limits import UNBOUNDED_PROMPT, Limits
     help="Requests answered at once; more are told to try again.",
 )
 @click.option(
+    "--patience",
+    type=float,
+    default=Limits.patience,
+    show_default=True,
+    help="Seconds that a client may take to send a request, or not read its answer.",
+)
+@click.option(
+    "--allow-host",
+    multiple=True,
+    metavar="NAME",
+    help="A host under which clients and web pages may come; may be given more than once.  "
+    "[default: this machine's own]",
+)
+@click.option(
     "--chat-template",
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="Jinja template that makes a text of a chat.  [default: the model's, else the messages as lines]",
 )
-def command(model: str, host: str, port: int, chat_template: Path | None, **limits: int) -> None:
+@from_the_hub
+def command(
+    model: str,
+    host: str,
+    port: int,
+    allow_host: tuple[str, ...],
+    chat_template: Path | None,
+    revision: str | None,
+    trust_remote_code: bool,
+    **limits: Any,
+) -> None:
     """Serve a model to OpenAI's clients: completions and chat, whole or streamed.
 
     MODEL is 'latest', a folder, or a model on the Hugging Face Hub. Needs the extra 'serve'. The server asks
@@ -53,4 +79,14 @@ def command(model: str, host: str, port: int, chat_template: Path | None, **limi
     caps = Limits(**limits)
     from craft.serving.server import serve
 
-    serve(model, host, port, caps, chat_template, say=lambda line: click.echo(line, err=True))
+    serve(
+        model,
+        host,
+        port,
+        caps,
+        chat_template,
+        allow_host,
+        say=lambda line: click.echo(line, err=True),
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )

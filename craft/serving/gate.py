@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
+from craft.serving.names import Names
 from craft.serving.requests import CHAT, COMPLETIONS, WISH, Refusal, Served, check, parse
 
 Message = MutableMapping[str, Any]
@@ -28,77 +29,91 @@ class Gate:
     must be declared as JSON, so that no page in a browser can send one without being asked first.
     """
 
-    def __init__(self, app: App, served: Served) -> None:
-        self.app, self.served = app, served
+    def __init__(self, app: App, served: Served, names: Names) -> None:
+        self.app, self.served, self.names = app, served, names
         self.started = int(time.time())
         self.running = 0
         longest = served.limits.prompt(served.context)
         self.largest_body = max(SMALLEST_BODY_LIMIT, 16 * longest)  # an escaped character takes 12 bytes
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await self.app(scope, receive, send)
-        elif scope["type"] == "http":
-            try:
-                await self._route(scope, receive, send)
-            except Refusal as refusal:
-                await _answer(send, refusal.status, refusal.body())
+        answer = Answer(send)
+        try:
+            await self._route(scope, receive, answer)
+        except Refusal as refusal:
+            await answer.refuse(refusal)
+        except asyncio.CancelledError:
+            await answer.refuse(Refusal(503, "the server was told to stop before the text was complete"))
 
-    async def _route(self, scope: Any, receive: Receive, send: Send) -> None:
+    async def _route(self, scope: Any, receive: Receive, answer: Answer) -> None:
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        self.names.check(headers)
         path, method = scope["path"], scope["method"]
         known = "GET" if path.startswith("/v1/models/") else ROUTES.get(path)
         if known is None:
-            raise Refusal(404, f"there is no {path} here, but {', '.join(ROUTES)}")
+            raise Refusal(404, f"there is no {path[:100]} here, but {', '.join(ROUTES)}")
         if method != known:
-            raise Refusal(405, f"{path} is read with {known}, not {method}")
+            wrong = f"{path[:100]} is asked with {known}, not {method[:20]}"
+            raise Refusal(405, wrong, header=(b"allow", known.encode()))
         if path.startswith("/v1/models"):
-            await _answer(send, 200, self._models(path))
+            await answer.whole(200, self._models(path))
         elif path == "/health":
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, answer)
+        elif self.running >= self.served.limits.max_requests:
+            busy = f"{self.running} requests are being answered, as many as this server takes; try again"
+            raise Refusal(429, busy, header=(b"retry-after", b"1"))
         else:
-            await self._write(scope, receive, send)
+            self.running += 1
+            try:
+                await self._write(scope, headers, receive, answer)
+            finally:
+                self.running -= 1
 
     def _models(self, path: str) -> bytes:
         served = {"id": self.served.name, "object": "model", "created": self.started, "owned_by": "craft"}
         wanted = path.removeprefix("/v1/models").lstrip("/")
         if wanted not in ("", self.served.name):
-            raise Refusal(404, f"there is no model {wanted!r} here", "model", "model_not_found")
+            raise Refusal(404, f"there is no model {wanted[:100]!r} here", "model", "model_not_found")
         return json.dumps(served if wanted else {"object": "list", "data": [served]}).encode()
 
-    async def _write(self, scope: Any, receive: Receive, send: Send) -> None:
-        """Hands a checked request on, unless too many are being answered."""
-        headers = {name.lower(): value for name, value in scope["headers"]}
+    async def _write(
+        self, scope: Any, headers: Mapping[bytes, bytes], receive: Receive, answer: Answer
+    ) -> None:
+        """Reads a request and hands on what `check` makes of it."""
         kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
         if kind != b"application/json":
             raise Refusal(415, "send the header 'Content-Type: application/json'")
-        raw = await self._read(receive)
-        body, wish = check(scope["path"], parse(raw), self.served)
-        if self.running >= self.served.limits.max_requests:
-            raise Refusal(
-                429, f"{self.running} requests are being answered, as many as this server takes; try again"
-            )
-        self.running += 1
-        WISH.set(wish)
+        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+            raise Refusal(415, "send the body as it is, without a Content-Encoding")
+        self._check_size(int(headers.get(b"content-length", 0)))
+        patience = self.served.limits.patience
         try:
-            await self._pass_on(scope, json.dumps(body).encode(), body["stream"], receive, send)
-        finally:
-            self.running -= 1
+            raw = await asyncio.wait_for(self._read(receive), patience)
+        except asyncio.TimeoutError as error:
+            raise Refusal(408, f"the request wasn't there within {patience:g} seconds") from error
+        body, wish = check(scope["path"], parse(raw), self.served)
+        answer.usage_apart = wish.usage
+        WISH.set(wish)
+        await self._pass_on(scope, json.dumps(body).encode(), body["stream"], receive, answer)
 
     async def _read(self, receive: Receive) -> bytes:
-        raw = b""
+        raw = bytearray()
         while True:
             message = await receive()
             raw += message.get("body", b"")
-            if len(raw) > self.largest_body:
-                raise Refusal(413, f"the request is longer than {self.largest_body:,} bytes")
+            self._check_size(len(raw))
             if message["type"] == "http.disconnect" or not message.get("more_body", False):
-                return raw
+                return bytes(raw)
 
-    async def _pass_on(self, scope: Any, raw: bytes, stream: bool, receive: Receive, send: Send) -> None:
+    def _check_size(self, size: int) -> None:
+        if size > self.largest_body:
+            raise Refusal(413, f"the request is longer than {self.largest_body:,} bytes")
+
+    async def _pass_on(self, scope: Any, raw: bytes, stream: bool, receive: Receive, answer: Answer) -> None:
         """Runs the application on the checked body; one whose client hangs up is cancelled."""
         headers = [(n, v) for n, v in scope["headers"] if n.lower() not in OF_THE_BODY]
         scope = {**scope, "headers": [*headers, (b"content-length", str(len(raw)).encode())]}
-        sent = streams = False
+        sent = False
 
         async def replay() -> Message:
             nonlocal sent
@@ -107,19 +122,10 @@ class Gate:
                 return {"type": "http.request", "body": raw, "more_body": False}
             return await receive()
 
-        async def finish(message: Message) -> None:
-            # OpenAI's streams end with a word of their own, which transformers' don't.
-            nonlocal streams
-            if message["type"] == "http.response.start":
-                streams = message["status"] == 200
-            elif streams and not message.get("more_body", False):
-                message = {**message, "body": message.get("body", b"") + b"data: [DONE]\n\n"}
-            await send(message)
-
         if stream:  # whose response watches for the end of the connection itself
-            await self.app(scope, replay, finish)
+            await self.app(scope, replay, answer)
             return
-        task = asyncio.ensure_future(self.app(scope, replay, send))
+        task = asyncio.ensure_future(self.app(scope, replay, answer))
         gone = asyncio.ensure_future(_hung_up(receive))
         try:
             await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -131,14 +137,49 @@ class Gate:
             gone.cancel()
 
 
+class Answer:
+    """What is sent to a client. A stream gets the end that OpenAI's streams have and transformers' don't."""
+
+    def __init__(self, send: Send) -> None:
+        self.send = send
+        self.begun = self.streams = self.usage_apart = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.begun = True
+            self.streams = any(value.startswith(b"text/event-stream") for _, value in message["headers"])
+        elif self.streams:
+            body = message.get("body", b"")
+            if self.usage_apart and b'"usage":{' in body:
+                body = _apart(body)
+            if not message.get("more_body", False):
+                body += b"data: [DONE]\n\n"
+            message = {**message, "body": body}
+        await self.send(message)
+
+    async def whole(self, status: int, body: bytes, header: tuple[bytes, bytes] | None = None) -> None:
+        """An answer of JSON."""
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        headers += [header] if header else []
+        await self({"type": "http.response.start", "status": status, "headers": headers})
+        await self({"type": "http.response.body", "body": body})
+
+    async def refuse(self, refusal: Refusal) -> None:
+        """A refusal in the place of an answer, or as the end of a stream."""
+        if not self.begun:
+            await self.whole(refusal.status, refusal.body(), refusal.header)
+        elif self.streams:
+            await self({"type": "http.response.body", "body": b"data: " + refusal.body() + b"\n\n"})
+
+
+def _apart(event: bytes) -> bytes:
+    """The last piece of transformers' streams as the last two of OpenAI's: the end, then the counts."""
+    end = json.loads(event.removeprefix(b"data: "))
+    counts = {**end, "choices": []}
+    del end["usage"]
+    return b"".join(b"data: " + json.dumps(part).encode() + b"\n\n" for part in (end, counts))
+
+
 async def _hung_up(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _answer(send: Send, status: int, body: bytes) -> None:
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if status == 429:
-        headers.append((b"retry-after", b"1"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

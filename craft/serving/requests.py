@@ -54,15 +54,30 @@ LEAST_TEMPERATURE = 1e-3
 
 
 class Refusal(Exception):
-    """An answer instead of a text: HTTP status, a sentence, and the field it is about."""
+    """An answer instead of a text.
 
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
+    Args:
+        status: of HTTP.
+        message: a sentence.
+        param: the field it is about.
+        code: a word for programs.
+        header: what HTTP wants to be said beside this status.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        header: tuple[bytes, bytes] | None = None,
+    ) -> None:
         super().__init__(message)
-        self.status, self.message, self.param, self.code = status, message, param, code
+        self.status, self.message, self.param, self.code, self.header = status, message, param, code, header
 
     def body(self) -> bytes:
         """As OpenAI's clients read it."""
-        kind = "rate_limit_error" if self.status == 429 else "invalid_request_error"
+        kind = {429: "rate_limit_error", 503: "server_error"}.get(self.status, "invalid_request_error")
         error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
         return json.dumps({"error": error}, ensure_ascii=False).encode("utf-8", "replace")
 
@@ -73,6 +88,8 @@ class Wish:
 
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    usage: bool = False
+    """Counts in a last piece of their own, where the answer is a stream."""
 
 
 WISH: ContextVar[Wish] = ContextVar("WISH")
@@ -136,14 +153,14 @@ def check(path: str, body: Mapping[str, Any], served: Served) -> tuple[dict[str,
     seed = body.get("seed")
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
         raise Refusal(400, f"seed={_word(seed)} must be a whole number from 0 to 2^63 - 1", "seed")
-    return asked, Wish(_stop(body), seed)
+    return asked, Wish(_stop(body), seed, _usage(body))
 
 
 def _check_names(path: str, body: Mapping[str, Any], own: str) -> None:
     known = (own, *LENGTHS[path], *SAMPLING, *NOTED, *NEUTRAL)
     for key, value in body.items():
         if key not in known:
-            raise Refusal(400, f"unknown field {key!r}{did_you_mean(key, known)}", key)
+            raise Refusal(400, f"unknown field {key[:60]!r}{did_you_mean(key[:60], known)}", key[:60])
         if key in NEUTRAL and value not in NEUTRAL[key]:
             raise Refusal(400, f"{key}={_word(value)} isn't supported; leave it out", key)
 
@@ -181,8 +198,6 @@ def _messages(body: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def _rendered(messages: list[dict[str, str]], tokenizer: CharTokenizer) -> str:
     """The messages as the model reads them."""
-    from jinja2 import TemplateError
-
     if not tokenizer.chat_template:
         raise Refusal(
             400,
@@ -192,9 +207,10 @@ def _rendered(messages: list[dict[str, str]], tokenizer: CharTokenizer) -> str:
         )
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except TemplateError as error:
+    except Exception as error:  # a template is a program, which may stumble over anything in them
+        reason = str(error) or type(error).__name__
         raise Refusal(
-            400, f"the model's chat template refuses these messages: {error}", "messages"
+            400, f"the chat template can't read these messages: {reason[:200]}", "messages"
         ) from error
     return str(text)
 
@@ -224,7 +240,9 @@ def _length(body: Mapping[str, Any], fields: tuple[str, ...], limits: Limits) ->
         if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
             raise Refusal(400, f"{field}={_word(wanted)} must be a whole number, at least 1", field)
         if wanted > limits.max_tokens:
-            raise Refusal(400, f"{field}={wanted} is more than this server's {limits.max_tokens}", field)
+            raise Refusal(
+                400, f"{field}={_word(wanted)} is more than this server's {limits.max_tokens}", field
+            )
         return wanted
     return min(SAMPLE_CHARACTERS, limits.max_tokens)
 
@@ -256,7 +274,22 @@ def _stop(body: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(texts)
 
 
+def _usage(body: Mapping[str, Any]) -> bool:
+    options = body.get("stream_options", {})
+    wanted = options.get("include_usage") or False if isinstance(options, dict) else None
+    if not isinstance(wanted, bool):
+        raise Refusal(
+            400,
+            f"stream_options={_word(options)} must be an object with include_usage true or false",
+            "stream_options",
+        )
+    return wanted
+
+
 def _word(value: Any) -> str:
     """A value as it was sent, if that is short."""
-    written = json.dumps(value)
+    try:
+        written = json.dumps(value)
+    except RecursionError:  # as deep as can just be read
+        return "a value of so many levels"
     return written if len(written) <= 60 else f"{written[:57]}…"

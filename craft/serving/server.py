@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from craft.serving.limits import Limits
+from craft.serving.names import Names, is_loopback
 from craft.utils.common import UserError
 from craft.utils.outputs import resolve, slug
 
-GRACE = 5
-"""Seconds that running requests have to end once the server is told to stop."""
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 ONE_AFTER_THE_OTHER = (
     "{% for message in messages %}{{ message.content }}{% if not loop.last %}SEPARATOR{% endif %}{% endfor %}"
 )
@@ -30,7 +28,7 @@ def require_extra() -> None:
         )
 
 
-def build_app(model: Any, tokenizer: Any, name: str, limits: Limits) -> tuple[Any, Any]:
+def build_app(model: Any, tokenizer: Any, name: str, limits: Limits, names: Names) -> tuple[Any, Any]:
     """The application for an ASGI server, and what is to be shut down after it."""
     from transformers.cli.serving.chat_completion import ChatCompletionHandler
     from transformers.cli.serving.completion import CompletionHandler
@@ -59,7 +57,7 @@ def build_app(model: Any, tokenizer: Any, name: str, limits: Limits) -> tuple[An
         generation_state=state,
     )
     context = None if model.carries_state else model.config.max_position_embeddings
-    return Gate(app, Served(name, tokenizer, context, limits)), state
+    return Gate(app, Served(name, tokenizer, context, limits), names), state
 
 
 def read_template(file: Path) -> str:
@@ -108,14 +106,18 @@ def serve(
     port: int = 8000,
     limits: Limits | None = None,
     template: Path | None = None,
+    allowed: Sequence[str] = (),
     say: Any = print,
+    **of_the_hub: Any,
 ) -> None:
     """Answers requests until the process is told to stop (SIGTERM, Ctrl-C).
 
     Args:
         model: as for `craft.inference.load`.
         template: a Jinja file that turns the messages of a chat into a text.
+        allowed: names besides the host's under which clients and pages may come.
         say: gets the one line that tells where the server is.
+        **of_the_hub: `revision` and `trust_remote_code` of `craft.inference.load`.
 
     Raises:
         UserError: for an unknown model, a taken port, or if the extra `serve` isn't installed.
@@ -123,33 +125,24 @@ def serve(
     require_extra()
     where = resolve(model)
     own = read_template(template) if template is not None else None
+    limits = limits or Limits()
     with listen(host, port) as listener:
-        import uvicorn
-
         from craft.inference import load
+        from craft.serving.http import Server
 
-        network, tokenizer = load(where)
+        network, tokenizer = load(where, **of_the_hub)
         tokenizer.chat_template = own or tokenizer.chat_template or plain_template(tokenizer)
         name = slug(Path(where).resolve().name) if Path(where).is_dir() else where
-        app, state = build_app(network, tokenizer, name, limits or Limits())
+        address, bound = listener.getsockname()[:2]
+        private = is_loopback(address)
+        app, state = build_app(network, tokenizer, name, limits, Names((host, *allowed), not private))
 
-        class Server(uvicorn.Server):
-            async def startup(self, sockets: Sequence[Any] | None = None) -> None:
-                await super().startup(sockets=list(sockets or []))
-                shown = f"[{host}]" if ":" in host else host
-                say(f"{name} at http://{shown}:{listener.getsockname()[1]}/v1  (Ctrl-C stops)")
-                if host not in LOOPBACK:
-                    say(f"everyone who reaches {host} can use it: it asks for no password")
+        def ready() -> None:
+            say(f"{name} at http://{f'[{host}]' if ':' in host else host}:{bound}/v1  (Ctrl-C stops)")
+            if not private:
+                say(f"everyone who reaches {host} can use it: it asks for no password")
 
-            async def serve(self, sockets: Sequence[Any] | None = None) -> None:
-                with self.capture_signals():
-                    await self._serve(list(sockets or []))
-                    self._captured_signals.clear()  # to be told to stop is no failure
-
-        settings = uvicorn.Config(
-            app, log_level="error", access_log=False, server_header=False, timeout_graceful_shutdown=GRACE
-        )
         try:
-            Server(settings).run(sockets=[listener])
+            Server(app, limits.patience, ready).run(sockets=[listener])
         finally:
             state.shutdown()

@@ -32,7 +32,7 @@ class Text:
     def __init__(
         self, model: Any, tokenizer: Any, inputs: Any, config: Any, wish: Wish, emit: Callable[[Any], None]
     ) -> None:
-        self.model, self.emit, self.stop = model, emit, wish.stop
+        self.model, self.config, self.emit, self.stop = model, config, emit, wish.stop
         self.ids: list[int] = []
         self.text = ""
         self._shown = 0
@@ -61,15 +61,21 @@ class Text:
         token = None if ids is None else int(ids[0])
         if token is not None:
             self.ids.append(token)
-        ended = token is None or token == self._eos
-        self.text += self._decoder.decode(b"" if token is None else self._table[token], final=ended)
-        return self._show(ended)
+            self.text += self._decoder.decode(self._table[token])
+        if token == self._eos:
+            self._end_by_itself()
+        return self._show(ended=token is None or token == self._eos)
+
+    def _end_by_itself(self) -> None:
+        """Not for its length, whatever that is: transformers' handlers compare it with the limit."""
+        self.config.max_new_tokens = None
 
     def _show(self, ended: bool) -> bool:
         begin = max(0, self._shown - self._held)
         found = [at for at in (self.text.find(stop, begin) for stop in self.stop) if at >= 0]
         if found:
             self.text, ended = self.text[: min(found)], True
+            self._end_by_itself()
         until = len(self.text) if ended else max(self._shown, len(self.text) - self._held)
         if until > self._shown:
             self.emit(self.text[self._shown : until])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -26,6 +28,7 @@ from craft.inference import load, sample
 from .conftest import CONTEXT, Trained
 
 HEADERS = {"Content-Type": "application/json"}
+LONG = {"prompt": "9", "max_tokens": 100_000, "stream": True}
 
 
 class Server:
@@ -46,7 +49,9 @@ class Server:
         pytest.fail(f"craft serve didn't start:\n{said}")
 
     def stop(self, number: int = signal.SIGTERM) -> int:
+        assert self.process.stderr is not None
         self.process.send_signal(number)
+        assert "Traceback" not in self.process.stderr.read()
         return self.process.wait(timeout=60)
 
     def post(self, path: str, body: Any, **options: Any) -> Any:
@@ -80,6 +85,11 @@ def test_a_completion_is_the_text_that_craft_writes(server: Server, trained: Tra
     assert "".join(chunk.choices[0].text for chunk in chunks) == expected
     assert len(chunks) > 40  # it was streamed
     assert chunks[-1].choices[0].finish_reason == "length"
+    *_, end, counts = server.client.completions.create(
+        **asked, stream=True, stream_options={"include_usage": True}
+    )
+    assert (end.choices[0].finish_reason, end.usage, counts.choices) == ("length", None, [])
+    assert (counts.usage.prompt_tokens, counts.usage.completion_tokens) == (7, 50)
 
 
 def test_a_chat_goes_on_with_the_messages(server: Server, trained: Trained) -> None:
@@ -90,17 +100,26 @@ def test_a_chat_goes_on_with_the_messages(server: Server, trained: Trained) -> N
     assert server.client.chat.completions.create(**asked).choices[0].message.content == expected
     chunks = list(server.client.chat.completions.create(**asked, stream=True))
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == expected
+    limits = {"max_completion_tokens": 3, "max_tokens": None, "stream": True}
+    *_, counts = server.client.chat.completions.create(
+        **asked | limits, stream_options={"include_usage": True}
+    )
+    assert (counts.usage.prompt_tokens, counts.usage.completion_tokens) == (12, 3)
 
 
-def test_stop_texts_and_seeds(server: Server) -> None:
-    asked = {"model": server.name, "prompt": "9", "max_tokens": 300, "seed": 5}
+def test_stop_texts_and_seeds(server: Server, trained: Trained) -> None:
+    asked = {"model": server.name, "prompt": "9", "max_tokens": 300, "temperature": 0.9, "seed": 5}
     first, second = (server.client.completions.create(**asked).choices[0] for _ in range(2))
-    assert first.text == second.text
+    network, tokenizer = load(trained.model)
+    ((expected,),) = sample(network, tokenizer, ["9"], max_new_tokens=300, temperature=0.9, seed=5)
+    assert first.text == second.text == expected
     assert first.text != server.client.completions.create(**{**asked, "seed": 6}).choices[0].text
     stop = first.text[40:45]
     short = server.client.completions.create(**asked, stop=[stop, "never"]).choices[0]
     assert short.text == first.text[: first.text.index(stop)]
     assert short.finish_reason == "stop"
+    asked["max_tokens"] = len(short.text) + len(stop)  # it ends where it would have been cut off
+    assert server.client.completions.create(**asked, stop=stop).choices[0].finish_reason == "stop"
     streamed = server.client.completions.create(**asked, stop=stop, stream=True)
     assert "".join(chunk.choices[0].text for chunk in streamed) == short.text
 
@@ -145,6 +164,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"stop": [""]}, "none empty"),
     ({"stop": 7}, "stop=7"),
     ({"stream": "yes"}, "true or false"),
+    ({"stream_options": True}, "stream_options=true must be an object"),
+    ({"stream_options": {"include_usage": 1}}, "include_usage true or false"),
     ({"n": 2}, "n=2 isn't supported"),
     ({"logprobs": 3}, "logprobs=3 isn't supported"),
     ({"temprature": 1}, "unknown field 'temprature', did you mean 'temperature'?"),
@@ -190,6 +211,12 @@ def test_a_bad_chat_is_answered_with_a_reason(server: Server, messages: Any, sai
 
 
 def test_what_is_no_request_is_refused(server: Server) -> None:
+    for headers in ({"Host": "evil.example"}, {"Origin": "https://evil.example"}):
+        answer = server.post("/v1/completions", {"prompt": "9"}, headers=HEADERS | headers)
+        assert (answer.status_code, "evil.example" in answer.json()["error"]["message"]) == (403, True)
+    with bare(server, "\0" * 9, cut=150) as broken:
+        broken.sendall(b"\0\r\n\r\n")
+        assert json.loads(broken.recv(1000).partition(b"\r\n\r\n")[2])["error"]["message"]
     for content in (b"{", b"[]", b"\xff", b"[" * 100_000, b'{"prompt": ' + b"9" * 5000 + b"}"):
         assert server.post("/v1/completions", content).status_code == 400
     assert server.post("/v1/completions", {"prompt": "9" * 2_000_000}).status_code == 413
@@ -210,16 +237,70 @@ def test_what_is_no_request_is_refused(server: Server) -> None:
     assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
 
 
+def test_a_server_told_to_stop_lets_sixteen_clients_finish(server: Server) -> None:
+    async def main() -> list[str]:
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+            begun = asyncio.Semaphore(0)
+
+            async def ask(n: int) -> str:
+                asked = {"model": server.name, "prompt": str(n), "max_tokens": 30}
+                reasons: list[str] = []
+                async for chunk in await client.completions.create(**asked, stream=True):
+                    if not reasons:
+                        begun.release()
+                    reasons.append(chunk.choices[0].finish_reason)
+                return reasons[-1]
+
+            async def stop() -> None:
+                for _ in range(16):
+                    await begun.acquire()
+                server.process.send_signal(signal.SIGTERM)
+
+            *reasons, _ = await asyncio.gather(*map(ask, range(16)), stop())
+            return reasons
+
+    assert asyncio.run(main()) == ["length"] * 16
+    assert server.stop() == 0  # told once more while it ends
+
+
 def hang_up(server: Server) -> None:
     """Leaves in the middle of an answer, whole and streamed: the only place becomes free."""
-    long = {"prompt": "9", "max_tokens": 3000}
     with pytest.raises(httpx.ReadTimeout):
-        server.post("/v1/completions", long, timeout=0.3)
+        server.post("/v1/completions", LONG | {"stream": False}, timeout=0.3)
     patiently(server)
-    body = json.dumps({**long, "stream": True})
-    with httpx.stream("POST", f"{server.url}/v1/completions", content=body, headers=HEADERS) as answer:
+    with httpx.stream(
+        "POST", f"{server.url}/v1/completions", content=json.dumps(LONG), headers=HEADERS
+    ) as answer:
         assert next(answer.iter_lines()).startswith("data:")
     patiently(server)
+    with bare(server, LONG) as deaf:  # which is there, but doesn't read
+        time.sleep(0.5)
+        assert server.post("/v1/completions", {"prompt": "9"}).status_code == 429
+        patiently(server)
+        deaf.settimeout(5)
+        while deaf.recv(1 << 16):
+            pass
+
+
+def fall_silent(server: Server) -> None:
+    """In the middle of a request: before its body the connection ends, within it there is an answer."""
+    with bare(server, {"prompt": "9"}, cut=3) as silent:
+        assert server.post("/v1/completions", {"prompt": "9"}).status_code == 429
+        assert silent.recv(1000).startswith(b"HTTP/1.1 408 ")
+    patiently(server)
+    with bare(server, {"prompt": "9"}, cut=60) as silent:
+        assert silent.recv(1000) == b""
+
+
+def bare(server: Server, body: Any, cut: int = 0) -> socket.socket:
+    """A connection on which a request was sent, but for the last bytes."""
+    connection = socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1])), timeout=30)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    written = json.dumps(body)
+    head = "POST /v1/completions HTTP/1.1", "Host: localhost", "Content-Type: application/json"
+    request = "\r\n".join((*head, f"Content-Length: {len(written)}", "", written))
+    connection.sendall(request[: len(request) - cut].encode())
+    return connection
 
 
 def patiently(server: Server) -> None:
@@ -233,15 +314,20 @@ def patiently(server: Server) -> None:
 
 def test_caps_templates_and_ctrl_c(transformer: Trained, tmp_path: Path) -> None:
     template = tmp_path / "chat.jinja"
-    template.write_text("{% for m in messages %}{{ m.role }} {{ m.content }}{% endfor %}")
-    options = ("--max-tokens", "3000", "--max-prompt", "100", "--max-requests", "1")
+    template.write_text(
+        "{% for m in messages %}{{ m.role }} {{ m.content + (1 if m.role == 'sum' else '') }}{% endfor %}"
+    )
+    options = ("--max-tokens", "100000", "--max-prompt", "100", "--max-requests", "1", "--patience", "1")
     running = Server(transformer.model, *options, "--chat-template", str(template))
     try:
         usage = running.post("/v1/completions", {"prompt": "9" * 100}).json()["usage"]
         assert (usage["prompt_tokens"], usage["completion_tokens"]) == (100, 500)
-        assert running.post("/v1/completions", {"prompt": "9", "max_tokens": 3001}).status_code == 400
+        assert running.post("/v1/completions", {"prompt": "9", "max_tokens": 100_001}).status_code == 400
         chat = running.post("/v1/chat/completions", {"messages": [{"role": "women", "content": "9"}]})
         assert chat.json()["usage"]["prompt_tokens"] == len("women 9")
+        chat = running.post("/v1/chat/completions", {"messages": [{"role": "sum", "content": "9"}]})
+        assert chat.status_code == 400
+        assert "the chat template can't read these messages: " in chat.json()["error"]["message"]
         bodies = [{"prompt": "9" * 100, "seed": n} for n in range(16)]
         with ThreadPoolExecutor(16) as pool:
             answers = list(pool.map(lambda body: running.post("/v1/completions", body), bodies))
@@ -250,8 +336,20 @@ def test_caps_templates_and_ctrl_c(transformer: Trained, tmp_path: Path) -> None
         assert refused.headers["retry-after"] == "1"
         assert "as many as this server takes" in refused.json()["error"]["message"]
         hang_up(running)
+        fall_silent(running)
+        with httpx.stream(
+            "POST", f"{running.url}/v1/completions", content=json.dumps(LONG), headers=HEADERS
+        ) as answer:
+            lines = answer.iter_lines()
+            assert next(lines).startswith("data:")
+            running.process.send_signal(signal.SIGINT)
+            time.sleep(0.5)  # it waits for the text
+            assert running.stop(signal.SIGINT) == 0
+            *_, error, _, done, _ = lines
+            assert "told to stop before the text was complete" in error
+            assert done == "data: [DONE]"
     finally:
-        assert running.stop(signal.SIGINT) == 0
+        running.process.kill()
 
 
 @pytest.mark.parametrize(

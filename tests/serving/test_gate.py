@@ -1,0 +1,176 @@
+"""The gate before the server, without a server: who is let in, what is counted, how answers end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from craft.data.tokenization import CharTokenizer
+from craft.serving.gate import Gate
+from craft.serving.limits import Limits
+from craft.serving.names import Names
+from craft.serving.requests import COMPLETIONS, Refusal, Served
+from craft.utils.common import UserError
+
+JSON = {"content-type": "application/json", "host": "localhost:8000"}
+PROMPT = b'{"prompt": "a", "max_tokens": 2}'
+
+
+class Client:
+    """One request: sends `pieces` and then stays silent; keeps what it is told."""
+
+    def __init__(self, *pieces: bytes, path: str = COMPLETIONS, method: str = "POST", **headers: str) -> None:
+        self.pieces = list(pieces)
+        sent = JSON | {name.replace("_", "-"): value for name, value in headers.items()}
+        pairs = [(name.encode(), value.encode()) for name, value in sent.items()]
+        self.scope = {"type": "http", "path": path, "method": method, "headers": pairs}
+        self.told: list[Any] = []
+
+    async def receive(self) -> dict[str, Any]:
+        if not self.pieces:
+            await asyncio.Event().wait()
+        body = self.pieces.pop(0)
+        return {"type": "http.request", "body": body, "more_body": bool(self.pieces) or body[-1:] == b","}
+
+    async def send(self, message: Any) -> None:
+        self.told.append(message)
+
+    async def ask(self, gate: Gate) -> tuple[int, str]:
+        await gate(self.scope, self.receive, self.send)
+        return self.told[0]["status"], b"".join(part.get("body", b"") for part in self.told[1:]).decode()
+
+
+async def echo(scope: Any, receive: Any, send: Any) -> None:
+    body = (await receive())["body"]
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": body})
+
+
+def gate(app: Callable[..., Awaitable[None]] = echo, **limits: Any) -> Gate:
+    served = Served("model", CharTokenizer.train(["abc\n"]), 32, Limits(**limits))
+    return Gate(app, served, Names(["127.0.0.1"]))
+
+
+def reason(answer: tuple[int, str]) -> str:
+    return str(json.loads(answer[1])["error"]["message"])
+
+
+def test_a_request_counts_before_it_is_read_and_has_its_time() -> None:
+    async def main() -> None:
+        door = gate(max_requests=1, patience=0.2)
+        slow = asyncio.ensure_future(Client(b'{"prompt": "a",').ask(door))
+        await asyncio.sleep(0)
+        assert (await Client(PROMPT).ask(door))[0] == 429
+        answer = await slow
+        assert (answer[0], reason(answer)) == (408, "the request wasn't there within 0.2 seconds")
+        assert (await Client(PROMPT).ask(door))[0] == 200
+        assert door.running == 0
+
+    asyncio.run(main())
+
+
+def test_a_request_too_long_is_refused_before_and_while_it_is_read() -> None:
+    door = gate()
+    assert asyncio.run(Client(content_length=str(2**20 + 1)).ask(door))[0] == 413
+    assert asyncio.run(Client(*[b" " * 2**16 + b","] * 17).ask(door))[0] == 413
+    assert door.running == 0
+
+
+def test_a_compressed_request_is_refused() -> None:
+    answer = asyncio.run(Client(b"\x1f\x8b", content_encoding="gzip").ask(gate()))
+    assert (answer[0], reason(answer)) == (415, "send the body as it is, without a Content-Encoding")
+
+
+@pytest.mark.parametrize("began", [None, b"text/event-stream; charset=utf-8"])
+def test_a_request_that_is_cut_off_is_told_so(began: bytes | None) -> None:
+    async def never(scope: Any, receive: Any, send: Any) -> None:
+        if began:
+            start = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", began)]}
+            await send(start)
+            await send({"type": "http.response.body", "body": b"data: {}\n\n", "more_body": True})
+        await asyncio.Event().wait()
+
+    async def main() -> tuple[int, str]:
+        client = Client(PROMPT[:-1] + b', "stream": true}' if began else PROMPT)
+        task = asyncio.ensure_future(client.ask(gate(never)))
+        await asyncio.sleep(0.1)
+        task.cancel()
+        return await task
+
+    status, body = asyncio.run(main())
+    said = "the server was told to stop before the text was complete"
+    if began:
+        _, error, done, _ = body.split("\n\n")
+        assert (status, json.loads(error[6:])["error"]["message"], done) == (200, said, "data: [DONE]")
+    else:
+        assert (status, reason((status, body))) == (503, said)
+
+
+@pytest.mark.parametrize("field", ["prompt", "tools", "stop", "model", "seed", "other"])
+def test_no_depth_of_a_value_is_too_much(field: str) -> None:
+    async def main() -> set[int]:
+        door = gate()
+        bodies = (f'{{"{field}": {"[" * depth}{"]" * depth}}}' for depth in range(700, 1001))
+        return {(await Client(body.encode()).ask(door))[0] for body in bodies}
+
+    assert asyncio.run(main()) <= {400, 404}
+
+
+def test_what_was_sent_is_quoted_in_short() -> None:
+    for body in (b'{"%s": 1}' % (b"k" * 100_000), b'{"prompt": "a", "max_tokens": %s}' % (b"9" * 4000)):
+        status, text = asyncio.run(Client(body).ask(gate()))
+        assert status == 400
+        assert len(text) < 500
+
+
+def test_a_wrong_method_is_told_the_right_one() -> None:
+    client = Client(path="/v1/models", method="OPTIONS", origin="http://localhost:3000")
+    assert asyncio.run(client.ask(gate()))[0] == 405
+    headers = dict(client.told[0]["headers"])
+    assert headers[b"allow"] == b"GET"
+    assert not [name for name in headers if name.startswith(b"access-control")]
+
+
+OURS = ["localhost", "LocalHost:8000", "127.0.0.1:1", "127.0.0.2", "[::1]", "[::1]:80", "named.example:8000"]
+THEIRS = [
+    "evil.example",
+    "127.0.0.1.evil.example",
+    "localhost.evil.example:80",
+    "169.254.1.1",
+    "[::1",
+    "",
+    "x:y",
+]
+
+
+@pytest.mark.parametrize("host", OURS + THEIRS)
+def test_only_names_of_this_machine_are_answered(host: str) -> None:
+    names = Names(["named.example", "127.0.0.1"])
+    for headers in ({b"host": host.encode()}, {b"host": b"localhost", b"origin": f"http://{host}".encode()}):
+        if host in OURS:
+            names.check(headers)
+        else:
+            with pytest.raises(Refusal, match="--allow-host") as caught:
+                names.check(headers)
+            assert caught.value.status == 403
+
+
+def test_a_server_for_everyone_knows_its_pages_by_its_own_name() -> None:
+    names = Names(["0.0.0.0"], everywhere=True)
+    names.check({b"host": b"box.example:8000", b"origin": b"http://box.example:8000"})
+    names.check({b"host": b"10.0.0.7"})
+    for origin in (b"https://evil.example", b"null"):
+        with pytest.raises(Refusal):
+            names.check({b"host": b"box.example:8000", b"origin": origin})
+    status, _ = asyncio.run(Client(PROMPT, host="evil.example").ask(gate()))
+    assert status == 403
+
+
+@pytest.mark.parametrize("patience", [0, -1, float("nan"), float("inf")])
+def test_patience_is_a_time(patience: float) -> None:
+    with pytest.raises(UserError, match="--patience is"):
+        Limits(patience=patience)
