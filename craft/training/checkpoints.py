@@ -20,7 +20,7 @@ from craft.utils.manifest import MANIFEST, manifest_text
 
 logger = get_logger(__name__)
 
-STAGING, TRASH, REPLACED = ".staging-", ".trash-", ".replaced-"
+STAGING, TRASH, REPLACED, UPLOADING = ".staging-", ".trash-", ".replaced-", ".uploading"
 
 _known_good: dict[Path, list[tuple[str, int, int, int]]] = {}
 """What the files of checkpoints looked like to the file system when this process knew that they were good."""
@@ -155,19 +155,34 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.resolve().name.rsplit("-", 1)[1])
 
 
-def rotate(run_dir: Path, keep: int | None, best_step: int | None) -> None:
+def rotate(
+    run_dir: Path,
+    keep: int | None,
+    best_step: int | None,
+    *,
+    written: int | None = None,
+    resumed: int | None = None,
+) -> None:
     """Deletes what is older than the newest `keep` good checkpoints, but not the best one; `None` keeps all.
 
     A damaged one counts for nothing: it never pushes out a good one.
+
+    Args:
+        written: the step just written, the newest whatever its number: a run that goes on from an older
+            checkpoint by name leaves others behind that were further.
+        resumed: the step that the run went on from, which stays until a good one was written.
     """
-    good = 0
-    for checkpoint in list(checkpoints(run_dir)) if keep else []:
+    spared, good = {best_step}, 0
+    found = sorted(checkpoints(run_dir), key=lambda c: step_of(c) != written)
+    for checkpoint in found if keep else []:
         if good == keep:
-            if step_of(checkpoint) != best_step:
+            if step_of(checkpoint) not in spared:
                 discard(checkpoint)
         elif is_good(checkpoint):
             good += 1
         else:
+            if step_of(checkpoint) == written:
+                spared.add(resumed)
             logger.warning(f"{checkpoint.name} is damaged ({damage(checkpoint)}) and doesn't count")
 
 
@@ -184,7 +199,7 @@ def discard(folder: Path) -> None:
 def clear_leftovers(run_dir: Path) -> None:
     """Removes what a killed process left half written or half deleted."""
     _finish_replacing(run_dir)
-    for pattern in (STAGING, TRASH):
+    for pattern in (STAGING, TRASH, UPLOADING):
         for folder in run_dir.glob(f"{pattern}*"):
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -77,7 +77,14 @@ def planned_saves(args: Any, steps: int) -> int:
 
 
 def check_room(
-    run_dir: Path, checkpoint: int, *, keep: int | None, best: bool, saves: int, existing: int = 0
+    run_dir: Path,
+    checkpoint: int,
+    *,
+    keep: int | None,
+    best: bool,
+    saves: int,
+    existing: int = 0,
+    sent: int = 0,
 ) -> None:
     """Says what a run will need at most, and refuses one that can't fit.
 
@@ -87,14 +94,17 @@ def check_room(
         best: whether the best one may be kept besides.
         saves: how many are going to be written.
         existing: bytes of those that are there already.
+        sent: how many may be on their way to the Hub after they were deleted here.
 
     Raises:
         UserError: if the disk has less room than that.
     """
     kept = min(saves, saves if keep is None else keep + best)
-    peak = (kept + (saves > kept)) * checkpoint
+    sent = min(sent, saves - kept)
+    peak = (kept + (saves > kept) + sent) * checkpoint
     free = free_bytes(run_dir)
     what = f"{bytes_text(checkpoint)} a checkpoint, {kept} kept" + (", one being written" * (saves > kept))
+    what += f", {sent} being uploaded" if sent else ""
     logger.info(f"disk      up to {bytes_text(peak)} ({what}), {bytes_text(free)} free")
     if peak - existing <= free:
         return

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from craft.training.memory import Kept, available, explanation, free_memory, in_parts, is_out_of_memory
 from craft.training.resuming import ResumingTrainer
-from craft.training.signals import StopRequest
 from craft.utils.common import TrainingFailed
 from craft.utils.logging import get_logger
 
@@ -27,7 +26,6 @@ class GuardedTrainer(ResumingTrainer):
     """The part of `Trainer` that looks after single steps.
 
     Attributes:
-        stop: signals, and a word with the other processes.
         skipped: how many batches were skipped in the whole run.
         skipping: whether this step's was.
         parts: into how many parts this process cuts its micro-batches.
@@ -35,7 +33,6 @@ class GuardedTrainer(ResumingTrainer):
     """
 
     def __init__(self, **kwargs: Any) -> None:
-        self.stop = StopRequest()
         self.skipped, self.skipping = 0, False
         self.parts, self.finding = 1, False
         self._norm: Any = None

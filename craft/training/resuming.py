@@ -153,9 +153,7 @@ class ResumingTrainer(SavingTrainer):
         fresh = [dict(group) for group in self.optimizer.param_groups]
         rates = list(getattr(self.lr_scheduler, "base_lrs", []))
         states = load_tree(Path(checkpoint) / OPTIMIZER)
-        if self.is_fsdp_enabled:
-            super()._load_optimizer_and_scheduler(checkpoint)
-        elif "training.optim" in self.changes:
+        if "training.optim" in self.changes:
             logger.warning("the optimizer is another one: it starts without what the old one had learnt")
         else:
             self.optimizer.load_state_dict(states["optimizer"])

@@ -10,12 +10,13 @@ trainer_state.json, progress.json             step, history; time, loss and aver
 craft_run.yaml, training_args.json            the run; its arguments as plain text
 manifest.json                                 sizes and hashes of all these, written last
 
-No file is a pickle. (Under FSDP, Accelerate writes the optimizer's shards in a format of its own.)
+No file is a pickle. Under FSDP only the model is saved, whole, gathered from all processes.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
@@ -30,7 +31,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import HubStrategy
 
 from craft.sharing.card import write_card
-from craft.sharing.upload import LAST, open_repo, push, push_checkpoint
+from craft.sharing.upload import LAST, open_repo, push
 from craft.training import checkpoints, disk
 from craft.training.agreement import decided_by_first, together
 from craft.training.arguments import CraftTrainingArguments
@@ -42,8 +43,10 @@ from craft.training.memory import is_out_of_memory
 from craft.training.pulse import first_line
 from craft.training.settings import environment
 from craft.training.sharding import ShardingTrainer
+from craft.training.signals import StopRequest
 from craft.training.trees import save_tree
-from craft.utils.common import Failed, TrainingFailed, UserError
+from craft.training.uploading import Uploads
+from craft.utils.common import TrainingFailed
 from craft.utils.logging import get_logger
 from craft.utils.outputs import RUN_CONFIG
 
@@ -69,12 +72,15 @@ class SavingTrainer(ShardingTrainer):
         wandb_id: the W&B run.
         evaluation_due: a signal interrupted the evaluation of this step.
         settings: what decides the weights, see `settings`; by name.
+        stop: signals, and a word with the other processes.
+        uploads: checkpoints on their way to the Hub.
     """
 
     args: CraftTrainingArguments
     run_config: dict[str, Any]
     optimizer: Any
     control: Any
+    resumed: Path | None
 
     def __init__(self, **kwargs: Any) -> None:
         self.saved_step: int | None = None
@@ -83,7 +89,9 @@ class SavingTrainer(ShardingTrainer):
         self.evaluation_due = False
         self.settings: dict[str, Any] = {}
         self.watch = Stopwatch()
+        self.stop = StopRequest()
         super().__init__(**kwargs)
+        self.uploads = Uploads(self.run_dir)
 
     @property
     def run_dir(self) -> Path:
@@ -116,7 +124,13 @@ class SavingTrainer(ShardingTrainer):
 
         def finish() -> None:
             checkpoints.publish(staging, step)
-            checkpoints.rotate(run_dir, self.args.save_total_limit, self.state.best_global_step)
+            checkpoints.rotate(
+                run_dir,
+                self.args.save_total_limit,
+                self.state.best_global_step,
+                written=step,
+                resumed=checkpoints.step_of(self.resumed) if self.resumed else None,
+            )
 
         def write() -> None:
             self._write(staging, run_dir)
@@ -130,7 +144,7 @@ class SavingTrainer(ShardingTrainer):
                     checkpoints.discard(staging)
                 raise
         self.saved_step = step
-        if self.args.push_to_hub:
+        if self.sends_checkpoints and main:
             self._push_from_checkpoint(str(checkpoints.checkpoint_dir(run_dir, step)))
         self.watch.run()
 
@@ -186,13 +200,13 @@ class SavingTrainer(ShardingTrainer):
         self.state.save_to_json(str(folder / STATE))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        states = {"scheduler": self.lr_scheduler.state_dict(), "scaler": None}
+        states = {
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.lr_scheduler.state_dict(),
+            "scaler": None,
+        }
         if self.accelerator.scaler is not None:
             states["scaler"] = self.accelerator.scaler.state_dict()
-        if self.is_fsdp_enabled:
-            super()._save_optimizer_and_scheduler(output_dir)
-        else:
-            states["optimizer"] = self.optimizer.state_dict()
         if self.args.should_save:
             save_tree(states, Path(output_dir) / OPTIMIZER)
 
@@ -236,21 +250,35 @@ class SavingTrainer(ShardingTrainer):
         wanted, private = self.args.hub_model_id or self.run_dir.name, self.args.hub_private_repo
         self.hub_model_id = decided_by_first(lambda: open_repo(wanted, private))
 
+    @property
+    def sends_checkpoints(self) -> bool:
+        return bool(self.args.push_to_hub) and self.args.hub_strategy != HubStrategy.END
+
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Uploads a checkpoint as `hub_strategy` says. A failure is told, and training goes on."""
+        """Uploads a checkpoint as `hub_strategy` says, beside training, which a failure doesn't end."""
         strategy, checkpoint = self.args.hub_strategy, Path(checkpoint_folder)
-        if not self.is_world_process_zero() or strategy == HubStrategy.END:
-            return
         folders = {HubStrategy.CHECKPOINT: LAST, HubStrategy.ALL_CHECKPOINTS: checkpoint.name}
         try:
-            push_checkpoint(
+            self.uploads.add(
                 checkpoint,
                 self.hub_model_id,
                 resumable=folders.get(strategy),
                 branch=self.args.hub_revision,
+                every=self.args.hub_always_push or strategy == HubStrategy.ALL_CHECKPOINTS,
             )
-        except (UserError, Failed) as error:
-            logger.warning(f"{error}; training goes on")
+        except OSError as error:
+            logger.warning(f"{checkpoint.name} can't be uploaded: {error}; training goes on")
+
+    def finish_uploads(self) -> None:
+        """Waits until the last checkpoint is on the Hub. All processes do, and meet again and again, so that
+        none waits longer for another and a signal is heard: it leaves off what is on its way."""
+        if not self.sends_checkpoints:
+            return
+        if pending := self.uploads.pending:
+            names = ", ".join(upload.checkpoint.name for upload in pending)
+            logger.info(f"waiting for the upload of {names}; Ctrl-C leaves it off")
+        while self.stop.most(len(self.uploads.pending)) and not self.stop.agreed():
+            time.sleep(0.1)
 
     def push_to_hub(self, commit_message: str = "End of training", **kwargs: Any) -> str | None:
         """Uploads the model as it is now, with its card; for who trains in Python.

@@ -32,6 +32,7 @@ from craft.training.optimization import SCHEDULE_DEFAULTS, decaying, muon_optimi
 from craft.training.precision import suit_attention
 from craft.training.saving import STATE
 from craft.training.settings import model_settings, training_settings
+from craft.training.uploading import AT_ONCE
 from craft.training.watchdog import Watchdog
 from craft.utils.claims import claimed
 from craft.utils.common import TrainingFailed, UserError
@@ -178,6 +179,7 @@ class Trainer(GuardedTrainer):
                 except NothingLeft:
                     result = self._finalize_training(None, 0, time.time())
                 self.stop.settle()
+                self.finish_uploads()
                 if self.stop.asked:  # after the last step; all is saved
                     logger.info(f"trained to the end; 'craft resume {self.run_dir}' makes the model of it")
                     raise TrainingInterrupted(self.stop.exit_code)
@@ -189,6 +191,7 @@ class Trainer(GuardedTrainer):
         finally:
             self.watch.pause()
             self.progress.close()
+            self.uploads.leave()
             if self.watchdog is not None:
                 self.watchdog.close()
             # Autocast and compilation end with training; another trainer may prepare the model again.
@@ -402,6 +405,7 @@ class Trainer(GuardedTrainer):
             keep=args.save_total_limit,
             best=best,
             saves=disk.planned_saves(args, planned_steps) + best,
+            sent=AT_ONCE if self.sends_checkpoints else 0,
             existing=sum(disk.folder_bytes(c) for c in checkpoints.checkpoints(self.run_dir)),
         )
         self.run_dir.mkdir(parents=True, exist_ok=True)

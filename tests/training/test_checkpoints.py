@@ -129,6 +129,22 @@ def test_rotation_counts_good_ones_only(tmp_path: Path, caplog: pytest.LogCaptur
     assert len(list(tmp_path.iterdir())) == 4  # no good one is left, and the rest may be worth something
 
 
+def test_rotation_spares_what_a_run_from_an_older_checkpoint_writes(tmp_path: Path) -> None:
+    """Others that were further stay for a while; the one it came from stays until a good one was written."""
+    for step in (4, 8, 12, 16, 20):
+        write(tmp_path, step)
+    damaged = write(tmp_path, 8) / "model.safetensors"
+    flip(damaged)
+    checkpoints.rotate(tmp_path, 2, None, written=8, resumed=4)
+    assert sorted(int(path.name[11:]) for path in tmp_path.iterdir()) == [4, 8, 16, 20]
+    write(tmp_path, 8)
+    checkpoints.rotate(tmp_path, 2, None, written=8, resumed=4)
+    assert sorted(int(path.name[11:]) for path in tmp_path.iterdir()) == [8, 20]
+    write(tmp_path, 12)
+    checkpoints.rotate(tmp_path, 1, 8, written=12, resumed=4)
+    assert sorted(int(path.name[11:]) for path in tmp_path.iterdir()) == [8, 12]
+
+
 def test_a_kill_between_the_old_and_the_new_of_a_step(tmp_path: Path) -> None:
     write(tmp_path, 4)
     write(tmp_path, 5).rename(tmp_path / ".replaced-checkpoint-5")

@@ -148,6 +148,21 @@ def test_a_run_without_a_checkpoint_starts_again(tmp_path: Path, caplog: pytest.
         assert torch.equal(a, b)
 
 
+def test_going_on_from_an_older_checkpoint_keeps_what_it_writes(tmp_path: Path) -> None:
+    tiny_run.trainer("char_lstm", tmp_path, save_total_limit=None, **QUIET).train()
+    seen: list[list[str]] = []
+
+    class Look(TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            seen.append(sorted(path.name for path in tmp_path.glob("checkpoint-*")))
+
+    again = tiny_run.trainer("char_lstm", tmp_path, save_total_limit=2, **QUIET)
+    again.add_callback(Look())
+    again.train(tmp_path / "checkpoint-4")
+    assert seen[0] == ["checkpoint-20", "checkpoint-8"]
+    assert seen[-1] == ["checkpoint-16", "checkpoint-20"]
+
+
 class Counts(TrainerCallback, ExportableState):
     def __init__(self) -> None:
         self.steps = 0

@@ -1,0 +1,182 @@
+"""Checkpoints on their way to the Hub while training goes on: one at a time, each by a process of its own.
+
+An upload may take longer than the other processes wait for this one, and must hold up neither a step nor a
+signal nor the end of the program, as the threads of an HTTP client would. What is sent is the checkpoint as
+it was when it was written, even if it is rotated away meanwhile: hard links, which take no room. An upload is
+one commit, so that one which is ended in the middle leaves nothing on the Hub.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+import craft
+from craft.sharing.record import METRICS
+from craft.sharing.upload import push_checkpoint
+from craft.training.checkpoints import UPLOADING
+from craft.utils.common import Failed, UserError
+from craft.utils.logging import get_logger
+from craft.utils.masking import mask
+from craft.utils.outputs import RUN_NAMES
+
+logger = get_logger(__name__)
+
+AT_ONCE = 2
+"""Copies of checkpoints that may exist beside those that are kept: one on its way and one that waits."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One checkpoint to be sent.
+
+    Args:
+        checkpoint: what the user knows it by.
+        copy: it as it was.
+        resumable: the folder of the repository for all of it; None for the model alone.
+    """
+
+    checkpoint: Path
+    copy: Path
+    repo_id: str
+    resumable: str | None
+    branch: str | None
+
+    def command(self) -> list[str]:
+        program = f"from {__name__} import main; main()"
+        words = (str(self.copy), self.repo_id, self.resumable or "", self.branch or "")
+        return [sys.executable, "-c", program, *words]
+
+
+class Uploads:
+    """Those of a run, for its main process alone.
+
+    Args:
+        run_dir: holds the copies.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.folder = run_dir / UPLOADING
+        self._waiting: deque[Upload] = deque()
+        self._current: Upload | None = None
+        self._process: subprocess.Popen[str] | None = None
+        self._lock = threading.RLock()
+        self._count = 0
+
+    @property
+    def pending(self) -> list[Upload]:
+        """What isn't on the Hub yet, in order."""
+        with self._lock:
+            return [*([self._current] if self._current else []), *self._waiting]
+
+    def add(
+        self, checkpoint: Path, repo_id: str, *, resumable: str | None, branch: str | None, every: bool
+    ) -> None:
+        """Sends a checkpoint as it is now, once the one before it is there.
+
+        Args:
+            every: those that wait are sent, too; otherwise the newest takes their place.
+
+        Raises:
+            OSError: if it can't be copied.
+        """
+        self._count += 1
+        place = self.folder / str(self._count)
+        copy = place / checkpoint.name
+        shutil.copytree(checkpoint, copy, copy_function=_link)
+        for name in (RUN_NAMES, METRICS):  # the metrics are still written to
+            if (checkpoint.parent / name).is_file():
+                shutil.copyfile(checkpoint.parent / name, place / name)
+        with self._lock:
+            while self._waiting and not every:
+                late = self._waiting.popleft()
+                shutil.rmtree(late.copy.parent, ignore_errors=True)
+                logger.info(f"{late.checkpoint.name} isn't uploaded: {checkpoint.name} is there already")
+            self._waiting.append(Upload(checkpoint, copy, repo_id, resumable, branch))
+            if self._current is None:
+                self._next()
+
+    def leave(self) -> None:
+        """Ends what is under way, at once."""
+        if not self._count:
+            return
+        with self._lock:
+            given_up, process = self.pending, self._process
+            self._waiting.clear()
+            self._current = self._process = None
+        if process is not None:
+            process.kill()
+        if given_up:
+            names = ", ".join(upload.checkpoint.name for upload in given_up)
+            last = given_up[-1]
+            logger.warning(
+                f"not uploaded: {names}; that can be done later with: craft push {last.checkpoint} "
+                f"{last.repo_id}"
+            )
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _next(self) -> None:
+        """Begins with the first that waits; a thread waits for its end."""
+        self._current = self._waiting.popleft() if self._waiting else None
+        if self._current is None:
+            return
+        path = os.pathsep.join([str(Path(craft.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+        self._process = subprocess.Popen(
+            self._current.command(),
+            env={**os.environ, "PYTHONPATH": path},
+            stdin=subprocess.PIPE,  # is closed when this process ends, however it does
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C is for this process
+        )
+        threading.Thread(target=self._await, args=(self._process, self._current), daemon=True).start()
+
+    def _await(self, process: subprocess.Popen[str], upload: Upload) -> None:
+        with process:
+            assert process.stderr is not None
+            said = process.stderr.read().strip().rpartition("\n")[-1]
+        with self._lock:
+            if process is not self._process:
+                return  # left
+            if process.returncode:
+                logger.warning(f"{said or f'{upload.checkpoint.name} was not uploaded'}; training goes on")
+            else:
+                logger.info(f"uploaded  {upload.checkpoint.name} to {upload.repo_id}")
+            shutil.rmtree(upload.copy.parent, ignore_errors=True)
+            self._process = None
+            self._next()
+
+
+def main() -> None:
+    """The process of one upload."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    folder, repo_id, resumable, branch = sys.argv[1:]
+    said = ""
+    try:
+        push_checkpoint(Path(folder), repo_id, resumable=resumable or None, branch=branch or None)
+    except (UserError, Failed) as error:
+        said = str(error)
+    except Exception as error:
+        said = f"can't push {Path(folder).name} to {repo_id}: {type(error).__name__}: {error}"
+    os.write(2, mask(" ".join(said.split())).encode())
+    os._exit(1 if said else 0)
+
+
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+def _link(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copy2(source, target)
+    return target
