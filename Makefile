@@ -39,7 +39,7 @@ interop:  ## Run other people's tools on small models, in an environment of its 
 	$(MAKE) --no-print-directory run-interop VENV=.venv-interop
 
 run-interop: $(VENV)/.interop
-	$(BIN)/python -m pytest -m interop tests/interop
+	$(BIN)/python -m pytest -m interop tests/interop tests/hub/test_guide.py
 
 clean:  ## Remove the environment and caches; outputs/ stays.
 	rm -rf $(VENV) .venv-interop .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from craft.config.pretrained import architecture, refuse_conflicts
+from craft.sharing.trust import trusted
 from craft.utils.common import UserError
 from craft.utils.logging import get_logger
 from craft.utils.outputs import resolve
@@ -16,9 +18,6 @@ if TYPE_CHECKING:
     from craft.data.tokenization import CharTokenizer
 
 logger = get_logger(__name__)
-
-RUN_KEYS = ("init_from", "extend_vocab")
-"""What the section `models` holds beside the fields of the model's config."""
 
 
 def starting_tokenizer(models: Mapping[str, Any], resume: str | Path | None) -> CharTokenizer | None:
@@ -35,7 +34,16 @@ def starting_tokenizer(models: Mapping[str, Any], resume: str | Path | None) -> 
     from craft.data.tokenization import load_tokenizer
 
     saved = saved_tokenizers(resume)
-    return load_tokenizer(saved[0] if saved else resolve(models["init_from"]))
+    return load_tokenizer(saved[0] if saved else start_folder(models))
+
+
+def start_folder(models: Mapping[str, Any]) -> Path:
+    """The folder of the model to start from, fetched if it is on the Hub.
+
+    Raises:
+        UserError, Failed: see `craft.sharing.trust.trusted`.
+    """
+    return trusted(resolve(models["init_from"]), models.get("init_revision"))
 
 
 def saved_tokenizers(resume: str | Path | None) -> list[Path]:
@@ -59,20 +67,13 @@ def starting_model(models: Mapping[str, Any], tokenizer: CharTokenizer) -> PreTr
     """
     from craft.inference import load
 
-    own = {key: value for key, value in models.items() if key not in (*RUN_KEYS, "model_type")}
-    freely = {key: own.pop(key) for key in list(own) if "dropout" in key or key == "attn_implementation"}
-    model, known = load(models["init_from"], **{k: v for k, v in freely.items() if v is not None})
-    config = model.config
-    differ = [
-        f"models.{key}={value} (it has {getattr(config, key)})"
-        for key, value in {"model_type": models["model_type"], **own}.items()
-        if value is not None and key != "vocab_size" and getattr(config, key, value) != value
-    ]
-    if differ:
-        raise UserError(
-            f"models.init_from={models['init_from']} isn't the model that this run was composed for: "
-            f"{' and '.join(differ)}; leave them out to take the model as it is"
-        )
+    folder, name = start_folder(models), models["init_from"]
+    # It may have changed since the run was composed, or be another one of that name.
+    refuse_conflicts(name, architecture(folder / "config.json", name), models)
+    free = {key: models[key] for key in models if "dropout" in key or key == "attn_implementation"}
+    model, known = load(folder, **{key: value for key, value in free.items() if value is not None})
+    if tokenizer.alphabet[: len(known.alphabet)] != known.alphabet:
+        raise UserError(f"models.init_from={name} has another alphabet by now; start the run again")
     if len(tokenizer) > len(known):
         model.resize_token_embeddings(len(tokenizer))
         new = tokenizer.alphabet[len(known.alphabet) :]

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from craft.pretrained import RUN_KEYS, saved_tokenizers, starting_model, starting_tokenizer
+from craft.config.fields import START
+from craft.pretrained import saved_tokenizers, starting_model, starting_tokenizer
 from craft.runs import begun, describe_model, export, finish, name_run, record, share, weights_sum
 from craft.utils.claims import claimed
 from craft.utils.common import SAMPLE_CHARACTERS, TEMPERATURE, UserError, human
@@ -208,7 +209,7 @@ def build_model(
     if fields.get("init_from") and not resumed:
         model = starting_model(fields, tokenizer)
     else:
-        own = {key: value for key, value in fields.items() if key not in RUN_KEYS}
+        own = {key: value for key, value in fields.items() if key not in START}
         model = new_model({**special, **own}, tokenizer, block_size)
     # A text in one piece never shows the model where a text ends, so it shouldn't say so either.
     never = [tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id]

@@ -23,7 +23,7 @@ ROOMS = {
     "scoring": {"scoring", "inference", "data", "training", "sharing", "utils"},
     "serving": {"serving", "inference", "data", "models", "training", "utils"},
     "exporting": {"exporting", "inference", "data", "models", "training", "utils"},
-    "pretrained": {"pretrained", "inference", "models", "data", "training", "utils"},
+    "pretrained": {"pretrained", "config", "inference", "models", "data", "sharing", "training", "utils"},
 }
 HEAVY = ("torch", "transformers", "datasets", "accelerate", "wandb", "matplotlib", "evaluate", "numpy")
 

@@ -114,7 +114,7 @@ def test_a_whole_run_extends_the_vocabulary_and_goes_on_without_its_source(here:
     assert further is not None
     assert further.model_dir.name == "run_step_6"
     assert load(further.model_dir)[0].config.vocab_size == len(known)
-    with pytest.raises(UserError, match="no tokenizer in source_step_1"):
+    with pytest.raises(UserError, match="no model at 'source_step_1'"):
         train(compose(["training.output_dir=again"], config_file=saved))
 
 

@@ -19,7 +19,8 @@ import click
     metavar="DIR",
     help="An empty or new folder.  [default: outputs/onnx/MODEL]",
 )
-def command(model: str, kind: str, output: Path | None) -> None:
+@click.option("--revision", metavar="NAME", help="A branch, tag or commit of a model on the Hub.")
+def command(model: str, kind: str, output: Path | None, revision: str | None) -> None:
     """Write a model in a format of other runtimes.
 
     MODEL is 'latest', a folder, or a model on the Hugging Face Hub. The file takes ids and the state
@@ -31,7 +32,7 @@ def command(model: str, kind: str, output: Path | None) -> None:
     """
     from craft.exporting.onnx import export_onnx
 
-    done = export_onnx(model, output)
+    done = export_onnx(model, output, revision=revision)
     size = (done.folder / "model.onnx").stat().st_size
     click.echo(f"{done.folder / 'model.onnx'}  {size:,} bytes, the tokenizer beside it")
     click.echo(f"in         {', '.join(done.inputs)}")

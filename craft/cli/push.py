@@ -41,8 +41,8 @@ def command(
     """
     from craft.inference import resolve
     from craft.sharing.bundle import bundle
-    from craft.sharing.hub import check_repo_id
     from craft.sharing.trust import check_folder
+    from craft.utils.hub import check_repo_id
 
     folder = Path(resolve(model))
     if not folder.is_dir():

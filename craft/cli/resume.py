@@ -13,7 +13,10 @@ from craft.utils.common import UserError
 @click.argument("arguments", nargs=-1, metavar="[RUN_DIR] [KEY=VALUE]...")
 @click.option("--allow-changes", is_flag=True, help="Go on although settings changed that decide the result.")
 @click.option("--print-config", is_flag=True, help="Print the run that would go on as YAML, and stop.")
-def command(arguments: tuple[str, ...], allow_changes: bool, print_config: bool) -> None:
+@click.option("--revision", metavar="NAME", help="A branch, tag or commit of a run on the Hub.")
+def command(
+    arguments: tuple[str, ...], allow_changes: bool, print_config: bool, revision: str | None
+) -> None:
     """Go on with a run: the newest unfinished one, the one in RUN_DIR, or one of the Hub (USER/NAME).
 
     It ends with the weights that it would have without the interruption. Settings that don't decide them
@@ -30,7 +33,8 @@ def command(arguments: tuple[str, ...], allow_changes: bool, print_config: bool)
     overrides = [word for word in arguments if OVERRIDE.fullmatch(word)]
     if len(folders) > 1:
         raise UserError(f"two runs given, {folders[0]!r} and {folders[1]!r}; one is resumed at a time")
-    go_on(folders[0] if folders else "latest", overrides, allow_changes, print_config)
+    run = _here(folders[0] if folders else "latest", revision)
+    go_on(run, overrides, allow_changes, print_config)
 
 
 def go_on(
@@ -65,14 +69,16 @@ def go_on(
     train(run, resume=found, allow_changes=allow_changes)
 
 
-def _here(run: str) -> str:
+def _here(run: str, revision: str | None = None) -> str:
     """The folder of a run, fetched from the Hub if it is USER/NAME."""
-    from craft.sharing.hub import looks_like_repo_id
+    from craft.utils.hub import looks_like_repo_id
 
     if not looks_like_repo_id(run) or Path(run).parent.is_dir():
+        if revision is not None:
+            raise UserError(f"--revision {revision} picks a version on the Hub, and {run} isn't one; leave it out")
         return run
     from craft.sharing.upload import fetch_run
     from craft.utils.logging import setup_logging
 
     setup_logging()
-    return str(fetch_run(run))
+    return str(fetch_run(run, revision=revision))

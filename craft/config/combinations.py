@@ -58,6 +58,12 @@ def check(parts: Parts, locate: Callable[[str], str]) -> None:
 
 
 def _start(run: Parts) -> Complaint:
+    if run.models.get("init_revision") and not run.models.get("init_from"):
+        return (
+            "models.init_revision",
+            "models.init_revision picks a version of a trained model on the Hub; name it with "
+            "models.init_from, or leave it out",
+        )
     if run.models.get("extend_vocab") and not run.models.get("init_from"):
         return (
             "models.extend_vocab",

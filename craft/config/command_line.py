@@ -116,7 +116,7 @@ def run_to_resume(run_dir: str, root: Path = OUTPUTS) -> Path | Finished:
 
 
 def _newest_unfinished(models: Path) -> Path | Finished:
-    runs = [path.parent for path in models.glob(f"*/{RUN_CONFIG}") if "_step_" not in path.parent.name]
+    runs = [path.parent for path in models.glob(f"[!.]*/{RUN_CONFIG}") if "_step_" not in path.parent.name]
     runs.sort(key=lambda run: run.stat().st_mtime_ns, reverse=True)
     if not runs:
         raise UserError(f"no run to resume in {models}; start one with 'craft train'")

@@ -50,7 +50,8 @@ def compose(
         typed = {key for key, _ in values}
         locate = Locator(typed, files)
         start = _start_from(config, values, "models" in choices, files, saved=config_file is not None)
-        values = [(key, text) for key, text in values if key != "models.init_from"]
+        read = ("models.init_from", *(["models.init_revision"] if start is not None else []))
+        values = [(key, text) for key, text in values if key not in read]
         if start is not None:
             refuse_tokenizer_settings(start["init_from"], sorted(typed))
         for key, text in values:
@@ -81,23 +82,29 @@ def _start_from(
     if not isinstance(config.get("models"), DictConfig):
         return None
     models: Any = OmegaConf.to_container(config.models, resolve=True)
-    written, extend = models.pop("init_from", None), models.pop("extend_vocab", None)
-    typed = [text for key, text in values if key == "models.init_from"]
-    init_from = _read(typed[-1], START["init_from"]) if typed else written
+    written = {key: models.pop(key, None) for key in START}
+    typed = {key: _read(text, START[key]) for key in START for k, text in values if k == f"models.{key}"}
+    init_from, revision = ({**written, **typed}.get(key) for key in ("init_from", "init_revision"))
     if not isinstance(init_from, str) or not init_from:
         if init_from is not None:
             raise UserError(f"models.init_from={init_from} must be a folder, a Hub id, or 'latest'")
         if "init_from" in config.models:  # null takes it back
             config.models = models
         return None
-    if saved and not typed and "model_type" in models:
+    if "init_from" in typed:
+        revision = typed.get("init_revision")  # a written one is another model's
+    if revision is not None and (not isinstance(revision, str) or not revision):
+        raise UserError(f"models.init_revision={revision} must be a branch, tag or commit of the Hub")
+    another = "init_from" in typed or "init_revision" in typed
+    if saved and not another and "model_type" in models:
         return {"init_from": init_from, **models}
-    if typed:
+    if "init_from" in typed or (saved and another):
         said = models if picked else {}
     else:
         beside = models if saved else _beside_init_from(files)
         said = {key: value for key, value in models.items() if picked or key in beside}
-    start = inherit(said, init_from)
+    start = inherit(said, init_from, revision)
+    extend = written["extend_vocab"]
     config.models = start if extend is None else {**start, "extend_vocab": extend}
     return start
 

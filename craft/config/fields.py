@@ -28,10 +28,11 @@ GROUPS = (*SECTIONS, "experiments")
 
 START = {
     "init_from": Field("init_from", (Kind("str"), Kind("null")), None),
+    "init_revision": Field("init_revision", (Kind("str"), Kind("null")), None),
     "extend_vocab": Field("extend_vocab", (Kind("bool"),), False),
 }
-"""Keys of the section `models` that belong to the run: the trained model it starts from, and whether
-characters that it doesn't know get ids."""
+"""Keys of the section `models` that belong to the run: the trained model it starts from, which version of it
+if it is on the Hub, and whether characters that it doesn't know get ids."""
 
 Locate = Callable[[str], str]
 """Says where a key was written, to end a sentence with: `training.lr -> ' (mine/training/a.yaml:4)'`."""

@@ -14,24 +14,25 @@ from typing import Any
 from craft.config.fields import START, model_source, model_types, section_fields
 from craft.config.rules import FROM_DATA
 from craft.config.schema import coerce
-from craft.config.sources import yaml_word
+from craft.config.sources import UNKNOWN, yaml_word
 from craft.utils.common import UserError
+from craft.utils.hub import fetch_config
 from craft.utils.outputs import resolve
 
 OF_ITS_TOKENIZER = ("tokenizer", "unknown", "min_frequency", "max_vocab_size")
 """Settings of the data that decide on a new tokenizer, where the model's own is kept."""
 
 
-def architecture(init_from: str) -> dict[str, Any]:
+def architecture(file: Path, init_from: str) -> dict[str, Any]:
     """`model_type` and the config's own fields of a trained model, as they would stand in a YAML.
 
     Args:
-        init_from: a folder or Hub id, as `resolve` returns it.
+        file: its config.json.
+        init_from: what the user calls it.
 
     Raises:
-        UserError: if there is no such model, or it isn't one of craft's.
+        UserError: if it isn't one of craft's.
     """
-    file = Path(init_from) / "config.json" if Path(init_from).is_dir() else _download(init_from)
     try:
         config: Any = json.loads(file.read_text(encoding="utf-8"))
         model_type = config["model_type"]
@@ -44,37 +45,39 @@ def architecture(init_from: str) -> dict[str, Any]:
         )
     own = model_source(model_type).own
     left_to_data = set(FROM_DATA) - {"max_position_embeddings"}  # the context is part of the architecture
-    kept = {k: v for k, v in config.items() if k in own and k not in left_to_data and v is not None}
+    # An older model doesn't know of newer fields: it has what their defaults say.
+    complete = {**{k: field.default for k, field in own.items() if field.default is not UNKNOWN}, **config}
+    kept = {k: v for k, v in complete.items() if k in own and k not in left_to_data and v is not None}
     return {"model_type": model_type, **kept}
 
 
-def _download(hub_id: str) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(hf_hub_download(hub_id, "config.json"))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise UserError(
-            f"can't fetch models.init_from={hub_id}: {reason}; give a folder made by 'craft train', 'latest' "
-            "or a Hub id"
-        ) from error
-
-
-def inherit(said: Mapping[str, Any], init_from: str) -> dict[str, Any]:
+def inherit(said: Mapping[str, Any], init_from: str, revision: str | None = None) -> dict[str, Any]:
     """The section `models` of a run that starts from `init_from`, before the command line's own values.
+
+    Of a model on the Hub it names the commit: what is loaded later, here or by who repeats the run, is that.
 
     Args:
         said: fields that a file sets on purpose, beside `init_from` or in a preset that was asked for.
+        revision: a branch, tag or commit.
 
     Raises:
-        UserError: if they contradict the model.
+        UserError: if there is no such model, or they contradict it.
+        Failed: if the Hub can't be reached.
     """
     where = resolve(init_from)
-    found = architecture(where)
+    if Path(where).is_dir():
+        if revision is not None:
+            raise UserError(
+                f"models.init_revision={revision} picks a version on the Hub, and models.init_from={where} "
+                "is a folder; leave it out"
+            )
+        file, pinned = Path(where) / "config.json", {}
+    else:
+        file, commit = fetch_config(where, revision)
+        pinned = {"init_revision": commit}
+    found = architecture(file, where)
     refuse_conflicts(where, found, said)
-    return {"init_from": where, **found, **said}
+    return {"init_from": where, **pinned, **found, **said}
 
 
 def refuse_conflicts(init_from: str, found: Mapping[str, Any], said: Mapping[str, Any]) -> None:

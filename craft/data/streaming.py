@@ -34,7 +34,7 @@ from craft.utils.common import UserError
 
 # A character met later than this is unknown to the alphabet, so `strict` can't be promised on a stream.
 ALPHABET_CHARACTERS = 10_000_000
-# A fraction of a stream of unknown length means nothing: this many ids instead.
+# A fraction of a stream of unknown length means nothing: this many ids instead, unless it ends before them.
 VALIDATION_IDS = 1_000_000
 UNIT_BYTES = 1 << 20  # units are at least so long, and long enough for this many windows:
 WINDOWS_PER_UNIT = 64
@@ -268,13 +268,17 @@ def open_stream(
     tokenizer = tokenizer or _stream_tokenizer(args, source)
     stream = TextStream.of(source, tokenizer, args.block_size)
     arrays: dict[str, np.ndarray | None] = {"validation": None, "test": None}
-    held_out = 0
+    held_out, length = 0, None
     for split, size in (("validation", args.validation_size), ("test", args.test_size)):
         if split in own:
             arrays[split] = np.concatenate([np.empty(0, np.uint8), *encoded(own[split], tokenizer)])
         elif size:
-            wanted = int(size) if size >= 1 else VALIDATION_IDS
+            wanted = int(size) if size >= 1 else int(size * length) if length else VALIDATION_IDS
             first = _first(stream, wanted)
+            if size < 1 and length is None and len(first) < wanted:  # the whole of it
+                length = held_out + len(first)
+                wanted = int(size * length)
+                first = _first(stream, wanted)
             held_out += wanted
             if len(first) < wanted:
                 raise UserError(

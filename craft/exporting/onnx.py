@@ -51,11 +51,13 @@ def require_extra() -> None:
         )
 
 
-def export_onnx(model: str | Path, folder: Path | None = None, root: Path = OUTPUTS) -> Exported:
+def export_onnx(
+    model: str | Path, folder: Path | None = None, root: Path = OUTPUTS, *, revision: str | None = None
+) -> Exported:
     """Writes a model as ONNX, with the tokenizer beside it.
 
     Args:
-        model: as for `craft.inference.load`.
+        model, revision: as for `craft.inference.load`.
         folder: where to; None is `outputs/onnx/<model>`.
 
     Raises:
@@ -64,14 +66,15 @@ def export_onnx(model: str | Path, folder: Path | None = None, root: Path = OUTP
     """
     require_extra()
     where = resolve(model, root)
-    folder = folder or onnx_dir(Path(where).resolve().name if Path(where).is_dir() else where, root)
+    version = f"{where}-{revision}" if revision else where
+    folder = folder or onnx_dir(Path(where).resolve().name if Path(where).is_dir() else version, root)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and isn't empty; name another folder with --output, or delete it")
 
     from craft.exporting.step import AttentionStep, RecurrentStep
     from craft.inference import load
 
-    network, tokenizer = load(where)
+    network, tokenizer = load(where, revision=revision)
     network = network.float().cpu()
     step = RecurrentStep(network) if network.carries_state else AttentionStep(network)
     folder.mkdir(parents=True, exist_ok=True)

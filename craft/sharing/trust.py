@@ -11,8 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from craft.sharing.hub import fetch
 from craft.utils.common import UserError
+from craft.utils.hub import fetch
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")

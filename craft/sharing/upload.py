@@ -8,18 +8,19 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from craft.sharing.bundle import Item, bundle, check, item_of
-from craft.sharing.hub import api, check_repo_id, download, told
 from craft.sharing.privacy import public_run
 from craft.sharing.record import METRICS
 from craft.sharing.trust import PICKLES
 from craft.utils.common import UserError
-from craft.utils.files import replace_text
+from craft.utils.files import replace_text, sync
+from craft.utils.hub import api, check_repo_id, download, told
 from craft.utils.logging import get_logger
-from craft.utils.manifest import MANIFEST, manifest_text
+from craft.utils.manifest import MANIFEST, damage, manifest_text
 from craft.utils.outputs import OUTPUTS, RUN_CONFIG, RUN_NAMES, RunPaths, slug
 
 logger = get_logger(__name__)
@@ -152,18 +153,56 @@ def checkpoint_items(checkpoint: Path, prefix: str) -> list[Item]:
     return found
 
 
-def fetch_run(repo_id: str, root: Path = OUTPUTS) -> Path:
+def fetch_run(repo_id: str, root: Path = OUTPUTS, revision: str | None = None) -> Path:
     """The run whose checkpoint a repository keeps, as a folder under `root/models` to resume.
 
-    The names in it are another's, so they are made anew here: nothing is written but below `root`.
+    The names in it are another's, so they are made anew here: nothing is written but below `root`. What is
+    fetched is compared with its manifest, and the run is there as a whole or not at all.
+
+    Args:
+        revision: a branch, tag or commit.
 
     Raises:
-        UserError: if there is no such repository or checkpoint, or the run is here already.
+        UserError: if there is no such repository, revision or checkpoint, it is damaged there, or the run is
+            here already.
         Failed: if the Hub can't be reached.
     """
-    from huggingface_hub import snapshot_download
+    wanted = [f"{LAST}/*"]
+    snapshot = download(repo_id, revision, wanted) / LAST
+    paths, step = _names_of(snapshot, repo_id, root)
+    if paths.run_dir.exists():
+        raise UserError(
+            f"the run of {repo_id} is here already; go on with it by: craft resume {paths.run_dir}"
+        )
+    if damage(snapshot, step):  # the cache of the client may be what is damaged
+        snapshot = download(repo_id, snapshot.parent.name, wanted, anew=True) / LAST
+    if pickles := [path.name for path in snapshot.rglob("*") if path.suffix in PICKLES]:
+        raise UserError(
+            f"the checkpoint of {repo_id} holds a pickle ({pickles[0]}), which craft doesn't open"
+        )
+    staging = replace(paths, folder=paths.run_dir.with_name(f".fetching-{paths.run_dir.name}"))
+    shutil.rmtree(staging.run_dir, ignore_errors=True)  # of a process that was killed
+    try:
+        checkpoint = staging.run_dir / f"checkpoint-{step}"
+        shutil.copytree(snapshot, checkpoint, ignore=shutil.ignore_patterns(RUN_NAMES, METRICS))
+        if why := damage(checkpoint, step):
+            raise UserError(f"the checkpoint of {repo_id} is damaged: {why}; its owner must push it again")
+        if (snapshot / METRICS).is_file():
+            shutil.copyfile(snapshot / METRICS, staging.run_dir / METRICS)
+        replace_text(staging.run_dir / RUN_CONFIG, _public_run_of(snapshot))
+        paths.note(staging.run_dir)
+        for path in (*staging.run_dir.rglob("*"), staging.run_dir):
+            sync(path)
+        staging.run_dir.rename(paths.run_dir)
+    except BaseException:
+        shutil.rmtree(staging.run_dir, ignore_errors=True)
+        raise
+    logger.info(f"fetched   step {step:,} of {repo_id} into {paths.run_dir}")
+    return paths.run_dir
 
-    snapshot = download(repo_id, None, [f"{LAST}/*"], snapshot_download) / LAST
+
+def _names_of(snapshot: Path, repo_id: str, root: Path) -> tuple[RunPaths, int]:
+    """What the run of a fetched checkpoint is called here, and its step."""
     names = snapshot / RUN_NAMES
     if not names.is_file():
         raise UserError(
@@ -174,24 +213,9 @@ def fetch_run(repo_id: str, root: Path = OUTPUTS) -> Path:
         found = json.loads(names.read_text(encoding="utf-8"))
         step = int(json.loads((snapshot / MANIFEST).read_text(encoding="utf-8"))["step"])
         words = {key: slug(str(found[key])) for key in ("model_name", "size", "precision", "stamp")}
-    except (ValueError, KeyError, TypeError) as error:
+        return RunPaths(**words, root=root, text=found.get("text")), step  # type: ignore[arg-type]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"the checkpoint of {repo_id} isn't one of craft's: {error}") from error
-    paths = RunPaths(**words, root=root, text=found.get("text"))  # type: ignore[arg-type]
-    if paths.run_dir.exists():
-        raise UserError(f"the run of {repo_id} is here already; go on with it by --resume {paths.run_dir}")
-    if pickles := [path.name for path in snapshot.rglob("*") if path.suffix in PICKLES]:
-        raise UserError(
-            f"the checkpoint of {repo_id} holds a pickle ({pickles[0]}), which craft doesn't open"
-        )
-    checkpoint = paths.run_dir / f"checkpoint-{step}"
-    shutil.copytree(snapshot, checkpoint, ignore=shutil.ignore_patterns(RUN_NAMES, METRICS))
-    paths.create()
-    if (snapshot / METRICS).is_file():
-        shutil.copyfile(snapshot / METRICS, paths.run_dir / METRICS)
-    run = _public_run_of(snapshot)
-    replace_text(paths.run_dir / RUN_CONFIG, run)
-    logger.info(f"fetched   step {step:,} of {repo_id} into {paths.run_dir}")
-    return paths.run_dir
 
 
 def _public_run_of(snapshot: Path) -> str:

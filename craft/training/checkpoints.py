@@ -7,12 +7,12 @@ copy, a flipped bit, a file that went missing) is never resumed from; the checkp
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from craft.utils import manifest
 from craft.utils.common import UserError
 from craft.utils.files import sha256, sync
 from craft.utils.logging import get_logger
@@ -74,28 +74,8 @@ def put(staging: Path, final: Path) -> Path:
 
 def damage(checkpoint: Path) -> str:
     """What is wrong with a checkpoint, in a few words; empty if every file is as its manifest says."""
-    try:
-        text = (checkpoint / MANIFEST).read_text(encoding="utf-8")
-        content = json.loads(text)
-        del content["sha256"]
-        if text != manifest_text(content) or content["step"] != step_of(checkpoint):
-            return f"its {MANIFEST} has changed since it was written"
-        entries = content["files"]
-    except FileNotFoundError:
-        return f"it has no {MANIFEST}, so writing it was never finished"
-    except (OSError, ValueError, KeyError, TypeError):
-        return f"its {MANIFEST} can't be read"
-    for name, entry in entries.items():
-        path = checkpoint / name
-        try:
-            if not path.is_file():
-                return f"{name} is missing"
-            if path.stat().st_size != entry["size"]:
-                return f"{name} has {path.stat().st_size} bytes instead of {entry['size']}"
-            if sha256(path) != entry["sha256"]:
-                return f"{name} has changed since it was written"
-        except OSError as error:
-            return f"{name} can't be read ({error.strerror or error})"
+    if why := manifest.damage(checkpoint, step_of(checkpoint)):
+        return why
     _known_good[checkpoint] = _appearance(checkpoint)
     return ""
 

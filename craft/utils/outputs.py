@@ -89,8 +89,12 @@ class RunPaths:
     def create(self) -> None:
         """Makes the folder of the run, with a note of its names for `of_run_dir`."""
         self.run_dir.mkdir(parents=True, exist_ok=True)
+        self.note(self.run_dir)
+
+    def note(self, folder: Path) -> None:
+        """Writes the note of the names into a folder, which may become the run's later."""
         names = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
-        replace_text(self.run_dir / RUN_NAMES, json.dumps(names, indent=2) + "\n")
+        replace_text(folder / RUN_NAMES, json.dumps(names, indent=2) + "\n")
 
     @classmethod
     def of_run_dir(cls, run_dir: Path) -> RunPaths:
@@ -160,7 +164,7 @@ def resolve(model: str | Path, root: Path = OUTPUTS) -> str:
                 f"{path} holds no model (no config.json); give a finished model's folder, or 'latest'"
             )
         return str(max(inside, key=lambda p: (p / "config.json").stat().st_mtime_ns))
-    if path.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(model)):
+    if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
         raise UserError(
             f"no model at {str(model)!r}; give a folder made by 'craft train', a Hub id such as user/name, "
             "or 'latest'"

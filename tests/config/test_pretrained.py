@@ -151,7 +151,7 @@ def test_what_is_no_model_of_craft_is_refused(trained: Callable[..., str], tmp_p
     (Path(foreign) / "config.json").write_text("[]")
     assert "config.json can't be read" in refusal(foreign)
     assert "no model at" in refusal("/no/such/folder")
-    assert "can't fetch models.init_from=user/name" in refusal("user/name")
+    assert "can't load the model 'user/name': HF_HUB_OFFLINE is set" in refusal("user/name")
     assert "must be a folder" in refusal("")
     (tmp_path / "empty").mkdir()
     assert "holds no model" in refusal(str(tmp_path / "empty"))

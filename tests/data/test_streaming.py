@@ -261,6 +261,13 @@ def test_a_fraction_of_a_stream_is_a_fixed_count(tmp_path: Path, monkeypatch: py
         corpus(tmp_path / "a.txt", TEXT, unknown="unk", block_size=64)
 
 
+def test_of_a_stream_that_ends_before_that_count_it_is_the_fraction(tmp_path: Path) -> None:
+    sizes = {"validation_size": 0.25, "test_size": 0.1}
+    found = corpus(tmp_path / "a.txt", "abcdefghij" * 20, tokenizer="byte", block_size=8, **sizes)
+    assert [len(found.validation), len(found.test)] == [50, 20]
+    assert sum(map(len, found.train.blocks())) == 130
+
+
 def test_the_alphabet_of_a_stream_is_that_of_its_beginning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,10 +19,21 @@ def hub() -> Iterator[Hub]:
         yield hub
 
 
+@pytest.fixture(scope="session")
+def office(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    """A desk whose process waits with its imports done, for many small commands (`warm`, `said`)."""
+    desk = Desk(hub, tmp_path_factory.mktemp("office"))
+    (desk.folder / "home").mkdir()
+    yield desk
+    desk.leave()
+
+
 @pytest.fixture
-def desk(hub: Hub, tmp_path: Path) -> Desk:
+def desk(hub: Hub, tmp_path: Path) -> Iterator[Desk]:
     (tmp_path / "home").mkdir()
-    return Desk(hub, tmp_path)
+    desk = Desk(hub, tmp_path)
+    yield desk
+    desk.leave()
 
 
 @pytest.fixture(scope="session")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,16 @@ SMALL = [
 ]
 
 
+HIDE_CRAFT = """
+import sys
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "craft": raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Hidden())
+"""
+"""What to begin a program with that must do without craft."""
+
+
 @dataclass
 class Desk:
     """A user at a machine: a home, a current folder, a login."""
@@ -30,6 +41,7 @@ class Desk:
     hub: Hub
     folder: Path
     user: str | None = "ada"
+    waiting: subprocess.Popen[str] | None = field(default=None, repr=False)
 
     def command(self, *arguments: str, **environment: str) -> dict[str, Any]:
         home = self.folder / "home"
@@ -56,11 +68,50 @@ class Desk:
 
     def refused(self, *arguments: str, status: int = 2, **environment: str) -> str:
         """The one line of an error."""
-        error = self.craft(*arguments, status=status, **environment).stderr
-        lines = [line for line in error.splitlines() if not line.startswith("uploading")]
-        assert len(lines) == 1, error
-        assert lines[0].startswith("error: ")
-        return lines[0]
+        return one_line(self.craft(*arguments, status=status, **environment))
 
     def python(self, code: str, **environment: str) -> str:
         return self.run("-c", code, **environment).stdout
+
+    def warm(self, *arguments: str, folder: Path | None = None, **environment: str) -> Any:
+        """As `craft`, whatever the status, but by a process that waits with its imports done (`warm.py`).
+
+        Args:
+            folder: where to run it.
+            environment: only what is read while a command runs; the address of the Hub is not.
+        """
+        if self.waiting is None:
+            script = str(Path(__file__).with_name("warm.py"))
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+            self.waiting = subprocess.Popen(**self.command(script), **pipes)
+        assert self.waiting.stdin is not None
+        assert self.waiting.stdout is not None
+        asked = {"argv": arguments, "cwd": str(folder or self.folder), "env": environment}
+        self.waiting.stdin.write(json.dumps(asked) + "\n")
+        self.waiting.stdin.flush()
+        answer = json.loads(self.waiting.stdout.readline())
+        return subprocess.CompletedProcess(arguments, answer["status"], answer["out"], answer["err"])
+
+    def done(self, *arguments: str, folder: Path | None = None, **environment: str) -> str:
+        """What a command that must work prints; by `warm`."""
+        done = self.warm(*arguments, folder=folder, **environment)
+        assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"
+        return str(done.stdout)
+
+    def said(self, *arguments: str, status: int = 2, folder: Path | None = None, **environment: str) -> str:
+        """As `refused`, by `warm`."""
+        done = self.warm(*arguments, folder=folder, **environment)
+        assert done.returncode == status, f"{arguments}\n{done.stdout}\n{done.stderr}"
+        return one_line(done)
+
+    def leave(self) -> None:
+        if self.waiting is not None:
+            self.waiting.communicate()
+
+
+def one_line(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line of an error; what a command tells before it is no error."""
+    lines = [line for line in done.stderr.splitlines() if not line.startswith(("uploading", "data  ", "  "))]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]

@@ -194,6 +194,16 @@ class Handler(BaseHTTPRequestHandler):
             return self.refuse(401, "Invalid username or password.")
         self.send({"type": "user", "name": self.user, "orgs": [], "auth": {"type": "access_token"}})
 
+    def device(self) -> None:
+        """A log-in by a browser, whose user agrees at once."""
+        self.body()
+        page = {"user_code": "ABCD-EFGH", "verification_uri": f"{self.hub.url}/device"}
+        self.send({"device_code": "device", "expires_in": 900, "interval": 0, **page})
+
+    def token(self) -> None:
+        self.body()
+        self.send({"access_token": next(iter(TOKENS)), "token_type": "bearer"})
+
     def create(self) -> None:
         asked = json.loads(self.body())
         if self.user is None:
@@ -419,6 +429,8 @@ KIND, NAME, REV = r"/api/(models|datasets)", r"([\w.-]+/[\w.-]+)", r"([^/]+)"
 DATE = "2026-01-01T00:00:00.000Z"
 ROUTES = (
     (r"/api/whoami-v2", "whoami"),
+    (r"/oauth/device", "device"),
+    (r"/oauth/token", "token"),
     (r"/api/repos/create", "create"),
     (r"/api/validate-yaml", "validate"),
     (rf"{KIND}/{NAME}", "info"),

@@ -14,15 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from desk import SECRETS, SMALL, Desk
+from desk import HIDE_CRAFT, SECRETS, SMALL, Desk
 from server import TOKENS, Hub
 
 WITHOUT_CRAFT = """
 import json, sys
-class Hidden:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "craft": raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Hidden())
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
 found = {}
@@ -131,7 +127,7 @@ for seed in (1, 2):
     assert "license: mit" in repo.files("v1")["README.md"].decode()
 
     asked = [["ada/former", "v1"], ["ada/former", "main"], ["ada/run", "main"]]
-    found = json.loads(desk.run("-c", WITHOUT_CRAFT, json.dumps(asked)).stdout.splitlines()[-1])
+    found = json.loads(desk.run("-c", HIDE_CRAFT + WITHOUT_CRAFT, json.dumps(asked)).stdout.splitlines()[-1])
     assert all(each["same"] for each in found.values())
     assert found["ada/former@v1"]["logits"] != found["ada/former@main"]["logits"]
     assert [each["type"] for each in found.values()] == ["char_transformer", "char_transformer", "char_lstm"]

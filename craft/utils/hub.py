@@ -45,12 +45,8 @@ def api() -> Any:
         UserError: if there is no token.
     """
     from huggingface_hub import HfApi, constants, get_token
-    from huggingface_hub.utils import disable_progress_bars
-    from huggingface_hub.utils.logging import set_verbosity_error
 
-    set_verbosity_error()  # its lines on retries show signed addresses, which are as good as a token
-    if not sys.stderr.isatty():
-        disable_progress_bars()
+    _quiet()
     if constants.HF_HUB_OFFLINE:
         raise UserError("HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it")
     if not (token := get_token()):
@@ -99,30 +95,53 @@ def fetch(repo_id: str, revision: str | None = None, code: bool = False) -> Path
         UserError: if there is no such model or revision.
         Failed: if it can't be reached.
     """
+    return download(repo_id, revision, [*SAFE, *(CODE if code else [])])
+
+
+def download(repo_id: str, revision: str | None, patterns: list[str], *, anew: bool = False) -> Path:
+    """As `fetch`, of the files that match.
+
+    Args:
+        anew: also what is in the cache already.
+    """
     from huggingface_hub import snapshot_download
 
-    patterns = [*SAFE, *(CODE if code else [])]
-    return download(repo_id, revision, patterns, snapshot_download)
+    with loading(repo_id, revision):
+        return Path(
+            snapshot_download(repo_id, revision=revision, allow_patterns=patterns, force_download=anew)
+        )
 
 
-def download(repo_id: str, revision: str | None, patterns: list[str], snapshot_download: Any) -> Path:
+def fetch_config(repo_id: str, revision: str | None = None) -> tuple[Path, str]:
+    """A model's config.json alone, and the commit that it is from, so that the rest is taken from there too.
+
+    Raises:
+        UserError, Failed: as `fetch`.
+    """
+    from huggingface_hub import hf_hub_download
+
+    with loading(repo_id, revision):
+        file = Path(hf_hub_download(repo_id, "config.json", revision=revision))
+    return file, file.parent.name  # the cache keeps it as snapshots/COMMIT/config.json
+
+
+@contextmanager
+def loading(repo_id: str, revision: str | None) -> Iterator[None]:
+    """As `told`, around what reads a model of the Hub."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
+        EntryNotFoundError,
         GatedRepoError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
-    from huggingface_hub.utils import disable_progress_bars
-    from huggingface_hub.utils.logging import set_verbosity_error
 
-    set_verbosity_error()
-    if not sys.stderr.isatty():
-        disable_progress_bars()
+    _quiet()
     what = f"can't load the model {repo_id!r}"
     try:
         with told(what):
-            return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
+            yield
     except (UserError, Failed) as error:
         cause = error.__cause__
         if isinstance(cause, GatedRepoError):
@@ -138,7 +157,7 @@ def download(repo_id: str, revision: str | None, patterns: list[str], snapshot_d
             raise UserError(
                 f"{what}: it has no revision {revision!r}; its page lists branches and tags"
             ) from cause
-        if isinstance(cause, LocalEntryNotFoundError):
+        if isinstance(cause, LocalEntryNotFoundError):  # which is an EntryNotFoundError
             if constants.HF_HUB_OFFLINE:
                 raise UserError(
                     f"{what}: HF_HUB_OFFLINE is set and it isn't in the cache; unset it, or give a folder"
@@ -146,11 +165,22 @@ def download(repo_id: str, revision: str | None, patterns: list[str], snapshot_d
             raise Failed(
                 f"{what}: the Hub can't be reached ({_reason(cause)}), and it isn't in the cache"
             ) from cause
+        if isinstance(cause, EntryNotFoundError):
+            raise UserError(f"{what}: it has no config.json, so it isn't a model") from cause
         raise
 
 
 def looks_like_repo_id(name: str) -> bool:
     return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not Path(name).exists()
+
+
+def _quiet() -> None:
+    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.logging import set_verbosity_error
+
+    set_verbosity_error()  # its lines on retries show signed addresses, which are as good as a token
+    if not sys.stderr.isatty():
+        disable_progress_bars()
 
 
 def _of_status(what: str, error: Any, end: str) -> UserError | Failed:

@@ -1,0 +1,166 @@
+"""docs/guides/sharing.md and loading-elsewhere.md: each command and block of code of the pages runs."""
+
+from __future__ import annotations
+
+import io
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from desk import HIDE_CRAFT, Desk
+from server import Hub
+
+pytestmark = pytest.mark.interop  # `make interop` has what two of the commands need; the others run without it
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+TABLE = re.compile(r"^\| (?P<client>[^|]+) \| (?P<version>[\d.]*) \| (?P<commands>`[^|]+`) \|", re.MULTILINE)
+TINY = [
+    *("models.hidden_size=16", "models.num_hidden_layers=1", "models.num_attention_heads=2"),
+    *("data.block_size=16", "training.global_batch_size=4", "training.max_steps=4", "training.eval_steps=2"),
+    *("training.save_steps=2", "training.logging_steps=2", "training.sample_chars=20"),
+    *("training.report_to=none", "training.precision=fp32"),
+]
+"""What is put behind every `craft train` of the pages, so that it takes seconds."""
+EXTRAS = {"export": ("onnx", "onnxscript", "onnxruntime"), "serve": ("fastapi", "uvicorn", "openai")}
+
+
+def page(name: str) -> str:
+    return (CHECKOUT / "docs" / "guides" / name).read_text(encoding="utf-8")
+
+
+def blocks(name: str) -> list[tuple[str, str]]:
+    """(language, content) of every block of code."""
+    return re.findall(r"^```(\w*)\n(.*?)^```", page(name), re.DOTALL | re.MULTILINE)
+
+
+def commands(name: str) -> list[str]:
+    """The lines of the bash blocks, then those of the table, then whatever else in the text is a command."""
+    lines = [line for kind, text in blocks(name) if kind == "bash" for line in text.splitlines()]
+    shown = [shlex.join(shlex.split(line, comments=True)) for line in lines if line.strip()]
+    listed = [
+        text for row in TABLE.finditer(page(name)) for text in re.findall(r"`([^`]+)`", row["commands"])
+    ]
+    inline = re.findall(r"`((?:craft|hf|python) [^`]* [^`]+)`", page(name))
+    return list(dict.fromkeys([*shown, *listed, *inline]))
+
+
+SCRIPTS = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", page("sharing.md"), re.DOTALL))
+GUIDE = commands("sharing.md")
+
+
+@pytest.fixture(scope="module")
+def reader(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    """Someone who works through the guide: two texts, a model, a data set of theirs, and no login yet."""
+    desk = Desk(hub, tmp_path_factory.mktemp("reader"), user=None)
+    (desk.folder / "home").mkdir()
+    (desk.folder / "my.txt").write_text("The quick brown fox jumps over a lazy dog.\n" * 60)
+    (desk.folder / "new.txt").write_text("The lazy dog jumps over a quick brown fox.\n" * 60)
+    for name, text in SCRIPTS.items():
+        (desk.folder / name).write_text(text.replace("USER/NAME", "ada/guide"))
+    rows = [f"row {n}: the quick brown fox jumps over the lazy dog" for n in range(400)]
+    table = io.BytesIO()
+    pq.write_table(pa.table({"text": rows}), table)
+    hub.add("datasets/ada/texts", {"data/train-00000-of-00001.parquet": table.getvalue()})
+    done = desk.warm("train", "my.txt", *TINY)
+    assert done.returncode == 0, done.stderr
+    yield desk
+    desk.leave()
+
+
+@pytest.mark.parametrize("command", GUIDE)
+def test_a_command_of_the_guide_works(hub: Hub, reader: Desk, command: str) -> None:
+    """In their order on the page: each finds what those before it have made."""
+    typed = command.replace("USER/NAME", "ada/guide").replace("USER/TEXTS", "ada/texts")
+    program, *words = shlex.split(typed)
+    if program == "hf":
+        tool = str(Path(sys.executable).with_name("hf"))
+        subprocess.run(**{**reader.command(), "args": [tool, *words]}, stdin=subprocess.DEVNULL, check=True)
+        return
+    if program == "python":
+        (script,) = words
+        assert "logits" in SCRIPTS[script]
+        assert "The " in reader.python(HIDE_CRAFT + (reader.folder / script).read_text())
+        return
+    assert program == "craft"
+    missing = [name for name in EXTRAS.get(words[0], ()) if find_spec(name) is None]
+    if missing:
+        pytest.skip(f"needs {', '.join(missing)}, as 'make interop' installs")
+    if words[0] == "serve":
+        serve(reader, words)
+        return
+    folder = reader.folder
+    if words[0] == "resume":
+        folder = elsewhere(hub, reader)
+    done = reader.warm(*words, *(TINY if words[0] == "train" else []), folder=folder)
+    assert done.returncode == 0, done.stderr
+    if words[0] == "resume":
+        here, there = (newest_model(at) / "model.safetensors" for at in (folder, reader.folder))
+        assert here.read_bytes() == there.read_bytes()
+
+
+def newest_model(home: Path) -> Path:
+    return max((home / "outputs" / "models").glob("*_step_4"), key=lambda path: path.stat().st_mtime_ns)
+
+
+def elsewhere(hub: Hub, reader: Desk) -> Path:
+    """Another machine with the same text; of the run it finds what was there when it was half done."""
+    repo = hub.repos["models/ada/guide"]
+    half = len(repo.messages) - 1 - repo.messages[::-1].index("Step 2")
+    repo.branches["main"] = list(repo.commits)[half]
+    folder = reader.folder / "elsewhere"
+    folder.mkdir()
+    (folder / "my.txt").write_bytes((reader.folder / "my.txt").read_bytes())
+    return folder
+
+
+def serve(reader: Desk, words: list[str]) -> None:
+    command = reader.command("-m", "craft", *words, "--port", "0")
+    server = subprocess.Popen(**command, stderr=subprocess.PIPE)
+    assert server.stderr is not None
+    assert any("/v1" in line for line in server.stderr)
+    server.send_signal(signal.SIGTERM)
+    assert server.wait(timeout=60) == 0
+
+
+def test_nothing_of_the_pages_is_left_out() -> None:
+    """Blocks are commands, or scripts that a command calls; the table has no row that isn't understood."""
+    for kind, text in blocks("sharing.md"):
+        assert kind in ("bash", "python")
+        assert kind == "bash" or any(text == f"# {name}\n{script}" for name, script in SCRIPTS.items())
+    assert {f"python {name}" for name in SCRIPTS} <= set(GUIDE)
+    rows = page("sharing.md").partition("| client |")[2].partition("\n\n")[0].splitlines()[2:]
+    assert len(rows) == len(TABLE.findall(page("sharing.md"))) >= 4
+    assert all(command.split()[0] in ("craft", "hf", "python") for command in GUIDE)
+    assert len(GUIDE) >= 16
+
+
+@pytest.mark.parametrize("row", TABLE.finditer(page("sharing.md")), ids=lambda row: row["client"])
+def test_the_versions_are_those_of_the_constraints(row: re.Match[str]) -> None:
+    pins = (CHECKOUT / "constraints.txt").read_text()
+    name = row["client"].replace("_", "-").split("'")[0]
+    assert re.search(rf"^{re.escape(name)}=={re.escape(row['version'])}(?![\d.])", pins, re.MULTILINE)
+
+
+def test_the_blocks_of_loading_elsewhere_work(hub: Hub, reader: Desk) -> None:
+    """The first where craft is, the others one after the other where it can't be imported."""
+    found = blocks("loading-elsewhere.md")
+    assert all(kind == "python" for kind, _ in found)
+    model = newest_model(reader.folder).name
+    here, *others = (text.replace("…_step_1000", model) for _, text in found)
+    inline = re.findall(r"`(craft\.load\([^`]+\))`", page("loading-elsewhere.md"))
+    assert inline
+    typed = "\n".join(inline).replace("USER/NAME", "ada/guide")
+    reader.python(f"{here}\n{typed}\nprint(tokenizer('fox').input_ids)")
+    written = reader.python(HIDE_CRAFT + "\n".join(others))
+    assert written.count("The ") >= 1
+    for command in commands("loading-elsewhere.md"):
+        done = reader.warm(*shlex.split(command.replace("USER/NAME", "ada/guide"))[1:])
+        assert done.returncode == 0, done.stderr

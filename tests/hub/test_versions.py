@@ -1,0 +1,175 @@
+"""Which version of a model or run is fetched, and that it is whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from desk import Desk
+from server import Hub, Repo
+
+FEW = [
+    *("data.block_size=8", "training.global_batch_size=4", "training.max_steps=2", "training.save_steps=2"),
+    *("training.eval_strategy=no", "training.logging_steps=2", "training.sample_chars=0"),
+    *("training.report_to=none", "training.precision=fp32", "training.learning_rate=1e-9"),
+]
+BUILD = """
+import torch
+from craft.data.tokenization import CharTokenizer
+from craft.models import CharLSTMConfig, CharLSTMForCausalLM
+tokenizer = CharTokenizer.train(["the quick brown fox\\n"])
+for size in (8, 12):
+    torch.manual_seed(size)
+    config = CharLSTMConfig(vocab_size=len(tokenizer), hidden_size=size, num_hidden_layers=1)
+    CharLSTMForCausalLM(config).save_pretrained(f"size{size}")
+    tokenizer.save_pretrained(f"size{size}")
+"""
+
+
+@pytest.fixture(scope="module")
+def grown(hub: Hub, office: Desk) -> Repo:
+    """ada/grown: of size 8 at the tag v1 and the branch old, of size 12 since."""
+    office.python(BUILD)
+    office.done("push", "size8", "ada/grown", "--tag", "v1")
+    office.done("push", "size8", "ada/grown", "--branch", "old")
+    office.done("push", "size12", "ada/grown")
+    return hub.repos["models/ada/grown"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "new.txt").write_text("the quick brown fox\n" * 40)
+    return tmp_path
+
+
+def size_of(saved: str) -> tuple[int, str]:
+    models = yaml.safe_load(saved)["models"]
+    return models["hidden_size"], models["init_revision"]
+
+
+@pytest.mark.parametrize("name", ["v1", "old", "commit", "main", None])
+def test_a_run_starts_from_the_version_that_was_asked_for(
+    office: Desk, grown: Repo, folder: Path, name: str | None
+) -> None:
+    commit = grown.find("main" if name in (None, "main") else "v1" if name == "commit" else name)
+    revision = [] if name is None else [f"models.init_revision={commit if name == 'commit' else name}"]
+    asked = ["train", "new.txt", "models.init_from=ada/grown", *revision, "--print-config"]
+    assert size_of(office.done(*asked, folder=folder)) == (12 if commit == grown.find("main") else 8, commit)
+
+
+def test_config_tokenizer_and_weights_are_of_one_commit(
+    hub: Hub, office: Desk, grown: Repo, folder: Path
+) -> None:
+    """The repository moves on between the three."""
+    hub.add("models/ada/moving", grown.files("v1"))
+    moving = hub.repos["models/ada/moving"]
+    first = moving.find("main")
+    saved = office.done(
+        "train", "new.txt", "models.init_from=ada/moving", *FEW, "--print-config", folder=folder
+    )
+    (folder / "run.yaml").write_text(saved)
+    moving.commit("main", grown.files("main"), "another model of that name")
+    office.done("train", "--config", "run.yaml", folder=folder)
+    (model,) = (folder / "outputs" / "models").glob("*_step_2")
+    recorded = (model / "craft_run.yaml").read_text()
+    assert size_of(recorded) == (8, first)
+    again = office.done(
+        "train", "--config", "run.yaml", "models.init_revision=main", "--print-config", folder=folder
+    )
+    assert size_of(again) == (12, moving.find("main"))
+    assert "base_model: ada/moving" in (model / "README.md").read_text()
+
+
+def test_a_version_that_is_not_there_is_told_alike_everywhere(
+    office: Desk, grown: Repo, folder: Path
+) -> None:
+    def said(*words: str) -> str:
+        return office.said(*words, folder=folder)
+
+    missing = "can't load the model 'ada/grown': it has no revision 'v9'; its page lists branches and tags"
+    assert missing in said("train", "new.txt", "models.init_from=ada/grown", "models.init_revision=v9")
+    assert missing in said("generate", "ada/grown", "--revision", "v9")
+    assert missing in said("evaluate", "ada/grown", "new.txt", "--revision", "v9")
+    assert missing in said("resume", "ada/grown", "--revision", "v9")
+    assert "none of that name on the Hub" in said("train", "new.txt", "models.init_from=ada/none")
+    assert "is a folder; leave it out" in said(
+        "train", "new.txt", f"models.init_from={office.folder / 'size8'}", "models.init_revision=v1"
+    )
+    assert "name it with models.init_from" in said("train", "new.txt", "models.init_revision=v1")
+    assert "must be a branch, tag or commit" in said(
+        "train", "new.txt", "models.init_from=ada/grown", "models.init_revision="
+    )
+    assert "new.txt isn't one; leave it out" in said("resume", "new.txt", "--revision", "v1")
+
+
+@pytest.fixture
+def half(hub: Hub, trained: Desk, folder: Path) -> dict[str, bytes]:
+    """What was on the Hub when the run was half done; its text is in the current folder."""
+    repo = hub.repos["models/ada/run"]
+    text = trained.folder / "home" / "texts" / "my <b>text.txt"
+    (folder / text.name).write_bytes(text.read_bytes())
+    return next(files for files, said in zip(repo.commits.values(), repo.messages) if said == "Step 6")
+
+
+def runs(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "outputs" / "models").glob("*"))
+
+
+def test_a_fetch_that_is_cut_leaves_nothing_in_the_way(
+    hub: Hub, office: Desk, half: dict[str, bytes], folder: Path, model: Path
+) -> None:
+    repo = hub.add("models/ada/cut-run", half)
+    hub.faults["download"] = 1000
+    assert "can't load the model 'ada/cut-run'" in office.said(
+        "resume", "ada/cut-run", status=1, folder=folder
+    )
+    hub.faults.clear()
+    assert runs(folder) == []
+    code = f"""
+import os, shutil
+from craft.sharing.upload import fetch_run
+tree, done = shutil.copytree, []
+def cut(source, place):
+    done.append(source)
+    return shutil.copy2(source, place) if len(done) < 4 else os._exit(9)
+shutil.copytree = lambda *a, **k: tree(*a, **k, copy_function=cut)
+os.chdir({str(folder)!r})
+fetch_run("ada/cut-run")
+"""
+    office.run("-c", code, status=9)
+    assert [name[:10] for name in runs(folder)] == [".fetching-"]
+    assert "no run to resume" in office.said("resume", folder=folder)
+    office.done("resume", "ada/cut-run", folder=folder)
+    assert len(runs(folder)) == 2  # the run and its model
+    (again,) = (folder / "outputs" / "models").glob("*_step_12")
+    assert (again / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
+    assert "is here already" in office.said("resume", "ada/cut-run", folder=folder)
+    assert len(repo.commits) == 1
+
+
+def test_a_damaged_checkpoint_is_not_resumed(
+    hub: Hub, office: Desk, half: dict[str, bytes], folder: Path
+) -> None:
+    name = "last-checkpoint/model.safetensors"
+    flipped = half[name][:-1] + bytes([half[name][-1] ^ 1])
+    hub.add("models/ada/flipped", {**half, name: flipped})
+    said = office.said("resume", "ada/flipped", folder=folder)
+    assert "ada/flipped is damaged: model.safetensors has changed" in said
+    hub.add("models/ada/lacking", {path: data for path, data in half.items() if path != name})
+    assert "damaged: model.safetensors is missing" in office.said("resume", "ada/lacking", folder=folder)
+    assert runs(folder) == []
+
+
+def test_what_the_cache_has_damaged_is_fetched_again(
+    hub: Hub, office: Desk, half: dict[str, bytes], folder: Path
+) -> None:
+    hub.add("models/ada/cached", half)
+    office.done("resume", "ada/cached", "--print-config", folder=folder)
+    cache = office.folder / "home" / "hf" / "hub" / "models--ada--cached"
+    (weights,) = cache.glob("snapshots/*/last-checkpoint/model.safetensors")
+    blob = weights.resolve()
+    blob.write_bytes(blob.read_bytes()[:-1] + b"?")
+    (other := folder / "other").mkdir()
+    office.done("resume", "ada/cached", "--print-config", folder=other)
+    assert runs(other) == runs(folder) != []
