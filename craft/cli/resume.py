@@ -75,7 +75,7 @@ def _here(run: str, revision: str | None = None) -> str:
 
     if not looks_like_repo_id(run) or Path(run).parent.is_dir():
         if revision is not None:
-            raise UserError(f"--revision {revision} picks a version on the Hub, and {run} isn't one; leave it out")
+            raise UserError(f"--revision {revision} picks a version on the Hub, and {run} isn't one")
         return run
     from craft.sharing.upload import fetch_run
     from craft.utils.logging import setup_logging

@@ -18,7 +18,7 @@ import pytest
 from desk import HIDE_CRAFT, Desk
 from server import Hub
 
-pytestmark = pytest.mark.interop  # `make interop` has what two of the commands need; the others run without it
+pytestmark = pytest.mark.interop  # two commands need its extras; the others run anyway
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 TABLE = re.compile(r"^\| (?P<client>[^|]+) \| (?P<version>[\d.]*) \| (?P<commands>`[^|]+`) \|", re.MULTILINE)

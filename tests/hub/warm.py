@@ -6,6 +6,7 @@ Everything runs as in a process of its own but for the seconds that torch takes 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -24,7 +25,6 @@ def prepare() -> None:
     """Imports what commands import."""
     import datasets  # noqa: F401
     import hydra.compose  # noqa: F401
-    import matplotlib.pyplot  # noqa: F401
     import torch  # noqa: F401
     import transformers.integrations.integration_utils  # noqa: F401
     from transformers import AutoModelForCausalLM, GenerationConfig, Trainer  # noqa: F401
@@ -34,6 +34,9 @@ def prepare() -> None:
     import craft.train
     import craft.training.base
     import craft.utils.visualization  # noqa: F401
+
+    with contextlib.suppress(ImportError):  # of an extra
+        import matplotlib.pyplot  # noqa: F401
 
 
 def run(argv: list[str], cwd: str, env: dict[str, str]) -> dict[str, Any]:
