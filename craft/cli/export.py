@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from craft.cli.options import of_a_revision
+
 
 @click.command("export")
 @click.argument("model", default="latest")
@@ -19,7 +21,7 @@ import click
     metavar="DIR",
     help="An empty or new folder.  [default: outputs/onnx/MODEL]",
 )
-@click.option("--revision", metavar="NAME", help="A branch, tag or commit of a model on the Hub.")
+@of_a_revision
 def command(model: str, kind: str, output: Path | None, revision: str | None) -> None:
     """Write a model in a format of other runtimes.
 

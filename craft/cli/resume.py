@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from craft.cli.options import of_a_revision
 from craft.utils.common import UserError
 
 
@@ -13,7 +14,7 @@ from craft.utils.common import UserError
 @click.argument("arguments", nargs=-1, metavar="[RUN_DIR] [KEY=VALUE]...")
 @click.option("--allow-changes", is_flag=True, help="Go on although settings changed that decide the result.")
 @click.option("--print-config", is_flag=True, help="Print the run that would go on as YAML, and stop.")
-@click.option("--revision", metavar="NAME", help="A branch, tag or commit of a run on the Hub.")
+@of_a_revision
 def command(
     arguments: tuple[str, ...], allow_changes: bool, print_config: bool, revision: str | None
 ) -> None:
