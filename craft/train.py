@@ -219,6 +219,7 @@ def build_model(
         do_sample=True,
         temperature=TEMPERATURE,
         top_k=0,
+        use_cache=True,
         suppress_tokens=never,
         **special,
     )

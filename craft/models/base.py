@@ -19,7 +19,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
-from .decoding import first_ids, stream
+from .decoding import first_ids, settings, stream
 
 
 def embed(table: nn.Module, ids: torch.Tensor | None, embeds: torch.Tensor | None) -> torch.Tensor:
@@ -64,6 +64,7 @@ class GenerativeModel(BaseModel, GenerationMixin):
 
     stream = stream
     _maybe_initialize_input_ids_for_generation = first_ids  # of generate()
+    _prepare_generation_config = settings
 
 
 class LanguageModel(GenerativeModel):

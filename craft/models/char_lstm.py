@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import nn
-from torch._higher_order_ops.scan import scan
 from transformers import GenerationMixin, PreTrainedConfig
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import find_packed_sequence_indices
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
@@ -26,10 +25,9 @@ from .base import BaseModel, LanguageModel, embed
 from .decoding import has_plain_weights
 from .lora import tell_peft
 from .lstm_cache import LAYER_TYPE
+from .recurrence import Recurrence
 
 Norms = Literal["each", "head", "none"]
-_UNROLLED = 32  # steps that a compiler may read one by one; longer stretches go through PyTorch's own kernel
-_SHUT = 1e4  # far beyond where a sigmoid is 0 or 1 exactly, in every floating-point type
 
 
 class CharLSTMConfig(PreTrainedConfig):
@@ -49,7 +47,7 @@ class CharLSTMConfig(PreTrainedConfig):
 
     model_type = "char_lstm"
     keys_to_ignore_at_inference = ["past_key_values"]
-    lora_targets = ("embed_tokens", "lm_head")  # PEFT can't adapt an nn.LSTM
+    peft_targets = {"LORA": ("embed_tokens", "lm_head"), "": ("lm_head",)}  # PEFT can't adapt an nn.LSTM
     num_attention_heads = 1  # no field: what plans memory by heads finds the state in one piece
 
     vocab_size: int = 256
@@ -83,7 +81,7 @@ class CharLSTMConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         tell_peft(self)
-        return super().to_dict()
+        return {**super().to_dict(), "num_attention_heads": self.num_attention_heads}
 
     @property
     def layer_types(self) -> list[str]:
@@ -98,14 +96,18 @@ class CharLSTMLayer(nn.Module):
         super().__init__()
         self.index = index
         width = config.hidden_size
-        self.lstm = nn.LSTM(width, width, batch_first=True)
+        self.lstm = Recurrence(width, width, batch_first=True)
         last = index + 1 == config.num_hidden_layers
         normed = config.layer_norm == "each" or (config.layer_norm == "head" and last)
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if normed else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, hidden: torch.Tensor, mask: torch.Tensor | None = None, past_key_values: Cache | None = None
+        self,
+        hidden: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        texts: torch.Tensor | None = None,
     ) -> torch.Tensor:
         batch, steps, width = hidden.shape
         dtype = self.lstm.all_weights[0][0].dtype
@@ -113,82 +115,11 @@ class CharLSTMLayer(nn.Module):
         layer: Any = past_key_values.layers[self.index] if past_key_values is not None else None
         if layer is not None and layer.is_initialized:
             state = tuple(t.to(dtype).reshape(1, batch, width) for t in (layer.keys, layer.values))
-        if isinstance(steps, torch.SymInt):  # in torch.export, of any length
-            hidden, (h, c) = self._scanned(hidden, mask, state)
-        elif steps == 1 or (torch.compiler.is_dynamo_compiling() and steps <= _UNROLLED):
-            hidden, (h, c) = self._step_by_step(hidden, mask, state)
-        elif mask is not None:
-            hidden, (h, c) = self._padded(hidden, mask, state)
-        else:
-            hidden, (h, c) = self.lstm(hidden, state)
+        hidden, (h, c) = self.lstm(hidden, state, mask, texts)
         if past_key_values is not None:
             keys, values = (t.to(dtype).reshape(batch, 1, 1, width) for t in (h, c))
             past_key_values.update(keys, values, self.index, steps=steps)
         return self.dropout(self.norm(hidden))
-
-    def _step_by_step(
-        self, hidden: torch.Tensor, mask: torch.Tensor | None, state: tuple[torch.Tensor, ...] | None
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """By the cell: for one step a fraction of what nn.LSTM costs on a CPU, and compilers can read it."""
-        zeros = hidden.new_zeros(hidden.shape[0], hidden.shape[2], dtype=self.lstm.all_weights[0][0].dtype)
-        h, c = (t[0] for t in state) if state is not None else (zeros, zeros)
-        outputs = []
-        for t in range(hidden.shape[1]):
-            after = torch.lstm_cell(hidden[:, t], [h, c], *self.lstm.all_weights[0])
-            if mask is not None:
-                real = mask[:, t, None]
-                after = [torch.where(real, new, old) for new, old in zip(after, (h, c))]
-            h, c = after
-            outputs.append(h if mask is None else h * real)
-        return torch.stack(outputs, dim=1), (h, c)
-
-    def _scanned(
-        self, hidden: torch.Tensor, mask: torch.Tensor | None, state: tuple[torch.Tensor, ...] | None
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """By a scan, which torch.export keeps as a loop; nn.LSTM it would unroll to its example's length."""
-        w_ih, w_hh, b_ih, b_hh = self.lstm.all_weights[0]
-        zeros = hidden.new_zeros(hidden.shape[0], hidden.shape[2])
-        start = [state[0][0], state[1][0]] if state is not None else [zeros, zeros.clone()]
-        inputs = [F.linear(hidden, w_ih, b_ih + b_hh)]
-        if mask is not None:
-            inputs.append(mask[..., None])
-
-        def step(carry: list[torch.Tensor], read: list[torch.Tensor]) -> tuple[list[torch.Tensor], Any]:
-            i, f, g, o = (read[0] + carry[0] @ w_hh.t()).chunk(4, dim=-1)
-            c = f.sigmoid() * carry[1] + i.sigmoid() * g.tanh()
-            out = h = o.sigmoid() * c.tanh()
-            if mask is not None:
-                out = h * read[1]
-                h, c = torch.where(read[1], h, carry[0]), torch.where(read[1], c, carry[1])
-            return [h, c], out.clone()
-
-        (h, c), outputs = scan(step, start, inputs, dim=1)
-        return outputs, (h[None], c[None])
-
-    def _padded(
-        self, hidden: torch.Tensor, mask: torch.Tensor, state: tuple[torch.Tensor, ...] | None
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """Run over the real characters only, wherever the padding is; a row without any keeps its state.
-
-        The real characters come first, in their order. Behind them a further input closes the input gate and
-        opens the forget gate, so that c stays as it is; h is that at the last real character. Unlike packed
-        sequences that waits for no lengths, and exporters can read it.
-        """
-        batch, steps, width = hidden.shape
-        w_ih, w_hh, b_ih, b_hh = self.lstm.all_weights[0]
-        if state is None:
-            state = (w_ih.new_zeros(1, batch, width), w_ih.new_zeros(1, batch, width))
-        lengths = mask.sum(dim=1)
-        places = torch.where(mask, mask.cumsum(1), lengths[:, None] + mask.logical_not().cumsum(1)) - 1
-        index = places[..., None].expand(-1, -1, width)
-        ended = (torch.arange(steps, device=mask.device) >= lengths[:, None])[..., None]
-        shut = torch.tensor([-_SHUT, _SHUT, 0.0, 0.0], dtype=w_ih.dtype, device=w_ih.device)
-        weights = [torch.cat([w_ih, shut.repeat_interleave(width)[:, None]], dim=1), w_hh, b_ih, b_hh]
-        read = torch.cat([torch.zeros_like(hidden).scatter(1, index, hidden), ended.to(hidden.dtype)], dim=2)
-        out, _, c = torch.lstm(read, state, weights, True, 1, 0.0, self.training, False, True)
-        last = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, -1, width)
-        h = torch.where(lengths[:, None] > 0, out.gather(1, last)[:, 0], state[0][0])
-        return out.masked_fill(ended, 0).gather(1, index), (h[None], c)
 
 
 class CharLSTMPreTrainedModel(BaseModel):
@@ -246,15 +177,34 @@ class CharLSTMModel(CharLSTMPreTrainedModel):
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Exactly one of `input_ids` [B, T] and `inputs_embeds` [B, T, H]; the cache is the carried state."""
+        """Exactly one of `input_ids` [B, T] and `inputs_embeds` [B, T, H]; the cache is the carried state.
+
+        `position_ids` matter only where nothing else came before: positions that don't follow one another
+        begin a new text (packed training data), whose state is empty.
+
+        Raises:
+            ValueError: a mask that isn't one of padding, or a cache of another kind of model.
+        """
         hidden = embed(self.embed_tokens, input_ids, inputs_embeds)
+        if attention_mask is not None and attention_mask.ndim != 2:
+            raise ValueError(
+                "a CharLSTM has no attention: attention_mask can only say what is padding, [batch, length], "
+                f"got {list(attention_mask.shape)}"
+            )
+        texts = None
+        alone = attention_mask is None and past_key_values is None
+        if position_ids is not None and alone and not torch.compiler.is_compiling():
+            texts = find_packed_sequence_indices(position_ids.expand(hidden.shape[:2]))
         if past_key_values is None and use_cache:
             past_key_values = DynamicCache(config=self.config)
+        elif type(past_key_values) is DynamicCache and not past_key_values.layers:  # made without the config
+            past_key_values.layers.extend(DynamicCache(config=self.config).layers)
         layers: list[Any] = [] if past_key_values is None else past_key_values.layers
         if past_key_values is not None and [layer._layer_type for layer in layers] != self.config.layer_types:
             raise ValueError("this cache was not made for a CharLSTM; use DynamicCache(config=model.config)")
@@ -265,7 +215,7 @@ class CharLSTMModel(CharLSTMPreTrainedModel):
                 mask = None
         hidden = self.dropout(hidden)
         for layer in self.layers:
-            hidden = layer(hidden, mask=mask, past_key_values=past_key_values)
+            hidden = layer(hidden, mask=mask, past_key_values=past_key_values, texts=texts)
         return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=past_key_values)
 
 
@@ -315,7 +265,7 @@ class CharLSTMForCausalLM(CharLSTMPreTrainedModel, LanguageModel, GenerationMixi
     def prefill(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, Any]:
         """Read prompts [B, T]; lay the weights out so that a step is one matrix product a layer."""
         logits, cache = super().prefill(input_ids)
-        if not has_plain_weights(self.model.layers):
+        if not has_plain_weights(self):
             return logits, cache
         state = LSTMDecodeState([], [], [], [])
         for layer, cached in zip(self.model.layers, cache.layers):

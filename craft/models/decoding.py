@@ -49,21 +49,50 @@ def begin(input_ids: torch.Tensor, bos_token_id: Any) -> torch.Tensor:
 
 
 def first_ids(model: Any, inputs: Any, bos_token_id: Any, model_kwargs: dict[str, Any]) -> torch.Tensor:
-    """What `generate` starts from: as in transformers, but empty prompts, too, begin with the begin token."""
-    if inputs is None or inputs.shape[-1] or model_kwargs.get("inputs_embeds") is not None:
+    """What `generate` starts from: as in transformers, but empty prompts, too, begin with the begin token.
+
+    Also those among others in a batch, which are nothing but padding: a row without any real character.
+    """
+    mask = model_kwargs.get("attention_mask")
+    if inputs is None or model_kwargs.get("inputs_embeds") is not None:
         known = GenerationMixin._maybe_initialize_input_ids_for_generation
         return known(model, inputs, bos_token_id, model_kwargs)
-    ids = begin(inputs, bos_token_id)
-    if model_kwargs.get("attention_mask") is not None:  # it masks no characters yet
-        model_kwargs["attention_mask"] = torch.ones_like(ids)
-    return ids
+    if inputs.shape[-1] == 0:
+        inputs = begin(inputs, bos_token_id)
+        if mask is not None:  # it masks no characters yet
+            model_kwargs["attention_mask"] = torch.ones_like(inputs)
+    elif bos_token_id is not None and mask is not None and mask.shape == inputs.shape:
+        empty = mask.sum(dim=1) == 0
+        if empty.any():
+            inputs, mask = inputs.clone(), mask.clone()
+            inputs[empty, -1], mask[empty, -1] = int(bos_token_id), 1
+            model_kwargs["attention_mask"] = mask
+    return inputs
 
 
-def has_plain_weights(layers: nn.Module) -> bool:
-    """Whether a fast path may lay the weights out anew: no adapters, nothing quantized, nothing sharded."""
-    own = __name__.rpartition(".")[0]
-    return all(type(m).__module__.startswith(("torch.nn.modules.", own)) for m in layers.modules()) and all(
-        type(p) is nn.Parameter for p in layers.parameters()
+def settings(model: Any, given: GenerationConfig | None, **overrides: Any) -> tuple[GenerationConfig, dict]:
+    """What `generate` and `stream` go by: as in transformers, but a `max_length` that was asked for wins over
+    the `max_new_tokens` of the model's own generation config, and that one is marked as nobody's wish."""
+    config, rest = GenerationMixin._prepare_generation_config(model, given, **overrides)
+    own = model.generation_config
+    new, whole = (
+        overrides.get(name) is not None or getattr(given, name, None) not in (None, getattr(own, name))
+        for name in ("max_new_tokens", "max_length")
+    )
+    if whole and not new:
+        config.max_new_tokens = None
+    config._own_length = config.max_new_tokens is not None and not new
+    return config, rest
+
+
+def has_plain_weights(model: Any) -> bool:
+    """Whether a fast path may lay the weights of the layers out anew: no adapters, nothing quantized, nothing
+    sharded, nothing that is fetched from elsewhere (Accelerate's hooks) when its turn comes."""
+    own, layers = __name__.rpartition(".")[0], model.model.layers
+    return (
+        all(type(m).__module__.startswith(("torch.nn.modules.", own)) for m in layers.modules())
+        and all(type(p) is nn.Parameter for p in layers.parameters())
+        and not any(hasattr(m, "_hf_hook") for m in model.modules())
     )
 
 
@@ -108,7 +137,9 @@ def stream(
     if (config.num_beams or 1) > 1:
         raise ValueError(f"stream() cannot search with num_beams={config.num_beams}; use generate()")
 
-    input_ids = input_ids.to(model.device).repeat_interleave(config.num_return_sequences or 1, dim=0)
+    if model.device.type != "meta":  # weights that are fetched when their turn comes
+        input_ids = input_ids.to(model.device)
+    input_ids = input_ids.repeat_interleave(config.num_return_sequences or 1, dim=0)
     batch, length = input_ids.shape
     model._prepare_special_tokens(config, True, device=input_ids.device, batch_size=batch)
     endless = no_length and config.max_new_tokens is None

@@ -50,6 +50,23 @@ class LSTMCacheLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         return -1
 
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Every row `repeats` times over."""
+        if self.is_initialized:
+            self.keys, self.values = (t.repeat_interleave(repeats, 0) for t in (self.keys, self.values))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep these rows only."""
+        if self.is_initialized:
+            self.keys, self.values = self.keys[indices], self.values[indices]
+
+    def crop(self, *args: Any) -> None:
+        """Refused: what was read can't be taken back out of a state."""
+        raise ValueError(
+            "the state of a CharLSTM can't be rolled back to an earlier character: copy the cache "
+            "(copy.deepcopy) where you may want to return to, or read the text again"
+        )
+
 
 class StaticLSTMCacheLayer(LSTMCacheLayer):
     """The same at fixed addresses, overwritten in place: for compiled decoding, not for training."""

@@ -60,7 +60,11 @@ class TransformerConfig(PreTrainedConfig):
 
     model_type = "char_transformer"
     keys_to_ignore_at_inference = ["past_key_values"]
-    lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "gate_proj", "down_proj")
+    peft_targets = {
+        "": ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "gate_proj", "down_proj"),
+        "IA3": ("k_proj", "v_proj", "down_proj"),
+        "IA3_FEEDFORWARD": ("down_proj",),
+    }
     base_model_tp_plan = {
         "layers.*.self_attn.q_proj": "colwise",
         "layers.*.self_attn.k_proj": "colwise",
@@ -261,7 +265,7 @@ class TransformerModel(TransformerPreTrainedModel):
         else:
             turns = self.rotary_emb(hidden, position_ids)
         hidden = self.dropout(hidden)
-        for layer in self.layers:
+        for layer in self.layers[: self.config.num_hidden_layers]:  # fewer in an early exit of generate()
             hidden = layer(
                 hidden,
                 attention_mask=mask,
@@ -279,9 +283,13 @@ class TransformerForCausalLM(TransformerPreTrainedModel, LanguageModel, Generati
     backbone = TransformerModel
     model: TransformerModel
 
-    def _validate_generated_length(self, generation_config: Any, *args: Any) -> None:
-        """Refuse at once what learned positions cannot do, before any character is made."""
-        super()._validate_generated_length(generation_config, *args)  # type: ignore[misc]
+    def _validate_generated_length(self, generation_config: Any, length: int, *args: Any) -> None:
+        """Refuse at once what learned positions cannot do; a length that nobody asked for is cut to fit."""
+        if self.config.position == "learned" and generation_config._own_length:
+            self.config.check_length(length + 1)
+            room: Any = self.config.max_position_embeddings
+            generation_config.max_length = min(generation_config.max_length, room)
+        super()._validate_generated_length(generation_config, length, *args)  # type: ignore[misc]
         self.config.check_length(generation_config.max_length)
 
     def prefill(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, Any]:
@@ -293,7 +301,7 @@ class TransformerForCausalLM(TransformerPreTrainedModel, LanguageModel, Generati
         input_ids = input_ids[:, -reach:]
         logits, cache = super().prefill(input_ids)
         lengthwise = (config.rope_parameters or {}).get("rope_type") in ("dynamic", "longrope")
-        plain = has_plain_weights(self.model.layers) and not lengthwise  # angles change with the length there
+        plain = has_plain_weights(self) and not lengthwise  # angles change with the length there
         return logits, Ring(self.model, cache, input_ids) if plain else cache
 
     def step(self, ids: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:

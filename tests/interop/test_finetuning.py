@@ -69,6 +69,29 @@ def test_lora_learns_another_text_merges_and_is_a_model_again(trained: Trained, 
         torch.testing.assert_close(readapted(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "method", ["IA3Config", "AdaLoraConfig", "VeraConfig", "LoHaConfig", "OFTConfig", "PromptTuningConfig"]
+)
+def test_other_tuners_of_peft_find_their_layers(trained: Trained, tmp_path: Path, method: str) -> None:
+    peft = pytest.importorskip("peft")
+    settings: dict[str, Any] = {
+        "PromptTuningConfig": {"num_virtual_tokens": 3},
+        "AdaLoraConfig": {"total_step": 10},
+    }
+    model, tokenizer = load(trained.model)
+    adapted = peft.get_peft_model(
+        model, getattr(peft, method)(task_type="CAUSAL_LM", **settings.get(method, {}))
+    )
+    batch = tokenizer(["9 men", "may mow"], return_tensors="pt", padding=True)
+    adapted(**batch, labels=batch.input_ids).loss.backward()
+    adapted.save_pretrained(tmp_path)
+    again = peft.PeftModel.from_pretrained(load(trained.model)[0], tmp_path).eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(again(**batch).logits, adapted.eval()(**batch).logits)
+    written = again.generate(**batch, max_new_tokens=5, do_sample=False)
+    assert written.shape[0] == 2
+
+
 def test_trl_fine_tunes_in_a_short_run(trained: Trained, tmp_path: Path) -> None:
     trl = pytest.importorskip("trl")
     model, _ = load(trained.model)

@@ -145,10 +145,54 @@ def test_refuses_activation_checkpointing() -> None:
 
 
 def test_refuses_a_cache_made_for_something_else(text: torch.Tensor) -> None:
-    model = make_lstm()
-    for cache in (DynamicCache(), DynamicCache(config=make_transformer().config)):
+    model, other = make_lstm(), make_transformer()
+    for cache in (DynamicCache(config=other.config), other(text, use_cache=True).past_key_values):
         with pytest.raises(ValueError, match="not made for a CharLSTM"):
             model(text, past_key_values=cache)
+    with pytest.raises(ValueError, match=r"no attention.*\[batch, length\], got \[1, 1, 12, 12\]"):
+        model(text, attention_mask=torch.ones(1, 1, 12, 12))
+    with pytest.raises(ValueError, match=r"can't be rolled back .*deepcopy"):
+        model(text).past_key_values.crop(-2)
+
+
+def test_a_cache_made_without_the_config_will_do(text: torch.Tensor) -> None:
+    model, cache = make_lstm(), DynamicCache()
+    whole = model(text).logits
+    parts = [model(part, past_key_values=cache).logits for part in text.split(7, dim=1)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole)
+
+
+def test_rows_of_a_state_may_be_repeated_and_chosen(text: torch.Tensor) -> None:
+    model = make_lstm()
+    after = model(text[:, 7:8], past_key_values=model(text[:, :7]).past_key_values).logits
+    repeated, chosen = (model(text[:, :7]).past_key_values for _ in range(2))
+    repeated.batch_repeat_interleave(2)
+    chosen.batch_select_indices(torch.tensor([1]))
+    twice = text[:, 7:8].repeat_interleave(2, dim=0)
+    torch.testing.assert_close(
+        model(twice, past_key_values=repeated).logits, after.repeat_interleave(2, dim=0)
+    )
+    torch.testing.assert_close(model(text[1:, 7:8], past_key_values=chosen).logits, after[1:])
+
+
+def test_texts_packed_into_a_row_do_not_see_each_other(text: torch.Tensor) -> None:
+    """Positions that start anew start an empty state, as TRL packs training data; the last text's is kept."""
+    model = make_lstm()
+    positions = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6], [*range(12)]])
+    packed = model(text, position_ids=positions, use_cache=True)
+    texts = ((0, 0, 5), (0, 5, 12), (1, 0, 12))
+    for row, start, end in texts:
+        alone = model(text[row : row + 1, start:end])
+        torch.testing.assert_close(packed.logits[row, start:end], alone.logits[0])
+    following = torch.tensor([[3], [4]])
+    expected = [
+        model(following[r, None], past_key_values=model(text[r : r + 1, s:e]).past_key_values).logits[0]
+        for r, s, e in texts[1:]
+    ]
+    after = model(following, past_key_values=packed.past_key_values)
+    torch.testing.assert_close(after.logits, torch.stack(expected))
+    model(text, position_ids=positions, labels=text).loss.backward()
+    assert model.model.layers[0].lstm.weight_hh_l0.grad.isfinite().all()
 
 
 def test_vocabulary_may_be_resized(text: torch.Tensor) -> None:

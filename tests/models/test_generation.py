@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import DynamicCache, PreTrainedTokenizerFast, pipeline
+from transformers import DynamicCache, GenerationConfig, PreTrainedTokenizerFast, pipeline
 
-from craft.models import char_lstm, lstm_cache
+from craft.models import char_lstm, lstm_cache, recurrence
 
-from .tiny import VOCAB, make_lstm, make_transformer
+from .tiny import TRANSFORMERS, VOCAB, make_lstm, make_transformer
 
 GREEDY = {"do_sample": False, "max_new_tokens": 6, "pad_token_id": 0}
 BEAM = {**GREEDY, "num_beams": 3, "length_penalty": 0.0}
@@ -98,6 +100,57 @@ def test_static_cache_changes_nothing(make: Any, prompt: torch.Tensor) -> None:
     assert torch.equal(model.generate(prompt, **GREEDY, cache_implementation="static"), expected)
 
 
+def test_an_empty_prompt_among_others_begins_with_the_begin_token(model: Any) -> None:
+    rows = [torch.tensor(r) for r in ([5, 1, 2], [], [4])]
+    ids, mask = pad_left([row.long() for row in rows])
+    out = model.generate(ids, attention_mask=mask, **GREEDY, bos_token_id=1)[:, 3:]
+    assert torch.equal(out[1:2], model.generate(**GREEDY, bos_token_id=1)[:, 1:])
+    for row in (0, 2):
+        assert torch.equal(out[row], model.generate(rows[row][None], **GREEDY)[0, len(rows[row]) :])
+
+
+def test_a_length_that_was_asked_for_wins_over_the_models_own(model: Any, prompt: torch.Tensor) -> None:
+    model.generation_config.max_new_tokens = 500
+    assert model.generate(prompt, max_length=9).shape == (3, 9)
+    assert model.generate(prompt, generation_config=GenerationConfig(max_length=8)).shape == (3, 8)
+    assert model.generate(prompt, max_new_tokens=2, max_length=12).shape == (3, 7)
+    assert len(list(model.stream(prompt, max_length=9))) == 4
+
+
+def test_learned_positions_are_filled_where_nobody_says_how_far(prompt: torch.Tensor) -> None:
+    model = make_transformer("gpt2")
+    model.generation_config.max_new_tokens = 500
+    assert model.generate(prompt).shape == (3, 12)
+    assert model.generate(prompt, generation_config=copy.deepcopy(model.generation_config)).shape == (3, 12)
+    for ask in (
+        lambda: model.generate(prompt, max_new_tokens=500),
+        lambda: model.generate(prompt, generation_config=GenerationConfig(max_new_tokens=400)),
+        lambda: model.generate(prompt.repeat(1, 3)),
+    ):
+        with pytest.raises(ValueError, match=r"exceed the learned positions, max_position_embeddings=12"):
+            ask()
+
+
+def test_a_transformer_may_draft_by_leaving_early(prompt: torch.Tensor) -> None:
+    for kind in TRANSFORMERS:
+        model = make_transformer(kind)
+        expected = model.generate(prompt[:1], **GREEDY)
+        assert torch.equal(model.generate(prompt[:1], **GREEDY, assistant_early_exit=1), expected)
+
+
+def test_weights_that_are_fetched_when_their_turn_comes(model: Any, prompt: torch.Tensor) -> None:
+    """As with `device_map`, where a part of the model lies on the disk: Accelerate's hooks bring it."""
+    expected = model.generate(prompt, **GREEDY)
+    ids, mask = pad_left([prompt[0], prompt[1, :3]])
+    padded = model.generate(ids, attention_mask=mask, **GREEDY)
+    cpu_offload(model)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert torch.equal(model.generate(prompt, **GREEDY), expected)
+    assert torch.equal(model.generate(ids, attention_mask=mask, **GREEDY), padded)
+    streamed = torch.stack(list(model.stream(prompt, **GREEDY)), dim=1)
+    assert torch.equal(streamed, expected[:, prompt.shape[1] :])
+
+
 def test_input_embeddings_may_be_given_instead_of_ids(model: Any, text: torch.Tensor) -> None:
     embedded = model.get_input_embeddings()(text)
     torch.testing.assert_close(model(inputs_embeds=embedded).logits, model(text).logits)
@@ -129,7 +182,7 @@ def test_pipeline(model: Any) -> None:
 
 MUTANTS = {
     "ignore the mask": ("padding", char_lstm.CharLSTMModel, "forward"),
-    "let padding into c": ("padding", char_lstm, "_SHUT"),
+    "let padding into c": ("padding", recurrence, "_SHUT"),
     "skip the beam reorder": ("beam", lstm_cache.LSTMCacheLayer, "reorder_cache"),
     "swap h and c": ("cache", lstm_cache.LSTMCacheLayer, "update"),
     "drop c": ("cache", lstm_cache.LSTMCacheLayer, "update"),

@@ -1,0 +1,123 @@
+"""One layer of an LSTM over a stretch of text, in whatever way the stretch is to be read.
+
+Special here: padding never touches the state, texts packed behind one another don't see each other, one step
+costs a fraction of what nn.LSTM takes for it, and exporters find a loop. The weights are those of nn.LSTM.
+Hub-safe: copied beside the weights by `save_pretrained`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch._higher_order_ops.scan import scan
+
+_UNROLLED = 32  # steps that a compiler may read one by one; longer stretches go through PyTorch's own kernel
+_SHUT = 1e4  # far beyond where a sigmoid is 0 or 1 exactly, in every floating-point type
+
+
+class Recurrence(nn.LSTM):
+    """One LSTM layer that also reads around padding, apart from text to text, and step by step.
+
+    A module, since whatever fetches weights when a module is called (Accelerate's hooks) knows no other time.
+    """
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden: torch.Tensor,
+        state: tuple[torch.Tensor, ...] | None = None,
+        mask: torch.Tensor | None = None,
+        texts: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """[B, T, H] and the state before it (h, c) [1, B, H] -> [B, T, H] and the state after it."""
+        steps = hidden.shape[1]
+        if texts is not None:
+            return self._apart(hidden, texts)
+        if isinstance(steps, torch.SymInt):  # in torch.export, of any length
+            return self._scanned(hidden, mask, state)
+        if steps == 1 or (torch.compiler.is_dynamo_compiling() and steps <= _UNROLLED):
+            return self._step_by_step(hidden, mask, state)
+        if mask is not None:
+            return self._padded(hidden, mask, state)
+        return super().forward(hidden, state)  # type: ignore[arg-type]
+
+    def _step_by_step(
+        self, hidden: torch.Tensor, mask: torch.Tensor | None, state: tuple[torch.Tensor, ...] | None
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """By the cell: for one step a fraction of what nn.LSTM costs on a CPU, and compilers can read it."""
+        zeros = hidden.new_zeros(hidden.shape[0], hidden.shape[2], dtype=self.all_weights[0][0].dtype)
+        h, c = (t[0] for t in state) if state is not None else (zeros, zeros)
+        outputs = []
+        for t in range(hidden.shape[1]):
+            after = torch.lstm_cell(hidden[:, t], [h, c], *self.all_weights[0])
+            if mask is not None:
+                real = mask[:, t, None]
+                after = [torch.where(real, new, old) for new, old in zip(after, (h, c))]
+            h, c = after
+            outputs.append(h if mask is None else h * real)
+        return torch.stack(outputs, dim=1), (h, c)
+
+    def _scanned(
+        self, hidden: torch.Tensor, mask: torch.Tensor | None, state: tuple[torch.Tensor, ...] | None
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """By a scan, which torch.export keeps as a loop; nn.LSTM it would unroll to its example's length."""
+        w_ih, w_hh, b_ih, b_hh = self.all_weights[0]
+        zeros = hidden.new_zeros(hidden.shape[0], hidden.shape[2])
+        start = [state[0][0], state[1][0]] if state is not None else [zeros, zeros.clone()]
+        inputs = [F.linear(hidden, w_ih, b_ih + b_hh)]
+        if mask is not None:
+            inputs.append(mask[..., None])
+
+        def step(carry: list[torch.Tensor], read: list[torch.Tensor]) -> tuple[list[torch.Tensor], Any]:
+            i, f, g, o = (read[0] + carry[0] @ w_hh.t()).chunk(4, dim=-1)
+            c = f.sigmoid() * carry[1] + i.sigmoid() * g.tanh()
+            out = h = o.sigmoid() * c.tanh()
+            if mask is not None:
+                out = h * read[1]
+                h, c = torch.where(read[1], h, carry[0]), torch.where(read[1], c, carry[1])
+            return [h, c], out.clone()
+
+        (h, c), outputs = scan(step, start, inputs, dim=1)
+        return outputs, (h[None], c[None])
+
+    def _padded(
+        self, hidden: torch.Tensor, mask: torch.Tensor, state: tuple[torch.Tensor, ...] | None
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Run over the real characters only, wherever the padding is; a row without any keeps its state.
+
+        The real characters come first, in their order. Behind them a further input closes the input gate and
+        opens the forget gate, so that c stays as it is; h is that at the last real character. Unlike packed
+        sequences that waits for no lengths, and exporters can read it.
+        """
+        batch, steps, width = hidden.shape
+        w_ih, w_hh, b_ih, b_hh = self.all_weights[0]
+        if state is None:
+            state = (w_ih.new_zeros(1, batch, width), w_ih.new_zeros(1, batch, width))
+        lengths = mask.sum(dim=1)
+        places = torch.where(mask, mask.cumsum(1), lengths[:, None] + mask.logical_not().cumsum(1)) - 1
+        index = places[..., None].expand(-1, -1, width)
+        ended = (torch.arange(steps, device=mask.device) >= lengths[:, None])[..., None]
+        shut = torch.tensor([-_SHUT, _SHUT, 0.0, 0.0], dtype=w_ih.dtype, device=w_ih.device)
+        weights = [torch.cat([w_ih, shut.repeat_interleave(width)[:, None]], dim=1), w_hh, b_ih, b_hh]
+        read = torch.cat([torch.zeros_like(hidden).scatter(1, index, hidden), ended.to(hidden.dtype)], dim=2)
+        out, _, c = torch.lstm(read, state, weights, True, 1, 0.0, self.training, False, True)
+        last = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, -1, width)
+        h = torch.where(lengths[:, None] > 0, out.gather(1, last)[:, 0], state[0][0])
+        return out.masked_fill(ended, 0).gather(1, index), (h[None], c)
+
+    def _apart(
+        self, hidden: torch.Tensor, texts: torch.Tensor
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Texts packed behind one another, numbered within their row by `texts` [B, T]: each from an empty
+        state, as a row of its own; the state is that after the last text of each row."""
+        batch, steps, width = hidden.shape
+        numbers = texts + steps * torch.arange(batch, device=texts.device)[:, None]
+        _, row, lengths = torch.unique_consecutive(numbers, return_inverse=True, return_counts=True)
+        column = torch.arange(batch * steps, device=row.device).view(batch, steps)
+        column = column - (lengths.cumsum(0) - lengths)[row]
+        mask = torch.arange(int(lengths.max()), device=row.device) < lengths[:, None]
+        read = hidden.new_zeros(*mask.shape, width).index_put((row, column), hidden)
+        out, (h, c) = self._padded(read, mask, None)
+        return out[row, column], (h[:, row[:, -1]], c[:, row[:, -1]])
