@@ -203,7 +203,7 @@ class CharLSTMModel(CharLSTMPreTrainedModel):
             texts = find_packed_sequence_indices(position_ids.expand(hidden.shape[:2]))
         if past_key_values is None and use_cache:
             past_key_values = DynamicCache(config=self.config)
-        elif type(past_key_values) is DynamicCache and not past_key_values.layers:  # made without the config
+        elif isinstance(past_key_values, DynamicCache) and not past_key_values.layers:  # made without config
             past_key_values.layers.extend(DynamicCache(config=self.config).layers)
         layers: list[Any] = [] if past_key_values is None else past_key_values.layers
         if past_key_values is not None and [layer._layer_type for layer in layers] != self.config.layer_types:
