@@ -13,10 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from craft.config.command_line import Finished
 from craft.utils.claims import is_claimed
 from craft.utils.common import Failed, UserError, human
 from craft.utils.files import replace_text, sha256
-from craft.utils.history import add_event
+from craft.utils.history import add_event, finished_at
 from craft.utils.logging import get_logger, setup_logging
 from craft.utils.outputs import RUN_CONFIG, RUN_NAMES, RunPaths
 
@@ -36,9 +37,12 @@ AUTO = "auto"
 """As what to resume: the run in `training.output_dir`, or nothing if none was begun there."""
 
 
-def begun(run: Run, args: CraftTrainingArguments, resume: str | Path | None) -> str | Path | None:
+def begun(run: Run, args: CraftTrainingArguments, resume: str | Path | None) -> str | Path | Finished | None:
     """What to resume, the same in all processes: for a launcher that starts lost processes again, and for
     "auto", the run that earlier processes with the same `training.output_dir` began.
+
+    Returns:
+        `Finished` if that was this very run, and nothing of it is left to do.
 
     Raises:
         UserError: for "auto" without `training.output_dir`.
@@ -64,14 +68,27 @@ def begun(run: Run, args: CraftTrainingArguments, resume: str | Path | None) -> 
         return None
     place = Path(folder)
 
-    def look() -> Path | None:
+    def look() -> Path | Finished | None:
+        finished = finished_at(place) is not None
+        if finished and _saved_run(place) == run.to_dict():
+            return Finished(place)
         if any(checkpoints(place)):
             return place
-        if not is_claimed(place):
+        if not finished and not is_claimed(place):
             (place / RUN_NAMES).unlink(missing_ok=True)  # begun, and lost before anything was saved
         return None
 
     return decided_by_first(look)
+
+
+def _saved_run(folder: Path) -> Any:
+    """The run that a folder keeps, as plain data; None if it can't be read."""
+    import yaml
+
+    try:
+        return yaml.safe_load((folder / RUN_CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
 
 
 def name_run(

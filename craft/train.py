@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from craft.config.command_line import Finished
 from craft.config.fields import START
 from craft.pretrained import saved_tokenizers, starting_model, starting_tokenizer
 from craft.runs import begun, describe_model, export, finish, name_run, record, share, weights_sum
@@ -65,7 +66,8 @@ def train(run: Run, resume: str | Path | None = None, allow_changes: bool = Fals
         allow_changes: go on although settings changed that decide the weights; the run keeps a record.
 
     Returns:
-        What was made; `None` in processes other than the first, and for a run that was stopped by a signal.
+        What was made; `None` in processes other than the first, for a run that was stopped by a signal, and
+        for "auto" if it is finished.
 
     Raises:
         UserError: for a mistake of the user; nothing was trained then.
@@ -98,7 +100,11 @@ def workflow(
     data = DataArguments(**run.data)
     args = CraftTrainingArguments(**{"output_dir": str(OUTPUTS / "models"), **run.training})
     setup_logging(main_process=args.process_index == 0)
-    resume = begun(run, args, resume)
+    found = begun(run, args, resume)
+    if isinstance(found, Finished):
+        logger.info(str(found))
+        return None
+    resume = found
     set_seed(args.seed)
 
     # 2. Dataset

@@ -154,7 +154,8 @@ def _set(config: Any, key: str, text: str, locate: Locator) -> None:
         plain = {"model_type": text}
     field = section_fields(section, plain if isinstance(plain, dict) else {}, locate).get(name)
     if field is None:
-        raise UserError(f"unknown key '{section}.{name}'{suggest(f'{section}.{name}')}")
+        model_type = plain.get("model_type") if isinstance(plain, dict) else None
+        raise UserError(f"unknown key '{section}.{name}'{suggest(f'{section}.{name}', model_type)}")
     if "." in rest:
         if not any(kind.name in ("dict", "any") for kind in field.kinds):
             raise UserError(f"'{key}' does not exist: {section}.{name} is {field.describe()}")

@@ -153,17 +153,43 @@ def all_keys() -> list[str]:
     return keys + [f"models.{name}" for name in ("model_type", *START, *models)]
 
 
-def suggest(key: str) -> str:
-    """`', did you mean …?'` for an unknown key: another section's key of that name, what other programs call
-    the same thing, or the nearest spelling."""
+def suggest(key: str, model_type: object = None) -> str:
+    """`', did you mean …?'` for an unknown key: another model's key, another section's of that name, what
+    other programs call the same thing, or the nearest spelling.
+
+    Args:
+        model_type: of the run, if it is known.
+    """
     keys = all_keys()
-    if near := elsewhere(key):
+    if near := of_another_model(key, model_type) or elsewhere(key):
         return near
     name = key.rpartition(".")[2]
     same_section = [k for k in keys if k.partition(".")[0] == key.partition(".")[0]]
     return (
         did_you_mean(key, same_section) or did_you_mean(key, keys) or did_you_mean(f"training.{name}", keys)
     )
+
+
+def of_another_model(key: str, model_type: object) -> str:
+    """`', which belongs to …'` for a key that other models have."""
+    section, _, name = key.partition(".")
+    if section != "models" or model_type not in model_types():
+        return ""
+    owners = [kind for kind in model_types() if kind != model_type and name in model_source(kind).own]
+    choices = " or ".join(_choice_of(kind) for kind in owners)
+    return f", which belongs to another model than {model_type}: {choices}" if owners else ""
+
+
+def _choice_of(model_type: str) -> str:
+    """How a model is chosen with the defaults of its class: `models=transformer`."""
+    import yaml
+
+    from craft.config.files import config_folders, list_group
+
+    for name, _, path in list_group("models", config_folders(None)):
+        if yaml.safe_load(path.read_text(encoding="utf-8")) == {"model_type": model_type}:
+            return f"models={name}"
+    return f"models.model_type={model_type}"
 
 
 def elsewhere(key: str) -> str:

@@ -85,7 +85,8 @@ def check_section(section: str, values: Mapping[str, Any], locate: Locate) -> di
     for key, value in values.items():
         name = f"{section}.{key}"
         if key not in known:
-            raise UserError(f"unknown key {name!r}{locate(name)}{suggest(name)}")
+            hint = suggest(name, values.get("model_type"))
+            raise UserError(f"unknown key {name!r}{locate(name)}{hint}")
         try:
             checked[key] = coerce(value, known[key])
         except TypeError:

@@ -24,10 +24,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from craft.utils.common import UserError
-from craft.utils.files import TICK_NS, replace_text, sha256, sync
+from craft.utils.files import TICK_NS, replace_text, sync
 from craft.utils.logging import get_logger
+from craft.utils.manifest import difference, read_manifest, write_manifest
 
-MANIFEST = "manifest.json"
 CHECKED = "checked.json"  # when the files were last read and compared with the manifest, and their state then
 SILENT_BYTES = 10**9  # reading more than this takes seconds, which should be explained
 TRUSTED_NS = 7 * 24 * 3600 * 10**9
@@ -69,9 +69,7 @@ class Cache:
         work.mkdir()
         try:
             build(work)
-            files = {p.name: {"size": p.stat().st_size, "sha256": sha256(p)} for p in sorted(work.iterdir())}
-            (work / MANIFEST).write_text(json.dumps({"files": files}), encoding="utf-8")
-            _remember(work, files)
+            _remember(work, write_manifest(work))
             for path in (*work.iterdir(), work):
                 sync(path)
             if place.exists():
@@ -85,20 +83,18 @@ class Cache:
     def _fault(place: Path) -> str | None:
         """Why an entry can't be used, or None."""
         try:
-            files = json.loads((place / MANIFEST).read_text(encoding="utf-8"))["files"]
-            for name, written in files.items():
-                found = (place / name).stat().st_size
-                if found != written["size"]:
-                    return f"{name} has {found} bytes instead of {written['size']}"
-            if _checked(place) != _state(place, files):
-                if (size := sum(written["size"] for written in files.values())) > SILENT_BYTES:
-                    get_logger(__name__).info(f"checking {size / 1e9:.1f} GB of prepared data in {place}")
-                for name, written in files.items():
-                    if sha256(place / name) != written["sha256"]:
-                        return f"{name} isn't what was written: its sha256 differs"
-                _remember(place, files)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            return f"{type(error).__name__}: {error}"
+            files = read_manifest(place)["files"]
+            if why := difference(place, files, sums=False):
+                return why
+            if _checked(place) == _state(place, files):
+                return None
+            if (size := sum(written["size"] for written in files.values())) > SILENT_BYTES:
+                get_logger(__name__).info(f"checking {size / 1e9:.1f} GB of prepared data in {place}")
+            if why := difference(place, files):
+                return why
+            _remember(place, files)
+        except (OSError, ValueError) as error:
+            return str(error)
         return None
 
     def _remove_leftovers(self, key: str) -> None:
@@ -118,8 +114,16 @@ class Cache:
         return str(self.root / ".locks" / f"{key}.lock")
 
     def _lock(self, key: str) -> FileLock:
-        (self.root / ".locks").mkdir(parents=True, exist_ok=True)
+        try:
+            (self.root / ".locks").mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:  # what /proc answers, though it is there
+            raise self._refused(f"it can't be made ({error.strerror})") from error
         return FileLock(self._lock_file(key))
+
+    def _refused(self, reason: str) -> UserError:
+        return UserError(
+            f"the cache folder {self.root}: {reason}; choose another with data.cache_dir or CRAFT_CACHE"
+        )
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -132,9 +136,7 @@ class Cache:
                 reason = f"it can't be written ({error.strerror})"
             else:
                 raise
-            raise UserError(
-                f"the cache folder {self.root}: {reason}; choose another with data.cache_dir or CRAFT_CACHE"
-            ) from error
+            raise self._refused(reason) from error
 
 
 def _state(place: Path, files: Iterable[str]) -> dict[str, list[int]]:

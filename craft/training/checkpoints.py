@@ -14,9 +14,8 @@ from pathlib import Path
 
 from craft.utils import manifest
 from craft.utils.common import UserError
-from craft.utils.files import sha256, sync
+from craft.utils.files import sync
 from craft.utils.logging import get_logger
-from craft.utils.manifest import MANIFEST, manifest_text
 
 logger = get_logger(__name__)
 
@@ -41,11 +40,7 @@ def publish(staging: Path, step: int) -> Path:
     Raises:
         OSError: if the disk refuses; the staging folder is left for `discard`.
     """
-    files = sorted(path for path in staging.rglob("*") if path.is_file())
-    entries = {}
-    for path in files:
-        entries[path.relative_to(staging).as_posix()] = {"size": path.stat().st_size, "sha256": sha256(path)}
-    (staging / MANIFEST).write_text(manifest_text({"step": step, "files": entries}), encoding="utf-8")
+    manifest.write_manifest(staging, step=step)
     final = put(staging, checkpoint_dir(staging.parent, step))
     _known_good[final] = _appearance(final)
     return final

@@ -15,6 +15,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from craft.utils.common import human, human_time
+from craft.utils.files import replace_text
 from craft.utils.logging import get_logger
 
 logger = get_logger(__name__)
@@ -32,9 +33,7 @@ class MetricsFile:
         """Forgets what lies beyond `step`, which a resumed run does again: no event is there twice."""
         kept = [line for line in self._lines() if json.loads(line)["step"] <= step] if step else []
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        temporary.replace(self.path)
+        replace_text(self.path, "".join(line + "\n" for line in kept))
 
     def write(self, event: dict[str, Any]) -> None:
         """Appends an event; numbers that JSON doesn't know (NaN, infinity) become null."""

@@ -16,6 +16,8 @@ SECRET_NAMES = re.compile(
 )
 A_PATH = re.compile(r"(?i)_(path|file|dir)$")
 """Where a secret lies (HF_TOKEN_PATH) is none."""
+OF_DIGITS = re.compile(r"(?i)(token|secret|passw(or)?d|pass(phrase)?|pin|code|key|credentials?)$")
+"""What holds a secret even if that is a number: MAX_TOKENS and TOKENS_PER_STEP are settings."""
 SHORTEST = 8
 """Characters of a secret. Whatever is shorter ("true", "1") is a setting, and a word of many texts."""
 HUB_TOKEN = re.compile(r"(?<![A-Za-z0-9])hf_(?:[A-Za-z0-9]{16,}|(?=[a-z]*[0-9A-Z])[A-Za-z0-9]{8,})")
@@ -27,16 +29,20 @@ OTHERS = re.compile(r"(?<=://)[^/\s@]+:[^/\s@]+(?=@)|(?<=[Bb]earer )[\w.~+/-]{8,
 def secrets() -> list[str]:
     """The secrets that this process can read: variables whose name says so, and the token of the HF login.
     The longest come first, since one may hold another."""
-    found = {v for name, v in os.environ.items() if SECRET_NAMES.search(name) and not A_PATH.search(name)}
+    named = {n: v for n, v in os.environ.items() if SECRET_NAMES.search(n) and not A_PATH.search(n)}
+    found = {value for name, value in named.items() if not value.isdigit() or OF_DIGITS.search(name)}
     found.add(_login())
-    kept = [s for s in found if len(s) >= SHORTEST and not s.isdigit() and not _is_path(s)]
+    kept = [s for s in found if len(s) >= SHORTEST and not _is_path(s)]
     return sorted(kept, key=len, reverse=True)
 
 
 def mask(text: str) -> str:
     """`text` with every secret as `***`."""
     for secret in secrets():
-        text = text.replace(secret, MASK)
+        if secret.isdigit():  # but not a part of a longer number
+            text = re.sub(rf"(?<!\d)(?<!\d\.){secret}(?!\d)", MASK, text)
+        else:
+            text = text.replace(secret, MASK)
     return OTHERS.sub(MASK, HUB_TOKEN.sub(MASK, text))
 
 

@@ -37,6 +37,10 @@ def refusal(*overrides: str, **kwargs: object) -> str:
         ("lr=1", ["did you mean 'training.learning_rate'?"]),
         ("n_layer=1", ["did you mean 'models.num_hidden_layers'?"]),
         ("training.lerning_rate=1", ["'training.lerning_rate'", "did you mean 'training.learning_rate'?"]),
+        (
+            "models=char_lstm models.num_attention_heads=2",
+            ["'models.num_attention_heads', which belongs to another model", ": models=transformer"],
+        ),
         ("training.block_size=8", ["did you mean 'data.block_size'?"]),
         ("training.batch_size=8", ["did you mean 'training.per_device_train_batch_size'?"]),
         ("model.hidden_size=8", ["'model'", "did you mean 'models'?"]),

@@ -17,8 +17,10 @@ import pytest
 from filelock import FileLock
 
 import craft.data.cache
-from craft.data.cache import CHECKED, MANIFEST, Cache, _checked
+import craft.utils.manifest
+from craft.data.cache import CHECKED, Cache, _checked
 from craft.utils.common import UserError
+from craft.utils.manifest import MANIFEST
 
 
 def write(folder: Path) -> None:
@@ -95,8 +97,8 @@ def test_what_was_checked_is_read_again_when_touched_moved_or_after_a_week(
 ) -> None:
     monkeypatch.setattr(craft.data.cache, "TICK_NS", 0)
     read: list[str] = []
-    original = craft.data.cache.sha256
-    monkeypatch.setattr(craft.data.cache, "sha256", lambda path: read.append(path.name) or original(path))
+    original = craft.utils.manifest.sha256
+    monkeypatch.setattr(craft.utils.manifest, "sha256", lambda path: read.append(path.name) or original(path))
     place = Cache().entry("key", write)
     read.clear()
     Cache().entry("key", write)

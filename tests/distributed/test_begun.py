@@ -7,12 +7,15 @@ from types import SimpleNamespace
 
 import pytest
 
+from craft.config.command_line import Finished
+from craft.config.schema import Run
 from craft.runs import begun
 from craft.utils.common import UserError
+from craft.utils.history import add_event
 
 
-def asked(folder: Path | None, resume: str | None = None) -> object:
-    run = SimpleNamespace(training={"output_dir": str(folder)} if folder else {})
+def asked(folder: Path | None, resume: str | None = None, **training: object) -> object:
+    run = Run({}, {}, {**({"output_dir": str(folder)} if folder else {}), **training})
     return begun(run, SimpleNamespace(process_index=0), resume)  # type: ignore[arg-type]
 
 
@@ -41,3 +44,21 @@ def test_without_restarts_only_when_told(tmp_path: Path, monkeypatch: pytest.Mon
     assert asked(tmp_path, "auto") == tmp_path
     with pytest.raises(UserError, match="--resume auto goes on with the run"):
         asked(None, "auto")
+
+
+@pytest.mark.parametrize("checkpoints", [False, True])
+def test_a_finished_run_is_finished_and_not_begun_anew(tmp_path: Path, checkpoints: bool) -> None:
+    """Whether it kept checkpoints or not; another run of that folder isn't it."""
+    (tmp_path / "run.json").write_text("{}")
+    run = Run({}, {}, {"output_dir": str(tmp_path)})
+    (tmp_path / "craft_run.yaml").write_text(run.to_yaml())
+    if checkpoints:
+        (tmp_path / "checkpoint-7").mkdir()
+    add_event(tmp_path, "started", step=0)
+    assert not isinstance(asked(tmp_path, "auto"), Finished)
+    (tmp_path / "run.json").write_text("{}")
+    add_event(tmp_path, "finished", step=7)
+    said = str(asked(tmp_path, "auto"))
+    assert said.startswith(f"{tmp_path} is finished, its model is {tmp_path}_step_7; to train it on: ")
+    assert asked(tmp_path, "auto", max_steps=9) == (tmp_path if checkpoints else None)
+    assert (tmp_path / "run.json").exists()

@@ -21,6 +21,9 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SERVICE_KEY", "plain-key-123456")
     monkeypatch.setenv("CLOUD_SECRET_ACCESS_KEY", "/abcdEFGH1234567890")
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    monkeypatch.setenv("DB_PASSWORD", "4711081512")
+    monkeypatch.setenv("MAX_TOKENS", "100000000")
+    monkeypatch.setenv("DEVICE_TOKEN", "1234567")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.delenv("HF_TOKEN_PATH", raising=False)
     (tmp_path / "token").write_text("login-token-of-the-hub\n")
@@ -33,6 +36,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         "plain-key-123456",
         "/abcdEFGH1234567890",
         "login-token-of-the-hub",
+        "4711081512",
         "hf_abcdefghijklmnopqrstuvwxyzABCDEFGH",
         "hf_Ab3defgh",
         ["ada:pw12345678", "example.org"][0],
@@ -46,6 +50,8 @@ def test_a_secret_is_masked_wherever_it_stands(secret: str) -> None:
 
 
 def test_words_are_left_alone() -> None:
+    for text in ("tokens 100000000", "step 1234567", "0.4711081512", "47110815123", "14711081512"):
+        assert not has_secret(text)
     for text in ("false", "hf_datasets/my.txt", "bearer of news", "a" * 40, "https://example.org/a@b"):
         assert not has_secret(text)
 
