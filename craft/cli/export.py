@@ -32,11 +32,11 @@ def command(model: str, kind: str, output: Path | None, revision: str | None) ->
     \b
     craft export latest --format onnx
     """
-    from craft.exporting.onnx import export_onnx
+    from craft.exporting.onnx import FILE, export_onnx
 
     done = export_onnx(model, output, revision=revision)
-    size = (done.folder / "model.onnx").stat().st_size
-    click.echo(f"{done.folder / 'model.onnx'}  {size:,} bytes, the tokenizer beside it")
+    size = sum(path.stat().st_size for path in done.folder.glob(f"{FILE}*"))
+    click.echo(f"{done.folder / FILE}  {size:,} bytes, the tokenizer beside it")
     click.echo(f"in         {', '.join(done.inputs)}")
     click.echo(f"out        {', '.join(done.outputs)}")
     click.echo(f"onnxruntime's logits are torch's within {done.difference:.1e}")

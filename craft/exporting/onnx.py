@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import logging
+import os
+import shutil
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from craft.utils.common import TrainingFailed, UserError
+from craft.utils.common import Failed, UserError
 from craft.utils.outputs import OUTPUTS, onnx_dir, resolve
 
 if TYPE_CHECKING:
@@ -19,6 +23,8 @@ if TYPE_CHECKING:
 
     from craft.exporting.step import Step
 
+FILE = "model.onnx"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 TOLERANCE = 1e-4
 """How far a logit may be from torch's."""
 CHECKED = (7, 1, 1, 5, 1)
@@ -56,39 +62,84 @@ def export_onnx(
 ) -> Exported:
     """Writes a model as ONNX, with the tokenizer beside it.
 
+    `model.onnx` has its name only once all is written and onnxruntime has given torch's logits.
+
     Args:
         model, revision: as for `craft.inference.load`.
         folder: where to; None is `outputs/onnx/<model>`.
 
     Raises:
-        UserError: for an unknown model, a folder that is taken, or if the extra `export` isn't installed.
-        TrainingFailed: if onnxruntime's logits are not torch's.
+        UserError: for an unknown model, a folder that is taken or can't be written, or if the extra `export`
+            isn't installed.
+        Failed: if onnxruntime's logits are not torch's, or the disk is full.
     """
     require_extra()
     where = resolve(model, root)
     version = f"{where}-{revision}" if revision else where
     folder = folder or onnx_dir(Path(where).resolve().name if Path(where).is_dir() else version, root)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and isn't empty; name another folder with --output, or delete it")
+    with _made_whole(folder) as staging:
+        from craft.exporting.step import AttentionStep, RecurrentStep
+        from craft.inference import load
 
-    from craft.exporting.step import AttentionStep, RecurrentStep
-    from craft.inference import load
-
-    network, tokenizer = load(where, revision=revision)
-    network = network.float().cpu()
-    step = RecurrentStep(network) if network.carries_state else AttentionStep(network)
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "model.onnx"
-    _write(step, file)
-    network.config.save_pretrained(folder)
-    network.generation_config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    difference = compare(step, file)
-    if not difference <= TOLERANCE:
-        raise TrainingFailed(
-            f"{file}: a logit is {difference:.2g} away from torch's, more than {TOLERANCE:g}; don't use it"
-        )
+        network, tokenizer = load(where, revision=revision)
+        network = network.float().cpu()
+        step = RecurrentStep(network) if network.carries_state else AttentionStep(network)
+        _write(step, staging / FILE)
+        network.config.save_pretrained(staging)
+        network.generation_config.save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
+        difference = compare(step, staging / FILE)
+        if not difference <= TOLERANCE:
+            raise Failed(
+                f"nothing was exported to {folder}: by onnxruntime a logit is {difference:.2g} away from "
+                f"torch's, more than {TOLERANCE:g}"
+            )
     return Exported(folder, step.inputs, step.outputs, difference)
+
+
+@contextlib.contextmanager
+def _made_whole(folder: Path) -> Iterator[Path]:
+    """A folder inside `folder` whose files move up into it at the end, `model.onnx` as the last; if something
+    fails, `folder` is as it was before.
+
+    Raises:
+        UserError: if the place is taken or can't be written.
+        Failed: if the disk fills up.
+    """
+    existed, staging = os.path.lexists(folder), folder / ".unfinished"
+    if existed and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and isn't an empty folder; name another by --output, or delete it")
+    try:
+        staging.mkdir(parents=True)
+    except OSError as error:
+        reason = f"{folder} can't be written: {error.strerror}"
+        raise UserError(f"{reason}; name another folder by --output") from error
+    try:
+        yield staging
+        for file in sorted(staging.iterdir(), key=lambda file: file.name == FILE):
+            file.replace(folder / file.name)
+        staging.rmdir()
+    except BaseException as error:
+        shutil.rmtree(staging)
+        for file in folder.iterdir():
+            file.unlink()
+        if not existed:
+            folder.rmdir()
+        if why := _refusal(error):
+            left = "nothing is left there: make room, or name another folder by --output"
+            raise Failed(f"{folder} can't be written: {why}; {left}") from error
+        raise
+
+
+def _refusal(error: BaseException | None) -> str:
+    """What the disk said, where an error of some library comes from it; else nothing."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL:
+            return str(error.strerror)
+        if "(os error 28)" in str(error):  # as Rust says it
+            return os.strerror(errno.ENOSPC)
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def _write(step: Step, file: Path) -> None:

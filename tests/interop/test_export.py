@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -18,13 +19,25 @@ pytest.importorskip("onnxscript")
 import torch
 from transformers import AutoTokenizer
 
+from craft.data.tokenization import CharTokenizer
 from craft.exporting.onnx import TOLERANCE, compare, export_onnx
 from craft.exporting.step import AttentionStep, RecurrentStep
 from craft.inference import load, sample
 from craft.models import CharLSTMConfig, CharLSTMForCausalLM, TransformerConfig, TransformerForCausalLM
-from craft.utils.common import UserError
+from craft.utils.common import Failed, UserError
 
 from .conftest import Trained
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    tokenizer = CharTokenizer.train(["abcdef\n"])
+    CharLSTMForCausalLM(
+        CharLSTMConfig(vocab_size=len(tokenizer), hidden_size=8, num_hidden_layers=1)
+    ).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +91,76 @@ def test_a_loop_over_onnxruntime_writes_what_craft_writes(exported: Path, traine
 def test_latest_is_still_a_model_of_torch(exported: Path, trained: Trained) -> None:
     model, _ = load("latest", trained.home / "outputs")
     assert model.config.model_type == trained.kind
-    with pytest.raises(UserError, match="exists and isn't empty"):
+    with pytest.raises(UserError, match="isn't an empty folder"):
         export_onnx(trained.model, exported)
+
+
+def untouched(folder: Path, before: set[str]) -> bool:
+    """Nothing in the folder, if it is there at all, and nothing new beside it."""
+    inside = list(folder.iterdir()) if folder.is_dir() else []
+    return not inside and {path.name for path in folder.parent.iterdir()} == before
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["an empty folder", "a new folder"])
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (None, Failed, "nothing was exported to .*: by onnxruntime a logit is nan away from torch's"),
+        (OSError(errno.ENOSPC, "No space left"), Failed, "No space left; nothing is left there"),
+        (RuntimeError("full (os error 28)"), Failed, "No space left on device; nothing is left there"),
+        (KeyboardInterrupt("enough"), KeyboardInterrupt, "enough"),
+        (RuntimeError("a bug"), RuntimeError, "a bug"),
+    ],
+    ids=["wrong", "full", "full in Rust", "stopped", "a bug"],
+)
+def test_an_export_that_fails_leaves_nothing(
+    tmp_path: Path,
+    tiny: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    there: bool,
+    error: BaseException | None,
+    kind: type[BaseException],
+    said: str,
+) -> None:
+    def compare(step: Any, file: Path) -> float:
+        assert file.is_file()
+        assert not list(tmp_path.glob("out/model.onnx"))
+        if error is not None:
+            raise error
+        return float("nan")
+
+    monkeypatch.setattr("craft.exporting.onnx.compare", compare)
+    folder = tmp_path / "out"
+    if there:
+        folder.mkdir()
+    with pytest.raises(kind, match=said) as caught:
+        export_onnx(tiny, folder)
+    assert type(caught.value) is kind
+    assert untouched(folder, {"out"} if there else set())
+    assert folder.exists() == there
+
+
+def test_a_place_that_cannot_be_written_is_said_before_the_work(tmp_path: Path, tiny: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to("nowhere")
+    for place, said in (
+        ("file", "isn't an empty"),
+        ("file/x", "Not a directory"),
+        ("link", "isn't an empty"),
+    ):
+        with pytest.raises(UserError, match=said):
+            export_onnx(tiny, tmp_path / place)
+    with pytest.raises(UserError, match="File name too long"):
+        export_onnx(tiny, tmp_path / ("x" * 300))
+    assert (tmp_path / "file").read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "link"}
+
+
+def test_an_empty_folder_is_filled(tmp_path: Path, tiny: Path) -> None:
+    done = export_onnx(tiny, tmp_path)
+    assert {"model.onnx", "config.json", "tokenizer.json"} <= {path.name for path in tmp_path.iterdir()}
+    assert not list(tmp_path.glob(".*"))
+    assert 0 < done.difference < TOLERANCE
 
 
 SHAPES: dict[str, dict[str, Any]] = {
