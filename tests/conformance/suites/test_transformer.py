@@ -14,6 +14,20 @@ class Transformer(Mixins):
         shape = {"num_attention_heads": 2, "max_position_embeddings": 512}
         return Tester(TransformerModel, TransformerForCausalLM, **shape, **self.fields)
 
+    def setUp(self):
+        super().setUp()
+        if "custom_4d_attention_mask" in self.id():
+            # Upstream leaves out models with a window, whose masks differ in longer texts than these. Without
+            # the field this one is the same function, and the test runs.
+            make = self.model_tester.get_config
+
+            def without_window():
+                config = make()
+                config.sliding_window = None
+                return config
+
+            self.model_tester.get_config = without_window
+
 
 class TransformerTest(Transformer, unittest.TestCase):
     pass
@@ -46,5 +60,5 @@ class TransformerGPT2Test(Transformer, unittest.TestCase):
 
     def setUp(self):
         if "_rope_" in self.id():
-            self.skipTest("sets rotary positions, which learned positions exclude")
+            self.skipTest("scales rotary positions, which a model with learned ones hasn't, as GPT-2")
         super().setUp()
