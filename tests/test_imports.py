@@ -45,9 +45,14 @@ ROOMS = rooms()
 def imports(tree: ast.AST, path: Path) -> Iterator[tuple[str, ast.AST]]:
     """Every imported module by its full name, with its node; those for type checkers count."""
     package = ["craft", *path.relative_to(CRAFT).parts[:-1]]
+    whole = {"craft"}  # the names of the package itself, whose attributes are rooms
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node) for alias in node.names)
+            whole |= {alias.asname for alias in node.names if alias.name == "craft" and alias.asname}
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in whole:
+            if not node.attr.startswith("__"):
+                yield f"craft.{node.attr}", node
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             full = [*base, *([node.module] if node.module else [])]
@@ -72,7 +77,7 @@ def strangers(code: str, path: Path) -> list[str]:
     return [
         f"{path}:{node.lineno} imports {'.'.join(parts)}: {room(path)} may import {sorted(allowed)}"  # type: ignore[attr-defined]
         for parts, node in found
-        if parts[0] == "craft" and (len(parts) == 1 or parts[1] not in allowed)
+        if parts[0] == "craft" and len(parts) > 1 and parts[1] not in allowed
     ]
 
 
@@ -96,7 +101,8 @@ def test_a_room_imports_only_the_rooms_it_may(path: Path) -> None:
 @pytest.mark.parametrize(
     "code",
     [
-        "import craft",
+        "import craft\nx = craft.training.base.Trainer",
+        "import craft as c\nx = c.CharLSTMConfig",
         "import craft.training.base",
         "from craft import training",
         "from craft import utils, CharTokenizer",
@@ -115,6 +121,7 @@ def test_no_way_of_importing_escapes(code: str) -> None:
         "from craft import utils",
         "from ..utils import common",
         "from . import cache",
+        "import craft\nx = craft.__file__",
         "import craft.data",
     ):
         assert not strangers(fine, CRAFT / "data/base.py")
