@@ -18,8 +18,9 @@ from craft.serving.requests import Refusal
 GRACE = 5
 """Seconds that running requests have to end once the server is told to stop."""
 SEND_BUFFER = 1 << 16
-MOST_CONNECTIONS = 900
-"""Below the number of files that most systems let a process open (1,024)."""
+MOST_CONNECTIONS = 700
+BACKLOG = 64
+"""So many connections are taken at a time, then counted: below the 1,024 files that a process may open."""
 
 
 class Connection(H11Protocol):
@@ -74,12 +75,9 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: Any, patience: float, ready: Callable[[], None]) -> None:
-        http: Any = partial(Connection, patience)
-        super().__init__(
-            uvicorn.Config(
-                app, http=http, ws="none", log_level="error", access_log=False, server_header=False
-            )
-        )
+        parts: dict[str, Any] = {"http": partial(Connection, patience), "ws": "none", "lifespan": "off"}
+        quiet: dict[str, Any] = {"log_level": "error", "access_log": False, "server_header": False}
+        super().__init__(uvicorn.Config(app, backlog=BACKLOG, **parts, **quiet))
         self.ready = ready
 
     async def startup(self, sockets: Sequence[Any] | None = None) -> None:

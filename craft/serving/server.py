@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -94,10 +95,10 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
     except (OSError, OverflowError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(
-            f"can't listen on {host}:{port}: {reason}; choose another --port (0: any free one)"
-        ) from error
+        reason = (getattr(error, "strerror", None) or str(error)).split(" (while")[0]
+        taken = getattr(error, "errno", None) in (errno.EADDRINUSE, errno.EACCES)
+        other = "--port (0: any free one)" if taken else "--host"
+        raise UserError(f"can't listen on {host}:{port}: {reason}; choose another {other}") from error
 
 
 def serve(

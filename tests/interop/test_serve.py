@@ -357,13 +357,19 @@ def test_caps_templates_and_ctrl_c(transformer: Trained, tmp_path: Path) -> None
     [
         (["/no/model/here"], "no model at '/no/model/here'"),
         (["latest", "--max-tokens", "0"], "--max-tokens is 0; it must be at least 1"),
-        (["MODEL", "--host", "203.0.113.7"], "can't listen on 203.0.113.7:8000"),
+        (
+            ["MODEL", "--host", "203.0.113.7"],
+            "can't listen on 203.0.113.7:8000: Cannot assign requested address; choose another --host",
+        ),
+        (["MODEL", "--port", "TAKEN"], "Address already in use; choose another --port (0: any free one)"),
         (["MODEL", "--port", "0", "--chat-template", "no.jinja"], "can't read --chat-template no.jinja"),
     ],
 )
 def test_a_server_that_cannot_start_says_why(transformer: Trained, options: list[str], said: str) -> None:
-    command = [str(transformer.model) if word == "MODEL" else word for word in options]
-    done = subprocess.run([sys.executable, "-m", "craft", "serve", *command], capture_output=True, text=True)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        words = {"MODEL": str(transformer.model), "TAKEN": str(other.getsockname()[1])}
+        command = [sys.executable, "-m", "craft", "serve", *(words.get(word, word) for word in options)]
+        done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert said in done.stderr
     assert "Traceback" not in done.stderr
