@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from craft.building import build_model
 from craft.data.tokenization import ByteTokenizer, CharTokenizer
 from craft.inference import Sampling, load, sample, stream_text
-from craft.train import build_model
 from craft.utils.common import UserError
 from craft.utils.outputs import resolve
 

@@ -10,11 +10,12 @@ import pytest
 import torch
 import yaml
 
+from craft.building import build_model
 from craft.config.compose import compose
 from craft.data.tokenization import ByteTokenizer, CharTokenizer, load_tokenizer
 from craft.inference import load
 from craft.pretrained import saved_tokenizers, starting_model
-from craft.train import build_model, train
+from craft.train import train
 from craft.utils.common import UserError
 
 OLD = "the quick brown fox jumps over the lazy dog\n" * 40

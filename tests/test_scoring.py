@@ -10,9 +10,9 @@ import pytest
 import torch
 import yaml
 
+from craft.building import build_model
 from craft.data.tokenization import CharTokenizer
 from craft.scoring import evaluate
-from craft.train import build_model
 from craft.utils.common import UserError
 
 LSTM = {"model_type": "char_lstm", "hidden_size": 8, "num_hidden_layers": 1}

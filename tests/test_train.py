@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from craft.building import new_model
 from craft.data.tokenization import CharTokenizer
 from craft.runs import writable
-from craft.train import farewell, new_model
+from craft.train import farewell
 from craft.utils.common import UserError
 from craft.utils.outputs import RunPaths
 

@@ -30,8 +30,8 @@ class Size(NamedTuple):
 
 def craft_model(preset: str, size: Size, context: int, seed: int) -> Any:
     """The model of `configs/models/{preset}.yaml`, stretched to `size`."""
+    from craft.building import build_model
     from craft.config.compose import compose
-    from craft.train import build_model
 
     run = compose(
         [f"models={preset}", f"models.num_hidden_layers={size.layers}", f"models.hidden_size={size.width}"]

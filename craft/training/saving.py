@@ -16,7 +16,6 @@ No file is a pickle. Under FSDP only the model is saved, whole, gathered from al
 from __future__ import annotations
 
 import json
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
@@ -28,12 +27,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import HubStrategy
 
 from craft.sharing.card import write_card
-from craft.sharing.upload import LAST, open_repo, push
 from craft.training import checkpoints, disk
-from craft.training.agreement import decided_by_first, together
+from craft.training.agreement import together
 from craft.training.arguments import CraftTrainingArguments
 from craft.training.distributed import among_peers, is_communication
 from craft.training.ema import WeightAverage
@@ -41,11 +38,9 @@ from craft.training.generators import generator_states
 from craft.training.logging import Stopwatch
 from craft.training.memory import is_out_of_memory
 from craft.training.pulse import first_line
+from craft.training.sending import SendingTrainer
 from craft.training.settings import environment
-from craft.training.sharding import ShardingTrainer
-from craft.training.signals import StopRequest
 from craft.training.trees import save_tree
-from craft.training.uploading import Uploads
 from craft.utils.common import TrainingFailed
 from craft.utils.logging import get_logger
 from craft.utils.outputs import RUN_CONFIG
@@ -62,7 +57,7 @@ def rank_file(rank: int) -> str:
     return f"rank_{rank}.safetensors"
 
 
-class SavingTrainer(ShardingTrainer):
+class SavingTrainer(SendingTrainer):
     """The part of `Trainer` that writes checkpoints.
 
     Attributes:
@@ -72,8 +67,6 @@ class SavingTrainer(ShardingTrainer):
         wandb_id: the W&B run.
         evaluation_due: a signal interrupted the evaluation of this step.
         settings: what decides the weights, see `settings`; by name.
-        stop: signals, and a word with the other processes.
-        uploads: checkpoints on their way to the Hub.
     """
 
     args: CraftTrainingArguments
@@ -89,13 +82,7 @@ class SavingTrainer(ShardingTrainer):
         self.evaluation_due = False
         self.settings: dict[str, Any] = {}
         self.watch = Stopwatch()
-        self.stop = StopRequest()
         super().__init__(**kwargs)
-        self.uploads = Uploads(self.run_dir)
-
-    @property
-    def run_dir(self) -> Path:
-        return Path(self.args.output_dir)
 
     @property
     def sizes(self) -> disk.Sizes:
@@ -242,60 +229,6 @@ class SavingTrainer(ShardingTrainer):
             (folder / RUN_CONFIG).write_text(text, encoding="utf-8")
         (folder / "training_args.json").write_text(self.args.to_json_string() + "\n", encoding="utf-8")
         write_card(folder)
-
-    # ---- Sharing: transformers would upload all of the run's folder, and pickle the arguments on the way
-
-    def init_hf_repo(self, token: str | None = None) -> None:
-        """Makes the repository before training, so that a wrong name or token is told at once."""
-        wanted, private = self.args.hub_model_id or self.run_dir.name, self.args.hub_private_repo
-        self.hub_model_id = decided_by_first(lambda: open_repo(wanted, private))
-
-    @property
-    def sends_checkpoints(self) -> bool:
-        return bool(self.args.push_to_hub) and self.args.hub_strategy != HubStrategy.END
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Uploads a checkpoint as `hub_strategy` says, beside training, which a failure doesn't end."""
-        strategy, checkpoint = self.args.hub_strategy, Path(checkpoint_folder)
-        folders = {HubStrategy.CHECKPOINT: LAST, HubStrategy.ALL_CHECKPOINTS: checkpoint.name}
-        try:
-            self.uploads.add(
-                checkpoint,
-                self.hub_model_id,
-                resumable=folders.get(strategy),
-                branch=self.args.hub_revision,
-                every=self.args.hub_always_push or strategy == HubStrategy.ALL_CHECKPOINTS,
-            )
-        except OSError as error:
-            logger.warning(f"{checkpoint.name} can't be uploaded: {error}; training goes on")
-
-    def finish_uploads(self) -> None:
-        """Waits until the last checkpoint is on the Hub. All processes do, and meet again and again, so that
-        none waits longer for another and a signal is heard: it leaves off what is on its way."""
-        if not self.sends_checkpoints:
-            return
-        if pending := self.uploads.pending:
-            names = ", ".join(upload.checkpoint.name for upload in pending)
-            logger.info(f"waiting for the upload of {names}; Ctrl-C leaves it off")
-        while self.stop.most(len(self.uploads.pending)) and not self.stop.agreed():
-            time.sleep(0.1)
-
-    def push_to_hub(self, commit_message: str = "End of training", **kwargs: Any) -> str | None:
-        """Uploads the model as it is now, with its card; for who trains in Python.
-
-        Returns:
-            The address of the commit; `None` in processes other than the first.
-        """
-        if self.hub_model_id is None:
-            self.init_hf_repo()
-        folder = checkpoints.staging_dir(self.run_dir, self.state.global_step).with_name(".staging-push")
-        self.save_model(str(folder), _internal_call=True)
-        if not self.is_world_process_zero():
-            return None
-        try:
-            return push(folder, self.hub_model_id, branch=kwargs.get("revision"), message=commit_message)
-        finally:
-            checkpoints.discard(folder)
 
     def way_out(self) -> str:
         """How to go on after a failure."""

@@ -14,28 +14,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import transformers
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from craft.training.arguments import CraftTrainingArguments
 from craft.training.distributed import sharding_wanted
+from craft.training.optimizing import OptimizingTrainer
 from craft.utils.common import UserError
 from craft.utils.logging import get_logger
 
 logger = get_logger(__name__)
 
 
-class ShardingTrainer(transformers.Trainer):
+class ShardingTrainer(OptimizingTrainer):
     """The part of `Trainer` that knows of sharded models.
 
     Attributes:
         is_fsdp_enabled: whether `model` is sharded now.
     """
 
-    args: CraftTrainingArguments
-    model: Any
     is_fsdp_enabled: bool
 
     def __init__(self, model: Any, args: CraftTrainingArguments, **kwargs: Any) -> None:

@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PrinterCallback, ProgressCallback, TrainerState
-from transformers.integrations import WandbCallback
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy, TrainOutput
+from transformers.trainer_utils import IntervalStrategy, TrainOutput
 from transformers.utils.logging import disable_progress_bar
 
 from craft.training import checkpoints, disk, tracking
@@ -25,10 +24,9 @@ from craft.training.arguments import CraftTrainingArguments
 from craft.training.callbacks import Hooks
 from craft.training.distributed import among_peers
 from craft.training.ema import WeightAverage
-from craft.training.guarding import GuardedTrainer
-from craft.training.logging import METRICS_FILE, MetricsFile, Progress
+from craft.training.ending import EndingTrainer
+from craft.training.logging import METRICS_FILE, Progress
 from craft.training.memory import is_out_of_memory
-from craft.training.optimization import SCHEDULE_DEFAULTS, decaying, muon_optimizer
 from craft.training.precision import suit_attention
 from craft.training.saving import STATE
 from craft.training.settings import model_settings, training_settings
@@ -36,7 +34,6 @@ from craft.training.uploading import AT_ONCE
 from craft.training.watchdog import Watchdog
 from craft.utils.claims import claimed
 from craft.utils.common import TrainingFailed, UserError
-from craft.utils.history import HISTORY, add_event
 from craft.utils.logging import get_logger
 from craft.utils.stopping import TrainingInterrupted
 
@@ -51,7 +48,7 @@ class NothingLeft(Exception):
     """The evaluation that a signal had interrupted was the last thing to do."""
 
 
-class Trainer(GuardedTrainer):
+class Trainer(EndingTrainer):
     """A `transformers.Trainer` whose runs can be killed at any moment and continued bit for bit.
 
     Args:
@@ -91,10 +88,6 @@ class Trainer(GuardedTrainer):
         self.watchdog = Watchdog(args.stall_seconds) if args.stall_seconds else None
         if self.watchdog is not None and self.is_world_process_zero():
             self.add_callback(self.watchdog)
-
-    @property
-    def metrics_file(self) -> MetricsFile:
-        return MetricsFile(self.run_dir)
 
     def train(
         self,
@@ -212,37 +205,6 @@ class Trainer(GuardedTrainer):
         batch = next(iter(self.get_train_dataloader()))
         raise TrainingFailed(self.no_memory(batch))  # of the optimizer, or in passing
 
-    # ---- Optimizer and schedule
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """As in transformers, plus Muon."""
-        model = self.model if model is None else model
-        if self.args.optim != "muon" or self.optimizer is not None:
-            return super().create_optimizer(model)
-        if not hasattr(self.model, "muon_blocks"):
-            raise UserError(
-                f"training.optim=muon needs a model that knows its matrices (muon_blocks), and "
-                f"{type(self.model).__name__} doesn't; use training.optim=adamw_torch_fused"
-            )
-        self.optimizer = muon_optimizer(model, self.model.muon_blocks, self.args)
-        return self.optimizer
-
-    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
-        return decaying(model)
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """As in transformers, with defaults for what its schedules demand."""
-        default = SCHEDULE_DEFAULTS.get(str(getattr(self.args.lr_scheduler_type, "value", "")))
-        if default and not self.args.lr_scheduler_kwargs:
-            warmup = self.args.get_warmup_steps(num_training_steps)
-            self.args.lr_scheduler_kwargs = default(num_training_steps, warmup)
-        return super().create_scheduler(num_training_steps, optimizer)
-
-    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
-        accelerator_args = super()._build_accelerator_args(**kwargs)
-        accelerator_args.pop("dynamo_plugin", None)  # we compile ourselves, see `compilation`
-        return accelerator_args
-
     # ---- The loop
 
     def _prepare_for_training(
@@ -298,98 +260,7 @@ class Trainer(GuardedTrainer):
         if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
             raise NothingLeft
 
-    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """Also saves at every new best, whatever `save_steps` says, and stops early."""
-        if self.evaluation_due:
-            return False
-        is_best = super()._determine_best_metric(metrics, trial)
-        if is_best and self.args.save_strategy != SaveStrategy.NO:
-            self.control.should_save = True
-        if self._patience_is_over(self.state):
-            logger.info(
-                f"stopping early: {self.args.early_stopping_patience} evaluations were no better than "
-                f"{self.state.best_metric:.4f}"
-            )
-            self.control.should_training_stop = True
-        return is_best
-
-    def _finalize_training(self, trial: Any, num_train_samples: Any, start_time: float) -> TrainOutput:
-        wanted = self.args.save_strategy != SaveStrategy.NO or self.stop.signum
-        if wanted and self.saved_step != self.state.global_step:
-            self._save_checkpoint(self.model_wrapped, trial)
-            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
-        if self.stop.signum:
-            self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
-            self.is_in_train = False
-            logger.info(
-                f"stopped at step {self.state.global_step:,} and saved; go on with: "
-                f"craft resume {self.run_dir}"
-            )
-            raise TrainingInterrupted(self.stop.exit_code)
-        self.stay_whole()
-        if self.average is not None:
-            self.average.settle()
-        self._check_best()
-        # With a limit of 1, transformers would now delete the last checkpoint and keep the best one only.
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        self.watch.pause()
-        try:
-            return super()._finalize_training(trial, num_train_samples, start_time - self.watch.before)
-        finally:
-            self.args.save_total_limit = limit
-
-    def _check_best(self) -> None:
-        """The best checkpoint is only given back if it is as it was written; else the last weights are."""
-        if not self.args.load_best_model_at_end:
-            return
-        # Only the process that writes checkpoints knows which is the best; all of them take part from here.
-        best = self.state.best_model_checkpoint = decided_by_first(lambda: self.state.best_model_checkpoint)
-        if best is None:
-            return
-        why = decided_by_first(lambda: checkpoints.damage(Path(best)))
-        if why:
-            logger.warning(f"the best checkpoint, {best}, is damaged ({why}): the last weights are kept")
-            self.state.best_model_checkpoint = self.state.best_global_step = None
-
-    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
-        """As in transformers, and into `metrics.jsonl`."""
-        logs.setdefault("elapsed", round(self.watch.total(), 3))
-        super().log(logs, start_time)
-        if self.is_world_process_zero():
-            self.write_metrics(logs)
-
-    def write_metrics(self, event: dict[str, Any]) -> None:
-        """Adds an event of this step to `metrics.jsonl`; for the main process alone.
-
-        Raises:
-            TrainingFailed: if the disk refuses; of several processes, in all when they next agree.
-        """
-
-        def way_on() -> str:
-            return f"{self.last_good}; {self.way_out()}"
-
-        with self.kept_for_all(), disk.writing(METRICS_FILE, self.run_dir, way_on):
-            self.metrics_file.write({"step": self.state.global_step, **event})
-
     # ---- Beginning and end
-
-    def record_start(self) -> None:
-        """Writes down that the run begins or goes on, once nothing was refused."""
-        step = checkpoints.step_of(self.resumed) if self.resumed else 0
-        details: dict[str, Any] = {"step": step, "processes": self.args.world_size}
-        if self.changes:
-            details["changes"] = {name: list(pair) for name, pair in self.changes.items()}
-        with disk.writing(HISTORY, self.run_dir, self.way_out):
-            add_event(self.run_dir, "resumed" if self.resumed else "started", **details)
-
-    def _open_logs(self) -> None:
-        checkpoints.clear_leftovers(self.run_dir)
-        self.metrics_file.start(checkpoints.step_of(self.resumed) if self.resumed else 0)
-        if "wandb" in (self.args.report_to or []):
-            known = self.progress_at(self.resumed)["wandb_id"] if self.resumed else None
-            self.wandb_id = tracking.start(self.run_dir, self.args.project, self.run_config, known)
-            if self.wandb_id is None:
-                self.pop_callback(WandbCallback)
 
     def decisive_settings(self, planned_steps: int) -> dict[str, Any]:
         """What decides the weights, by name; kept in every checkpoint and compared on resuming."""
@@ -409,28 +280,3 @@ class Trainer(GuardedTrainer):
             existing=sum(disk.folder_bytes(c) for c in checkpoints.checkpoints(self.run_dir)),
         )
         self.run_dir.mkdir(parents=True, exist_ok=True)
-
-    def _stay_finished(self, state: TrainerState) -> TrainOutput:
-        """Leaves the model as the finished run left it, and says so."""
-        assert self.resumed is not None
-        self.state = state
-        best = checkpoints.checkpoint_dir(self.run_dir, state.best_global_step or -1)
-        keep_best = self.args.load_best_model_at_end and best.is_dir() and not checkpoints.damage(best)
-        self._load_from_checkpoint(str(best if keep_best else self.resumed))
-        logger.info(
-            f"this run is finished: {self.resumed} is at step {state.global_step:,}; "
-            "a larger training.max_steps would train on"
-        )
-        loss = self.progress_at(self.resumed)["total_loss"] / max(1, state.global_step)
-        return TrainOutput(state.global_step, loss, {"train_loss": loss})
-
-    def _patience_is_over(self, state: TrainerState) -> bool:
-        """Read off the history of evaluations, so that a resumed run counts as if it had never stopped."""
-        if not self.args.early_stopping_patience:
-            return False
-        key = "eval_" + str(self.args.metric_for_best_model).removeprefix("eval_")
-        values = [entry[key] for entry in state.log_history if key in entry]
-        if not values:
-            return False
-        best = values.index((max if self.args.greater_is_better else min)(values))
-        return len(values) - 1 - best >= self.args.early_stopping_patience

@@ -24,7 +24,7 @@ from pathlib import Path
 import tiny_run
 import torch
 import torch.distributed as dist
-from craft.training import base, distributed, logging, saving
+from craft.training import base, distributed, logging, sending
 from craft.training.agreement import decided_by_first, together
 from craft.training.callbacks import WhenAccepted
 from craft.utils.common import Failed, UserError
@@ -64,7 +64,7 @@ def room():
     made._check_room = fail(FULL)
     made.train()
 def repository():
-    saving.open_repo = fail(Failed("can't push to ada/x: no network"))
+    sending.open_repo = fail(Failed("can't push to ada/x: no network"))
     trainer("repository", push_to_hub=True, hub_model_id="ada/x")
 def accepted():
     made = trainer("accepted")

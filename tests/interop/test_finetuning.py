@@ -112,10 +112,10 @@ def test_trl_fine_tunes_in_a_short_run(trained: Trained, tmp_path: Path) -> None
 
 def test_optuna_searches_through_the_trainer(trained: Trained, tmp_path: Path) -> None:
     optuna = pytest.importorskip("optuna")
+    from craft.building import build_model
     from craft.config.compose import compose
     from craft.data.arguments import DataArguments
     from craft.data.loaders import load_corpus, train_dataset
-    from craft.train import build_model
     from craft.training.arguments import CraftTrainingArguments
     from craft.training.base import LanguageModelTrainer
 

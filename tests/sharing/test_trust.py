@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from craft.building import build_model
 from craft.data.arguments import DataArguments
 from craft.data.loaders import load_corpus
 from craft.data.tokenization import CharTokenizer
 from craft.inference import load
 from craft.sharing.trust import check_folder, trusted
-from craft.train import build_model
 from craft.utils.common import UserError
 
 TINY = {"model_type": "char_lstm", "hidden_size": 8, "num_hidden_layers": 1}

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +241,8 @@ def test_what_a_checkpoint_puts_on_the_hub(tmp_path: Path, caplog: pytest.LogCap
     trainer.train()
     trainer.hub_model_id = "me/tiny"
     trainer._push_from_checkpoint(str(tmp_path / "checkpoint-4"))  # this session is offline
+    while trainer.uploads.pending:
+        time.sleep(0.05)
     assert "training goes on" in caplog.text
     names = {item.name for item in bundle(tmp_path / "checkpoint-4", "me/tiny")}
     assert {"model.safetensors", "config.json", "tokenizer.json", "base.py", "README.md"} <= names

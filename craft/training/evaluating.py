@@ -1,0 +1,138 @@
+"""What a run says of its model on the way: scores over the whole validation text, and samples."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from itertools import takewhile
+from typing import Any
+
+import torch
+
+from craft.data.tokenization import first_id
+from craft.training import tracking
+from craft.training.compilation import plain_forward
+from craft.training.evaluation import Evaluation, evaluate_split
+from craft.training.protocols import natural_protocol
+from craft.training.trainer import EvaluationStopped, Trainer
+from craft.utils.common import TEMPERATURE, UserError
+from craft.utils.logging import get_logger
+
+logger = get_logger(__name__)
+
+
+class EvaluatingTrainer(Trainer):
+    """The part of `LanguageModelTrainer` that scores and samples.
+
+    Attributes:
+        tokenizer: knows how many characters and bytes an id is.
+        block_size: window of evaluations.
+    """
+
+    tokenizer: Any
+    block_size: int
+
+    @property
+    def protocol(self) -> str:
+        if self.args.eval_protocol != "auto":
+            return self.args.eval_protocol
+        return natural_protocol(self.model)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Scores a whole text (by default the validation split) in float32, logs it, and writes a sample."""
+        self.watch.pause()
+        began = time.perf_counter()
+        ids = self.eval_dataset if eval_dataset is None else eval_dataset
+        with self._as_exported():
+            result = evaluate_split(
+                self.accelerator.unwrap_model(self.model),
+                ids,
+                protocol=self.protocol,
+                block_size=self.block_size,
+                batch_size=self.args.per_device_eval_batch_size,
+                id_chars=self.tokenizer.id_chars,
+                id_bytes=self.tokenizer.id_bytes,
+                rank=self.args.process_index,
+                world=self.args.world_size,
+                stopped=lambda: self.is_in_train and self.stop.asked,
+            )
+            seconds = time.perf_counter() - began
+            sample = None
+            if self.is_world_process_zero():
+                with self.kept_for_all():
+                    sample = self._sampled()
+        if self.is_in_train and self.stop.agreed():
+            raise EvaluationStopped
+        metrics = self._metrics(result, metric_key_prefix, seconds)
+        if self.is_world_process_zero():
+            self._say(result, seconds)
+        self.log(metrics)
+        if sample is not None:
+            self._log_sample(sample)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        if self.is_in_train:
+            self.watch.run()
+        return metrics
+
+    def sample(self, chars: int, prompt: str | None = None) -> str:
+        """`chars` characters by the model as it is, always with the same random numbers; training's stay."""
+        ids = self.tokenizer.encode_ids(prompt or "").tolist() or [first_id(self.tokenizer)]
+        config = copy.deepcopy(self.model.generation_config)
+        config.update(do_sample=True, temperature=TEMPERATURE, top_k=None, top_p=None)
+        config.update(max_new_tokens=chars, max_length=None)
+        with torch.random.fork_rng(self.rng_devices()):
+            torch.manual_seed(self.args.seed)
+            rows = self.model.stream(torch.tensor([ids], device=self.args.device), config)
+            drawn = takewhile(lambda row: not (self.is_in_train and self.stop.asked), rows)
+            return self.tokenizer.decode([int(row[0]) for row in drawn], skip_special_tokens=True)
+
+    def _sampled(self) -> str | None:
+        if self.args.sample_chars == 0:
+            return None
+        try:
+            text = self.sample(self.args.sample_chars, self.args.sample_prompt)
+        except UserError as error:
+            logger.warning(f"no samples: {error}")
+            self.args.sample_chars = 0
+            return None
+        return (self.args.sample_prompt or "") + text
+
+    def _log_sample(self, text: str) -> None:
+        logger.info("sample:\n    " + text.strip("\n").replace("\n", "\n    "))
+        self.write_metrics({"sample": text})
+        if self.wandb_id is not None:
+            tracking.log_sample(text, self.state.global_step)
+
+    def _metrics(self, result: Evaluation, prefix: str, seconds: float) -> dict[str, float]:
+        return {
+            f"{prefix}_loss": result.nats_per_char,
+            f"{prefix}_bits_per_char": result.bits_per_char,
+            f"{prefix}_bits_per_byte": result.bits_per_byte,
+            f"{prefix}_perplexity": result.perplexity,
+            f"{prefix}_accuracy": result.accuracy,
+            f"{prefix}_runtime": round(seconds, 3),
+        }
+
+    def _say(self, result: Evaluation, seconds: float) -> None:
+        compared, best = "", self.state.best_metric
+        if best is not None:
+            name = str(self.args.metric_for_best_model).removeprefix("eval_")
+            value = result.nats_per_char if name == "loss" else getattr(result, name)
+            better = value > best if self.args.greater_is_better else value < best
+            compared = ", best so far" if better else f", best {name} {best:.4f}"
+        logger.info(
+            f"step {self.state.global_step:,}  validation {result.nats_per_char:.4f} nats/char  "
+            f"{result.bits_per_char:.4f} bits/char  accuracy {result.accuracy:.1%}  ({result.protocol}, "
+            f"{result.characters:,} characters, {seconds:.1f} s{compared})"
+        )
+
+    @contextmanager
+    def _as_exported(self) -> Iterator[None]:
+        """The model as it would be exported now: averaged weights, in float32, not compiled."""
+        average = self.average.applied() if self.average is not None else nullcontext()
+        with self.whole(), average, plain_forward(self.model):
+            yield

@@ -1,0 +1,90 @@
+"""What goes to the Hub while training: transformers would upload all of the run's folder, and pickle the
+arguments on the way."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_utils import HubStrategy
+
+from craft.sharing.upload import LAST, open_repo, push
+from craft.training import checkpoints
+from craft.training.agreement import decided_by_first
+from craft.training.sharding import ShardingTrainer
+from craft.training.signals import StopRequest
+from craft.training.uploading import Uploads
+from craft.utils.logging import get_logger
+
+logger = get_logger(__name__)
+
+
+class SendingTrainer(ShardingTrainer):
+    """The part of `Trainer` that uploads.
+
+    Attributes:
+        stop: signals, and a word with the other processes.
+        uploads: checkpoints on their way to the Hub.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        self.stop = StopRequest()
+        super().__init__(**kwargs)
+        self.uploads = Uploads(self.run_dir)
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.args.output_dir)
+
+    def init_hf_repo(self, token: str | None = None) -> None:
+        """Makes the repository before training, so that a wrong name or token is told at once."""
+        wanted, private = self.args.hub_model_id or self.run_dir.name, self.args.hub_private_repo
+        self.hub_model_id = decided_by_first(lambda: open_repo(wanted, private))
+
+    @property
+    def sends_checkpoints(self) -> bool:
+        return bool(self.args.push_to_hub) and self.args.hub_strategy != HubStrategy.END
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Uploads a checkpoint as `hub_strategy` says, beside training, which a failure doesn't end."""
+        strategy, checkpoint = self.args.hub_strategy, Path(checkpoint_folder)
+        folders = {HubStrategy.CHECKPOINT: LAST, HubStrategy.ALL_CHECKPOINTS: checkpoint.name}
+        try:
+            self.uploads.add(
+                checkpoint,
+                self.hub_model_id,
+                resumable=folders.get(strategy),
+                branch=self.args.hub_revision,
+                every=self.args.hub_always_push or strategy == HubStrategy.ALL_CHECKPOINTS,
+            )
+        except OSError as error:
+            logger.warning(f"{checkpoint.name} can't be uploaded: {error}; training goes on")
+
+    def finish_uploads(self) -> None:
+        """Waits until the last checkpoint is on the Hub. All processes do, and meet again and again, so that
+        none waits longer for another and a signal is heard: it leaves off what is on its way."""
+        if not self.sends_checkpoints:
+            return
+        if pending := self.uploads.pending:
+            names = ", ".join(upload.checkpoint.name for upload in pending)
+            logger.info(f"waiting for the upload of {names}; Ctrl-C leaves it off")
+        while self.stop.most(len(self.uploads.pending)) and not self.stop.agreed():
+            time.sleep(0.1)
+
+    def push_to_hub(self, commit_message: str = "End of training", **kwargs: Any) -> str | None:
+        """Uploads the model as it is now, with its card; for who trains in Python.
+
+        Returns:
+            The address of the commit; `None` in processes other than the first.
+        """
+        if self.hub_model_id is None:
+            self.init_hf_repo()
+        folder = checkpoints.staging_dir(self.run_dir, self.state.global_step).with_name(".staging-push")
+        self.save_model(str(folder), _internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        try:
+            return push(folder, self.hub_model_id, branch=kwargs.get("revision"), message=commit_message)
+        finally:
+            checkpoints.discard(folder)
