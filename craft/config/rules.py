@@ -129,6 +129,7 @@ OVERRULES: dict[str, dict[str, Any]] = {
     "training.per_device_train_batch_size": {"training.global_batch_size": None},
     "training.num_train_epochs": {"training.max_steps": -1},
     "training.lr_scheduler_type": {"training.lr_scheduler_kwargs": None},
+    "data.source": {"data.language": None},
     "training.eval_strategy=no": {"training.load_best_model_at_end": False},
     "training.save_strategy=no": {"training.load_best_model_at_end": False},
     "data.validation_size=0": {"training.eval_strategy": "no", "training.load_best_model_at_end": False},

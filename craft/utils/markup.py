@@ -38,15 +38,14 @@ def page(body: str, title: str = "craft") -> str:
 
 def _printable(text: str, keep: str = "") -> str:
     """Control characters, which include those that change the direction of writing, and unpaired surrogates
-    become U+FFFD; emoji may keep their joiners."""
+    become U+FFFD, ends of lines and paragraphs spaces; emoji may keep their joiners."""
     keep += "\u200d"
-    return "".join(
-        c if c in keep or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else _replacement(c) for c in text
-    )
+    unseen = ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return "".join(c if c in keep or unicodedata.category(c) not in unseen else _replacement(c) for c in text)
 
 
 def _replacement(char: str) -> str:
-    return " " if char in "\t\n\v\f\r" else "\ufffd"
+    return " " if char in "\t\n\v\f\r\x85\u2028\u2029" else "\ufffd"
 
 
 def _entities(characters: str) -> str:

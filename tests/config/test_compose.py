@@ -33,6 +33,7 @@ def test_without_arguments_it_is_the_quickstart() -> None:
     run = compose()
     assert run.experiment == "quickstart"
     assert run.data["path"] == "python_docs"
+    assert run.data["language"] == "en"
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -324,3 +325,9 @@ def test_what_is_without_effect_may_be_said_as_it_is(monkeypatch: pytest.MonkeyP
     assert run.training["dataloader_num_workers"] == 0
     assert compose(["training.report_to=[mlflow,wandb]"]).training["report_to"] == ["mlflow", "wandb"]
     assert compose(["training.metric_for_best_model=eval_accuracy"])
+
+
+def test_a_text_of_another_source_is_in_a_language_that_nobody_stated() -> None:
+    own = ["data.source=files", "data.path=x.txt"]
+    assert compose(own).data["language"] is None
+    assert compose([*own, "data.language=de"]).data["language"] == "de"

@@ -32,6 +32,12 @@ def test_a_block_shows_what_it_was_given(text: str) -> None:
     assert html.unescape(inner) == text
 
 
+def test_nothing_but_a_line_break_ends_a_line() -> None:
+    shown = block("a\u2028# b\x85- c\u2029\x1b[31m\u202ed\0")
+    assert len(shown.splitlines()) == 3
+    assert shown == "<pre>\na &#35; b - c \ufffd&#91;31m\ufffdd\ufffd\n</pre>"
+
+
 def test_a_page_carries_a_policy() -> None:
     shown = page(block("</pre><script>x</script>"), "<b>")
     assert f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">' in shown
