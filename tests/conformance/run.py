@@ -121,8 +121,9 @@ def run_pytest(tree: Path, arguments: list[str]) -> tuple[Path, int]:
         "TOKENIZERS_PARALLELISM": "false",
     }
     command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "--timeout=900", f"--junitxml={results}"]
+    threads = {"OMP_NUM_THREADS": "1"}  # tiny models in several processes: more threads only get in the way
     done = subprocess.run(
-        [*command, "tests/models/craft", *arguments], cwd=tree, env={**os.environ, **environment}
+        [*command, "tests/models/craft", *arguments], cwd=tree, env={**threads, **os.environ, **environment}
     )
     return results, done.returncode
 
