@@ -33,10 +33,9 @@ class Names:
             Refusal: with status 403.
         """
         host, origin = (headers.get(header, b"").decode("latin-1") for header in (b"host", b"origin"))
-        same = self.everywhere and _name(origin) == _name(host)
         if not self.everywhere and not self._ours(host):
             raise Refusal(403, f"this server doesn't answer as {host[:100]!r}; see its option --allow-host")
-        if origin and not same and not self._ours(origin):
+        if origin and not self._ours(origin) and _name(origin) != (_name(host) or ""):
             raise Refusal(
                 403, f"pages of {origin[:100]!r} can't use this server; see its option --allow-host"
             )

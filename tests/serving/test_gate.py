@@ -166,6 +166,8 @@ def test_a_server_for_everyone_knows_its_pages_by_its_own_name() -> None:
     for origin in (b"https://evil.example", b"null"):
         with pytest.raises(Refusal):
             names.check({b"host": b"box.example:8000", b"origin": origin})
+    with pytest.raises(Refusal):
+        names.check({b"origin": b"file://"})
     status, _ = asyncio.run(Client(PROMPT, host="evil.example").ask(gate()))
     assert status == 403
 
