@@ -56,6 +56,7 @@ def evaluate(
     batch_size: int = 64,
     root: Path = OUTPUTS,
     *,
+    window: int | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> Scores:
@@ -68,6 +69,7 @@ def evaluate(
             carries a state, else `blocks`).
         split: `train`, `validation`, `test`, or `all` for every character of all three.
         batch_size: windows scored at once.
+        window: characters of a window; `None` for the one that the model was trained on.
         revision, trust_remote_code: as for `craft.inference.load`.
 
     Raises:
@@ -84,6 +86,8 @@ def evaluate(
     context = getattr(network.config, "max_position_embeddings", None)
     if context and not (folder / RUN_CONFIG).is_file():  # whose window isn't known, so it is the model's own
         arguments = dataclasses.replace(arguments, block_size=context)
+    if window is not None:
+        arguments = dataclasses.replace(arguments, block_size=window)
 
     from craft.data.loaders import load_corpus
     from craft.training.evaluation import evaluate_split

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from transformers import AutoModelForCausalLM
 
 from craft.building import build_model
 from craft.data.tokenization import CharTokenizer
@@ -52,6 +53,16 @@ def test_a_text_shorter_than_a_window_is_scored(folder: Path, tmp_path: Path) ->
     assert predictions(folder, str(tmp_path / "short.txt"), split="all") == 4
     with pytest.raises(UserError, match="the validation split has 1 characters"):
         evaluate(folder, str(tmp_path / "short.txt"))
+
+
+def test_the_window_may_be_another(folder: Path) -> None:
+    """In windows of one character nothing but that character is known: as for each character alone."""
+    (figures,) = evaluate(folder, split="all", protocols=["blocks"], window=1).evaluations
+    assert figures.block_size == 1
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    ids = CharTokenizer.from_pretrained(folder)("abcd" * 50, return_tensors="pt").input_ids[0]
+    expected = torch.nn.functional.cross_entropy(model(ids[:-1, None]).logits[:, 0], ids[1:])
+    assert figures.nats_per_char == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_a_given_text_is_prepared_where_the_runs_text_was(folder: Path, tmp_path: Path) -> None:

@@ -27,6 +27,12 @@ from craft.cli.options import from_the_hub
     help="Which part of the data.",
 )
 @click.option(
+    "--window",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Characters of a window of 'blocks' and 'sliding-N'.  [default: the one the model was trained on]",
+)
+@click.option(
     "--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Windows scored at once."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
@@ -36,6 +42,7 @@ def command(
     data: str | None,
     protocols: tuple[str, ...],
     split: str,
+    window: int | None,
     batch_size: int,
     as_json: bool,
     revision: str | None,
@@ -61,6 +68,7 @@ def command(
         protocols,
         split,
         batch_size,
+        window=window,
         revision=revision,
         trust_remote_code=trust_remote_code,
     )

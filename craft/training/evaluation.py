@@ -20,7 +20,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from craft.data.base import release
-from craft.training.protocols import Rows, check_protocol, parallel_streams, stream_rows, window_rows
+from craft.training.protocols import (
+    Rows,
+    block_rows,
+    check_protocol,
+    parallel_streams,
+    stream_rows,
+    window_rows,
+)
 from craft.utils.common import UserError
 
 FIGURES = ("nats_per_char", "bits_per_char", "bits_per_byte", "perplexity", "accuracy", "standard_error")
@@ -160,7 +167,9 @@ def evaluate_split(
     carries = bool(getattr(model, "carries_state", False))
     context = getattr(model.config, "max_position_embeddings", None)
     stride = check_protocol(protocol, carries_state=carries, block_size=block_size, context=context)
-    if stride:
+    if protocol == "blocks":
+        rows = block_rows(predictions, block_size)
+    elif stride:
         rows = window_rows(predictions, block_size, stride)
     else:
         rows = stream_rows(predictions, streams or parallel_streams(predictions, batch_size))

@@ -2,7 +2,9 @@
 prediction.
 
     blocks      windows side by side, each read from nothing: contexts of 1 to the whole window
-    sliding-N   a window moved by N; each target is scored with the longest context a window gives it
+    sliding-N   a window moved by N; each target is scored with the longest context a window gives it, and
+                the last window, too, is a whole one; with N the window itself that is what
+                lm-evaluation-harness does
     stateful    a recurrent model reads the text from left to right and forgets nothing on purpose
 """
 
@@ -33,14 +35,14 @@ class Rows:
     length: int
 
 
-def window_rows(predictions: int, block_size: int, stride: int) -> Rows:
-    """Windows of `block_size` moved by `stride` over a text; the last one ends with the text.
+def block_rows(predictions: int, block_size: int) -> Rows:
+    """Blocks side by side, of which the last one may be shorter."""
+    starts = np.arange(0, predictions, block_size)
+    return Rows(starts, starts, np.minimum(starts + block_size, predictions), block_size)
 
-    With `stride == block_size` these are blocks side by side, and the last one may be shorter.
-    """
-    if stride == block_size:
-        starts = np.arange(0, predictions, block_size)
-        return Rows(starts, starts, np.minimum(starts + block_size, predictions), block_size)
+
+def window_rows(predictions: int, block_size: int, stride: int) -> Rows:
+    """Windows of `block_size` moved by `stride` over a text; the last one is moved less, to end with it."""
     count = 1 + -(-max(0, predictions - block_size) // stride)
     ends = np.minimum(block_size + stride * np.arange(count), predictions)
     first = np.concatenate([[0], ends[:-1]])

@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from craft.training.protocols import Rows, check_protocol, parallel_streams, stream_rows, window_rows
+from craft.training.protocols import (
+    Rows,
+    block_rows,
+    check_protocol,
+    parallel_streams,
+    stream_rows,
+    window_rows,
+)
 from craft.utils.common import UserError
 
 
@@ -26,10 +33,9 @@ def test_windows_score_every_prediction_once_with_the_longest_context(
     predictions: int, block_size: int, data: st.DataObject
 ) -> None:
     stride = data.draw(st.integers(1, block_size))
+    seen = contexts(block_rows(predictions, block_size), predictions)
+    assert (seen == np.arange(predictions) % block_size + 1).all()
     seen = contexts(window_rows(predictions, block_size, stride), predictions)
-    if stride == block_size:
-        assert (seen == np.arange(predictions) % block_size + 1).all()
-        return
     start = seen[:block_size]
     assert (start == np.arange(len(start)) + 1).all()  # the first window is scored whole
     # Behind it, a window ends at most `stride` predictions after the last one and is as long as it can be.
