@@ -162,4 +162,13 @@ def fail(message: str, status: int) -> None:
     line = mask(" ".join(message.split()))
     if line and first_to_say(line):
         click.echo(f"{'' if status == 130 else 'error: '}{rank_prefix()}{line}", err=True)
+    if joined():  # tidying up a group that is broken may wait, or end in an abort inside of torch
+        sys.stdout.flush()
+        os._exit(status)
     sys.exit(status)
+
+
+def joined() -> bool:
+    """Whether this process has met others to train with."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()

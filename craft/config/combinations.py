@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from craft.config import requirements
-from craft.config.sources import integrations, rope_types, scheduler_arguments, yaml_word
+from craft.config.sources import rope_types, scheduler_arguments, yaml_word
 from craft.utils.common import UserError, did_you_mean
 from craft.utils.labels import wrong_language, wrong_licence
 from craft.utils.masking import masked
@@ -280,26 +280,6 @@ def _schedule(run: Parts) -> Complaint:
     )
 
 
-def _reports(run: Parts) -> Complaint:
-    written = run.training["report_to"]
-    for name in [written] if isinstance(written, str) else written or []:
-        if name in (
-            "none",
-            "all",
-            "wandb",
-            "tensorboard",
-        ):  # the usual words, without a look into transformers
-            continue
-        known = ("none", "all", *integrations())
-        if name not in known:
-            hint = did_you_mean(str(name), known)
-            return (
-                "training.report_to",
-                f"unknown training.report_to={yaml_word(name)}{hint} (there are {', '.join(known)})",
-            )
-    return None
-
-
 def _protocol(run: Parts) -> Complaint:
     protocol, block = run.training["eval_protocol"], run.data["block_size"]
     if protocol == "stateful" and not run.recurrent:
@@ -375,7 +355,6 @@ RULES = (
     _best_model,
     _steps,
     _schedule,
-    _reports,
     _protocol,
     *requirements.RULES,
 )

@@ -10,7 +10,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from craft.config.sources import yaml_word
+from craft.config.sources import integrations, yaml_word
+from craft.utils.common import did_you_mean
 
 if TYPE_CHECKING:
     from craft.config.combinations import Complaint, Parts
@@ -58,17 +59,23 @@ def optimizer_package(run: Parts) -> Complaint:
     )
 
 
-def service_package(run: Parts) -> Complaint:
-    written = run.training["report_to"]
+def reports(run: Parts) -> Complaint:
+    """Services that transformers knows, and whose package is there."""
+    written, key = run.training["report_to"], "training.report_to"
     for name in [written] if isinstance(written, str) else written or []:
-        packages = SERVICES.get(name, (name,))
-        if name in ("none", "all", "wandb") or any(map(installed, packages)):
+        if name in ("none", "all", "wandb"):  # the usual words, without a look into transformers
             continue
-        return (
-            "training.report_to",
-            f"training.report_to={name} needs the package {packages[0]}, which isn't installed; install it, "
-            "or set training.report_to=wandb or none",
-        )
+        known = ("none", "all", *integrations())
+        if name not in known:
+            hint = did_you_mean(str(name), known)
+            return key, f"unknown {key}={yaml_word(name)}{hint} (there are {', '.join(known)})"
+        packages = SERVICES.get(name, (name,))
+        if not any(map(installed, packages)):
+            return (
+                key,
+                f"{key}={name} needs the package {packages[0]}, which isn't installed; install it, or set "
+                f"{key}=wandb or none",
+            )
     return None
 
 
@@ -132,7 +139,7 @@ def output_dir(run: Parts) -> Complaint:
 
 RULES = (
     optimizer_package,
-    service_package,
+    reports,
     feature_package,
     attention,
     several_processes,

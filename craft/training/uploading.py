@@ -97,7 +97,7 @@ class Uploads:
             while self._waiting and not every:
                 late = self._waiting.popleft()
                 shutil.rmtree(late.copy.parent, ignore_errors=True)
-                logger.info(f"{late.checkpoint.name} isn't uploaded: {checkpoint.name} is there already")
+                logger.info(f"{late.checkpoint.name} isn't uploaded: {checkpoint.name} takes its place")
             self._waiting.append(Upload(checkpoint, copy, repo_id, resumable, branch))
             if self._current is None:
                 self._next()

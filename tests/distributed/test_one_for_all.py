@@ -117,6 +117,7 @@ for case in json.loads(sys.argv[2]):
         said = [type(error).__name__, str(error), str(error.__cause__ or "")]
     print(json.dumps([case, *said]), flush=True)
     dist.barrier()
+dist.destroy_process_group()
 """
 
 

@@ -68,7 +68,7 @@ def test_one_is_on_its_way_as_it_was_and_the_newest_waits(
             shutil.rmtree(run_dir / f"checkpoint-{step}")
         (run_dir / "metrics.jsonl").write_text("")
         assert [upload.checkpoint.name for upload in uploads.pending] == ["checkpoint-2", "checkpoint-6"]
-    assert "checkpoint-4 isn't uploaded: checkpoint-6 is there already" in caplog.text
+    assert "checkpoint-4 isn't uploaded: checkpoint-6 takes its place" in caplog.text
     wait(uploads)
     repo = hub.repos["models/ada/run"]
     assert repo.messages == ["initial commit", "Step 2", "Step 6"]
