@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from craft.data.tokenization import CharTokenizer
 from craft.training.base import LanguageModelTrainer, TrainingInterrupted
-from craft.training.logging import read_metrics
+from craft.training.logging import MetricsFile, read_metrics
 from craft.training.trees import save_tree
 from craft.utils.common import TrainingFailed, UserError
 
@@ -78,6 +78,26 @@ def test_a_full_disk_between_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("craft.training.logging.MetricsFile.write", full)
     with pytest.raises(TrainingFailed, match=r"metrics.jsonl can't be written .* free there; .*checkpoint-4"):
         trainer.train()
+
+
+def test_a_full_disk_at_a_sample_or_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = MetricsFile.write
+
+    def full(self: Any, event: Any) -> None:
+        if "sample" in event:
+            raise OSError(28, "No space left on device")
+        real(self, event)
+
+    monkeypatch.setattr(MetricsFile, "write", full)
+    with pytest.raises(TrainingFailed, match=r"metrics.jsonl can't be written .* free there; .*checkpoint-8"):
+        tiny_run.trainer("char_transformer", tmp_path / "a", sample_chars=5, save_total_limit=None).train()
+
+    def refused(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("craft.training.recording.add_event", refused)
+    with pytest.raises(TrainingFailed, match=r"history.jsonl can't be written .*; nothing was saved yet"):
+        tiny_run.trainer("char_transformer", tmp_path / "b").train()
 
 
 def test_the_best_by_another_metric(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -13,7 +14,7 @@ import torch
 
 from craft.data.char_dataset import CharDataset
 from craft.training.base import LanguageModelTrainer
-from craft.training.sanity import AT_ONCE, check_ids
+from craft.training.sanity import AT_ONCE, check_data, check_ids
 from craft.utils.common import UserError
 
 
@@ -53,6 +54,21 @@ def make(folder: Path, dataset: Any = None, eval_ids: Any = "own", **changes: An
 
 def test_somebodys_own_windows_train(tmp_path: Path) -> None:
     assert make(tmp_path, max_steps=3).train().global_step == 3
+
+
+def test_each_process_looks_at_a_window_of_its_own() -> None:
+    """Of a stream it would otherwise read the lane of the first process for nothing."""
+    looked: list[int] = []
+
+    class Noted(Own):
+        def batch(self, epoch: int, step: int, rows: np.ndarray) -> torch.Tensor:
+            looked.extend(rows)
+            return super().batch(epoch, step, rows)
+
+    args = SimpleNamespace(logging_nan_inf_filter=False, global_batch_size=8, eval_strategy="no")
+    args.process_index, args.train_batch_size = 1, 4
+    check_data(Noted(), None, args, 33)
+    assert looked == [4]
 
 
 @pytest.mark.parametrize(
