@@ -123,20 +123,20 @@ class Uploads:
 
     def _next(self) -> None:
         """Begins with the first that waits; a thread waits for its end."""
-        self._current = self._waiting.popleft() if self._waiting else None
-        if self._current is None:
-            return
-        path = os.pathsep.join([str(Path(craft.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
-        self._process = subprocess.Popen(
-            self._current.command(),
-            env={**os.environ, "PYTHONPATH": path},
-            stdin=subprocess.PIPE,  # is closed when this process ends, however it does
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,  # Ctrl-C is for this process
-        )
-        threading.Thread(target=self._await, args=(self._process, self._current), daemon=True).start()
+        self._current = None
+        while self._waiting and self._current is None:
+            upload = self._waiting.popleft()
+            try:
+                self._process = _start(upload.command())
+            except OSError as error:
+                self._say_failed(upload, f"{upload.checkpoint.name} was not uploaded ({error})")
+                continue
+            self._current = upload
+            threading.Thread(target=self._await, args=(self._process, upload), daemon=True).start()
+
+    def _say_failed(self, upload: Upload, why: str) -> None:
+        logger.warning(f"{why or f'{upload.checkpoint.name} was not uploaded'}; training goes on")
+        shutil.rmtree(upload.copy.parent, ignore_errors=True)
 
     def _await(self, process: subprocess.Popen[str], upload: Upload) -> None:
         with process:
@@ -145,13 +145,26 @@ class Uploads:
         with self._lock:
             if process is not self._process:
                 return  # left
+            self._process = None
             if process.returncode:
-                logger.warning(f"{said or f'{upload.checkpoint.name} was not uploaded'}; training goes on")
+                self._say_failed(upload, said)
             else:
                 logger.info(f"uploaded  {upload.checkpoint.name} to {upload.repo_id}")
-            shutil.rmtree(upload.copy.parent, ignore_errors=True)
-            self._process = None
+                shutil.rmtree(upload.copy.parent, ignore_errors=True)
             self._next()
+
+
+def _start(command: list[str]) -> subprocess.Popen[str]:
+    path = os.pathsep.join([str(Path(craft.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(
+        command,
+        env={**os.environ, "PYTHONPATH": path},
+        stdin=subprocess.PIPE,  # is closed when this process ends, however it does
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Ctrl-C is for this process
+    )
 
 
 def main() -> None:

@@ -109,6 +109,22 @@ def test_what_is_left_off_ends_at_once_and_is_named(
     assert not (run_dir / UPLOADING).exists()
 
 
+def test_a_process_that_can_not_be_started_is_told(
+    run_dir: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(command: list[str]) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr("craft.training.uploading._start", refused)
+    uploads = Uploads(run_dir)
+    add(uploads, 2)
+    assert not uploads.pending
+    assert (
+        "checkpoint-2 was not uploaded ([Errno 12] Cannot allocate memory); training goes on" in caplog.text
+    )
+    assert not list((run_dir / UPLOADING).iterdir())
+
+
 def test_training_goes_on_beside_an_upload_and_waits_for_the_last(
     hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
