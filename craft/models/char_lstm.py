@@ -205,8 +205,8 @@ class CharLSTMModel(CharLSTMPreTrainedModel):
             past_key_values = DynamicCache(config=self.config)
         elif isinstance(past_key_values, DynamicCache) and not past_key_values.layers:  # made without config
             past_key_values.layers.extend(DynamicCache(config=self.config).layers)
-        layers: list[Any] = [] if past_key_values is None else past_key_values.layers
-        if past_key_values is not None and [layer._layer_type for layer in layers] != self.config.layer_types:
+        kinds = [getattr(layer, "_layer_type", None) for layer in getattr(past_key_values, "layers", ())]
+        if past_key_values is not None and kinds != self.config.layer_types:
             raise ValueError("this cache was not made for a CharLSTM; use DynamicCache(config=model.config)")
         mask = None
         if attention_mask is not None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, StoppingCriteriaList
-from transformers.generation import logits_process, stopping_criteria
+from transformers.generation import GenerationMode, logits_process, stopping_criteria
 
 # These look at the scores, or at the last character alone, so nobody has to remember the text for them.
 _WITHOUT_HISTORY = (
@@ -114,8 +114,8 @@ def stream(
         overrides: any field of GenerationConfig, as for `generate`, and `tokenizer` with `stop_strings`.
 
     Raises:
-        ValueError: padded prompts, empty ones without a begin token, beams, or an unknown setting; at once,
-            before iterating.
+        ValueError: padded prompts, empty ones without a begin token, what only `generate` does (beams, a
+            cache to go on from, drafts), or an unknown setting; at once, before iterating.
 
     Examples:
         for ids in model.stream(prompt, do_sample=True, temperature=0.8, max_new_tokens=500): ...
@@ -129,6 +129,9 @@ def stream(
     config, rest = model._prepare_generation_config(generation_config, **overrides)
     mask = rest.pop("attention_mask", None)
     model._validate_model_kwargs(dict(rest))
+    unread = [name for name, value in rest.items() if value is not None]
+    if unread:
+        raise ValueError(f"stream() starts from input_ids alone; use generate() for {', '.join(unread)}")
     if input_ids.ndim != 2:
         raise ValueError(f"stream() needs prompts of shape [batch, length], got {list(input_ids.shape)}")
     input_ids = begin(input_ids, config.bos_token_id)
@@ -136,6 +139,9 @@ def stream(
         raise ValueError("stream() takes prompts of equal length; use generate() for a padded batch")
     if (config.num_beams or 1) > 1:
         raise ValueError(f"stream() cannot search with num_beams={config.num_beams}; use generate()")
+    mode = config.get_generation_mode()
+    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+        raise ValueError(f"stream() knows no {mode.value.replace('_', ' ')}; use generate()")
 
     if model.device.type != "meta":  # weights that are fetched when their turn comes
         input_ids = input_ids.to(model.device)

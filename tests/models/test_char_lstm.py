@@ -146,7 +146,7 @@ def test_refuses_activation_checkpointing() -> None:
 
 def test_refuses_a_cache_made_for_something_else(text: torch.Tensor) -> None:
     model, other = make_lstm(), make_transformer()
-    for cache in (DynamicCache(config=other.config), other(text, use_cache=True).past_key_values):
+    for cache in (DynamicCache(config=other.config), other(text, use_cache=True).past_key_values, ((text,),)):
         with pytest.raises(ValueError, match="not made for a CharLSTM"):
             model(text, past_key_values=cache)
     with pytest.raises(ValueError, match=r"no attention.*\[batch, length\], got \[1, 1, 12, 12\]"):

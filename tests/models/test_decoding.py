@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig, StoppingCriteria
+from transformers import DynamicCache, GenerationConfig, StoppingCriteria
 from transformers.generation import MaxLengthCriteria
 
 from .tiny import MAKERS, VOCAB, make_lstm, make_transformer
@@ -123,6 +123,9 @@ def test_stops_by_criteria_and_by_length(prompt: torch.Tensor) -> None:
         ({"attention_mask": torch.tensor([[0, 1, 1, 1, 1]] * 3)}, "prompts of equal length"),
         ({"max_length": 5}, "nothing to generate"),
         ({"temperatur": 0.5}, "temperatur"),
+        ({"prompt_lookup_num_tokens": 2}, "no assisted generation"),
+        ({"penalty_alpha": 0.5, "top_k": 3}, "no contrastive search"),
+        ({"past_key_values": DynamicCache()}, r"use generate\(\) for past_key_values"),
     ],
 )
 def test_mistakes_are_named_before_the_first_character(
