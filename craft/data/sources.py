@@ -7,6 +7,8 @@ also names its units: parts, in the same order, that can each be read without re
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +20,9 @@ from craft.data.reading import COMPRESSED, Span, read_text
 from craft.data.tables import ROWS, missing_column, row_groups, table_texts
 from craft.utils.common import UserError, did_you_mean
 from craft.utils.files import file_signature
+from craft.utils.hub import of_the_network, quiet, told
 
+A_COPY = "with a copy here use data.source=files data.path=/path/to/copy"
 BUILTIN = ("python_docs",)
 # Datasets of more files than this aren't asked for the parts of each, which takes a request a file.
 MANY_FILES = 256
@@ -204,22 +208,70 @@ def load(path: str, name: str | None, revision: str | None, split: str, streamin
     """One split of a dataset of the Hub or of a local folder, which `save_to_disk` may have written.
 
     Raises:
-        UserError: for each of the many ways in which this can fail.
+        UserError: if there is none, it can't be read, or what was asked for isn't in it.
+        Failed: if the Hub can't be reached.
     """
     import datasets
-    from huggingface_hub.errors import HfHubHTTPError
+    from datasets.exceptions import DatasetNotFoundError
 
-    try:
-        if any(Path(path, file).is_file() for file in SAVED_TO_DISK):
-            return _from_disk(path, split, streaming)
-        return datasets.load_dataset(path, name=name, revision=revision, split=split, streaming=streaming)
-    except (ConnectionError, HfHubHTTPError) as error:
-        raise UserError(unreachable(path, error)) from None
-    except (ValueError, FileNotFoundError, datasets.exceptions.DatasetGenerationError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0].rstrip(".")
-        foreign = "Couldn't cast" in reason or "any data file" in reason
-        hint = "; for text or tables say data.source=files" if foreign and Path(path).exists() else ""
-        raise UserError(f"{path} can't be loaded: {reason}{hint}") from None
+    quiet()
+    if not sys.stderr.isatty():
+        datasets.utils.disable_progress_bars()
+    with told(f"{path} can't be loaded", A_COPY, reading=True):
+        try:
+            if any(Path(path, file).is_file() for file in SAVED_TO_DISK):
+                return _from_disk(path, split, streaming)
+            return datasets.load_dataset(path, name=name, revision=revision, split=split, streaming=streaming)
+        except DatasetNotFoundError as error:
+            raise UserError(_not_found(path, str(error).splitlines()[0].rstrip("."))) from None
+        except Exception as error:
+            # Files of every kind are read in there, by libraries that share no base class of errors.
+            cause = error.__cause__ or error
+            if (unreached := _unreached(error)) is not None:
+                raise unreached from unreached.__cause__
+            if of_the_network(error) or isinstance(error, (json.JSONDecodeError, MemoryError)):
+                raise
+            if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):  # of the disk
+                raise
+            raise UserError(f"{path} can't be loaded: {_why(path, split, error)}") from None
+
+
+def _unreached(error: BaseException) -> BaseException | None:
+    """What kept `datasets` from the Hub, where it says instead that there is no such folder here."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, LocalEntryNotFoundError):
+        found = found.__cause__ or found.__context__
+    return found
+
+
+def _not_found(path: str, reason: str) -> str:
+    """What to do about a data set that isn't there, or isn't there for everyone."""
+    if "doesn't exist on the Hub" in reason and "Revision" not in reason:
+        reason += "; check its name, and if it is private or gated log in (HF_TOKEN, or 'hf auth login')"
+    return f"{path} can't be loaded: {reason}"
+
+
+def _why(path: str, split: str, error: Exception) -> str:
+    """What `datasets` says, in one line and with the setting that mends it."""
+    cause = error.__cause__ or error
+    said = [line.strip().rstrip(".") for line in str(cause).splitlines() if line.strip()]
+    reason = said[0] if said else type(cause).__name__
+    if reason.startswith("Config name is missing"):
+        return f"{said[1][:1].lower()}{said[1][1:]} by data.config_name"
+    if "BatchSize must be greater than 0" in reason:  # of a Parquet file without rows
+        return "it is empty"
+    if "[" in split and "split" in reason:
+        return f"{reason}; a slice such as data.split={split} needs data.streaming=false"
+    if reason.startswith(("Unknown split", "Bad split")):
+        return f"{reason} (data.split, data.validation_split, data.test_split)"
+    if reason.startswith("Dataset scripts are no longer supported"):
+        return f"{reason}, and craft runs no code of a data set; ask its owner for text or Parquet files"
+    if type(cause).__module__.startswith("yaml"):
+        return f"the metadata in its README.md are no valid YAML ({reason})"
+    foreign = "Couldn't cast" in reason or "any data file" in reason
+    return reason + ("; for text or tables say data.source=files" if foreign and Path(path).exists() else "")
 
 
 def _from_disk(path: str, split: str, streaming: bool) -> Any:
@@ -236,13 +288,13 @@ def _from_disk(path: str, split: str, streaming: bool) -> Any:
 
 
 def unreachable(path: str, error: Exception) -> str:
-    """The message for a URL or dataset that can't be fetched."""
+    """The message for a URL that can't be fetched."""
     from huggingface_hub import constants
 
     why = (
         "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else str(error.__cause__ or error).splitlines()[0]
     )
-    return f"{path} can't be reached ({why}); with a copy here use data.source=files data.path=/path/to/copy"
+    return f"{path} can't be reached ({why}); {A_COPY}"
 
 
 def rows(dataset: Any, column: str, name: str) -> Iterator[Piece]:
@@ -250,6 +302,7 @@ def rows(dataset: Any, column: str, name: str) -> Iterator[Piece]:
 
     Raises:
         UserError: if the column is missing or doesn't hold text.
+        Failed: if the Hub can't be reached any more.
     """
     import pyarrow
 
@@ -270,10 +323,11 @@ def rows(dataset: Any, column: str, name: str) -> Iterator[Piece]:
                 if text is not None:
                     yield Piece(text, f"row {row} of {name}", 0)
                 row += 1
-    except (ConnectionError, OSError) as error:
-        raise UserError(unreachable(name, error)) from None
-    except (pyarrow.ArrowException, ValueError) as error:
-        raise UserError(f"{name} can't be read: {str(error).splitlines()[0]}") from None
+    except (pyarrow.ArrowException, ValueError, OSError) as error:
+        with told(f"{name} can't be read", A_COPY, reading=True):
+            if of_the_network(error):
+                raise
+        raise UserError(f"{name} can't be read: {_why(name, '', error)}") from None
 
 
 def _cut(path: Path, suffix: str, size: int) -> Iterator[tuple[Span, int]]:

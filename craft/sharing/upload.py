@@ -18,7 +18,7 @@ from craft.sharing.record import METRICS
 from craft.sharing.trust import PICKLES
 from craft.utils.common import UserError
 from craft.utils.files import replace_text, sync
-from craft.utils.hub import api, check_repo_id, download, told
+from craft.utils.hub import api, check_ref, check_repo_id, download, told
 from craft.utils.logging import get_logger
 from craft.utils.manifest import MANIFEST, damage, manifest_text
 from craft.utils.outputs import OUTPUTS, RUN_CONFIG, RUN_NAMES, RunPaths, slug
@@ -55,30 +55,35 @@ def push(
         UserError: for a bad name, a missing token or right, a tag that is taken.
         Failed: if the network or the Hub fails; the folder is as it was, and pushing again goes on.
     """
+    check_ref(tag, "--tag")
     items = bundle(folder, check_repo_id(repo_id), licence)
-    client = api()
     what = f"can't push to {repo_id}"
     left = f"the model is still in {folder}"
-    open_repo(repo_id, private, left)
-    logger.info(f"uploading  {len(items)} files, {sum(item.size for item in items):,} bytes, to {repo_id}")
+    open_repo(repo_id, private, left, branch)
+    client = api()
     with told(what, left):
         if tag is not None:
             refs = client.list_repo_refs(repo_id)
             if tag in {ref.name for ref in refs.tags}:
                 raise UserError(f"{what}: the tag {tag!r} is taken; choose another, or delete it on its page")
-        if branch is not None:
-            client.create_branch(repo_id, branch=branch, exist_ok=True)
+            if tag in {ref.name for ref in refs.branches}:
+                raise UserError(f"{what}: {tag!r} is a branch there; choose another --tag")
+        logger.info(
+            f"uploading  {len(items)} files, {sum(item.size for item in items):,} bytes, to {repo_id}"
+        )
         commit = commit_items(client, repo_id, items, message, branch)
-        if tag is not None:
+    if tag is not None:
+        with told(f"the model is at {commit.commit_url}, but its tag {tag!r} can't be made"):
             client.create_tag(repo_id, tag=tag, revision=commit.oid)
     return str(commit.commit_url)
 
 
-def open_repo(repo_id: str, private: bool | None = None, left: str = "") -> str:
+def open_repo(repo_id: str, private: bool | None = None, left: str = "", branch: str | None = None) -> str:
     """Makes a repository on the Hub, or finds that it is there and as private as asked for.
 
     Args:
         repo_id: `user/name`, or a name of the user's own.
+        branch: made too if it isn't there; what may not be written to is told here.
         left: what is left if it fails, to end the message with.
 
     Returns:
@@ -87,6 +92,9 @@ def open_repo(repo_id: str, private: bool | None = None, left: str = "") -> str:
     Raises:
         UserError, Failed: see `told`.
     """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    check_ref(branch, "the branch")
     client = api()
     with told(f"can't push to {repo_id}", left):
         name = client.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -95,6 +103,11 @@ def open_repo(repo_id: str, private: bool | None = None, left: str = "") -> str:
                 f"{name} is public already, so nothing was uploaded; make it private on its page, or choose "
                 "another name"
             )
+        try:
+            client.create_branch(name, branch=branch or "main")
+        except HfHubHTTPError as error:
+            if error.response.status_code != 409:  # which says that it is there, and that one may write
+                raise
         return str(name)
 
 

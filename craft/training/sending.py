@@ -40,7 +40,8 @@ class SendingTrainer(ShardingTrainer):
     def init_hf_repo(self, token: str | None = None) -> None:
         """Makes the repository before training, so that a wrong name or token is told at once."""
         wanted, private = self.args.hub_model_id or self.run_dir.name, self.args.hub_private_repo
-        self.hub_model_id = decided_by_first(lambda: open_repo(wanted, private))
+        branch = self.args.hub_revision
+        self.hub_model_id = decided_by_first(lambda: open_repo(wanted, private, branch=branch))
 
     @property
     def sends_checkpoints(self) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import socket
+import ssl
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +14,10 @@ from typing import Any
 from craft.utils.common import Failed, UserError
 
 ACCESS = "set the environment variable HF_TOKEN to a token with write access, or run 'hf auth login'"
+READ_ACCESS = "set the environment variable HF_TOKEN to a token that is valid, or run 'hf auth login'"
+NO_REF = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|/\.|\.lock(/|$)|^[-/.]|[/.]$|^@?$|.{200}")
+"""What git refuses as the name of a branch or tag, and what is too long for a file's name."""
+CLIENTS = ("httpx", "httpx2", "httpcore", "requests", "urllib3", "aiohttp", "huggingface_hub", "hf_xet")
 CODE = ["*.py"]
 SAFE = ["*.json", "*.safetensors", "*.txt", "*.jinja", "craft_run.yaml"]
 """What is downloaded to use a model: nothing that runs."""
@@ -28,14 +34,32 @@ def check_repo_id(repo_id: str) -> str:
 
     try:
         validate_repo_id(repo_id)
+        valid = repo_id.count("/") == 1 and repo_id.isascii()
     except HFValidationError:
-        repo_id = ""
-    if repo_id.count("/") != 1:
+        valid = False
+    if not valid:
         raise UserError(
-            "a name on the Hub is USER/NAME or ORGANISATION/NAME, of letters, digits, '-', '_' and '.'; for "
-            "example craft push latest ada/char-lstm"
+            f"{repo_id!r} is no name on the Hub: that is USER/NAME or ORGANISATION/NAME, at most 96 of the "
+            "letters a-z and A-Z, digits, '-', '_' and '.' (no '--' or '..', neither '-' nor '.' at an end), "
+            "for example ada/char-lstm"
         )
     return repo_id
+
+
+def check_ref(name: str | None, what: str) -> None:
+    """Refuses what can't be the name of a branch, tag or commit; the Hub would say so in mid-upload.
+
+    Args:
+        what: what was being done, or the option, to begin the sentence with.
+
+    Raises:
+        UserError: naming it.
+    """
+    if name is not None and NO_REF.search(name):
+        raise UserError(
+            f"{what}: {name!r} can't be the name of a branch, tag or commit (git's rules: no spaces, none of "
+            "~ ^ : ? * [ \\, no '..', no '-', '.' or '/' at the beginning); choose another"
+        )
 
 
 def api() -> Any:
@@ -46,7 +70,7 @@ def api() -> Any:
     """
     from huggingface_hub import HfApi, constants, get_token
 
-    _quiet()
+    quiet()
     if constants.HF_HUB_OFFLINE:
         raise UserError("HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it")
     if not (token := get_token()):
@@ -55,18 +79,20 @@ def api() -> Any:
 
 
 @contextmanager
-def told(what: str, left: str = "") -> Iterator[None]:
+def told(what: str, left: str = "", reading: bool = False) -> Iterator[None]:
     """Turns whatever goes wrong between here and the Hub into one sentence.
 
     Args:
         what: what was being done, to begin the sentence with.
         left: what is left of it, to end the sentence with.
+        reading: nothing is written there.
 
     Raises:
         UserError: for what the user can mend: token, rights, name, revision.
         Failed: for what nobody did wrong: the network, the server.
     """
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     end = f"; {left}" if left else ""
     try:
@@ -75,13 +101,27 @@ def told(what: str, left: str = "") -> Iterator[None]:
         raise
     except OfflineModeIsEnabled:
         raise UserError(f"{what}: HF_HUB_OFFLINE is set; unset it{end}") from None
+    except HFValidationError as error:
+        raise UserError(f"{what}: {_reason(error)}{end}") from error
     except HfHubHTTPError as error:
-        raise _of_status(what, error, end) from error
+        raise _of_status(what, error, end, reading) from error
     except Exception as error:
-        # The HTTP clients and hf_xet have no base class of errors in common, and all of them mean one thing.
-        if not _is_network(error):
-            raise
-        raise Failed(f"{what}: {_reason(error)}{end}") from error
+        if (answered := _answer_in(error)) is not None:
+            raise _of_status(what, answered, end, reading) from error
+        if type(error).__name__ == "UnsupportedProtocol":  # of whichever HTTP client it is
+            raise UserError(
+                f"{what}: HF_ENDPOINT={constants.ENDPOINT} is no address, such as https://huggingface.co{end}"
+            ) from error
+        if of_the_network(error) and constants.HF_HUB_OFFLINE:
+            raise UserError(f"{what}: HF_HUB_OFFLINE is set; unset it{end}") from error
+        if of_the_network(error) or isinstance(error, OSError):
+            raise Failed(f"{what}: {_reason(error)}{end}") from error
+        if _met_by_client(error):
+            raise Failed(
+                f"{what}: what answered isn't the Hub, or is out of order ({_reason(error)}); is HF_ENDPOINT "
+                f"right, is there a proxy or log-in page between?{end}"
+            ) from error
+        raise
 
 
 def fetch(repo_id: str, revision: str | None = None, code: bool = False) -> Path:
@@ -137,16 +177,17 @@ def loading(repo_id: str, revision: str | None) -> Iterator[None]:
         RevisionNotFoundError,
     )
 
-    _quiet()
+    quiet()
     what = f"can't load the model {repo_id!r}"
+    check_ref(revision, what)
     try:
-        with told(what):
+        with told(what, reading=True):
             yield
     except (UserError, Failed) as error:
         cause = error.__cause__
         if isinstance(cause, GatedRepoError):
             raise UserError(
-                f"{what}: its owner grants access on its page; ask there, then {ACCESS}"
+                f"{what}: its owner grants access on its page; ask there, then {READ_ACCESS}"
             ) from cause
         if isinstance(cause, RepositoryNotFoundError):
             raise UserError(
@@ -154,14 +195,17 @@ def loading(repo_id: str, revision: str | None) -> Iterator[None]:
                 "'hf auth login') can't see it; give a folder made by 'craft train', or a Hub id"
             ) from cause
         if isinstance(cause, RevisionNotFoundError):
+            whole = " (a commit has 40 digits)" if re.fullmatch(r"[0-9a-f]{4,39}", revision or "") else ""
             raise UserError(
-                f"{what}: it has no revision {revision!r}; its page lists branches and tags"
+                f"{what}: it has no revision {revision!r}{whole}; its page lists branches and tags"
             ) from cause
         if isinstance(cause, LocalEntryNotFoundError):  # which is an EntryNotFoundError
             if constants.HF_HUB_OFFLINE:
                 raise UserError(
                     f"{what}: HF_HUB_OFFLINE is set and it isn't in the cache; unset it, or give a folder"
                 ) from cause
+            if isinstance(error, UserError) or _answer_in(cause) is not None:
+                raise
             raise Failed(
                 f"{what}: the Hub can't be reached ({_reason(cause)}), and it isn't in the cache"
             ) from cause
@@ -174,7 +218,7 @@ def looks_like_repo_id(name: str) -> bool:
     return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not Path(name).exists()
 
 
-def _quiet() -> None:
+def quiet() -> None:
     from huggingface_hub.utils import disable_progress_bars
     from huggingface_hub.utils.logging import set_verbosity_error
 
@@ -183,11 +227,14 @@ def _quiet() -> None:
         disable_progress_bars()
 
 
-def _of_status(what: str, error: Any, end: str) -> UserError | Failed:
+def _of_status(what: str, error: Any, end: str, reading: bool = False) -> UserError | Failed:
     status = getattr(error.response, "status_code", None)
     said = (getattr(error, "server_message", None) or _reason(error)).rstrip(".")
     if status == 401:
-        return UserError(f"{what}: the Hub doesn't accept the token (401); {ACCESS}{end}")
+        access = READ_ACCESS if reading else ACCESS
+        return UserError(f"{what}: the Hub doesn't accept the token (401); {access}{end}")
+    if status == 403 and reading:
+        return UserError(f"{what}: you may not read it (403, {said}); ask its owner{end}")
     if status == 403:
         return UserError(
             f"{what}: the token may not do that (403, {said}); use a name of your own or of your "
@@ -197,16 +244,37 @@ def _of_status(what: str, error: Any, end: str) -> UserError | Failed:
         return UserError(f"{what}: not found on the Hub (404, {said}); check the name and the branch{end}")
     if status in (400, 409, 422):
         return UserError(f"{what}: the Hub refused it ({status}, {said}){end}")
-    return Failed(f"{what}: the Hub answered {status} ({said}){end}")
+    later = "; try again later" if status == 429 or (status or 0) >= 500 else ""
+    return Failed(f"{what}: the Hub answered {status} ({said}){later}{end}")
 
 
-def _is_network(error: Exception) -> bool:
+def _answer_in(error: BaseException) -> Any:
+    """The answer of the Hub that another error follows from, if there was one."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    chain: BaseException | None = error
+    while chain is not None and not isinstance(chain, HfHubHTTPError):
+        chain = chain.__cause__
+    return chain
+
+
+def _met_by_client(error: Exception) -> bool:
+    """Whether it was raised while a client of the Hub read an answer."""
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_globals.get("__name__", "").startswith("huggingface_hub."):
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def of_the_network(error: BaseException) -> bool:
+    """Whether it comes from a connection: its libraries have no base class of errors in common."""
     chain: BaseException | None = error
     while chain is not None:
-        root = type(chain).__module__.split(".")[0]
-        if root in ("httpx", "httpx2", "httpcore", "requests", "urllib3", "huggingface_hub", "hf_xet"):
+        if type(chain).__module__.split(".")[0] in CLIENTS:
             return True
-        if isinstance(chain, OSError):
+        if isinstance(chain, (ConnectionError, TimeoutError, socket.gaierror, ssl.SSLError)):
             return True
         chain = chain.__cause__
     return False

@@ -144,7 +144,7 @@ DATA = [
     Mistake("train tekst.txt", "did you mean 'text.txt'?"),
     Mistake("train text.txt other.txt", "two texts given"),
     Mistake("train http://127.0.0.1:9/x.txt", "can't be reached"),
-    Mistake("train data.source=hub data.path=no/such", "no/such can't be reached"),
+    Mistake("train data.source=hub data.path=no/such", "no/such can't be loaded: HF_HUB_OFFLINE is set"),
     Mistake("train data.source=builtin data.path=python_dcs", "did you mean 'python_docs'?"),
     Mistake("train folder", "folder", lambda folder: (folder / "folder").mkdir()),
     text("empty.txt", b"", "empty.txt is empty"),

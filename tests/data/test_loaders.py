@@ -239,7 +239,9 @@ def test_the_hub_out_of_reach_is_told_with_a_way_out(tmp_path: Path) -> None:
     )
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert done.stdout.startswith("some/dataset can't be reached (HF_HUB_OFFLINE is set)"), done.stderr
+    assert done.stdout.startswith("some/dataset can't be loaded: HF_HUB_OFFLINE is set; unset it"), (
+        done.stderr
+    )
     assert "data.source=files data.path=" in done.stdout
 
 

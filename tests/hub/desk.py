@@ -111,7 +111,11 @@ class Desk:
 
 def one_line(done: subprocess.CompletedProcess[str]) -> str:
     """The one line of an error; what a command tells before it is no error."""
-    lines = [line for line in done.stderr.splitlines() if not line.startswith(("uploading", "data  ", "  "))]
+    lines = [
+        line
+        for line in done.stderr.splitlines()
+        if not line.startswith(("uploading", "data  ", "model  ", "precision ", "run  ", "  "))
+    ]
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("error: ")
     return lines[0]

@@ -15,6 +15,8 @@ import json
 import re
 import socket
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,6 +24,9 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKENS = {"hf_adaAdaAdaAdaAdaAda1": "ada", "hf_bobBobBobBobBobBob2": "bob"}
+READ_ONLY = "hf_readReadReadReadRead3"
+"""A token of ada's that may read."""
+ORGANISATIONS = {"ada": ["makers"]}
 LFS = (".safetensors", ".png", ".parquet", ".bin", ".pt", ".pth")
 MAIN = "main"
 
@@ -56,6 +61,16 @@ class Repo:
         return self.commits[self.find(revision) or ""]
 
 
+@dataclass
+class Answer:
+    """What the server says instead of what it should, after so many seconds."""
+
+    status: int
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0
+
+
 class Hub:
     """The server, its repositories, and what was sent to it.
 
@@ -65,6 +80,7 @@ class Hub:
         received: every byte of every request body, for tests that look for secrets.
         faults: "lfs", "commit", "preupload" or "download" -> how many of the next such requests are cut
             (or answered with the status given by `answers`).
+        trouble: gets method and path of every request, and says what is answered instead.
     """
 
     def __init__(self) -> None:
@@ -73,6 +89,7 @@ class Hub:
         self.received: list[bytes] = []
         self.faults: dict[str, int] = {}
         self.answers: dict[str, int] = {}
+        self.trouble: Callable[[str, str], Answer | None] = lambda method, path: None
         self.lock = threading.RLock()
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.http.daemon_threads = True
@@ -173,7 +190,14 @@ class Handler(BaseHTTPRequestHandler):
     def user(self) -> str | None:
         """Who asks; "?" for a token that nobody has."""
         sent = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
-        return TOKENS.get(sent, "?") if sent else None
+        return {**TOKENS, READ_ONLY: "ada"}.get(sent, "?") if sent else None
+
+    @property
+    def may_write(self) -> list[str]:
+        """The names under which whoever asks may write."""
+        if self.user is None or READ_ONLY in (self.headers.get("Authorization") or ""):
+            return []
+        return [self.user, *ORGANISATIONS.get(self.user, [])]
 
     # ---- Routes
 
@@ -182,6 +206,10 @@ class Handler(BaseHTTPRequestHandler):
         if self.user == "?":
             self.body()
             return self.refuse(401, "Invalid credentials in Authorization header")
+        if (trouble := self.hub.trouble(self.command, self.path)) is not None:
+            self.body()
+            time.sleep(trouble.seconds)
+            return self.send(trouble.body, trouble.status, **trouble.headers)
         for pattern, method in ROUTES:
             if found := re.fullmatch(pattern, path):
                 with self.hub.lock:
@@ -209,7 +237,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.user is None:
             return self.refuse(401, "Invalid username or password.")
         owner = asked.get("organization") or self.user
-        if owner != self.user:
+        if owner not in self.may_write:
             return self.refuse(
                 403, f"You don't have the rights to create a model under the namespace {owner!r}"
             )
@@ -229,8 +257,9 @@ class Handler(BaseHTTPRequestHandler):
     def found(self, kind: str, name: str, write: bool = False) -> Repo | None:
         """The repository, if it is there and the user may see (or change) it; otherwise answers so."""
         repo = self.hub.repos.get(f"{kind}/{name}")
-        mine = name.split("/")[0] == self.user
-        if repo is None or (repo.private and not mine):
+        owner = name.split("/")[0]
+        readable = [self.user, *ORGANISATIONS.get(self.user or "", [])]
+        if repo is None or (repo.private and owner not in readable):
             if write:
                 self.body()
             if self.user is None:
@@ -238,7 +267,7 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 self.refuse(404, "Repository not found", "RepoNotFound")
             return None
-        if write and not mine:
+        if write and owner not in self.may_write:
             self.body()
             self.refuse(403, "You don't have write access to this repository")
             return None

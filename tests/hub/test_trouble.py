@@ -1,0 +1,237 @@
+"""Bad names, refused rights, servers out of order, data sets that aren't: a sentence each, nothing lost."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from desk import Desk
+from server import READ_ONLY, Answer, Hub
+
+TRAIN = [
+    *("models=transformer", "models.hidden_size=16", "models.num_attention_heads=2", "data.block_size=16"),
+    *("training.global_batch_size=4", "training.max_steps=2", "training.save_steps=2"),
+    *("training.eval_strategy=no", "training.logging_steps=2", "training.sample_chars=0"),
+    *("training.report_to=none", "training.precision=fp32"),
+]
+STREAMED = ["data.streaming=true", "data.tokenizer=byte"]
+HTML = Answer(200, b"<html><body>Log in to the guests' network</body></html>", {"Content-Type": "text/html"})
+
+
+@pytest.fixture(scope="module")
+def model(office: Desk, model: Path) -> Path:
+    """A model of its own, so that a test sees whether it was touched."""
+    return Path(shutil.copytree(model, office.folder / "model"))
+
+
+@pytest.fixture
+def troubled(hub: Hub) -> Iterator[Hub]:
+    """The server, which does what it should again after the test."""
+    yield hub
+    hub.trouble = lambda method, path: None
+
+
+@pytest.mark.parametrize(
+    "name", ["ada", "ada/", "/x", "ada/x/y", "ada/größe", "ada/x..y", "ada/x--y", "ada/.x", "ada/" + "x" * 97]
+)
+def test_a_name_that_can_be_none_is_told(office: Desk, model: Path, name: str) -> None:
+    assert f"'{name}' is no name on the Hub" in office.said("push", str(model), name)
+    if name.count("/") == 1 and name.strip("/") == name:
+        assert f"can't load the model '{name}'" in office.said("generate", name)
+        assert f"can't load the model '{name}'" in office.said("train", f"models.init_from={name}")
+
+
+def test_names_of_all_allowed_kinds(hub: Hub, office: Desk, model: Path) -> None:
+    for name in ("ada/My.Model_v1-0", "makers/shared", "ada/" + "x" * 92):
+        office.done("push", str(model), name)
+        assert f"models/{name}" in hub.repos
+        office.done("generate", name, "-n", "3")
+    for name in ("other/x", "Ada/x"):
+        assert "403" in office.said("push", str(model), name)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "..", "-x", "a..b", "a~b", "a:b", "x.lock", "a//b", "x" * 300])
+def test_a_branch_or_tag_that_git_refuses_is_refused_before_anything_is_sent(
+    hub: Hub, office: Desk, model: Path, name: str
+) -> None:
+    for option in ("--branch", "--tag"):
+        said = office.said("push", str(model), "ada/refs", f"{option}={name}")
+        assert f"{option}: {name!r} can't be the name of a branch" in said
+    assert "can't be the name of a branch" in office.said("generate", "ada/refs", f"--revision={name}")
+    assert "models/ada/refs" not in hub.repos
+
+
+def test_versions_by_every_name(hub: Hub, office: Desk, model: Path) -> None:
+    office.done("push", str(model), "ada/named", "--tag", "v1", "--branch", "a/größe")
+    repo = hub.repos["models/ada/named"]
+    office.done("push", str(model), "ada/named")
+    commit = repo.find("main")
+    office.done("push", str(model), "ada/named")  # once more, and nothing is new
+    assert repo.find("main") == commit
+    assert commit is not None
+    for revision in ("v1", "a/größe", "main", commit):
+        office.done("generate", "ada/named", "-n", "3", "--revision", revision)
+    said = office.said("generate", "ada/named", "--revision", commit[:7])
+    assert f"no revision '{commit[:7]}' (a commit has 40 digits)" in said
+    assert "'main' is a branch there" in office.said("push", str(model), "ada/named", "--tag", "main")
+    assert "'v1' is taken" in office.said("push", str(model), "ada/named", "--tag", "v1")
+    assert len(repo.messages) == 3
+
+
+def test_a_tag_that_fails_is_told_with_where_the_model_is(troubled: Hub, office: Desk, model: Path) -> None:
+    troubled.trouble = lambda method, path: Answer(500) if "/tag/" in path else None
+    said = office.said("push", str(model), "ada/untagged", "--tag", "v1", status=1)
+    assert "the model is at http" in said
+    assert "its tag 'v1' can't be made" in said
+    assert "model.safetensors" in troubled.repos["models/ada/untagged"].files()
+
+
+def test_a_token_that_may_only_read(hub: Hub, office: Desk, model: Path) -> None:
+    office.done("push", str(model), "ada/readable", "--private")
+    assert "token with write access" in office.said("push", str(model), "ada/readable", HF_TOKEN=READ_ONLY)
+    office.done("generate", "ada/readable", "-n", "3", HF_TOKEN=READ_ONLY)
+    hub.add("models/ada/unread", {"config.json": b"{}"}, private=True)
+    assert "none of that name" in office.said("generate", "ada/unread", HF_TOKEN="")
+    pushed = ["training.push_to_hub=true", "training.hub_model_id=ada/readable"]
+    (office.folder / "t.txt").write_text("the quick brown fox\n" * 40)
+    assert "token with write access" in office.said("train", "t.txt", *TRAIN, *pushed, HF_TOKEN=READ_ONLY)
+
+
+ANSWERS = {
+    "500": (Answer(500, b'{"error": "Internal"}'), 1, "answered 500"),
+    "429": (Answer(429, b'{"error": "Too many"}', {"Retry-After": "0"}), 1, "answered 429"),
+    "502": (Answer(502, b"<html>Bad gateway</html>"), 1, "answered 502"),
+    "html": (HTML, 1, "isn't the Hub"),
+    "nowhere": (Answer(307, b"", {"Location": "http://127.0.0.1:9/"}), 1, "Connection refused"),
+    "circle": (Answer(302, b"", {"Location": "/round"}), 1, "redirects"),
+    "401": (Answer(401, b'{"error": "Invalid"}'), 2, "doesn't accept the token (401)"),
+    "403": (Answer(403, b'{"error": "No"}'), 2, "403, No"),
+}
+
+
+@pytest.mark.parametrize("case", ANSWERS)
+def test_whatever_the_server_answers_is_told(troubled: Hub, office: Desk, model: Path, case: str) -> None:
+    answer, status, phrase = ANSWERS[case]
+    before = {path.name: path.read_bytes() for path in model.iterdir()}
+    troubled.trouble = lambda method, path: answer
+    said = office.said("push", str(model), "ada/answered", status=status)
+    assert phrase in said
+    assert "the model is still in" in said
+    assert phrase in office.said("generate", f"ada/unseen-{case}", status=status)
+    if status == 1 and case != "circle":
+        troubled.trouble = lambda method, path: answer if "/commit/" in path else None
+        assert "can't push to ada/answered" in office.said("push", str(model), "ada/answered", status=1)
+    assert {path.name: path.read_bytes() for path in model.iterdir()} == before
+
+
+def test_a_server_that_is_slow_or_not_there(troubled: Hub, office: Desk) -> None:
+    assert "no address, such as https" in office.refused("generate", "ada/x", HF_ENDPOINT="nonsense")
+    troubled.trouble = lambda method, path: Answer(200, b"{}", seconds=2)
+    said = office.refused("generate", "ada/slow", status=1, HF_HUB_DOWNLOAD_TIMEOUT="1")
+    assert "can't load the model 'ada/slow'" in said
+
+
+def test_a_slash_behind_the_address_and_a_cache_without_network(hub: Hub, office: Desk, model: Path) -> None:
+    office.done("push", str(model), "ada/kept")
+    office.craft("generate", "ada/kept", "-n", "3", HF_ENDPOINT=f"{hub.url}/")
+    office.craft("generate", "ada/kept", "-n", "3", HF_HUB_OFFLINE="1")
+    assert "HF_HUB_OFFLINE is set" in office.refused("push", str(model), "ada/kept", HF_HUB_OFFLINE="1")
+
+
+def parquet(**columns: Any) -> bytes:
+    table = io.BytesIO()
+    pq.write_table(pa.table(columns), table)
+    return table.getvalue()
+
+
+FILE = "data/train-00000-of-00001.parquet"
+ROWS = [f"row {n}: the quick brown fox jumps over the lazy dog" for n in range(200)]
+CONFIGS = b"""---
+configs:
+- {config_name: en, data_files: en/*.parquet}
+- {config_name: de, data_files: de/*.parquet}
+---
+"""
+DATA: dict[str, tuple[dict[str, bytes], str]] = {
+    "nothing": ({".gitattributes": b""}, "doesn't contain any data files"),
+    "no-rows": ({FILE: parquet(text=pa.array([], pa.string()))}, "it is empty"),
+    "two": (
+        {"README.md": CONFIGS, "en/a.parquet": parquet(text=ROWS), "de/a.parquet": parquet(text=ROWS)},
+        "['en', 'de'] by data.config_name",
+    ),
+    "script": ({"data-script.py": b"raise SystemExit('run')\n"}, "craft runs no code of a data set"),
+    "column": ({FILE: parquet(content=ROWS)}, "data.text_column='text' isn't among the columns"),
+    "numbers": ({FILE: parquet(text=list(range(200)))}, "holds int64, not text"),
+    "damaged": ({FILE: parquet(text=ROWS)[:999]}, "not a parquet file"),
+    "split": ({FILE.replace("train", "test"): parquet(text=ROWS)}, "['test'] (data.split"),
+    "metadata": ({"README.md": b"---\n: : [\n---\n", FILE: parquet(text=ROWS)}, "no valid YAML"),
+    "latin": ({"train.txt": "größe\n".encode("latin-1") * 99}, "'utf-8' codec can't decode"),
+}
+
+
+@pytest.mark.parametrize("case", DATA)
+@pytest.mark.parametrize("more", [[], STREAMED], ids=["prepared", "streamed"])
+def test_a_data_set_that_cannot_be_trained_on_is_told(
+    hub: Hub, office: Desk, case: str, more: list[str]
+) -> None:
+    files, phrase = DATA[case]
+    hub.add(f"datasets/ada/data-{case}", files)
+    said = office.said("train", "data.source=hub", f"data.path=ada/data-{case}", *TRAIN, *more)
+    assert phrase in said
+
+
+def test_a_data_set_that_is_not_there_for_this_user_or_in_this_version(hub: Hub, office: Desk) -> None:
+    def said(path: str, *more: str, **environment: str) -> str:
+        return office.said("train", "data.source=hub", f"data.path={path}", *TRAIN, *more, **environment)
+
+    hub.add("datasets/ada/mine", {FILE: parquet(text=ROWS)}, private=True)
+    hub.add("datasets/bob/mine", {FILE: parquet(text=ROWS)}, private=True)
+    for path in ("ada/none", "bob/mine"):
+        assert "check its name, and if it is private or gated log in" in said(path)
+    assert "Revision 'v9' doesn't exist" in said("ada/mine", "data.revision=v9")
+    assert "'large' not found. Available: ['default']" in said("ada/mine", "data.config_name=large")
+    assert "Repo id must use" in said("ada/größe")
+    assert "data.streaming=false" in said("ada/mine", *STREAMED, "data.split=train[:50%]")
+
+
+def test_data_sets_of_the_hub_in_their_variants(hub: Hub, office: Desk, tmp_path: Path) -> None:
+    hub.add("datasets/ada/variants", DATA["two"][0])
+    hub.add("datasets/ada/named-otherwise", {FILE: parquet(content=ROWS)})
+    commit = hub.repos["datasets/ada/variants"].find("main")
+    for more in (
+        ["data.path=ada/variants", "data.config_name=de", f"data.revision={commit}", *STREAMED],
+        ["data.path=ada/named-otherwise", "data.text_column=content"],
+    ):
+        office.done("train", "data.source=hub", *more, *TRAIN, folder=tmp_path)
+
+
+@pytest.mark.parametrize("case", ["500", "html", "403", "gated"])
+def test_a_server_out_of_order_under_a_data_set(troubled: Hub, office: Desk, case: str) -> None:
+    gated = Answer(403, b"{}", {"X-Error-Code": "GatedRepo", "X-Error-Message": "restricted"})
+    answer, status, phrase = {
+        **ANSWERS,
+        "html": (HTML, 1, "does not seem to be served by a Hugging Face Hub"),
+        "403": (ANSWERS["403"][0], 2, "you may not read it (403"),
+        "gated": (gated, 2, "is a gated dataset on the Hub"),
+        "500": (Answer(501), 1, "answered 501"),  # which no client tries again
+    }[case]
+    troubled.trouble = lambda method, path: answer
+    assert phrase in office.said("train", "data.source=hub", f"data.path=ada/d-{case}", *TRAIN, status=status)
+
+
+def test_the_branch_of_a_run_is_made_before_it_trains(hub: Hub, office: Desk, tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("the quick brown fox\n" * 40)
+    pushed = ["training.push_to_hub=true", "training.hub_model_id=ada/branched"]
+    office.done("train", "t.txt", *TRAIN, *pushed, "training.hub_revision=trial", folder=tmp_path)
+    repo = hub.repos["models/ada/branched"]
+    assert "model.safetensors" in repo.files("trial")
+    assert "model.safetensors" not in repo.files("main")
+    assert repo.messages == ["initial commit", "Step 2", "Step 2, the end of training"]
+    said = office.said("train", "t.txt", *TRAIN, *pushed, "training.hub_revision=a b", folder=tmp_path)
+    assert "'a b' can't be the name of a branch" in said
