@@ -130,7 +130,7 @@ def test_training_goes_on_beside_an_upload_and_waits_for_the_last(
 ) -> None:
     """Also beside one that fails, and with a run that keeps one checkpoint."""
     settings: dict[str, Any] = {"push_to_hub": True, "hub_strategy": "checkpoint", "save_total_limit": 1}
-    monkeypatch.setattr("craft.training.sending.open_repo", lambda *_: "ada/run")
+    monkeypatch.setattr("craft.training.sending.open_repo", lambda *_, **__: "ada/run")
     monkeypatch.setattr("craft.training.sending.LAST", "last-checkpoint")
     trainer = tiny_run.trainer("char_transformer", tmp_path / "run", **QUIET, **settings)
     hub.faults["commit"], hub.answers["commit"] = 1, 409
