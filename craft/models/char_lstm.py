@@ -185,8 +185,9 @@ class CharLSTMModel(CharLSTMPreTrainedModel):
     ) -> BaseModelOutputWithPast:
         """Exactly one of `input_ids` [B, T] and `inputs_embeds` [B, T, H]; the cache is the carried state.
 
-        `position_ids` matter only where nothing else came before: positions that don't follow one another
-        begin a new text (packed training data), whose state is empty.
+        `attention_mask` [B, T], or with what came before it, has zeros where there is padding. `position_ids`
+        [B, T] matter only without these two: positions that don't follow one another begin a new text (packed
+        training data), whose state is empty. An exported graph doesn't look at them.
 
         Raises:
             ValueError: a mask that isn't one of padding, or a cache of another kind of model.
@@ -199,7 +200,7 @@ class CharLSTMModel(CharLSTMPreTrainedModel):
             )
         texts = None
         alone = attention_mask is None and past_key_values is None
-        if position_ids is not None and alone and not torch.compiler.is_compiling():
+        if position_ids is not None and alone and not torch.compiler.is_exporting():
             texts = find_packed_sequence_indices(position_ids.expand(hidden.shape[:2]))
         if past_key_values is None and use_cache:
             past_key_values = DynamicCache(config=self.config)

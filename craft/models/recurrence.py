@@ -31,7 +31,12 @@ class Recurrence(nn.LSTM):
         mask: torch.Tensor | None = None,
         texts: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """[B, T, H] and the state before it (h, c) [1, B, H] -> [B, T, H] and the state after it."""
+        """`hidden` [B, T, H] and the state before it (h, c) [1, B, H] -> [B, T, H] and the state after it.
+
+        Args:
+            mask: [B, T], false where there is padding.
+            texts: [B, T], the number of the text in its row, from 0; excludes the other two.
+        """
         steps = hidden.shape[1]
         if texts is not None:
             return self._apart(hidden, texts)
@@ -110,14 +115,21 @@ class Recurrence(nn.LSTM):
     def _apart(
         self, hidden: torch.Tensor, texts: torch.Tensor
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """Texts packed behind one another, numbered within their row by `texts` [B, T]: each from an empty
-        state, as a row of its own; the state is that after the last text of each row."""
+        """Texts packed behind one another, numbered in their row by `texts` [B, T], each from an empty state.
+
+        Before each text but the first there is a step that empties the state: a further input closes all
+        gates. So a row costs its characters and its texts; one with fewer of these begins with empty steps.
+        """
         batch, steps, width = hidden.shape
-        numbers = texts + steps * torch.arange(batch, device=texts.device)[:, None]
-        _, row, lengths = torch.unique_consecutive(numbers, return_inverse=True, return_counts=True)
-        column = torch.arange(batch * steps, device=row.device).view(batch, steps)
-        column = column - (lengths.cumsum(0) - lengths)[row]
-        mask = torch.arange(int(lengths.max()), device=row.device) < lengths[:, None]
-        read = hidden.new_zeros(*mask.shape, width).index_put((row, column), hidden)
-        out, (h, c) = self._padded(read, mask, None)
-        return out[row, column], (h[:, row[:, -1]], c[:, row[:, -1]])
+        w_ih, w_hh, b_ih, b_hh = self.all_weights[0]
+        most = int(texts.max())
+        places = torch.arange(steps, device=texts.device) + texts + most - texts[:, -1:]
+        index = places[..., None].expand(-1, -1, width)
+        read = hidden.new_zeros(batch, steps + most, width).scatter(1, index, hidden)
+        empty = hidden.new_ones(batch, steps + most).scatter(1, places, 0.0)
+        shut = torch.tensor([-_SHUT, -_SHUT, 0.0, -_SHUT], dtype=w_ih.dtype, device=w_ih.device)
+        weights = [torch.cat([w_ih, shut.repeat_interleave(width)[:, None]], dim=1), w_hh, b_ih, b_hh]
+        start = (w_ih.new_zeros(1, batch, width), w_ih.new_zeros(1, batch, width))
+        read = torch.cat([read, empty[..., None]], dim=2)
+        out, h, c = torch.lstm(read, start, weights, True, 1, 0.0, self.training, False, True)
+        return out.gather(1, index), (h, c)

@@ -195,6 +195,21 @@ def test_texts_packed_into_a_row_do_not_see_each_other(text: torch.Tensor) -> No
     assert model.model.layers[0].lstm.weight_hh_l0.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_packing_costs_one_step_a_text(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long text among short ones: nothing is padded to the longest, and compilers keep them apart too."""
+    lengths, ids = [64, *[1] * 9, 27], torch.arange(100)[None] % VOCAB
+    positions = torch.cat([torch.arange(n) for n in lengths])[None]
+    model = make_lstm()
+    expected = torch.cat([model(part).logits for part in ids.split(lengths, dim=1)], dim=1)
+    steps = []
+    kernel = torch.lstm
+    monkeypatch.setattr(torch, "lstm", lambda x, *rest: (steps.append(x.shape[:2]), kernel(x, *rest))[1])
+    forward = torch.compile(model.forward, backend="aot_eager") if compiled else model
+    torch.testing.assert_close(forward(ids, position_ids=positions).logits, expected)
+    assert compiled or steps == [(1, 110)] * 2
+
+
 def test_vocabulary_may_be_resized(text: torch.Tensor) -> None:
     model = make_lstm()
     before = model(text).logits
