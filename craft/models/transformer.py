@@ -285,7 +285,7 @@ class TransformerForCausalLM(TransformerPreTrainedModel, LanguageModel, Generati
 
     def _validate_generated_length(self, generation_config: Any, length: int, *args: Any) -> None:
         """Refuse at once what learned positions cannot do; a length that nobody asked for is cut to fit."""
-        if self.config.position == "learned" and generation_config._own_length:
+        if self.config.position == "learned" and getattr(generation_config, "_own_length", False):
             self.config.check_length(length + 1)
             room: Any = self.config.max_position_embeddings
             generation_config.max_length = min(generation_config.max_length, room)
