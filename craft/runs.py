@@ -189,7 +189,7 @@ def weights_sum(model_dir: Path) -> str:
 
 
 def describe_model(
-    model_dir: Path, paths: RunPaths, corpus: Corpus, evaluations: list[Evaluation], sample: str
+    model_dir: Path, paths: RunPaths, step: int, corpus: Corpus, evaluations: list[Evaluation], sample: str
 ) -> None:
     """What others want to know of the finished model, in its own folder: scores, facts about the text, loss
     curve, sample, and the card that tells of them."""
@@ -199,6 +199,7 @@ def describe_model(
 
     keep(
         model_dir,
+        step=step,
         data=facts(corpus),
         evaluations=[evaluation.to_dict() for evaluation in evaluations],
         sample=sample,

@@ -171,7 +171,7 @@ def workflow(
     # 7. Inference
     sample = write_sample(finished, tokenizer, args, paths)
     draw(paths, run, corpus)
-    describe_model(model_dir, paths, corpus, evaluations, sample)
+    describe_model(model_dir, paths, trainer.state.global_step, corpus, evaluations, sample)
     finish(paths, trainer.state.global_step)
     farewell(model_dir, paths, tokenizer)
     lines.final(weights_sum(model_dir))

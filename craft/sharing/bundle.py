@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from craft.sharing.card import CARD, render
+from craft.sharing.card import CARD, is_edited, render
 from craft.sharing.privacy import leak, public, public_run, public_text
 from craft.sharing.record import CURVE, DATA, EVALUATION, METRICS, SAMPLE, is_png, parameters_in
 from craft.utils.common import UserError
@@ -127,11 +127,12 @@ def _card(folder: Path, repo_id: str, licence: str | None) -> bytes:
     """The card for this place, or the one in the folder where a person has changed it."""
     path = folder / CARD
     written = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
-    if written is None or written == render(folder):
+    if written is None or not is_edited(written):
         return render(folder, repo_id, licence).encode()
     if licence is not None:
         raise UserError(
-            f"{path} was edited, so it is uploaded as it is; state the licence in it, not by --license"
+            f"{path} was edited, or isn't craft's, so it is uploaded as it is; state the licence in it, not "
+            "by --license, or delete it for a new one"
         )
     return written.encode()
 

@@ -6,6 +6,7 @@ add HTML or change the page. Only what is made here for its place (`Ready`) goes
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -24,6 +25,8 @@ TEMPLATE = Path(__file__).with_name("card.md.jinja")
 HERE = "path/to/this/folder"
 """The model in a card that doesn't know where it will be."""
 UNKNOWN_LICENCE = "unknown"
+SEAL = "<!-- Written by craft; what you change above is kept when the model is pushed. SHA-256 {} -->\n"
+"""The last line of a card in a folder: with it, the card as written is told from one that a person edited."""
 FIGURES = (
     ("bits_per_character", "bits per character", "bits_per_char"),
     ("bits_per_byte", "bits per byte", "bits_per_byte"),
@@ -50,16 +53,35 @@ class Ready(str):
     """Markdown that is escaped already."""
 
 
-def write_card(folder: Path) -> None:
-    """Writes the card of a model into its folder."""
-    replace_text(folder / CARD, render(folder))
+def write_card(folder: Path, name: str | None = None) -> None:
+    """Writes the card of a model into its folder.
+
+    Args:
+        name: the model's; by default that of the folder.
+    """
+    card = render(folder, name=name)
+    replace_text(folder / CARD, card + _seal(card))
 
 
-def render(folder: Path, repo_id: str | None = None, licence: str | None = None) -> str:
+def is_edited(card: str) -> bool:
+    """Whether a card isn't as `write_card` wrote it, wherever its folder is by now and whatever a newer craft
+    would write."""
+    above, mark, seal = card.rpartition(SEAL.partition("{}")[0])
+    return mark + seal != _seal(above)
+
+
+def _seal(card: str) -> str:
+    return SEAL.format(hashlib.sha256(card.encode()).hexdigest())
+
+
+def render(
+    folder: Path, repo_id: str | None = None, licence: str | None = None, *, name: str | None = None
+) -> str:
     """The card of the model in a folder, with the metadata of the Hub before it.
 
     Args:
-        repo_id: where it will be on the Hub.
+        repo_id: where it will be on the Hub, whose name is then the model's.
+        name: the model's where it isn't there; by default that of the folder.
         licence: an identifier of the Hub, for example `apache-2.0`; by default the run's
             `training.hub_license`.
 
@@ -83,7 +105,7 @@ def render(folder: Path, repo_id: str | None = None, licence: str | None = None)
         keep_trailing_newline=True,
     )
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    title = (repo_id or name_of(folder.name)).rpartition("/")[2]
+    title = (repo_id or name or name_of(folder.name)).rpartition("/")[2]
     return template.render(
         metadata=Ready(_front_matter(record, title, licence or UNKNOWN_LICENCE)),
         title=public_text(title),

@@ -19,8 +19,7 @@ CURVE = "loss_curve.png"
 METRICS = "metrics.jsonl"
 DATA = "data.json"
 STATE = "trainer_state.json"
-
-
+"""What transformers keeps in a checkpoint."""
 PNG = b"\x89PNG\r\n\x1a\n"
 MOST = 2**63
 """What no count of anything reaches."""
@@ -63,10 +62,8 @@ class Record:
         another program's, and a card isn't worth a failure. Nobody else needs to doubt a record.
         """
         run, facts = _yaml(folder / RUN_CONFIG), _json(folder / DATA)
+        scores = _json(folder / EVALUATION)
         step = _count(_json(folder / STATE).get("global_step"))
-        tail = folder.name.rpartition("_step_")[2]
-        if step is None and re.fullmatch("[0-9]{1,18}", tail):
-            step = int(tail)
         kind = _word(_json(folder / "config.json").get("model_type"))
         return cls(
             model_type=kind if kind and re.fullmatch(r"[\w.-]{1,96}", kind, re.ASCII) else "",
@@ -79,10 +76,10 @@ class Record:
                 for name, split in _section(facts.get("splits")).items()
                 if isinstance(split, dict)
             },
-            evaluations=[e for e in map(_evaluation, _list(folder / EVALUATION)) if e],
+            evaluations=[e for e in map(_evaluation, _list(scores.get("evaluations"))) if e],
             sample=_text(folder / SAMPLE, errors="strict").removesuffix("\n"),
             curve=is_png(folder / CURVE),
-            step=step,
+            step=_count(scores.get("step")) if step is None else step,
             parameters=count_parameters(folder),
         )
 
@@ -90,6 +87,7 @@ class Record:
 def keep(
     folder: Path,
     *,
+    step: int,
     data: dict[str, Any],
     evaluations: Sequence[dict[str, Any]],
     sample: str,
@@ -99,6 +97,7 @@ def keep(
     """Writes the record of a finished run beside its model, and the card that tells of it.
 
     Args:
+        step: of training, that it is from.
         data: facts about the text.
         evaluations: scores as plain data.
         sample: a text by the model.
@@ -107,7 +106,8 @@ def keep(
     from craft.sharing.card import write_card
 
     (folder / DATA).write_text(_dump(data), encoding="utf-8")
-    (folder / EVALUATION).write_text(_dump({"evaluations": list(evaluations)}), encoding="utf-8")
+    scores = {"step": step, "evaluations": list(evaluations)}
+    (folder / EVALUATION).write_text(_dump(scores), encoding="utf-8")
     (folder / SAMPLE).write_text(sample + "\n", encoding="utf-8", errors="replace", newline="")
     for source, name in ((metrics, METRICS), (curve, CURVE)):
         if source.is_file():
@@ -220,8 +220,7 @@ def _json(file: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _list(file: Path) -> list[Any]:
-    found = _json(file).get("evaluations")
+def _list(found: Any) -> list[Any]:
     return found if isinstance(found, list) else []
 
 

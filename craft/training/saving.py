@@ -29,6 +29,7 @@ from torch import nn
 from transformers.trainer_callback import ExportableState
 
 from craft.sharing.card import write_card
+from craft.sharing.record import STATE
 from craft.training import checkpoints, disk
 from craft.training.agreement import together
 from craft.training.arguments import CraftTrainingArguments
@@ -50,7 +51,6 @@ logger = get_logger(__name__)
 RAW_WEIGHTS = "training_weights.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 PROGRESS = "progress.json"
-STATE = "trainer_state.json"
 
 
 def rank_file(rank: int) -> str:
@@ -228,7 +228,7 @@ class SavingTrainer(SendingTrainer):
             text = yaml.safe_dump(self.run_config, sort_keys=False, allow_unicode=True)
             (folder / RUN_CONFIG).write_text(text, encoding="utf-8")
         (folder / "training_args.json").write_text(self.args.to_json_string() + "\n", encoding="utf-8")
-        write_card(folder)
+        write_card(folder, self.run_dir.name)
 
     def way_out(self) -> str:
         """How to go on after a failure."""

@@ -18,6 +18,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerState
 from transformers.trainer_utils import IntervalStrategy, TrainOutput
 from transformers.utils.logging import disable_progress_bar
 
+from craft.sharing.record import STATE
 from craft.training import checkpoints, disk, tracking
 from craft.training.agreement import decided_by_first, together
 from craft.training.arguments import CraftTrainingArguments
@@ -28,7 +29,6 @@ from craft.training.ending import EndingTrainer
 from craft.training.logging import METRICS_FILE, Progress
 from craft.training.memory import is_out_of_memory
 from craft.training.precision import suit_attention
-from craft.training.saving import STATE
 from craft.training.settings import model_settings, training_settings
 from craft.training.uploading import AT_ONCE
 from craft.training.watchdog import Watchdog

@@ -86,6 +86,22 @@ def test_the_card_on_the_hub_tells_of_the_run(hub: Hub, trained: Desk) -> None:
         assert f"## {heading}\n" in body
 
 
+def test_the_card_of_a_checkpoint_is_that_of_the_repository(hub: Hub, trained: Desk, office: Desk) -> None:
+    repo = hub.repos["models/ada/run"]
+    pushed = dict(zip(repo.messages, repo.commits.values()))
+    (checkpoint,) = (trained.folder / "outputs" / "models").glob("*/checkpoint-6")
+    run = checkpoint.parent.name
+    shown = office.done("push", str(checkpoint), "ada/run", "--license", "mit", "--dry-run")
+    for card, licence in ((pushed["Step 6"]["README.md"].decode(), "unknown"), (shown, "mit")):
+        assert "\n# run\n" in card
+        assert f"\nlicense: {licence}\n" in card
+        assert 'pipeline("text-generation", "ada/run", trust_remote_code=True)' in card
+        assert "after 6 steps of training" in card
+        assert "staging" not in card
+        assert "SHA-256" not in card.rpartition("## Licence")[2]
+    assert f"\n# {run}\n" in (checkpoint / "README.md").read_text(encoding="utf-8")
+
+
 def test_a_checkpoint_of_the_hub_resumes_to_the_same_weights(
     hub: Hub, trained: Desk, desk: Desk, model: Path
 ) -> None:

@@ -36,5 +36,7 @@ def folder_of(path: Path, name: str = "a text", sample: str = "words", **run: An
         "vocabulary": 30,
         "splits": {"train": {"characters": 900, "sha256": "ab" * 32}},
     }
-    keep(path, data=facts, evaluations=[score], sample=sample, metrics=path / "no", curve=path / "no")
+    keep(
+        path, step=90, data=facts, evaluations=[score], sample=sample, metrics=path / "no", curve=path / "no"
+    )
     return path

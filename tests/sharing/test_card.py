@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from record_folder import folder_of
 
 from craft.sharing.bundle import bundle, damage
-from craft.sharing.card import metadata, render, write_card
+from craft.sharing.card import CARD, TEMPLATE, is_edited, metadata, render, write_card
 from craft.sharing.record import Record
 from craft.utils.common import UserError
 
@@ -107,6 +107,45 @@ def test_a_card_that_a_person_edited_is_kept(tmp_path: Path) -> None:
         bundle(folder, "ada/x", "mit")
     write_card(folder)
     assert "ada/x" not in (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_card_is_for_the_place_it_goes_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However the folder is called by now, and whatever else a card of today says."""
+    written = folder_of(tmp_path / "lstm_step_90") / "README.md"
+    renamed = written.parent.rename(tmp_path / "best")
+    (tmp_path / "other.jinja").write_text(
+        TEMPLATE.read_text(encoding="utf-8") + "\nMore.\n", encoding="utf-8"
+    )
+    for template in (TEMPLATE, tmp_path / "other.jinja"):
+        monkeypatch.setattr("craft.sharing.card.TEMPLATE", template)
+        card = next(item.content for item in bundle(renamed, "ada/good", "mit") if item.name == "README.md")
+        found, body = parts(card.decode())  # type: ignore[union-attr]
+        assert found["model-index"][0]["name"] == "good"
+        assert found["license"] == "mit"
+        assert body.strip().startswith("# good\n")
+        assert "after 90 steps of training" in body
+        assert "path/to/this/folder" not in body
+        assert "lstm_step" not in body
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda card: card.replace("\n## Limits", "\nMy words.\n\n## Limits"),
+        lambda card: card.replace("license: unknown", "license: mit"),
+        lambda card: card.rpartition("<!--")[0],
+        lambda card: card + "\nMy words.\n",
+        lambda card: card + card,
+        lambda card: "",
+    ],
+)
+def test_any_edit_of_a_card_counts(tmp_path: Path, edit: Any) -> None:
+    path = folder_of(tmp_path / "m") / "README.md"
+    card = path.read_text(encoding="utf-8")
+    assert not is_edited(card)
+    path.write_text(edit(card), encoding="utf-8")
+    assert is_edited(edit(card))
+    assert next(i.content for i in bundle(path.parent, "ada/x") if i.name == CARD) == edit(card).encode()
 
 
 def test_a_folder_with_damaged_records_still_has_a_card(tmp_path: Path) -> None:
