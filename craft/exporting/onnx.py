@@ -85,6 +85,7 @@ def export_onnx(
         network = network.float().cpu()
         step = RecurrentStep(network) if network.carries_state else AttentionStep(network)
         _write(step, staging / FILE)
+        vars(network.config).pop("auto_map", None)  # it leads to code that isn't here and that nobody needs
         network.config.save_pretrained(staging)
         network.generation_config.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
