@@ -6,6 +6,7 @@ import asyncio
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,22 +19,54 @@ from craft.serving.requests import Refusal
 GRACE = 5
 """Seconds that running requests have to end once the server is told to stop."""
 SEND_BUFFER = 1 << 16
-MOST_CONNECTIONS = 700
-BACKLOG = 64
-"""So many connections are taken at a time, then counted: below the 1,024 files that a process may open."""
+WAITING = 128
+"""Connections that may wait to be taken."""
+OWN_FILES = 64
+"""What the process opens besides connections, with room to spare."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """How many connections a process has files for; each of them is one.
+
+    Args:
+        connections: kept at once; those beyond are hung up on.
+        backlog: taken at a time, before they are counted.
+    """
+
+    connections: int = 700
+    backlog: int = 64
+
+    @classmethod
+    def within(cls, files: int) -> Room:
+        """For a process that may open so many files; negative: any number."""
+        if files < 0:
+            return cls()
+        backlog = min(cls.backlog, max(1, files // 16))
+        # One lot may wait to be counted, and another, hung up on, to be closed, when the next is taken.
+        return cls(min(cls.connections, max(1, files - OWN_FILES - 3 * backlog)), backlog)
+
+    @classmethod
+    def here(cls) -> Room:
+        """For this process, as it was started (`ulimit -n`)."""
+        try:
+            import resource
+        except ImportError:  # Windows, which has no such limit
+            return cls()
+        return cls.within(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
 class Connection(H11Protocol):
     """A client's connection. uvicorn's waits for ever for the rest of a request's head, and for a client that
     doesn't take what it is sent; this one hangs up after `patience` seconds of either."""
 
-    def __init__(self, patience: float, **parts: Any) -> None:
+    def __init__(self, patience: float, most: int, **parts: Any) -> None:
         super().__init__(**parts)
-        self.patience = patience
+        self.patience, self.most = patience, most
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        if len(self.connections) > MOST_CONNECTIONS:
+        if len(self.connections) > self.most:
             transport.abort()
         # By itself the system would take megabytes, whole books, in the place of a client that doesn't.
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
@@ -75,13 +108,17 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: Any, patience: float, ready: Callable[[], None]) -> None:
-        parts: dict[str, Any] = {"http": partial(Connection, patience), "ws": "none", "lifespan": "off"}
+        room = Room.here()
+        connection = partial(Connection, patience, room.connections)
+        parts: dict[str, Any] = {"http": connection, "ws": "none", "lifespan": "off"}
         quiet: dict[str, Any] = {"log_level": "error", "access_log": False, "server_header": False}
-        super().__init__(uvicorn.Config(app, backlog=BACKLOG, **parts, **quiet))
+        super().__init__(uvicorn.Config(app, backlog=room.backlog, **parts, **quiet))
         self.ready = ready
 
     async def startup(self, sockets: Sequence[Any] | None = None) -> None:
         await super().startup(sockets=list(sockets or []))
+        for listener in sockets or []:
+            listener.listen(WAITING)  # more than are taken at a time: the system keeps them without a file
         self.ready()
 
     async def serve(self, sockets: Sequence[Any] | None = None) -> None:

@@ -2,12 +2,13 @@
 
 A page in a browser reaches `127.0.0.1` as well as its owner does. It may have its own name point there (DNS
 rebinding), which the header `Host` shows, or just send its requests, which `Origin` shows; neither can be
-set by the page.
+set by the page. An address in `Host` is harmless: nobody can have it point elsewhere.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import socket
 from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
@@ -19,12 +20,13 @@ class Names:
 
     Args:
         known: names and addresses besides those of this machine's loopback.
-        everywhere: the server listens to the network, where clients have names for it that it can't know;
-            then any `Host` is right, and a page must come from the same.
+        everywhere: the server listens to the network, where it answers to this machine's own names and to any
+            address, since it can't know by which others it is reached; a page must come from the same.
     """
 
     def __init__(self, known: Iterable[str], everywhere: bool = False) -> None:
-        self.known, self.everywhere = {name.lower() for name in known}, everywhere
+        own = (socket.gethostname(), socket.getfqdn()) if everywhere else ()
+        self.known, self.everywhere = {name.lower() for name in (*known, *own)}, everywhere
 
     def check(self, headers: Mapping[bytes, bytes]) -> None:
         """Refuses what a page of somebody else made a browser send.
@@ -33,7 +35,8 @@ class Names:
             Refusal: with status 403.
         """
         host, origin = (headers.get(header, b"").decode("latin-1") for header in (b"host", b"origin"))
-        if not self.everywhere and not self._ours(host):
+        at_an_address = _address(_name(host) or "") is not None
+        if not self._ours(host) and not (self.everywhere and at_an_address):
             raise Refusal(403, f"this server doesn't answer as {host[:100]!r}; see its option --allow-host")
         if origin and not self._ours(origin) and _name(origin) != (_name(host) or ""):
             raise Refusal(
@@ -47,10 +50,15 @@ class Names:
 
 def is_loopback(name: str) -> bool:
     """Whether only this machine reaches itself by that name or address."""
+    address = _address(name)
+    return name == "localhost" if address is None else address.is_loopback
+
+
+def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+        return ipaddress.ip_address(name)
     except ValueError:
-        return False
+        return None
 
 
 def _name(where: str) -> str | None:

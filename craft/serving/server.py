@@ -67,11 +67,12 @@ def read_template(file: Path) -> str:
     Raises:
         UserError: if the file can't be read, or isn't a template.
     """
-    from jinja2 import Environment, TemplateSyntaxError
+    from jinja2 import TemplateSyntaxError
+    from transformers.utils.chat_template_utils import _compile_jinja_template
 
     try:
         text = file.read_text(encoding="utf-8")
-        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text)
+        _compile_jinja_template(text)  # with the tags and filters that transformers' templates have
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"can't read --chat-template {file}: {error}") from error
     except TemplateSyntaxError as error:

@@ -13,7 +13,9 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -34,9 +36,10 @@ LONG = {"prompt": "9", "max_tokens": 100_000, "stream": True}
 class Server:
     """A `craft serve` process."""
 
-    def __init__(self, model: Path, *options: str) -> None:
+    def __init__(self, model: Path, *options: str, files: int = 1024) -> None:
         self.name = model.name
-        command = [sys.executable, "-m", "craft", "serve", str(model), "--port", "0", *options]
+        command = ["bash", "-c", f'ulimit -S -n {files}; exec "$@"', "serve"]
+        command += [sys.executable, "-m", "craft", "serve", str(model), "--port", "0", *options]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
         assert self.process.stderr is not None
@@ -79,6 +82,8 @@ def test_a_completion_is_the_text_that_craft_writes(server: Server, trained: Tra
     asked = {"model": server.name, "prompt": "9 green", "max_tokens": 50, "temperature": 0}
     whole = server.client.completions.create(**asked)
     assert whole.choices[0].text == expected
+    listed = server.client.completions.create(**asked | {"prompt": ["9 green"]})
+    assert listed.choices[0].text == expected
     assert (whole.choices[0].finish_reason, whole.model) == ("length", server.name)
     assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (7, 50)
     chunks = list(server.client.completions.create(**asked, stream=True))
@@ -125,8 +130,11 @@ def test_stop_texts_and_seeds(server: Server, trained: Trained) -> None:
 
 
 def test_sixteen_clients_write_at_once(server: Server) -> None:
-    def ask(n: int) -> tuple[str, float, float]:
-        asked = {"model": server.name, "prompt": str(n), "max_tokens": 100, "seed": n}
+    together = Barrier(16)
+
+    def ask(n: int, begin: Any = together.wait) -> tuple[str, float, float]:
+        asked = {"model": server.name, "prompt": str(n), "max_tokens": 200, "seed": n}
+        begin()
         if n % 2:
             return server.client.completions.create(**asked).choices[0].text, 0, 0
         pieces, times = [], []
@@ -136,11 +144,12 @@ def test_sixteen_clients_write_at_once(server: Server) -> None:
         return "".join(pieces), times[0], times[-1]
 
     with ThreadPoolExecutor(16) as pool:
-        together = list(pool.map(ask, range(16)))
-    alone = [ask(n) for n in range(16)]
-    assert [text for text, _, _ in together] == [text for text, _, _ in alone]  # nobody disturbs another
-    streams = [(first, last) for _, first, last in together if first]
-    assert max(first for first, _ in streams) < max(last for _, last in streams)  # none waits for whole texts
+        crowd = list(pool.map(ask, range(16)))
+    alone = [ask(n, begin=int) for n in range(16)]
+    assert [text for text, _, _ in crowd] == [text for text, _, _ in alone]  # nobody disturbs another
+    streams = [(first, last) for _, first, last in crowd if first]
+    assert len(streams) == 8
+    assert max(first for first, _ in streams) < min(last for _, last in streams)  # none waits for another
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -295,6 +304,17 @@ def fall_silent(server: Server) -> None:
         assert silent.recv(1000) == b""
 
 
+def crowd_in(server: Server) -> None:
+    """More connections than files: those there is no room for are hung up on, and no error is told."""
+    address = "127.0.0.1", int(server.url.rsplit(":", 1)[1])
+    with ExitStack() as held:
+        crowd = [held.enter_context(socket.create_connection(address, timeout=30)) for _ in range(400)]
+        for connection in crowd:  # idle all of them: in the end each is hung up on
+            with suppress(ConnectionResetError):
+                assert connection.recv(1) == b""
+        patiently(server)
+
+
 def bare(server: Server, body: Any, cut: int = 0) -> socket.socket:
     """A connection on which a request was sent, but for the last bytes."""
     connection = socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1])), timeout=30)
@@ -318,10 +338,11 @@ def patiently(server: Server) -> None:
 def test_caps_templates_and_ctrl_c(transformer: Trained, tmp_path: Path) -> None:
     template = tmp_path / "chat.jinja"
     template.write_text(
-        "{% for m in messages %}{{ m.role }} {{ m.content + (1 if m.role == 'sum' else '') }}{% endfor %}"
+        "{% for m in messages %}{% generation %}{{ m.role }} {% endgeneration %}"
+        "{{ m.content + (1 if m.role == 'sum' else '') }}{% endfor %}"
     )
     options = ("--max-tokens", "100000", "--max-prompt", "100", "--max-requests", "1", "--patience", "1")
-    running = Server(transformer.model, *options, "--chat-template", str(template))
+    running = Server(transformer.model, *options, "--chat-template", str(template), files=256)
     try:
         usage = running.post("/v1/completions", {"prompt": "9" * 100}).json()["usage"]
         assert (usage["prompt_tokens"], usage["completion_tokens"]) == (100, 500)
@@ -340,6 +361,7 @@ def test_caps_templates_and_ctrl_c(transformer: Trained, tmp_path: Path) -> None
         assert "as many as this server takes" in refused.json()["error"]["message"]
         hang_up(running)
         fall_silent(running)
+        crowd_in(running)
         with httpx.stream(
             "POST", f"{running.url}/v1/completions", content=json.dumps(LONG), headers=HEADERS
         ) as answer:
@@ -365,12 +387,20 @@ def test_caps_templates_and_ctrl_c(transformer: Trained, tmp_path: Path) -> None
             "can't listen on 203.0.113.7:8000: Cannot assign requested address; choose another --host",
         ),
         (["MODEL", "--port", "TAKEN"], "Address already in use; choose another --port (0: any free one)"),
+        (
+            ["MODEL", "--port", "0", "--chat-template", "BROKEN"],
+            "chat.jinja:2: Encountered unknown tag 'men'",
+        ),
         (["MODEL", "--port", "0", "--chat-template", "no.jinja"], "can't read --chat-template no.jinja"),
     ],
 )
-def test_a_server_that_cannot_start_says_why(transformer: Trained, options: list[str], said: str) -> None:
+def test_a_server_that_cannot_start_says_why(
+    transformer: Trained, tmp_path: Path, options: list[str], said: str
+) -> None:
+    broken = tmp_path / "chat.jinja"
+    broken.write_text("{{ messages }}\n{% men %}")
     with socket.create_server(("127.0.0.1", 0)) as other:
-        words = {"MODEL": str(transformer.model), "TAKEN": str(other.getsockname()[1])}
+        words = {"MODEL": str(transformer.model), "TAKEN": str(other.getsockname()[1]), "BROKEN": str(broken)}
         command = [sys.executable, "-m", "craft", "serve", *(words.get(word, word) for word in options)]
         done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr

@@ -159,15 +159,41 @@ def test_only_names_of_this_machine_are_answered(host: str) -> None:
             assert caught.value.status == 403
 
 
-def test_a_server_for_everyone_knows_its_pages_by_its_own_name() -> None:
-    names = Names(["0.0.0.0"], everywhere=True)
-    names.check({b"host": b"box.example:8000", b"origin": b"http://box.example:8000"})
-    names.check({b"host": b"10.0.0.7"})
-    for origin in (b"https://evil.example", b"null"):
-        with pytest.raises(Refusal):
-            names.check({b"host": b"box.example:8000", b"origin": origin})
-    with pytest.raises(Refusal):
-        names.check({b"origin": b"file://"})
+def everyone(monkeypatch: pytest.MonkeyPatch) -> Names:
+    monkeypatch.setattr("socket.gethostname", lambda: "Box")
+    monkeypatch.setattr("socket.getfqdn", lambda: "box.home.example")
+    return Names(["0.0.0.0", "proxy.example"], everywhere=True)
+
+
+@pytest.mark.parametrize(
+    "host", [*OURS[:-1], "box", "box.home.example:1", "proxy.example", "10.0.0.7", "[fe80::1]:8000"]
+)
+def test_a_server_for_everyone_answers_to_its_names_and_any_address(
+    monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    names = everyone(monkeypatch)
+    names.check({b"host": host.encode()})
+    names.check({b"host": host.encode(), b"origin": f"http://{host}".encode()})
+    for origin in (b"https://evil.example", b"http://10.0.0.8", b"null", b"file://"):
+        with pytest.raises(Refusal, match="pages of"):
+            names.check({b"host": host.encode(), b"origin": origin})
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "box.evil.example", "10.0.0.7.evil.example:8000", "10.0.0", ""]
+)
+def test_a_name_that_somebody_has_point_here_is_not_answered(
+    monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    """The page and its server seem to be one to the browser; only the name gives it away."""
+    names = everyone(monkeypatch)
+    for headers in ({}, {b"origin": f"http://{host}".encode()}):
+        with pytest.raises(Refusal, match="--allow-host") as caught:
+            names.check({b"host": host.encode(), **headers})
+        assert caught.value.status == 403
+
+
+def test_the_gate_asks_for_the_name() -> None:
     status, _ = asyncio.run(Client(PROMPT, host="evil.example").ask(gate()))
     assert status == 403
 
