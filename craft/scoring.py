@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from craft.inference import load
 from craft.sharing.trust import trusted
 from craft.utils.common import UserError
+from craft.utils.hub import meant_as_repo_id
 from craft.utils.outputs import OUTPUTS, RUN_CONFIG, evaluation_file, resolve
 
 if TYPE_CHECKING:
@@ -75,8 +75,12 @@ def evaluate(
     Raises:
         UserError: for an unknown model, protocol or split, or text that the model's tokenizer refuses.
     """
+    from craft.training.protocols import natural_protocol, stride_of
+
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; choose {', '.join(SPLITS[:-1])} or {SPLITS[-1]}")
+    for protocol in protocols:
+        stride_of(protocol)
     where = resolve(model, root)
     folder = trusted(where, revision, trust_remote_code)
     network, tokenizer = load(folder, trust_remote_code=trust_remote_code)
@@ -91,7 +95,6 @@ def evaluate(
 
     from craft.data.loaders import load_corpus
     from craft.training.evaluation import evaluate_split
-    from craft.training.protocols import natural_protocol
 
     corpus = load_corpus(arguments, tokenizer=tokenizer)
     ids = _split(corpus, split)
@@ -144,16 +147,10 @@ def _data_arguments(folder: Path, data: str | None) -> DataArguments:
     own = DataArguments() if saved is None else _read(saved)
     if data is None:
         return own
-    local = (
-        Path(data).expanduser().exists()
-        or any(c in data for c in "*?[")
-        or data.startswith(("http://", "https://", "/", ".", "~"))
-    )
-    hub = not local and re.fullmatch(r"[\w.-]+/[\w.-]+", data) is not None
     # A count of characters was meant for the run's own text: it may be more than all of this one.
     sizes = {name: getattr(own, name) for name in ("validation_size", "test_size") if getattr(own, name) < 1}
     return DataArguments(
-        source="hub" if hub else "files",
+        source="hub" if meant_as_repo_id(data) else "files",
         path=data,
         block_size=own.block_size,
         errors=own.errors,

@@ -33,6 +33,15 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("protocol", ["nonsense", "sliding", "sliding-x", "sliding-²", ""])
+def test_an_unknown_protocol_is_told_before_anything_is_loaded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    monkeypatch.setattr("craft.scoring.load", lambda *a, **k: pytest.fail("the model was loaded"))
+    with pytest.raises(UserError, match="unknown protocol"):
+        evaluate(folder, protocols=["blocks", protocol])
+
+
 def trained_on(folder: Path, **data: Any) -> None:
     fields = {"block_size": 16, "cache_dir": str(folder.parent / "cache"), **data}
     (folder / "craft_run.yaml").write_text(yaml.safe_dump({"data": fields}))

@@ -39,10 +39,10 @@ def command(
     craft push latest ada/char-lstm --private --tag v1 --license cc-by-4.0
     craft generate ada/char-lstm --revision v1
     """
-    from craft.inference import resolve
     from craft.sharing.bundle import bundle
     from craft.sharing.trust import check_folder
     from craft.utils.hub import check_ref, check_repo_id
+    from craft.utils.outputs import resolve
 
     check_ref(branch, "--branch")
     check_ref(tag, "--tag")

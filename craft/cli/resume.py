@@ -72,9 +72,9 @@ def go_on(
 
 def _here(run: str, revision: str | None = None) -> str:
     """The folder of a run, fetched from the Hub if it is USER/NAME."""
-    from craft.utils.hub import looks_like_repo_id
+    from craft.utils.hub import meant_as_repo_id
 
-    if not looks_like_repo_id(run) or Path(run).parent.is_dir():
+    if not meant_as_repo_id(run) or Path(run).parent.is_dir():
         if revision is not None:
             raise UserError(f"--revision {revision} picks a version on the Hub, and {run} isn't one")
         return run

@@ -93,9 +93,9 @@ def feature_package(run: Parts) -> Complaint:
 def attention(run: Parts) -> Complaint:
     """Of transformers' ways to compute attention, those that can be trained with here."""
     name, key = run.models.get("attn_implementation"), "models.attn_implementation"
-    if not name or run.recurrent or "/" in str(name):  # a kernel of the Hub
+    if not name or run.recurrent:
         return None
-    if str(name).startswith("flash_attention_"):
+    if name.startswith("flash_attention_"):
         package = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}.get(name)
         if package is None or not installed(package):
             what = f"the package {package}" if package else "a version of transformers that knows it"

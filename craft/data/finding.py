@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import glob
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 from urllib.parse import urlparse
@@ -14,6 +13,7 @@ from craft.data.arguments import DataArguments
 from craft.data.reading import COMPRESSED, looks_like_text
 from craft.data.sources import SAVED_TO_DISK, BuiltIn, HubDataset, Source, Tables, TextFiles, unreachable
 from craft.utils.common import UserError
+from craft.utils.hub import meant_as_repo_id
 from craft.utils.logging import get_logger
 
 TABLES = {".jsonl": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -108,9 +108,7 @@ def _local(pattern: str) -> list[Path]:
         )
     if path.is_symlink():
         raise UserError(f"data.path={pattern} is a link to {os.readlink(path)}, which doesn't exist")
-    hub = (
-        "; for a dataset of the Hub say data.source=hub" if re.fullmatch(r"[\w.-]+/[\w.-]+", pattern) else ""
-    )
+    hub = "; for a dataset of the Hub say data.source=hub" if meant_as_repo_id(pattern) else ""
     raise UserError(
         f"data.path={pattern} doesn't exist{_nearest(path)} (the current folder is {Path.cwd()}){hub}"
     )

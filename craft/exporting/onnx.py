@@ -108,9 +108,11 @@ def _made_whole(folder: Path) -> Iterator[Path]:
         Failed: if the disk fills up.
     """
     existed, staging = os.path.lexists(folder), folder / ".unfinished"
-    if existed and (not folder.is_dir() or any(folder.iterdir())):
+    if existed and (not folder.is_dir() or any(inside != staging for inside in folder.iterdir())):
         raise UserError(f"{folder} exists and isn't an empty folder; name another by --output, or delete it")
     try:
+        if staging.is_dir():  # of an export that was killed
+            shutil.rmtree(staging)
         staging.mkdir(parents=True)
     except OSError as error:
         reason = f"{folder} can't be written: {error.strerror}"

@@ -34,7 +34,7 @@ class Remembered:
 
 
 class Step(nn.Module):
-    """Wraps a model for export; `names` and `example` describe what goes in and comes out, in order."""
+    """Wraps a model for export; `inputs` and `outputs` name what goes in and comes out, in order."""
 
     inputs: list[str]
     outputs: list[str]

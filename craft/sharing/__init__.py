@@ -4,7 +4,6 @@
     card.py      the model card
     privacy.py   what nobody else should see: secrets, paths of this machine
     bundle.py    which files of a folder are for others, in their public form
-    hub.py       talking to the Hugging Face Hub: names, tokens, one sentence for each way to fail
     upload.py    a model, or a whole checkpoint to resume from, onto the Hub
     trust.py     what may be loaded
 

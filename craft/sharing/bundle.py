@@ -53,7 +53,7 @@ def bundle(folder: Path, repo_id: str, licence: str | None = None) -> list[Item]
     items = [Item(CARD, _card(folder, repo_id, licence))]
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     items += [item_of(folder / name) for name in names if MODEL.fullmatch(name)]
-    items += [item_of(folder / name) for name in RECORD[1:] if name in names and not damage(folder / name)]
+    items += [item_of(folder / name) for name in RECORD[1:] if name in names and not flaw(folder / name)]
     if not any(item.name.endswith(".safetensors") for item in items):
         raise UserError(
             f"{folder} holds no weights as safetensors (model.safetensors), so there is nothing to push"
@@ -93,7 +93,7 @@ def check(items: list[Item]) -> None:
 def _check_model(folder: Path) -> None:
     """Refuses a model that nobody could load."""
     for path in sorted(folder.iterdir()):
-        if MODEL.fullmatch(path.name) and (wrong := damage(path)):
+        if MODEL.fullmatch(path.name) and (wrong := flaw(path)):
             raise UserError(f"{path} is damaged, so nothing was uploaded: {wrong}; export the model again")
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
@@ -103,7 +103,7 @@ def _check_model(folder: Path) -> None:
         raise UserError(f"{folder} has no config.json that names a model_type, so nothing was uploaded")
 
 
-def damage(path: Path) -> str:
+def flaw(path: Path) -> str:
     """Why a file isn't what its name says, in a few words; empty if it seems to be."""
     import yaml
 

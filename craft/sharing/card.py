@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from craft.sharing.privacy import hub_data_set, name_of, public_run, public_text
+from craft.sharing.privacy import hub_data_set, name_of, public_run, public_text, public_words
 from craft.sharing.record import CURVE, Record
 from craft.utils.common import UserError, human
 from craft.utils.files import replace_text
@@ -196,7 +196,7 @@ def _encodable(value: Any) -> Any:
 def _name(record: Record) -> str:
     """The corpus as its owner calls it."""
     data = record.run["data"]
-    return public_text(str(record.name or data.get("name") or name_of(str(data.get("path") or "a text"))))
+    return public_words(str(record.name or data.get("name") or name_of(str(data.get("path") or "a text"))))
 
 
 def _corpus(record: Record) -> Ready | None:

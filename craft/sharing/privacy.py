@@ -9,15 +9,23 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+from craft.utils.hub import is_repo_id
 from craft.utils.masking import mask, secrets
 
-TEXTS = ("sample_prompt",)
-"""Settings that hold the user's words, where a slash is no path."""
+TEXTS = ("sample_prompt", "sample")
+"""What holds a text to go on from, or by a model, where a slash is no path."""
 PATHS = re.compile(r"(^|_)(path|dir|file|folder|from|checkpoint)$")
 """Names of settings that hold a path, if they hold text."""
-HUB = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
-WORD = re.compile(r"[\w.-]{1,96}", re.ASCII)
-"""An id of the Hub's oldest data sets, which have no owner: `imdb`."""
+PLACES = re.compile(
+    r"""
+      file:/+{rest}                                 # file:///data/my.txt
+    | (?<![\w.~/\\<-]) (?:/{part})(?:/{part})+ /?  # /data/my.txt; neither and/or, https://a/b nor /a/
+    | (?<![\w]) [A-Za-z]:(?:\\|/(?!/)){rest}       # C:\texts\my.txt
+    | (?<![\w\\]) \\\\{part}\\{rest}               # \\server\texts\my.txt
+    """.replace("{part}", r"[^\s/\\'\"<>|,;)\]}]+").replace("{rest}", r"[^\s'\"<>|,;)\]}]+"),
+    re.VERBOSE,
+)
+"""Absolute paths among other words."""
 
 
 def public_run(run: dict[str, Any]) -> dict[str, Any]:
@@ -26,13 +34,13 @@ def public_run(run: dict[str, Any]) -> dict[str, Any]:
     It stays valid for `craft train --config`: whoever repeats it puts the text of that name into the current
     folder.
     """
-    shown = {str(key): public(value, str(key)) for key, value in run.items()}
+    shown = public(run)
     data, training = run.get("data"), shown.get("training")
     if isinstance(data, dict) and (corpus := hub_data_set(data)):
         shown["data"]["path"] = corpus
     models = run.get("models")
-    if isinstance(models, dict) and _is_hub_id(models.get("init_from")):
-        shown["models"]["init_from"] = models["init_from"]
+    if isinstance(models, dict) and "/" in (base := _of_the_hub(models.get("init_from"))):
+        shown["models"]["init_from"] = base
     if isinstance(training, dict):
         shown["training"] = {
             key: value
@@ -44,15 +52,16 @@ def public_run(run: dict[str, Any]) -> dict[str, Any]:
 
 def hub_data_set(data: dict[str, Any]) -> str | None:
     """The id of the data set of the Hub that a run read, if it read one."""
-    path = data.get("path")
-    listed = _is_hub_id(path) or (isinstance(path, str) and WORD.fullmatch(path) and not Path(path).exists())
-    return path if data.get("source") == "hub" and listed else None
+    return (_of_the_hub(data.get("path")) or None) if data.get("source") == "hub" else None
 
 
 def public(value: Any, key: str = "") -> Any:
     """Plain data without secrets and paths: what is a path, or stands where one belongs, becomes its name."""
     if isinstance(value, dict):
-        return {name: public(each, str(name)) for name, each in value.items()}
+        names = [public_words(name) if isinstance(name, str) else name for name in value]
+        if len(set(names)) < len(names):  # paths of one name
+            names = [f"{name} ({place})" for place, name in enumerate(names, 1)]
+        return {shown: public(each, str(name)) for shown, (name, each) in zip(names, value.items())}
     if isinstance(value, list):
         return [public(each, key) for each in value]
     if not isinstance(value, str):
@@ -67,11 +76,17 @@ def public(value: Any, key: str = "") -> Any:
             value = urlunsplit((parts.scheme, host, parts.path, "", ""))
         elif _looks_like_a_path(value) or PATHS.search(key):
             value = name_of(value)
+        return public_words(value)
     return public_text(value)
 
 
+def public_words(text: str) -> str:
+    """What somebody wrote, without secrets and with paths as names."""
+    return public_text(PLACES.sub(lambda found: name_of(found[0]), text))
+
+
 def public_text(text: str) -> str:
-    """A text without secrets; folders of this machine in it show as `~` and `.`."""
+    """A text of a model or for it without secrets; folders of this machine in it show as `~` and `.`."""
     for pattern, shown in _folders():
         text = re.sub(pattern, lambda found, shown=shown: shown, text)  # type: ignore[misc]
     return mask(text)
@@ -111,5 +126,6 @@ def _looks_like_a_path(value: str) -> bool:
     return re.match(r"(/|~|\.{1,2}[/\\]|[A-Za-z]:[/\\]|\\\\|file:)", value) is not None
 
 
-def _is_hub_id(value: Any) -> bool:
-    return isinstance(value, str) and HUB.fullmatch(value) is not None and not Path(value).exists()
+def _of_the_hub(value: Any) -> str:
+    """The id of something on the Hub; empty if it is none, or a path."""
+    return value if isinstance(value, str) and is_repo_id(value) and not Path(value).exists() else ""

@@ -16,11 +16,11 @@ from craft.sharing.bundle import Item, bundle, check, item_of
 from craft.sharing.privacy import public_run
 from craft.sharing.record import METRICS
 from craft.sharing.trust import PICKLES
-from craft.utils.common import UserError
+from craft.utils.common import Failed, UserError
 from craft.utils.files import replace_text, sync
 from craft.utils.hub import api, check_ref, check_repo_id, download, told
 from craft.utils.logging import get_logger
-from craft.utils.manifest import MANIFEST, damage, manifest_text
+from craft.utils.manifest import MANIFEST, damage, difference, manifest_text, read_manifest
 from craft.utils.outputs import OUTPUTS, RUN_CONFIG, RUN_NAMES, RunPaths, slug
 
 logger = get_logger(__name__)
@@ -180,15 +180,28 @@ def fetch_run(repo_id: str, root: Path = OUTPUTS, revision: str | None = None) -
             here already.
         Failed: if the Hub can't be reached.
     """
-    wanted = [f"{LAST}/*"]
-    snapshot = download(repo_id, revision, wanted) / LAST
-    paths, step = _names_of(snapshot, repo_id, root)
+    wanted, code = [f"{LAST}/*"], ["*.py"]  # which a run goes on without
+    snapshot = download(repo_id, revision, wanted, leave_out=code) / LAST
+    if not (snapshot / RUN_NAMES).is_file():
+        raise UserError(
+            f"{repo_id} holds no checkpoint to resume from; its owner must train with "
+            "training.push_to_hub=true training.hub_strategy=checkpoint"
+        )
+    try:
+        paths, manifest = _read(snapshot, root)
+    except ValueError:  # the cache of the client may be what is damaged
+        commit = snapshot.parent.name
+        snapshot = download(repo_id, commit, wanted, leave_out=code, anew=True) / LAST
+        try:
+            paths, manifest = _read(snapshot, root)
+        except ValueError as error:
+            raise UserError(
+                f"the checkpoint of {repo_id} is damaged: {error}; its owner must push it again"
+            ) from error
     if paths.run_dir.exists():
         raise UserError(
             f"the run of {repo_id} is here already; go on with it by: craft resume {paths.run_dir}"
         )
-    if damage(snapshot, step):  # the cache of the client may be what is damaged
-        snapshot = download(repo_id, snapshot.parent.name, wanted, anew=True) / LAST
     if pickles := [path.name for path in snapshot.rglob("*") if path.suffix in PICKLES]:
         raise UserError(
             f"the checkpoint of {repo_id} holds a pickle ({pickles[0]}), which craft doesn't open"
@@ -196,10 +209,11 @@ def fetch_run(repo_id: str, root: Path = OUTPUTS, revision: str | None = None) -
     staging = replace(paths, folder=paths.run_dir.with_name(f".fetching-{paths.run_dir.name}"))
     shutil.rmtree(staging.run_dir, ignore_errors=True)  # of a process that was killed
     try:
-        checkpoint = staging.run_dir / f"checkpoint-{step}"
-        shutil.copytree(snapshot, checkpoint, ignore=shutil.ignore_patterns(RUN_NAMES, METRICS))
-        if why := damage(checkpoint, step):
-            raise UserError(f"the checkpoint of {repo_id} is damaged: {why}; its owner must push it again")
+        checkpoint = staging.run_dir / f"checkpoint-{manifest['step']}"
+        shutil.copytree(snapshot, checkpoint, ignore=shutil.ignore_patterns(RUN_NAMES, METRICS, *code))
+        replace_text(checkpoint / MANIFEST, manifest_text(manifest))
+        if why := damage(checkpoint, manifest["step"]):
+            raise Failed(f"the checkpoint of {repo_id} can't be copied to {paths.run_dir}: {why}")
         if (snapshot / METRICS).is_file():
             shutil.copyfile(snapshot / METRICS, staging.run_dir / METRICS)
         replace_text(staging.run_dir / RUN_CONFIG, _public_run_of(snapshot))
@@ -210,25 +224,28 @@ def fetch_run(repo_id: str, root: Path = OUTPUTS, revision: str | None = None) -
     except BaseException:
         shutil.rmtree(staging.run_dir, ignore_errors=True)
         raise
-    logger.info(f"fetched   step {step:,} of {repo_id} into {paths.run_dir}")
+    logger.info(f"fetched   step {manifest['step']:,} of {repo_id} into {paths.run_dir}")
     return paths.run_dir
 
 
-def _names_of(snapshot: Path, repo_id: str, root: Path) -> tuple[RunPaths, int]:
-    """What the run of a fetched checkpoint is called here, and its step."""
-    names = snapshot / RUN_NAMES
-    if not names.is_file():
-        raise UserError(
-            f"{repo_id} holds no checkpoint to resume from; its owner must train with "
-            "training.push_to_hub=true training.hub_strategy=checkpoint"
-        )
+def _read(snapshot: Path, root: Path) -> tuple[RunPaths, dict[str, Any]]:
+    """What the run of a fetched checkpoint is called here, and the manifest of its files but for code.
+
+    Raises:
+        ValueError: in a few words, if it isn't whole.
+    """
+    manifest = read_manifest(snapshot)
+    manifest["files"] = {name: entry for name, entry in manifest["files"].items() if not name.endswith(".py")}
+    if why := difference(snapshot, manifest["files"]):
+        raise ValueError(why)
+    if type(manifest.get("step")) is not int:
+        raise ValueError(f"its {MANIFEST} names no step")
     try:
-        found = json.loads(names.read_text(encoding="utf-8"))
-        step = int(json.loads((snapshot / MANIFEST).read_text(encoding="utf-8"))["step"])
+        found = json.loads((snapshot / RUN_NAMES).read_text(encoding="utf-8"))
         words = {key: slug(str(found[key])) for key in ("model_name", "size", "precision", "stamp")}
-        return RunPaths(**words, root=root, text=found.get("text")), step  # type: ignore[arg-type]
+        return RunPaths(**words, root=root, text=found.get("text")), manifest  # type: ignore[arg-type]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"the checkpoint of {repo_id} isn't one of craft's: {error}") from error
+        raise ValueError(f"its {RUN_NAMES} can't be read") from error
 
 
 def _public_run_of(snapshot: Path) -> str:

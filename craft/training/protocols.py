@@ -66,6 +66,21 @@ def natural_protocol(model: Any) -> str:
     return "stateful" if model.carries_state else "blocks"
 
 
+def stride_of(protocol: str) -> int:
+    """The N of "sliding-N"; 0 for the others.
+
+    Raises:
+        UserError: if there is no such protocol.
+    """
+    if protocol in ("blocks", "stateful"):
+        return 0
+    stride = protocol.removeprefix("sliding-")
+    if stride == protocol or not (stride.isascii() and stride.isdigit()):
+        near = did_you_mean(protocol, ("blocks", "stateful", "sliding-32"))
+        raise UserError(f"unknown protocol {protocol!r}{near}; use blocks, stateful or sliding-N")
+    return int(stride)
+
+
 def check_protocol(protocol: str, *, carries_state: bool, block_size: int, context: int | None) -> int:
     """The stride of a protocol (0 for "stateful"), if it can be used with a model.
 
@@ -76,7 +91,7 @@ def check_protocol(protocol: str, *, carries_state: bool, block_size: int, conte
     Raises:
         UserError: if there is no such protocol, or not for this model.
     """
-    stride = protocol.removeprefix("sliding-")
+    stride = stride_of(protocol)
     if protocol == "stateful":
         if not carries_state:
             raise UserError(
@@ -89,11 +104,8 @@ def check_protocol(protocol: str, *, carries_state: bool, block_size: int, conte
         )
     if protocol == "blocks":
         return block_size
-    if stride == protocol or not stride.isdigit():
-        near = did_you_mean(protocol, ("blocks", "stateful", "sliding-32"))
-        raise UserError(f"unknown protocol {protocol!r}{near}; use blocks, stateful or sliding-N")
-    if not 1 <= int(stride) <= block_size:
+    if not 1 <= stride <= block_size:
         raise UserError(
             f"protocol {protocol!r}: the stride must lie between 1 and the window of {block_size}"
         )
-    return int(stride)
+    return stride

@@ -21,6 +21,25 @@ CLIENTS = ("httpx", "httpx2", "httpcore", "requests", "urllib3", "aiohttp", "hug
 CODE = ["*.py"]
 SAFE = ["*.json", "*.safetensors", "*.txt", "*.jinja", "craft_run.yaml"]
 """What is downloaded to use a model: nothing that runs."""
+BELOW = ["*/*"]
+"""What isn't: folders, in which checkpoints to resume from lie."""
+
+
+def is_repo_id(name: str) -> bool:
+    """Whether there may be a repository of that name on the Hub; the oldest have no owner before it."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return name.isascii()
+
+
+def meant_as_repo_id(name: str) -> bool:
+    """Whether the user means USER/NAME on the Hub, rather than a path; it may be misspelt."""
+    return re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) is not None and not Path(name).exists()
 
 
 def check_repo_id(repo_id: str) -> str:
@@ -29,15 +48,7 @@ def check_repo_id(repo_id: str) -> str:
     Raises:
         UserError: if it isn't one.
     """
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(repo_id)
-        valid = repo_id.count("/") == 1 and repo_id.isascii()
-    except HFValidationError:
-        valid = False
-    if not valid:
+    if repo_id.count("/") != 1 or not is_repo_id(repo_id):
         raise UserError(
             f"{repo_id!r} is no name on the Hub: that is USER/NAME or ORGANISATION/NAME, at most 96 of the "
             "letters a-z and A-Z, digits, '-', '_' and '.' (no '--' or '..', neither '-' nor '.' at an end), "
@@ -135,20 +146,29 @@ def fetch(repo_id: str, revision: str | None = None, code: bool = False) -> Path
         UserError: if there is no such model or revision.
         Failed: if it can't be reached.
     """
-    return download(repo_id, revision, [*SAFE, *(CODE if code else [])])
+    return download(repo_id, revision, [*SAFE, *(CODE if code else [])], leave_out=BELOW)
 
 
-def download(repo_id: str, revision: str | None, patterns: list[str], *, anew: bool = False) -> Path:
+def download(
+    repo_id: str, revision: str | None, patterns: list[str], *, leave_out: list[str], anew: bool = False
+) -> Path:
     """As `fetch`, of the files that match.
 
     Args:
+        patterns, leave_out: as for `fnmatch`, whose `*` stands for slashes, too.
         anew: also what is in the cache already.
     """
     from huggingface_hub import snapshot_download
 
     with loading(repo_id, revision):
         return Path(
-            snapshot_download(repo_id, revision=revision, allow_patterns=patterns, force_download=anew)
+            snapshot_download(
+                repo_id,
+                revision=revision,
+                allow_patterns=patterns,
+                ignore_patterns=leave_out,
+                force_download=anew,
+            )
         )
 
 
@@ -212,10 +232,6 @@ def loading(repo_id: str, revision: str | None) -> Iterator[None]:
         if isinstance(cause, EntryNotFoundError):
             raise UserError(f"{what}: it has no config.json, so it isn't a model") from cause
         raise
-
-
-def looks_like_repo_id(name: str) -> bool:
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not Path(name).exists()
 
 
 def quiet() -> None:

@@ -22,8 +22,14 @@ SHORTEST = 8
 """Characters of a secret. Whatever is shorter ("true", "1") is a setting, and a word of many texts."""
 HUB_TOKEN = re.compile(r"(?<![A-Za-z0-9])hf_(?:[A-Za-z0-9]{16,}|(?=[a-z]*[0-9A-Z])[A-Za-z0-9]{8,})")
 """A token of the Hugging Face Hub; `hf_datasets` is a word."""
-OTHERS = re.compile(r"(?<=://)[^/\s@]+:[^/\s@]+(?=@)|(?<=[Bb]earer )[\w.~+/-]{8,}|wandb_v\d_\w{16,}")
-"""A password inside a URL, the token of a request, a key of Weights & Biases."""
+HEADER = re.compile(r"(?i)(authorization\W{1,6}bearer\s+)[^\s\"']{8,}")
+"""The token of a request, whatever it looks like."""
+OTHERS = re.compile(
+    r"(?<=://)[^/\s@]+:[^/\s@]+(?=@)|wandb_v\d_\w{16,}"
+    r"|(?<=[Bb]earer )(?:(?=[\w.~+/-]*\d)[\w.~+/-]{8,}|(?=[\w.~+/-]*[a-z][A-Z])[\w.~+/-]{20,})"
+)
+"""A password inside a URL, a key of Weights & Biases, the token of a request: a bearer that carries a letter
+has neither digits nor capitals inside."""
 
 
 def secrets() -> list[str]:
@@ -43,7 +49,7 @@ def mask(text: str) -> str:
             text = re.sub(rf"(?<!\d)(?<!\d\.){secret}(?!\d)", MASK, text)
         else:
             text = text.replace(secret, MASK)
-    return OTHERS.sub(MASK, HUB_TOKEN.sub(MASK, text))
+    return OTHERS.sub(MASK, HEADER.sub(rf"\1{MASK}", HUB_TOKEN.sub(MASK, text)))
 
 
 def masked(value: Any) -> Any:

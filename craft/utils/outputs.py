@@ -22,6 +22,7 @@ from pathlib import Path
 
 from craft.utils.common import UserError
 from craft.utils.files import replace_text
+from craft.utils.hub import meant_as_repo_id
 
 OUTPUTS = Path("outputs")
 RUN_NAMES = "run.json"
@@ -164,7 +165,7 @@ def resolve(model: str | Path, root: Path = OUTPUTS) -> str:
                 f"{path} holds no model (no config.json); give a finished model's folder, or 'latest'"
             )
         return str(max(inside, key=lambda p: (p / "config.json").stat().st_mtime_ns))
-    if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
+    if path.exists() or not meant_as_repo_id(str(model)):
         raise UserError(
             f"no model at {str(model)!r}; give a folder made by 'craft train', a Hub id such as user/name, "
             "or 'latest'"

@@ -9,6 +9,8 @@ import yaml
 from desk import Desk
 from server import Hub, Repo
 
+from craft.utils.manifest import damage
+
 FEW = [
     *("data.block_size=8", "training.global_batch_size=4", "training.max_steps=2", "training.save_steps=2"),
     *("training.eval_strategy=no", "training.logging_steps=2", "training.sample_chars=0"),
@@ -167,9 +169,41 @@ def test_what_the_cache_has_damaged_is_fetched_again(
     hub.add("models/ada/cached", half)
     office.done("resume", "ada/cached", "--print-config", folder=folder)
     cache = office.folder / "home" / "hf" / "hub" / "models--ada--cached"
-    (weights,) = cache.glob("snapshots/*/last-checkpoint/model.safetensors")
-    blob = weights.resolve()
-    blob.write_bytes(blob.read_bytes()[:-1] + b"?")
-    (other := folder / "other").mkdir()
-    office.done("resume", "ada/cached", "--print-config", folder=other)
-    assert runs(other) == runs(folder) != []
+    for number, name in enumerate(("model.safetensors", "manifest.json", "run.json")):
+        (file,) = cache.glob(f"snapshots/*/last-checkpoint/{name}")
+        blob = file.resolve()
+        blob.write_bytes(blob.read_bytes()[:-1] + b"?")
+        (other := folder / str(number)).mkdir()
+        office.done("resume", "ada/cached", "--print-config", folder=other)
+        assert runs(other) == runs(folder) != []
+    hub.add("models/ada/torn", {**half, "last-checkpoint/run.json": b"{"})
+    said = office.said("resume", "ada/torn", folder=folder)
+    assert "ada/torn is damaged: its run.json can't be read; its owner must push it again" in said
+
+
+def below(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_model_is_fetched_without_its_checkpoints(
+    hub: Hub, office: Desk, half: dict[str, bytes], folder: Path
+) -> None:
+    hub.add("models/ada/whole", half)
+    office.done("generate", "ada/whole", "-n", "3", "--trust-remote-code")
+    office.done("train", "new.txt", "models.init_from=ada/whole", "--print-config", folder=folder)
+    (snapshot,) = (office.folder / "home" / "hf" / "hub" / "models--ada--whole").glob("snapshots/*")
+    assert {"model.safetensors", "char_lstm.py"} <= set(below(snapshot))
+    assert not [name for name in below(snapshot) if "/" in name]
+
+
+def test_no_code_comes_with_a_checkpoint(
+    hub: Hub, office: Desk, half: dict[str, bytes], folder: Path
+) -> None:
+    assert "last-checkpoint/char_lstm.py" in half
+    hub.add("models/ada/coded", {**half, "last-checkpoint/more.py": b"1 / 0"})
+    office.done("resume", "ada/coded", "--print-config", folder=folder)
+    cache = office.folder / "home" / "hf" / "hub" / "models--ada--coded"
+    for place in (folder / "outputs", cache):
+        assert not [name for name in below(place) if name.endswith(".py")]
+    (checkpoint,) = (folder / "outputs" / "models").glob("*/checkpoint-6")
+    assert not damage(checkpoint, 6)

@@ -140,6 +140,17 @@ def test_an_export_that_fails_leaves_nothing(
     assert folder.exists() == there
 
 
+def test_what_a_killed_export_left_is_no_obstacle(tmp_path: Path, tiny: Path) -> None:
+    (left := tmp_path / "out" / ".unfinished").mkdir(parents=True)
+    (left / "config.json").write_text("half")
+    export_onnx(tiny, left.parent)
+    assert not left.exists()
+    assert (left.parent / "model.onnx").is_file()
+    left.mkdir()
+    with pytest.raises(UserError, match="isn't an empty folder"):
+        export_onnx(tiny, left.parent)
+
+
 def test_a_place_that_cannot_be_written_is_said_before_the_work(tmp_path: Path, tiny: Path) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "link").symlink_to("nowhere")

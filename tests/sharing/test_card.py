@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from record_folder import folder_of
 
-from craft.sharing.bundle import bundle, damage
+from craft.sharing.bundle import bundle, flaw
 from craft.sharing.card import CARD, TEMPLATE, is_edited, metadata, render, write_card
 from craft.sharing.record import Record
 from craft.utils.common import UserError
@@ -263,7 +263,7 @@ def test_no_bytes_break_the_card(tmp_path: Path, name: str, content: bytes) -> N
     card = render(folder)
     is_a_card(card)
     card.encode()
-    if name in ("config.json", "model.safetensors", "tokenizer.json") and damage(folder / name):
+    if name in ("config.json", "model.safetensors", "tokenizer.json") and flaw(folder / name):
         with pytest.raises(UserError, match=f"{name} is damaged"):
             bundle(folder, "ada/x")
     elif name == "config.json":
@@ -272,7 +272,7 @@ def test_no_bytes_break_the_card(tmp_path: Path, name: str, content: bytes) -> N
     else:
         sent = {item.name for item in bundle(folder, "ada/x")}
         assert (name in sent) == (
-            (folder / name).exists() and name != "trainer_state.json" and not damage(folder / name)
+            (folder / name).exists() and name != "trainer_state.json" and not flaw(folder / name)
         )
 
 

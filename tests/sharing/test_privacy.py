@@ -67,6 +67,52 @@ def test_texts_lose_folders_and_secrets(machine: Path) -> None:
     assert public_text(said) == "in ./a.txt and ~/b.txt with ***, ***"
 
 
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        ("see /data/proj/x here", "see x here"),
+        ("'/data/proj/x.txt', then (/srv/a/b)", "'x.txt', then (b)"),
+        ("path=/data/proj/ and C:\\Users\\ada\\my.txt", "path=proj and my.txt"),
+        ("in D:/texts/my.txt, \\\\server\\ada\\my.txt", "in my.txt, my.txt"),
+        ("from file:///data/proj/x", "from x"),
+    ],
+)
+def test_a_path_among_words_is_reduced_to_its_name(words: str, shown: str) -> None:
+    run = {"training": {"run_name": words}, "models": {"notes": {words: [words]}}, "data": {"name": words}}
+    assert public_run(run) == {
+        "training": {"run_name": shown},
+        "models": {"notes": {shown: [shown]}},
+        "data": {"name": shown},
+    }
+    assert public_run({"training": {"sample_prompt": words}})["training"]["sample_prompt"] == words
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "and/or, he/she/they, 1/2/2024, s/a/b/g",
+        "see https://example.org/a/b/c?d=/e and //example.org/a",
+        "<s>, </s>, <br/>, /kæt/ and /dɒɡ/, either / or, /, //, /* a */",
+        "ratio a:b, 12:30, c: d, note: /x",
+        "ada/lstm of user/name, ./a/b and ../c/d",
+        "a\\nb \\d+",
+    ],
+)
+def test_words_with_slashes_stay(words: str) -> None:
+    assert public({"name": words, words: 1}) == {"name": words, words: 1}
+
+
+def test_keys_that_become_alike_stay_apart() -> None:
+    assert public({"/a/b/x": 1, "/c/d/x": 2}) == {"x (1)": 1, "x (2)": 2}
+
+
+def test_a_path_in_the_name_of_a_text_is_not_in_its_card(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "m", name="see /data/proj/x here", optim={"/data/keys/y": 1})
+    for item in bundle(folder, "ada/x"):
+        data = item.content if isinstance(item.content, bytes) else item.content.read_bytes()
+        assert b"/data/" not in data, item.name
+
+
 def test_every_file_of_a_bundle_is_public(tmp_path: Path, machine: Path) -> None:
     folder = folder_of(tmp_path / "m", sample=f"see {machine}/x and {TOKEN}")
     (folder / "config.json").write_text(f'{{"model_type": "a", "_name_or_path": "{machine}/old"}}')

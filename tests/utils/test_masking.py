@@ -49,8 +49,46 @@ def test_a_secret_is_masked_wherever_it_stands(secret: str) -> None:
     assert masked({"a": [text], "b": (text, 1)}) == {"a": [mask(text)], "b": (mask(text), 1)}
 
 
+@pytest.mark.parametrize(
+    "request_header",
+    [
+        "Authorization: Bearer {}",
+        '{{"authorization": "Bearer {}"}}',
+        "-H 'Authorization: bearer {}'",
+        "Authorization=Bearer  {}",
+    ],
+)
+@pytest.mark.parametrize("secret", ["abcdefghij", "abc-def.ghi~jkl+mno/p=", "12345678"])
+def test_the_token_of_a_header_is_masked_whatever_it_looks_like(request_header: str, secret: str) -> None:
+    shown = mask(request_header.format(secret))
+    assert secret not in shown
+    assert shown == request_header.format("***")
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "sk-ant-abc123def456",
+        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.abc-DEF_ghi",
+        "0123456789abcdef",
+        "AbCdEfGhIjKlMnOpQrStUvWx",
+    ],
+)
+def test_a_bearer_that_looks_like_a_token_is_masked(secret: str) -> None:
+    for word in ("Bearer", "bearer"):
+        assert mask(f"with {word} {secret}, which") == f"with {word} ***, which"
+
+
 def test_words_are_left_alone() -> None:
     for text in ("tokens 100000000", "step 1234567", "0.4711081512", "47110815123", "14711081512"):
+        assert not has_secret(text)
+    for text in (
+        "the bearer therefore",
+        "The standard bearer thereupon fell.",
+        "He is the bearer MacDonald, bearer THEREFORE, bearer-of-tidings",
+        "Put the bearers to sudden death, bearer notwithstanding/otherwise",
+        "a bearer\ntherefore",
+    ):
         assert not has_secret(text)
     for text in ("false", "hf_datasets/my.txt", "bearer of news", "a" * 40, "https://example.org/a@b"):
         assert not has_secret(text)
