@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from craft.utils import manifest
@@ -135,7 +135,7 @@ def rotate(
     keep: int | None,
     best_step: int | None,
     *,
-    written: int | None = None,
+    written: Sequence[int] = (),
     resumed: int | None = None,
 ) -> None:
     """Deletes what is older than the newest `keep` good checkpoints, but not the best one; `None` keeps all.
@@ -143,12 +143,17 @@ def rotate(
     A damaged one counts for nothing: it never pushes out a good one.
 
     Args:
-        written: the step just written, the newest whatever its number: a run that goes on from an older
-            checkpoint by name leaves others behind that were further.
-        resumed: the step that the run went on from, which stays until a good one was written.
+        written: the steps that this run wrote since it started or went on. The last one is the newest,
+            whatever its number.
+        resumed: the step that the run went on from, which stays until a good one was written. What others
+            wrote behind it is another line, which ends then: it would be taken for this run's newest.
     """
+    newest = written[-1] if written else None
+    if resumed is not None and newest is not None and is_good(checkpoint_dir(run_dir, newest)):
+        for checkpoint in abandoned(run_dir, resumed, written):
+            discard(checkpoint)
     spared, good = {best_step}, 0
-    found = sorted(checkpoints(run_dir), key=lambda c: step_of(c) != written)
+    found = sorted(checkpoints(run_dir), key=lambda c: step_of(c) != newest)
     for checkpoint in found if keep else []:
         if good == keep:
             if step_of(checkpoint) not in spared:
@@ -156,9 +161,18 @@ def rotate(
         elif is_good(checkpoint):
             good += 1
         else:
-            if step_of(checkpoint) == written:
+            if step_of(checkpoint) == newest:
                 spared.add(resumed)
             logger.warning(f"{checkpoint.name} is damaged ({damage(checkpoint)}) and doesn't count")
+
+
+def abandoned(run_dir: Path, resumed: int, written: Sequence[int] = ()) -> list[Path]:
+    """Checkpoints of the line that a run has left by going on from an older step, the newest first.
+
+    Args:
+        written: the steps that the run wrote since.
+    """
+    return [c for c in checkpoints(run_dir) if step_of(c) > resumed and step_of(c) not in written]
 
 
 def discard(folder: Path) -> None:

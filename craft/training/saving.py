@@ -62,6 +62,7 @@ class SavingTrainer(SendingTrainer):
 
     Attributes:
         saved_step: the step of the last checkpoint it wrote.
+        written: the steps of all that the main process wrote since training started or went on.
         average: the moving average of the weights, in training with `ema_decay`.
         watch: time spent in training.
         wandb_id: the W&B run.
@@ -77,6 +78,7 @@ class SavingTrainer(SendingTrainer):
 
     def __init__(self, **kwargs: Any) -> None:
         self.saved_step: int | None = None
+        self.written: list[int] = []
         self.average: WeightAverage | None = None
         self.wandb_id: str | None = None
         self.evaluation_due = False
@@ -111,11 +113,12 @@ class SavingTrainer(SendingTrainer):
 
         def finish() -> None:
             checkpoints.publish(staging, step)
+            self.written.append(step)
             checkpoints.rotate(
                 run_dir,
                 self.args.save_total_limit,
                 self.state.best_global_step,
-                written=step,
+                written=self.written,
                 resumed=checkpoints.step_of(self.resumed) if self.resumed else None,
             )
 

@@ -125,7 +125,7 @@ class Trainer(EndingTrainer):
         if planned < 1:
             raise UserError(f"{planned} steps would be trained; set training.max_steps")
         self.settings = self.decisive_settings(planned)
-        self.saved_step, self.evaluation_due = None, False
+        self.saved_step, self.evaluation_due, self.written = None, False, []
         state = together(lambda: self._look_back(planned, allow_changes))
         if state is not None:
             return self._stay_finished(state)
@@ -151,6 +151,11 @@ class Trainer(EndingTrainer):
         if not due and (state.global_step >= planned or self._patience_is_over(state)):
             return state
         logger.info(f"resuming from {self.resumed} at step {state.global_step:,}")
+        if left := checkpoints.abandoned(self.run_dir, checkpoints.step_of(self.resumed)):
+            logger.warning(
+                f"{', '.join(checkpoint.name for checkpoint in left)} will be deleted once this run has "
+                "written a good checkpoint of its own: they belong to the line that it leaves"
+            )
         self.args.eval_on_start = False
         self.saved_step = state.global_step
         return None

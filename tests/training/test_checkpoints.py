@@ -129,20 +129,29 @@ def test_rotation_counts_good_ones_only(tmp_path: Path, caplog: pytest.LogCaptur
     assert len(list(tmp_path.iterdir())) == 4  # no good one is left, and the rest may be worth something
 
 
-def test_rotation_spares_what_a_run_from_an_older_checkpoint_writes(tmp_path: Path) -> None:
-    """Others that were further stay for a while; the one it came from stays until a good one was written."""
-    for step in (4, 8, 12, 16, 20):
+def test_a_run_from_an_older_checkpoint_ends_the_line_that_it_left(tmp_path: Path) -> None:
+    """Once a good one was written; until then the one it came from stays."""
+
+    def steps() -> list[int]:
+        return sorted(int(path.name[11:]) for path in tmp_path.iterdir())
+
+    for step in (2, 4, 5, 8, 12, 16, 20):
         write(tmp_path, step)
     damaged = write(tmp_path, 8) / "model.safetensors"
     flip(damaged)
-    checkpoints.rotate(tmp_path, 2, None, written=8, resumed=4)
-    assert sorted(int(path.name[11:]) for path in tmp_path.iterdir()) == [4, 8, 16, 20]
+    checkpoints.rotate(tmp_path, 2, None, written=[8], resumed=4)
+    assert steps() == [4, 8, 16, 20]
+    write(tmp_path, 5)
     write(tmp_path, 8)
-    checkpoints.rotate(tmp_path, 2, None, written=8, resumed=4)
-    assert sorted(int(path.name[11:]) for path in tmp_path.iterdir()) == [8, 20]
+    checkpoints.rotate(tmp_path, None, None, written=[8], resumed=4)
+    assert steps() == [4, 8]  # also without a limit, and what lay between
+    assert checkpoints.find_checkpoint(tmp_path).name == "checkpoint-8"
     write(tmp_path, 12)
-    checkpoints.rotate(tmp_path, 1, 8, written=12, resumed=4)
-    assert sorted(int(path.name[11:]) for path in tmp_path.iterdir()) == [8, 12]
+    checkpoints.rotate(tmp_path, 2, None, written=[8, 12], resumed=4)
+    assert steps() == [8, 12]
+    write(tmp_path, 16)
+    checkpoints.rotate(tmp_path, 1, 8, written=[8, 12, 16], resumed=4)
+    assert steps() == [8, 16]
 
 
 def test_a_kill_between_the_old_and_the_new_of_a_step(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,7 @@ def test_going_on_from_an_older_checkpoint_keeps_what_it_writes(tmp_path: Path) 
     again = tiny_run.trainer("char_lstm", tmp_path, save_total_limit=2, **QUIET)
     again.add_callback(Look())
     again.train(tmp_path / "checkpoint-4")
-    assert seen[0] == ["checkpoint-20", "checkpoint-8"]
+    assert seen[0] == ["checkpoint-4", "checkpoint-8"]
     assert seen[-1] == ["checkpoint-16", "checkpoint-20"]
 
 
@@ -259,3 +260,24 @@ def test_what_decides_the_ids_of_a_stream_is_compared_as_it_is_written() -> None
     old = {**stream, "data.lanes": 16, "data.validation_size": 1000, "data.path": "a"}
     new = {**stream, "data.lanes": 8, "data.validation_size": 5000, "data.path": "b"}
     assert set(differences(old, new, same_world=True)) == {"data.lanes", "data.validation_size"}
+
+
+def test_a_run_from_an_older_checkpoint_is_later_resumed_on_its_own_line(
+    run_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The checkpoints of the line that it left were further, and end with the first that it writes."""
+    kept = [8, 12, 16]
+    assert {int(path.name[11:]) for path in run_dir.glob("checkpoint-*")} >= set(kept)
+    own: dict[str, Any] = {**QUIET, "dropout": 0.1, "learning_rate": 0.005, "save_total_limit": 3}
+    first = tiny_run.trainer("char_lstm", run_dir, **own)
+    first.add_callback(tiny_run.SignalAt(11, signal.SIGTERM))
+    with pytest.raises(SystemExit) as end, caplog.at_level(logging.WARNING, logger="craft"):
+        first.train(run_dir / "checkpoint-8", allow_changes=True)
+    assert end.value.code == 0
+    assert "checkpoint-16, checkpoint-12 will be deleted once this run has written" in caplog.text
+    steps = sorted(int(path.name[11:]) for path in run_dir.glob("checkpoint-*"))
+    assert steps[-2:] == [8, 11]
+    second = tiny_run.trainer("char_lstm", run_dir, **own)
+    second.train(True)  # with the settings of its own newest, which needs no leave
+    assert second.resumed == run_dir / "checkpoint-11"
+    assert second.state.global_step == 20
