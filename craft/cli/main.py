@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import signal
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 
@@ -15,6 +17,7 @@ from craft import __version__
 from craft.utils.common import Failed, PeerLost, UserError, did_you_mean
 from craft.utils.logging import first_to_say, rank_prefix
 from craft.utils.masking import excepthook, has_secret, mask
+from craft.utils.stopping import SIGNALS
 
 COMMANDS = {
     "train": "Train a model on your text, or on an experiment of craft's.",
@@ -50,6 +53,10 @@ OF_THE_MACHINE = {
     if hasattr(errno, name)
 }
 """What the system answers for reasons that lie in a disk or in permissions, and not in craft."""
+
+
+PATIENCE = 30
+"""Seconds that a process waits for another one to say what both of them end with."""
 
 
 class LazyGroup(click.Group):
@@ -110,14 +117,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         refuse_tokens(sys.argv[1:] if arguments is None else arguments)
         status = group.main(args=arguments, prog_name="craft", standalone_mode=False)
     except UserError as error:
-        fail(str(error), 2)
+        fail(str(error), 2, error.retold)
     except PeerLost as error:
         try:
-            fail(str(error), 1)
+            fail(str(error), 1, error.retold)
         finally:  # tidying up would wait for the process that is gone
             os._exit(1)
     except Failed as error:
-        fail(str(error), 1)
+        fail(str(error), 1, error.retold)
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "craft"
         fail(f"{error.format_message()} (see '{where} --help')", error.exit_code)
@@ -154,18 +161,31 @@ def refuse_tokens(arguments: Sequence[str]) -> None:
             )
 
 
-def fail(message: str, status: int) -> None:
+def fail(message: str, status: int, retold: bool = False) -> None:
     """One line on stderr, whatever the width of the terminal, without secrets, and the end of the process.
 
-    Of several processes the first one to fail says it, with its rank.
+    Of several processes the one that had it says it, with its rank; of those that all had it, the first.
+
+    Args:
+        retold: another process had it.
     """
     line = mask(" ".join(message.split()))
-    if line and first_to_say(line):
+    if retold:
+        let_another_say_it(status)
+    elif line and first_to_say(line):
         click.echo(f"{'' if status == 130 else 'error: '}{rank_prefix()}{line}", err=True)
     if joined():  # tidying up a group that is broken may wait, or end in an abort inside of torch
         sys.stdout.flush()
         os._exit(status)
     sys.exit(status)
+
+
+def let_another_say_it(status: int) -> None:
+    """Waits for the end of the process that had the error: a launcher would answer the end of this one by
+    ending that one, before it has spoken."""
+    for number in SIGNALS:  # of the launcher, once the other has ended
+        signal.signal(number, lambda *_: os._exit(status))
+    time.sleep(PATIENCE if "TORCHELASTIC_RUN_ID" in os.environ else 0)
 
 
 def joined() -> bool:

@@ -25,7 +25,8 @@ def decided_by_first(decide: Callable[[], T]) -> T:
     """What process 0 decides or does, in all processes; if it fails, all of them do.
 
     Raises:
-        Exception: in process 0 what `decide` raised; in the others the same if it is one of `KINDS`.
+        Exception: in process 0 what `decide` raised; in the others the same, marked as `retold`, if it is one
+            of `KINDS`.
         PeerLost: in the others, otherwise; with nothing to say, since process 0 says it.
     """
     if not several():
@@ -77,8 +78,12 @@ def _told(error: Exception) -> tuple[str, str]:
 
 def _raise(own: Exception | None, told: tuple[str, str] | None) -> None:
     if own is not None:
+        own.known_to_all = True  # type: ignore[attr-defined]
         raise own
-    if told is not None and told[0]:
-        raise KINDS[told[0]](told[1])
-    if told is not None:
-        raise PeerLost("") from RuntimeError(told[1])
+    if told is None:
+        return
+    kind, words = told
+    error = KINDS[kind](words) if kind else PeerLost("")
+    error.retold = True
+    error.known_to_all = True  # type: ignore[union-attr]
+    raise error from (None if kind else RuntimeError(words))

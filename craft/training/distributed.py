@@ -127,7 +127,7 @@ def among_peers(way_out: Callable[[], str] = str, last: bool = False) -> Iterato
     except PeerLost:
         raise
     except Exception as error:
-        if _pulse is None:
+        if _pulse is None or getattr(error, "known_to_all", False):  # see `agreement`
             raise
         if not isinstance(error, UserError) and is_communication(error):
             raise _pulse.diagnosis(error, way_out()) from error

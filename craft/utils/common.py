@@ -15,7 +15,12 @@ class UserError(Exception):
     """A mistake of the user: one line that says what was wrong, the value, where, and the way out.
 
     The command line prints it as `error: …` without a traceback and exits with status 2.
+
+    Attributes:
+        retold: it is another process' error, and that one says it.
     """
+
+    retold = False
 
 
 class Failed(Exception):
@@ -23,7 +28,12 @@ class Failed(Exception):
 
     One line that says what, and what is left. The command line prints it without a traceback and exits with
     status 1.
+
+    Attributes:
+        retold: as in `UserError`.
     """
+
+    retold = False
 
 
 class TrainingFailed(Failed):

@@ -67,6 +67,23 @@ def test_a_mistake_is_said_once_and_by_the_process_that_made_it(folder: Path) ->
     assert (one.returncode, errors(one.stderr)) == (1, ["error: rank 1: no file 'a.txt'"])
 
 
+def test_what_the_first_process_decided_is_said_by_it_alone(folder: Path) -> None:
+    """The others end with it, and not before: their launcher would end it in the middle."""
+    (folder / "run").mkdir()
+    (folder / "run" / "run.json").write_text("{}")
+    both = subprocess.run(
+        [*TORCHRUN, "-m", "craft.train", *SETTINGS],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "ACCELERATE_USE_CPU": "true"},
+    )
+    (line,) = errors(both.stderr)
+    assert line.startswith("error: rank 0: run holds a run already; ")
+    assert "SIGTERM:" not in both.stderr
+    assert "exitcode  : 2" in both.stderr
+
+
 def test_a_stopped_process_is_named_instead_of_waited_for(folder: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
