@@ -18,6 +18,12 @@ from craft.utils.common import UserError
     "--branch", metavar="NAME", help="Upload to this branch; it is made if it isn't there.  [default: main]"
 )
 @click.option("--tag", metavar="NAME", help="Give this version a name to load it by.")
+@click.option(
+    "--into",
+    metavar="FOLDER",
+    help="For a checkpoint: also all that resuming needs, into this folder of the repository: checkpoint-N, or "
+    "last-checkpoint, from which 'craft resume USER/NAME' goes on.",
+)
 @click.option("--license", "licence", metavar="ID", help="For the card, for example apache-2.0 or cc-by-4.0.")
 def command(
     model: str,
@@ -26,6 +32,7 @@ def command(
     dry_run: bool,
     branch: str | None,
     tag: str | None,
+    into: str | None,
     licence: str | None,
 ) -> None:
     """Put a trained model on the Hugging Face Hub.
@@ -41,6 +48,7 @@ def command(
     """
     from craft.sharing.bundle import bundle
     from craft.sharing.trust import check_folder
+    from craft.sharing.upload import push, whole_checkpoint
     from craft.utils.hub import check_ref, check_repo_id
     from craft.utils.outputs import resolve
 
@@ -52,6 +60,7 @@ def command(
     check_folder(folder)
     if dry_run:
         items = bundle(folder, check_repo_id(name), licence)
+        items += whole_checkpoint(folder, into) if into else []
         for item in items:
             click.echo(f"{item.size:>14,}  {item.name}")
         click.echo(
@@ -60,9 +69,8 @@ def command(
         (card,) = (item.content for item in items if item.name == "README.md")
         click.echo(card)
         return
-    from craft.sharing.upload import push
     from craft.utils.logging import setup_logging
 
     setup_logging()
-    url = push(folder, name, private=private or None, branch=branch, tag=tag, licence=licence)
+    url = push(folder, name, private=private or None, branch=branch, tag=tag, licence=licence, resumable=into)
     click.echo(url)

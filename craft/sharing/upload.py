@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,7 @@ def push(
     tag: str | None = None,
     licence: str | None = None,
     message: str = "Upload a model by craft",
+    resumable: str | None = None,
 ) -> str:
     """Uploads the model in a folder, with its code, record and card.
 
@@ -47,6 +49,7 @@ def push(
         branch: made if it isn't there; by default `main`.
         tag: a name for this version.
         licence: an identifier of the Hub, for the card.
+        resumable: for a checkpoint: the folder of the repository into which all of it goes besides.
 
     Returns:
         The address of the commit.
@@ -57,6 +60,8 @@ def push(
     """
     check_ref(tag, "--tag")
     items = bundle(folder, check_repo_id(repo_id), licence)
+    if resumable is not None:
+        items += whole_checkpoint(folder, resumable)
     what = f"can't push to {repo_id}"
     left = f"the model is still in {folder}"
     open_repo(repo_id, private, left, branch)
@@ -144,6 +149,22 @@ def push_checkpoint(
     step = checkpoint.name.rpartition("-")[2]
     with told(f"can't push {checkpoint.name} to {repo_id}"):
         commit_items(api(), repo_id, items, f"Step {step}", branch)
+
+
+def whole_checkpoint(checkpoint: Path, prefix: str) -> list[Item]:
+    """As `checkpoint_items`, for a folder and a name that a user gave.
+
+    Raises:
+        UserError: if it isn't a whole checkpoint, or goes nowhere that a checkpoint is looked for.
+    """
+    name = checkpoint.resolve().name
+    if not re.fullmatch(r"checkpoint-\d+", name) or not (checkpoint / MANIFEST).is_file():
+        raise UserError(f"--into is for a checkpoint-N of a run, which {checkpoint} isn't; leave it out")
+    if prefix not in (LAST, name):
+        raise UserError(f"can't push {checkpoint} into {prefix!r}: it must be {LAST} or {name}")
+    if why := damage(checkpoint, int(name.rpartition("-")[2])):
+        raise UserError(f"can't push {checkpoint}: {why}")
+    return checkpoint_items(checkpoint, prefix)
 
 
 def checkpoint_items(checkpoint: Path, prefix: str) -> list[Item]:

@@ -58,6 +58,7 @@ class EndingTrainer(RecordingTrainer):
                 f"stopped at step {self.state.global_step:,} and saved; go on with: "
                 f"craft resume {self.run_dir}"
             )
+            self.finish_uploads()
             raise TrainingInterrupted(self.stop.exit_code)
         self.stay_whole()
         if self.average is not None:

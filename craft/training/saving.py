@@ -134,8 +134,8 @@ class SavingTrainer(SendingTrainer):
                     checkpoints.discard(staging)
                 raise
         self.saved_step = step
-        if self.sends_checkpoints and main:
-            self._push_from_checkpoint(str(checkpoints.checkpoint_dir(run_dir, step)))
+        if self.sends_checkpoints:
+            self.send_checkpoint(checkpoints.checkpoint_dir(run_dir, step))
         self.watch.run()
 
     def _explained(self, stage: Callable[[], None], step: int) -> None:

@@ -3,6 +3,7 @@ arguments on the way."""
 
 from __future__ import annotations
 
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,13 @@ from craft.training import checkpoints
 from craft.training.agreement import decided_by_first
 from craft.training.sharding import ShardingTrainer
 from craft.training.signals import StopRequest
-from craft.training.uploading import Uploads
+from craft.training.uploading import COPIES, Uploads
 from craft.utils.logging import get_logger
 
 logger = get_logger(__name__)
+
+LAST_SECONDS = 20
+"""How long a run that was asked to stop waits for the upload of what it saved; schedulers give about 30."""
 
 
 class SendingTrainer(ShardingTrainer):
@@ -47,6 +51,18 @@ class SendingTrainer(ShardingTrainer):
     def sends_checkpoints(self) -> bool:
         return bool(self.args.push_to_hub) and self.args.hub_strategy != HubStrategy.END
 
+    @property
+    def sends_every_one(self) -> bool:
+        return self.args.hub_always_push or self.args.hub_strategy == HubStrategy.ALL_CHECKPOINTS
+
+    def send_checkpoint(self, checkpoint: Path) -> None:
+        """Uploads a checkpoint beside training; all processes come here. Where every one is sent, the next
+        waits for those before it, whose copies would fill the disk."""
+        if self.sends_every_one:
+            self._await_uploads("every checkpoint is sent; Ctrl-C leaves it off", left=COPIES - 1)
+        if self.is_world_process_zero():
+            self._push_from_checkpoint(str(checkpoint))
+
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Uploads a checkpoint as `hub_strategy` says, beside training, which a failure doesn't end."""
         strategy, checkpoint = self.args.hub_strategy, Path(checkpoint_folder)
@@ -57,20 +73,34 @@ class SendingTrainer(ShardingTrainer):
                 self.hub_model_id,
                 resumable=folders.get(strategy),
                 branch=self.args.hub_revision,
-                every=self.args.hub_always_push or strategy == HubStrategy.ALL_CHECKPOINTS,
+                every=self.sends_every_one and not self.stop.signum,
             )
         except OSError as error:
             logger.warning(f"{checkpoint.name} can't be uploaded: {error}; training goes on")
 
     def finish_uploads(self) -> None:
-        """Waits until the last checkpoint is on the Hub. All processes do, and meet again and again, so that
-        none waits longer for another and a signal is heard: it leaves off what is on its way."""
+        """Waits until the last checkpoint is on the Hub; after a signal for a while, after Ctrl-C not."""
         if not self.sends_checkpoints:
             return
-        if pending := self.uploads.pending:
+        if not self.stop.signum:
+            self._await_uploads("Ctrl-C leaves it off")
+        if self.stop.signum not in (0, signal.SIGINT):
+            how = f"for at most {LAST_SECONDS} s; once more exits at once"
+            self._await_uploads(how, seconds=LAST_SECONDS)
+
+    def _await_uploads(self, how: str, *, left: int = 0, seconds: float | None = None) -> None:
+        """Waits until no more than `left` uploads are pending. All processes do, and meet again and again, so
+        that none waits longer for another and a signal is heard, which ends it; with `seconds` time does."""
+        if len(pending := self.uploads.pending) > left:
             names = ", ".join(upload.checkpoint.name for upload in pending)
-            logger.info(f"waiting for the upload of {names}; Ctrl-C leaves it off")
-        while self.stop.most(len(self.uploads.pending)) and not self.stop.agreed():
+            logger.info(f"waiting for the upload of {names}; {how}")
+        end = time.monotonic() + (seconds or 0)
+
+        def more() -> bool:
+            in_time = seconds is None or time.monotonic() < end
+            return in_time and len(self.uploads.pending) > left
+
+        while self.stop.most(int(more())) and (seconds is not None or not self.stop.agreed()):
             time.sleep(0.1)
 
     def push_to_hub(self, commit_message: str = "End of training", **kwargs: Any) -> str | None:

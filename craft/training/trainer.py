@@ -8,6 +8,7 @@ run. It knows nothing of language.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from craft.training.logging import METRICS_FILE, Progress
 from craft.training.memory import is_out_of_memory
 from craft.training.precision import suit_attention
 from craft.training.settings import model_settings, training_settings
-from craft.training.uploading import AT_ONCE
+from craft.training.uploading import COPIES
 from craft.training.watchdog import Watchdog
 from craft.utils.claims import claimed
 from craft.utils.common import TrainingFailed, UserError
@@ -57,6 +58,10 @@ class Trainer(EndingTrainer):
         run_config: the resolved run, saved beside the weights.
         **kwargs: as for `transformers.Trainer`.
 
+    Attributes:
+        when_accepted: is done in the main process once training is about to start and nothing was refused; if
+            it can't be done, no process trains.
+
     Raises:
         UserError: for arguments that this machine or model can't be trained with.
     """
@@ -78,6 +83,7 @@ class Trainer(EndingTrainer):
         if use_cache is not None:
             model.config.use_cache = use_cache  # switched off for training, and saved so with the model
         self.run_config = run_config or {}
+        self.when_accepted: Callable[[], None] = lambda: None
         self.progress = Progress(self.watch)
         if args.disable_tqdm:
             disable_progress_bar()  # also of "Writing model shards" at every checkpoint
@@ -281,7 +287,7 @@ class Trainer(EndingTrainer):
             keep=args.save_total_limit,
             best=best,
             saves=disk.planned_saves(args, planned_steps) + best,
-            sent=AT_ONCE if self.sends_checkpoints else 0,
+            sent=COPIES if self.sends_checkpoints else 0,
             existing=sum(disk.folder_bytes(c) for c in checkpoints.checkpoints(self.run_dir)),
         )
         self.run_dir.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ one commit, so that one which is ended in the middle leaves nothing on the Hub.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -28,8 +29,8 @@ from craft.utils.outputs import RUN_NAMES
 
 logger = get_logger(__name__)
 
-AT_ONCE = 2
-"""Copies of checkpoints that may exist beside those that are kept: one on its way and one that waits."""
+COPIES = 2
+"""Of checkpoints, beside those that are kept, at most: one on its way and one that waits."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,16 @@ class Upload:
     branch: str | None
 
     def command(self) -> list[str]:
-        program = f"from {__name__} import main; main()"
+        # Python would look for modules in the user's folder first, and this process has the user's token.
+        program = f"import sys; sys.path[:] = filter(None, sys.path); from {__name__} import main; main()"
         words = (str(self.copy), self.repo_id, self.resumable or "", self.branch or "")
         return [sys.executable, "-c", program, *words]
+
+    def later(self) -> str:
+        """The command line that makes up for it."""
+        words = ["craft", "push", str(self.checkpoint), self.repo_id]
+        words += ["--into", self.resumable] if self.resumable else []
+        return shlex.join([*words, *(["--branch", self.branch] if self.branch else [])])
 
 
 class Uploads:
@@ -114,11 +122,10 @@ class Uploads:
             process.kill()
         if given_up:
             names = ", ".join(upload.checkpoint.name for upload in given_up)
-            last = given_up[-1]
-            logger.warning(
-                f"not uploaded: {names}; that can be done later with: craft push {last.checkpoint} "
-                f"{last.repo_id}"
-            )
+            # The last one for each folder there takes the place of those before it.
+            last = {upload.resumable: upload.later() for upload in given_up if upload.checkpoint.is_dir()}
+            later = f"; that can be done later with: {' && '.join(last.values())}" if last else ""
+            logger.warning(f"not uploaded: {names}{later}")
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _next(self) -> None:
@@ -126,13 +133,18 @@ class Uploads:
         self._current = None
         while self._waiting and self._current is None:
             upload = self._waiting.popleft()
+            process = None
             try:
-                self._process = _start(upload.command())
-            except OSError as error:
+                process = _start(upload.command())
+                thread = threading.Thread(target=self._await, args=(process, upload), daemon=True)
+                self._process, self._current = process, upload
+                thread.start()
+            except (OSError, RuntimeError) as error:  # no process, no thread
+                self._process = self._current = None
+                if process is not None:
+                    process.kill()
+                    process.communicate()
                 self._say_failed(upload, f"{upload.checkpoint.name} was not uploaded ({error})")
-                continue
-            self._current = upload
-            threading.Thread(target=self._await, args=(self._process, upload), daemon=True).start()
 
     def _say_failed(self, upload: Upload, why: str) -> None:
         logger.warning(f"{why or f'{upload.checkpoint.name} was not uploaded'}; training goes on")
@@ -155,7 +167,8 @@ class Uploads:
 
 
 def _start(command: list[str]) -> subprocess.Popen[str]:
-    path = os.pathsep.join([str(Path(craft.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+    own, given = str(Path(craft.__file__).parent.parent), os.environ.get("PYTHONPATH")
+    path = os.pathsep.join([own, given] if given else [own])
     return subprocess.Popen(
         command,
         env={**os.environ, "PYTHONPATH": path},

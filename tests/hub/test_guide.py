@@ -97,6 +97,8 @@ def test_a_command_of_the_guide_works(hub: Hub, reader: Desk, command: str) -> N
         serve(reader, words)
         return
     folder = reader.folder
+    if "--into" in words:  # a run and a step that the guide makes up
+        words[1] = str(next((folder / "outputs" / "models").glob("*/checkpoint-4")))
     if words[0] == "resume":
         folder = elsewhere(hub, reader)
     done = reader.warm(*words, *(TINY if words[0] == "train" else []), folder=folder)

@@ -117,6 +117,27 @@ def test_a_checkpoint_of_the_hub_resumes_to_the_same_weights(
     assert "no checkpoint to resume from" in desk.refused("resume", "ada/plain")
 
 
+def test_a_checkpoint_that_was_left_off_is_pushed_as_training_would_have(
+    hub: Hub, trained: Desk, model: Path
+) -> None:
+    def pushed(name: str, message: str) -> dict[str, bytes]:
+        repo = hub.repos[f"models/{name}"]
+        files = list(repo.commits.values())[repo.messages.index(message)]
+        return {at: content for at, content in files.items() if at.startswith("last-checkpoint/")}
+
+    (checkpoint,) = (trained.folder / "outputs" / "models").glob("*/checkpoint-6")
+    trained.craft("push", str(checkpoint), "ada/late-half", "--into", "last-checkpoint", "--private")
+    there = pushed("ada/run", "Step 6")
+    late = pushed("ada/late-half", "Upload a model by craft")
+    metrics = "last-checkpoint/metrics.jsonl"  # of the whole run by now; resuming cuts them
+    assert late.pop(metrics).startswith(there.pop(metrics))
+    assert late == there
+    refused = trained.refused("push", str(model), "ada/late-half", "--into", "last-checkpoint")
+    assert "--into is for a checkpoint-N of a run" in refused
+    refused = trained.refused("push", str(checkpoint), "ada/late-half", "--into", "checkpoint-7")
+    assert "it must be last-checkpoint or checkpoint-6" in refused
+
+
 def test_models_load_where_craft_is_not(hub: Hub, trained: Desk, desk: Desk, tmp_path: Path) -> None:
     """Both architectures by the Auto classes, at a tag and at the newest version."""
     build = """

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import shutil
+import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from transformers import TrainerCallback
 
 from craft.training.checkpoints import UPLOADING, clear_leftovers
 from craft.training.disk import check_room
-from craft.training.uploading import Uploads
+from craft.training.uploading import COPIES, Upload, Uploads
 from craft.utils.common import UserError
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "hub"))
@@ -87,6 +89,29 @@ def test_every_one_if_that_is_asked_for(hub: Hub, run_dir: Path) -> None:
     assert hub.repos["models/ada/run"].messages[1:] == ["Step 2", "Step 4", "Step 6"]
 
 
+def test_what_is_left_off_is_named_with_what_makes_up_for_all_of_it(run_dir: Path) -> None:
+    folder = run_dir / "checkpoint-2"
+    model = Upload(folder, folder, "ada/run", resumable=None, branch=None)
+    assert model.later() == f"craft push {folder} ada/run"
+    whole = Upload(folder, folder, "ada/run", resumable="checkpoint-2", branch="ours")
+    assert whole.later() == f"craft push {folder} ada/run --into checkpoint-2 --branch ours"
+
+
+def test_the_process_of_an_upload_runs_nothing_from_the_current_folder(
+    hub: Hub, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the token of the Hub in its environment."""
+    for name in ("base64", "token", "json", "craft"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'a').write({name!r})")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    uploads = Uploads(run_dir)
+    add(uploads, 2)
+    wait(uploads)
+    assert hub.repos["models/ada/run"].messages[1:] == ["Step 2"]
+    assert not (tmp_path / "executed").exists()
+
+
 def test_what_is_left_off_ends_at_once_and_is_named(
     hub: Hub, run_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -99,8 +124,10 @@ def test_what_is_left_off_ends_at_once_and_is_named(
         uploads.leave()
         assert process.wait(timeout=100) == -9
     assert not uploads.pending
-    assert f"craft push {run_dir / 'checkpoint-4'} ada/run" in caplog.text
-    assert "not uploaded: checkpoint-2, checkpoint-4" in caplog.text
+    command = f"craft push {run_dir / 'checkpoint-4'} ada/run --into last-checkpoint"
+    assert (
+        f"not uploaded: checkpoint-2, checkpoint-4; that can be done later with: {command}\n" in caplog.text
+    )
     assert "training goes on" not in caplog.text
     assert hub.repos["models/ada/run"].messages == ["initial commit"]
     assert not (run_dir / UPLOADING).exists()
@@ -123,6 +150,82 @@ def test_a_process_that_can_not_be_started_is_told(
         "checkpoint-2 was not uploaded ([Errno 12] Cannot allocate memory); training goes on" in caplog.text
     )
     assert not list((run_dir / UPLOADING).iterdir())
+
+
+def test_a_thread_that_can_not_be_started_is_told(
+    hub: Hub, run_dir: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    uploads = Uploads(run_dir)
+    with hub.lock, monkeypatch.context() as patch:
+        patch.setattr("craft.training.uploading.threading.Thread.start", refused)
+        add(uploads, 2)
+        assert not uploads.pending
+    assert "checkpoint-2 was not uploaded (can't start new thread); training goes on" in caplog.text
+    add(uploads, 4)
+    wait(uploads)
+    assert hub.repos["models/ada/run"].messages[1:] == ["Step 4"]
+
+
+def test_every_one_waits_for_those_before_it(
+    hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However slow the server is, no more copies are on the disk than were announced."""
+    settings: dict[str, Any] = {"push_to_hub": True, "hub_strategy": "all_checkpoints", "save_steps": 2}
+    monkeypatch.setattr("craft.training.sending.open_repo", lambda *_, **__: "ada/run")
+    trainer = tiny_run.trainer(
+        "char_transformer", tmp_path / "run", **QUIET, **settings, max_steps=10, save_total_limit=1
+    )
+    most: list[int] = []
+    add_one = trainer.uploads.add
+
+    def counted(*args: Any, **kwargs: Any) -> None:
+        add_one(*args, **kwargs)
+        most.append(len(list((tmp_path / "run" / UPLOADING).iterdir())))
+
+    trainer.uploads.add = counted  # type: ignore[method-assign]
+    with caplog.at_level(logging.INFO, logger="craft"):
+        trainer.train()
+    assert len(most) == 5
+    assert max(most) == COPIES
+    assert "1 kept, one being written, 2 being uploaded" in caplog.text
+    assert hub.repos["models/ada/run"].messages[1:] == [f"Step {step}" for step in (2, 4, 6, 8, 10)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_after_a_signal_what_it_saved_is_uploaded_for_a_while(
+    hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    settings: dict[str, Any] = {"push_to_hub": True, "hub_strategy": "checkpoint", "save_steps": 100}
+    monkeypatch.setattr("craft.training.sending.open_repo", lambda *_, **__: "ada/run")
+    monkeypatch.setattr("craft.training.sending.LAST_SECONDS", 200)
+    trainer = tiny_run.trainer("char_transformer", tmp_path / "run", **QUIET, **settings)
+    trainer.add_callback(tiny_run.SignalAt(5, number))
+    with pytest.raises(SystemExit), caplog.at_level(logging.INFO, logger="craft"):
+        trainer.train()
+    if number == signal.SIGTERM:
+        assert "waiting for the upload of checkpoint-6; for at most 200 s; once more exits" in caplog.text
+        assert hub.repos["models/ada/run"].messages[1:] == ["Step 6"]
+        assert "not uploaded" not in caplog.text
+    else:
+        assert "waiting for" not in caplog.text
+        later = f"craft push {tmp_path / 'run' / 'checkpoint-6'} ada/run --into last-checkpoint"
+        assert f"not uploaded: checkpoint-6; that can be done later with: {later}" in caplog.text
+
+
+def test_after_a_signal_a_slow_server_is_not_waited_for_long(
+    hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"push_to_hub": True, "hub_strategy": "checkpoint", "save_steps": 100}
+    monkeypatch.setattr("craft.training.sending.open_repo", lambda *_, **__: "ada/run")
+    monkeypatch.setattr("craft.training.sending.LAST_SECONDS", 0.5)
+    trainer = tiny_run.trainer("char_transformer", tmp_path / "run", **QUIET, **settings)
+    trainer.add_callback(tiny_run.SignalAt(5, signal.SIGUSR1))
+    with hub.lock, pytest.raises(SystemExit), caplog.at_level(logging.INFO, logger="craft"):
+        trainer.train()
+    assert "not uploaded: checkpoint-6; that can be done later with: craft push" in caplog.text
 
 
 def test_training_goes_on_beside_an_upload_and_waits_for_the_last(
