@@ -130,7 +130,6 @@ def workflow(
 
     # 4. Trainer
     from craft.training.base import LanguageModelTrainer
-    from craft.training.callbacks import WhenAccepted
     from craft.training.disk import writing
     from craft.training.logging import StepLines
 
@@ -148,7 +147,7 @@ def workflow(
         claims.enter_context(claimed(paths.run_dir))
         record(run, paths)
 
-    trainer.add_callback(WhenAccepted(accepted))
+    trainer.when_accepted = accepted
     trainer.add_callback(lines := StepLines())
 
     # 5. Training

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
@@ -10,17 +9,6 @@ from transformers.trainer_utils import IntervalStrategy
 
 from craft.training.agreement import decided_by_first, together
 from craft.training.distributed import at_step
-
-
-class WhenAccepted(TrainerCallback):
-    """Does something in the main process once training is about to start and nothing was refused; if it
-    can't be done, no process trains."""
-
-    def __init__(self, action: Callable[[], None]) -> None:
-        self.action = action
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        decided_by_first(self.action)
 
 
 class Hooks(TrainerCallback):
@@ -34,6 +22,7 @@ class Hooks(TrainerCallback):
         together(self.trainer.find_parts)
         decided_by_first(self.trainer.record_start)
         self.trainer.stop.begun = True
+        decided_by_first(self.trainer.when_accepted)
         if self.trainer.evaluation_due:
             self.trainer.catch_up()
         self.trainer.watch.run()

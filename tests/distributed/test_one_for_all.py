@@ -26,7 +26,6 @@ import torch
 import torch.distributed as dist
 from craft.training import base, distributed, logging, sending
 from craft.training.agreement import decided_by_first, together
-from craft.training.callbacks import WhenAccepted
 from craft.utils.common import Failed, UserError
 
 rank = int(sys.argv[1])
@@ -68,7 +67,7 @@ def repository():
     trainer("repository", push_to_hub=True, hub_model_id="ada/x")
 def accepted():
     made = trainer("accepted")
-    made.add_callback(WhenAccepted(fail(UserError("accepted can't be written"))))
+    made.when_accepted = fail(UserError("accepted can't be written"))
     made.train()
 def start():
     made = trainer("start")

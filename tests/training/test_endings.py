@@ -149,7 +149,10 @@ def test_a_signal_in_an_evaluation_ends_it_and_a_resumed_run_does_it_again(tmp_p
     assert end.value.code == 0
     assert [e["step"] for e in read_metrics(tmp_path / "stopped") if "eval_loss" in e][-1] == step - 2
     again = scripted(tmp_path / "stopped", losses, **settings)
+    accepted: list[int] = []
+    again.when_accepted = lambda: accepted.append(step)
     again.train(resume_from_checkpoint=True)
+    assert accepted == [step]  # also where the evaluation is the last thing to do
     assert again.state.best_global_step == whole.state.best_global_step
     for a, b in zip(whole.model.parameters(), again.model.parameters()):
         assert torch.equal(a, b)
