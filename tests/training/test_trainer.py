@@ -246,7 +246,7 @@ def test_what_a_checkpoint_puts_on_the_hub(
     trainer._push_from_checkpoint(str(tmp_path / "checkpoint-4"))
     while trainer.uploads.pending:
         time.sleep(0.05)
-    (said,) = [record.getMessage() for record in caplog.records if "training goes on" in record.getMessage()]
+    (said,) = [message for message in caplog.messages if "training goes on" in message]
     assert said == "HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it; training goes on"
     names = {item.name for item in bundle(tmp_path / "checkpoint-4", "me/tiny")}
     assert {"model.safetensors", "config.json", "tokenizer.json", "base.py", "README.md"} <= names
