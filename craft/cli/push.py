@@ -21,8 +21,8 @@ from craft.utils.common import UserError
 @click.option(
     "--into",
     metavar="FOLDER",
-    help="For a checkpoint: also all that resuming needs, into this folder of the repository: checkpoint-N, or "
-    "last-checkpoint, from which 'craft resume USER/NAME' goes on.",
+    help="For a checkpoint: also all that resuming needs, into this folder of the repository: checkpoint-N, "
+    "or last-checkpoint, from which 'craft resume USER/NAME' goes on.",
 )
 @click.option("--license", "licence", metavar="ID", help="For the card, for example apache-2.0 or cc-by-4.0.")
 def command(
