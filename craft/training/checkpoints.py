@@ -84,7 +84,8 @@ def is_good(checkpoint: Path) -> bool:
 def _appearance(folder: Path) -> list[tuple[str, int, int, int]]:
     found = sorted(path for path in folder.rglob("*") if path.is_file())
     stats = [(path.relative_to(folder).as_posix(), path.stat()) for path in found]
-    return [(name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in stats]
+    # Not the time of the last change, which a link to a file changes too: uploads make them, and delete them.
+    return [(name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in stats]
 
 
 def last_good(run_dir: Path) -> Path | None:

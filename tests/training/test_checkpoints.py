@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import pytest
 
 from craft.training import checkpoints
 from craft.utils.common import UserError
+from craft.utils.files import sha256
 
 
 def write(run_dir: Path, step: int) -> Path:
@@ -44,7 +46,9 @@ def cut(path: Path) -> None:
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[100] ^= 1
+    written = path.stat()
     path.write_bytes(data)
+    os.utime(path, ns=(written.st_atime_ns, written.st_mtime_ns + 1))  # clocks of file systems tick slowly
 
 
 def test_any_flipped_byte_is_found(tmp_path: Path) -> None:
@@ -152,6 +156,31 @@ def test_a_run_from_an_older_checkpoint_ends_the_line_that_it_left(tmp_path: Pat
     write(tmp_path, 16)
     checkpoints.rotate(tmp_path, 1, 8, written=[8, 12, 16], resumed=4)
     assert steps() == [8, 16]
+
+
+def test_what_nobody_has_touched_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Links to its files, which uploads make and delete, aren't touches; another file in its place is one."""
+    read: list[str] = []
+
+    def counted(path: Path) -> str:
+        read.append(path.name)
+        return sha256(path)
+
+    checkpoint = write(tmp_path, 5)
+    monkeypatch.setattr("craft.utils.manifest.sha256", counted)
+    weights, link = checkpoint / "model.safetensors", tmp_path / "link"
+    link.hardlink_to(weights)
+    assert checkpoints.is_good(checkpoint)
+    link.unlink()
+    assert checkpoints.is_good(checkpoint)
+    assert not read
+    stat = weights.stat()
+    other = tmp_path / "other"
+    other.write_bytes(bytes(stat.st_size))
+    os.utime(other, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    other.rename(weights)
+    assert not checkpoints.is_good(checkpoint)
+    assert "model.safetensors" in read
 
 
 def test_a_kill_between_the_old_and_the_new_of_a_step(tmp_path: Path) -> None:
