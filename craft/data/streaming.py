@@ -34,8 +34,10 @@ from craft.utils.common import UserError
 
 # A character met later than this is unknown to the alphabet, so `strict` can't be promised on a stream.
 ALPHABET_CHARACTERS = 10_000_000
-# A fraction of a stream of unknown length means nothing: this many ids instead, unless it ends before them.
+# A fraction of a stream of unknown length means nothing: this many ids, unless they are more than that.
 VALIDATION_IDS = 1_000_000
+# How far the end of a stream is looked for, to know that.
+LENGTH_IDS = 10 * VALIDATION_IDS
 UNIT_BYTES = 1 << 20  # units are at least so long, and long enough for this many windows:
 WINDOWS_PER_UNIT = 64
 MOST_UNITS = 1 << 16
@@ -268,17 +270,19 @@ def open_stream(
     tokenizer = tokenizer or _stream_tokenizer(args, source)
     stream = TextStream.of(source, tokenizer, args.block_size)
     arrays: dict[str, np.ndarray | None] = {"validation": None, "test": None}
-    held_out, length = 0, None
-    for split, size in (("validation", args.validation_size), ("test", args.test_size)):
+    sizes = {"validation": args.validation_size, "test": args.test_size}
+    fractions = [size for split, size in sizes.items() if split not in own and 0 < size < 1]
+    most = min(LENGTH_IDS, int(VALIDATION_IDS / min(fractions))) if fractions else 0
+    length = _length(stream, most)
+    held_out = 0
+    for split, size in sizes.items():
         if split in own:
             arrays[split] = np.concatenate([np.empty(0, np.uint8), *encoded(own[split], tokenizer)])
         elif size:
-            wanted = int(size) if size >= 1 else int(size * length) if length else VALIDATION_IDS
+            wanted = int(size) if size >= 1 else VALIDATION_IDS
+            if size < 1 and length is not None:
+                wanted = min(wanted, int(size * length))
             first = _first(stream, wanted)
-            if size < 1 and length is None and len(first) < wanted:  # the whole of it
-                length = held_out + len(first)
-                wanted = int(size * length)
-                first = _first(stream, wanted)
             held_out += wanted
             if len(first) < wanted:
                 raise UserError(
@@ -295,6 +299,16 @@ def open_stream(
                 f"data.block_size={args.block_size}; the largest that works is {len(array) - 1}"
             )
     return tokenizer, stream, arrays["validation"], arrays["test"]
+
+
+def _length(stream: TextStream, most: int) -> int | None:
+    """How many ids a stream holds; None if more than `most`."""
+    length = 0
+    for block in stream.blocks() if most else ():
+        length += len(block)
+        if length > most:
+            return None
+    return length if most else None
 
 
 def _first(stream: TextStream, wanted: int) -> np.ndarray:

@@ -268,6 +268,20 @@ def test_of_a_stream_that_ends_before_that_count_it_is_the_fraction(tmp_path: Pa
     assert sum(map(len, found.train.blocks())) == 130
 
 
+@pytest.mark.parametrize(
+    ("times", "held_out"), [(2, 20), (12, 120), (19, 190), (20, 200), (21, 200), (90, 200)]
+)
+def test_a_fraction_is_never_more_than_that_of_what_there_is(
+    times: int, held_out: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nearly all of a stream that is a little longer than the fixed count would be held out otherwise."""
+    monkeypatch.setattr(streaming, "VALIDATION_IDS", 200)
+    text = "abcdefghij" * 10 * times
+    found = corpus(tmp_path / "a.txt", text, tokenizer="byte", block_size=8, validation_size=0.1)
+    assert len(found.validation) == held_out
+    assert sum(map(len, found.train.blocks())) == len(text) - held_out
+
+
 def test_the_alphabet_of_a_stream_is_that_of_its_beginning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
