@@ -11,6 +11,7 @@ from transformers.trainer_utils import SaveStrategy, TrainOutput
 from craft.training import checkpoints
 from craft.training.agreement import decided_by_first
 from craft.training.recording import RecordingTrainer
+from craft.training.signals import StopRequest
 from craft.utils.logging import get_logger
 from craft.utils.stopping import TrainingInterrupted
 
@@ -18,7 +19,15 @@ logger = get_logger(__name__)
 
 
 class EndingTrainer(RecordingTrainer):
-    """The part of `Trainer` that knows when to stop, and what is left then."""
+    """The part of `Trainer` that knows when to stop, and what is left then.
+
+    Attributes:
+        stop: signals, and a word with the other processes.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        self.stop = StopRequest()
+        super().__init__(**kwargs)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """Also saves at every new best, whatever `save_steps` says, and stops early."""

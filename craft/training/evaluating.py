@@ -15,12 +15,17 @@ from craft.data.tokenization import first_id
 from craft.training import tracking
 from craft.training.compilation import plain_forward
 from craft.training.evaluation import Evaluation, evaluate_split
+from craft.training.memory import is_out_of_memory
 from craft.training.protocols import natural_protocol
-from craft.training.trainer import EvaluationStopped, Trainer
-from craft.utils.common import TEMPERATURE, UserError
+from craft.training.trainer import Trainer
+from craft.utils.common import TEMPERATURE, TrainingFailed, UserError
 from craft.utils.logging import get_logger
 
 logger = get_logger(__name__)
+
+
+class EvaluationStopped(Exception):
+    """A signal came while a text was scored."""
 
 
 class EvaluatingTrainer(Trainer):
@@ -77,6 +82,22 @@ class EvaluatingTrainer(Trainer):
         if self.is_in_train:
             self.watch.run()
         return metrics
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As in transformers; a signal ends it early, and a resumed run does it again."""
+        try:
+            return super()._evaluate(*args, **kwargs)  # type: ignore[no-any-return]
+        except EvaluationStopped:
+            self.evaluation_due = self.state.global_step > 0
+            self.control.should_training_stop = True
+            return {}
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        raise TrainingFailed(
+            f"out of memory in the evaluation at step {self.state.global_step:,}; lower "
+            f"training.per_device_eval_batch_size={self.args.per_device_eval_batch_size}; {self.last_good}"
+        )
 
     def sample(self, chars: int, prompt: str | None = None) -> str:
         """`chars` characters by the model as it is, always with the same random numbers; training's stay."""

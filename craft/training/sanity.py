@@ -12,7 +12,7 @@ import numpy as np
 
 from craft.utils.common import UserError
 
-AT_ONCE = 1 << 24
+IDS_AT_ONCE = 1 << 24
 MOST = 1 << 27
 """Ids that are looked at one by one; of longer texts this many, in evenly spaced stretches."""
 
@@ -88,9 +88,9 @@ def check_ids(ids: Any, vocab_size: int, what: str) -> None:
         raise UserError(f"{what} must be a 1-D array of whole numbers, not {ids.dtype} of shape {ids.shape}")
     if np.issubdtype(ids.dtype, np.unsignedinteger) and np.iinfo(ids.dtype).max < vocab_size:
         return
-    pieces = -(-len(ids) // AT_ONCE)
+    pieces = -(-len(ids) // IDS_AT_ONCE)
     for piece in range(0, pieces, -(-len(ids) // MOST)):
-        part = ids[piece * AT_ONCE : (piece + 1) * AT_ONCE]
+        part = ids[piece * IDS_AT_ONCE : (piece + 1) * IDS_AT_ONCE]
         low, high = int(part.min()), int(part.max())
         if low < 0 or high >= vocab_size:
             bad = low if low < 0 else high

@@ -28,12 +28,12 @@ class SendingTrainer(ShardingTrainer):
     """The part of `Trainer` that uploads.
 
     Attributes:
-        stop: signals, and a word with the other processes.
         uploads: checkpoints on their way to the Hub.
     """
 
+    stop: StopRequest
+
     def __init__(self, **kwargs: Any) -> None:
-        self.stop = StopRequest()
         super().__init__(**kwargs)
         self.uploads = Uploads(self.run_dir)
 

@@ -3,6 +3,20 @@
 What it adds: checkpoints that are whole or absent, with everything that an exact resume needs; a stop on
 NaN instead of hours of it; signals that save; an average of the weights; Muon; metrics in a file of the
 run. It knows nothing of language.
+
+It is a chain of classes, each of which knows of one thing and uses those before it:
+
+OptimizingTrainer     optimizer and schedule                  optimizing.py
+ShardingTrainer       a model in parts                        sharding.py
+SendingTrainer        checkpoints on their way to the Hub     sending.py
+SavingTrainer         writing checkpoints                     saving.py
+ResumingTrainer       going on from one                       resuming.py
+GuardedTrainer        what a single step may meet             guarding.py
+RecordingTrainer      metrics, history, W&B                   recording.py
+EndingTrainer         when to stop, and with which weights    ending.py
+Trainer               the run from its beginning to its end   here
+EvaluatingTrainer     scores and samples of a language model  evaluating.py
+LanguageModelTrainer  carried states and the order of data    base.py
 """
 
 from __future__ import annotations
@@ -39,10 +53,6 @@ from craft.utils.logging import get_logger
 from craft.utils.stopping import TrainingInterrupted
 
 logger = get_logger(__name__)
-
-
-class EvaluationStopped(Exception):
-    """A signal came while a text was scored."""
 
 
 class NothingLeft(Exception):
@@ -240,22 +250,6 @@ class Trainer(EndingTrainer):
         if due or self.args.device.type == "cpu":  # on a GPU, looking at a number waits for it
             self.refuse_nonfinite(tr_loss, grad_norm, kwargs.get("learning_rate"))
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
-
-    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As in transformers; a signal ends it early, and a resumed run does it again."""
-        try:
-            return super()._evaluate(*args, **kwargs)  # type: ignore[no-any-return]
-        except EvaluationStopped:
-            self.evaluation_due = self.state.global_step > 0
-            self.control.should_training_stop = True
-            return {}
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-        raise TrainingFailed(
-            f"out of memory in the evaluation at step {self.state.global_step:,}; lower "
-            f"training.per_device_eval_batch_size={self.args.per_device_eval_batch_size}; {self.last_good}"
-        )
 
     def catch_up(self) -> None:
         """Does the evaluation that a signal interrupted, as it would have been done then."""

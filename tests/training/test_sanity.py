@@ -14,7 +14,7 @@ import torch
 
 from craft.data.char_dataset import CharDataset
 from craft.training.base import LanguageModelTrainer
-from craft.training.sanity import AT_ONCE, check_data, check_ids
+from craft.training.sanity import IDS_AT_ONCE, check_data, check_ids
 from craft.utils.common import UserError
 
 
@@ -109,7 +109,7 @@ def test_an_id_anywhere_in_the_text_is_found(tmp_path: Path) -> None:
     train[-1] = 33
     with pytest.raises(UserError, match="the training text holds the id 33"):
         make(tmp_path, CharDataset(train, 8, 8, 0))
-    ids = np.zeros(3 * AT_ONCE + 5, np.uint8)
+    ids = np.zeros(3 * IDS_AT_ONCE + 5, np.uint8)
     ids[-1] = 200
     with pytest.raises(UserError, match="the id 200"):
         check_ids(ids, 100, "the text")
