@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from craft.sharing.card import CARD, is_edited, render
-from craft.sharing.privacy import leak, public, public_run, public_text
+from craft.sharing.privacy import leak, public, public_run, public_text, public_words
 from craft.sharing.record import CURVE, DATA, EVALUATION, METRICS, SAMPLE, is_png, parameters_in
 from craft.utils.common import UserError
 from craft.utils.masking import has_secret
@@ -145,7 +145,7 @@ def _public(name: str, text: str) -> str:
             value = json.loads(text)
             shown = public(value)
         except (ValueError, RecursionError):
-            return public_text(text)
+            return public_words(text)
         return text if shown == value else json.dumps(shown, indent=2, ensure_ascii=False) + "\n"
     if name.endswith(".jsonl"):
         return "".join(_public_lines(text))
@@ -170,7 +170,7 @@ def _public_yaml(text: str) -> str:
         shown = public_run(run) if isinstance(run, dict) else {}
         return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True) if shown else ""
     except Exception:  # torn, or not a run at all: PyYAML's constructors raise whatever comes
-        return public_text(text)
+        return public_words(text)
 
 
 def _text(content: bytes | Path) -> str:

@@ -58,10 +58,7 @@ def hub_data_set(data: dict[str, Any]) -> str | None:
 def public(value: Any, key: str = "") -> Any:
     """Plain data without secrets and paths: what is a path, or stands where one belongs, becomes its name."""
     if isinstance(value, dict):
-        names = [public_words(name) if isinstance(name, str) else name for name in value]
-        if len(set(names)) < len(names):  # paths of one name
-            names = [f"{name} ({place})" for place, name in enumerate(names, 1)]
-        return {shown: public(each, str(name)) for shown, (name, each) in zip(names, value.items())}
+        return _public_fields(value)
     if isinstance(value, list):
         return [public(each, key) for each in value]
     if not isinstance(value, str):
@@ -78,6 +75,18 @@ def public(value: Any, key: str = "") -> Any:
             value = name_of(value)
         return public_words(value)
     return public_text(value)
+
+
+def _public_fields(fields: dict[Any, Any]) -> dict[Any, Any]:
+    shown: dict[Any, Any] = {}
+    for key, value in fields.items():
+        name = words = public_words(key) if isinstance(key, str) else key
+        number = 1
+        while name in shown or (name != key and name in fields):  # paths of one name
+            number += 1
+            name = f"{words} ({number})"
+        shown[name] = public(value, str(key))
+    return shown
 
 
 def public_words(text: str) -> str:

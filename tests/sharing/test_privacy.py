@@ -103,7 +103,14 @@ def test_words_with_slashes_stay(words: str) -> None:
 
 
 def test_keys_that_become_alike_stay_apart() -> None:
-    assert public({"/a/b/x": 1, "/c/d/x": 2}) == {"x (1)": 1, "x (2)": 2}
+    fields = {"/a/b/x": 1, "y": 2, "/c/d/x": 3, "/a/b/y": 4, 5: 6}
+    assert public(fields) == {"x": 1, "y": 2, "x (2)": 3, "y (2)": 4, 5: 6}
+
+
+@pytest.mark.parametrize("name", ["craft_run.yaml", "progress.json"])
+def test_no_path_is_in_what_cannot_be_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{[ /data/proj/x")
+    assert item_of(tmp_path / name).content == b"{[ x"
 
 
 def test_a_path_in_the_name_of_a_text_is_not_in_its_card(tmp_path: Path) -> None:
