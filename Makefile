@@ -1,9 +1,11 @@
 # Each target sets itself up on a fresh machine with only Python (3.10 or newer) and make.
 # Another Python: make demo PYTHON=python3.12        Another folder: make test VENV=/tmp/venv
+# For make interop, which needs other packages, the folder is INTEROP_VENV, not VENV.
 # More cores: make test TEST_PROCESSES=8             Longer: make chaos MINUTES=30, or CHAOS="--kills 100"
 
 PYTHON ?= python3
 VENV ?= .venv
+INTEROP_VENV ?= .venv-interop
 BIN := $(VENV)/bin
 TEST_PROCESSES ?= 2
 
@@ -35,14 +37,14 @@ format: $(VENV)/.dev  ## Format the code and fix what can be fixed.
 conformance: $(VENV)/.conformance  ## Run upstream's own tests over the models and tokenizers (UPSTREAM=checkout: all of them).
 	$(BIN)/python tests/conformance/run.py $(if $(UPSTREAM),--upstream $(UPSTREAM)) -- -n $(TEST_PROCESSES)
 
-interop:  ## Run other people's tools on small models, in an environment of its own (.venv-interop).
-	$(MAKE) --no-print-directory run-interop VENV=.venv-interop
+interop:  ## Run other people's tools on small models, in an environment of its own (INTEROP_VENV).
+	$(MAKE) --no-print-directory run-interop VENV=$(INTEROP_VENV)
 
 run-interop: $(VENV)/.interop
 	$(BIN)/python -m pytest -m interop tests/interop tests/hub/test_guide.py
 
 clean:  ## Remove the environment and caches; outputs/ stays.
-	rm -rf $(VENV) .venv-interop .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf $(VENV) $(INTEROP_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp files say what is installed; a changed pyproject.toml or constraints.txt installs again.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import shlex
 import signal
@@ -29,6 +30,18 @@ TINY = [
     *("training.report_to=none", "training.precision=fp32"),
 ]
 """What is put behind every `craft train` of the pages, so that it takes seconds."""
+PROOF = """
+import json, torch
+ids = tokenizer("The ", return_tensors="pt").input_ids
+with torch.no_grad():
+    logits = model(ids).logits.flatten().tolist()
+texts = {tokenizer.decode(model.generate(ids, max_new_tokens=40, do_sample=False)[0])}
+if "write" in globals():
+    texts.add(write("The ", max_new_tokens=40, do_sample=False)[0]["generated_text"])
+print("\\n" + json.dumps([ids.tolist(), logits, *texts]))
+"""
+"""What is put behind a program, to see what its model and tokenizer do; and its pipeline, which is to do the
+same."""
 EXTRAS = {"export": ("onnx", "onnxscript", "onnxruntime"), "serve": ("fastapi", "uvicorn", "openai")}
 
 
@@ -86,8 +99,11 @@ def test_a_command_of_the_guide_works(hub: Hub, reader: Desk, command: str) -> N
         return
     if program == "python":
         (script,) = words
-        assert "logits" in SCRIPTS[script]
-        assert "The " in reader.python(HIDE_CRAFT + (reader.folder / script).read_text())
+        there = reader.python(HIDE_CRAFT + (reader.folder / script).read_text() + PROOF)
+        here = reader.python(
+            'import craft\nmodel, tokenizer = craft.load("ada/guide", revision="v1")' + PROOF
+        )
+        compare(there, here)
         return
     assert program == "craft"
     missing = [name for name in EXTRAS.get(words[0], ()) if find_spec(name) is None]
@@ -106,6 +122,18 @@ def test_a_command_of_the_guide_works(hub: Hub, reader: Desk, command: str) -> N
     if words[0] == "resume":
         here, there = (newest_model(at) / "model.safetensors" for at in (folder, reader.folder))
         assert here.read_bytes() == there.read_bytes()
+
+
+def compare(there: str, here: str) -> None:
+    """The ends of what two programs with `PROOF` printed: ids, logits and the one text."""
+    assert "[y/N]" not in there  # transformers' question whether to run code
+    (ids, logits, text), (own_ids, own_logits, own_text) = (
+        json.loads(printed.splitlines()[-1]) for printed in (there, here)
+    )
+    assert (ids, text) == (own_ids, own_text)
+    assert len(text) > len("The ")
+    assert logits == pytest.approx(own_logits, abs=1e-6)
+    assert len(set(own_logits)) > 1
 
 
 def newest_model(home: Path) -> Path:
@@ -160,9 +188,8 @@ def test_the_blocks_of_loading_elsewhere_work(hub: Hub, reader: Desk) -> None:
     inline = re.findall(r"`(craft\.load\([^`]+\))`", page("loading-elsewhere.md"))
     assert inline
     typed = "\n".join(inline).replace("USER/NAME", "ada/guide")
-    reader.python(f"{here}\n{typed}\nprint(tokenizer('fox').input_ids)")
-    written = reader.python(HIDE_CRAFT + "\n".join(others))
-    assert written.count("The ") >= 1
+    compare(reader.python(HIDE_CRAFT + "\n".join(others) + PROOF), reader.python(here + PROOF))
+    reader.python(f"{here}\n{typed}" + PROOF)
     for command in commands("loading-elsewhere.md"):
         done = reader.warm(*shlex.split(command.replace("USER/NAME", "ada/guide"))[1:])
         assert done.returncode == 0, done.stderr

@@ -36,12 +36,16 @@ TABLE = {row[0]: (row[1], re.findall(r"`([^`]+)`", row[2])) for row in ROWS[1:]}
 SCRIPTS = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", GUIDE, re.DOTALL))
 
 
+OF_THEIR_OWN = ("optuna", "transformers")
+"""Make a model, the same whatever the reader has."""
+
+
 @pytest.fixture(scope="module")
-def folder(transformer: Trained) -> Path:
+def folder(trained: Trained) -> Path:
     """Where the reader of the guide works: a model, two texts, the scripts."""
-    home = transformer.home
-    (home / "my.txt").write_bytes(transformer.text.read_bytes())
-    (home / "new.txt").write_bytes(transformer.other.read_bytes())
+    home = trained.home
+    (home / "my.txt").write_bytes(trained.text.read_bytes())
+    (home / "new.txt").write_bytes(trained.other.read_bytes())
     shutil.copytree(CHECKOUT / "docs/guides/lm-eval", home / "lm-eval")
     for name, text in SCRIPTS.items():
         (home / name).write_text(text, encoding="utf-8")
@@ -54,11 +58,13 @@ def folder(transformer: Trained) -> Path:
 
 
 @pytest.mark.parametrize("client", TABLE)
-def test_the_commands_of_the_table_work(folder: Path, transformer: Trained, client: str) -> None:
+def test_the_commands_of_the_table_work(folder: Path, trained: Trained, client: str) -> None:
+    if client in OF_THEIR_OWN and trained.kind != "char_transformer":
+        pytest.skip("makes a model of its own, which the other round has made")
     environment = {
         **os.environ,
         "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
-        "MODEL": str(transformer.model),
+        "MODEL": str(trained.model),
         "OMP_NUM_THREADS": "1",
         "ACCELERATE_USE_CPU": "true",
         "CRAFT_CACHE": str(folder / "cache"),
@@ -83,6 +89,7 @@ def test_the_commands_of_the_table_work(folder: Path, transformer: Trained, clie
             ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        assert "[y/N]" not in done.stdout  # transformers' question whether to run a model's code
     if server is not None:
         server.send_signal(signal.SIGTERM)
         assert server.wait(timeout=60) == 0

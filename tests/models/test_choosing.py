@@ -144,10 +144,6 @@ def test_what_a_state_cannot_do_is_refused(prompt: torch.Tensor) -> None:
             lambda: model.generate(prompt[:1], assistant_model=make_lstm(), **BASE),
             lambda: model.generate(prompt[:1], prompt_lookup_num_tokens=2, **BASE),
         ),
-        "only supported for models with only full attention layers": (
-            lambda: model.generate(prompt, cache_implementation="quantized", **BASE),
-            lambda: QuantizedCache("quanto", model.config),
-        ),
         "continuous batching is not supported with a CharLSTM": (
             lambda: model.generate_batch([[5, 6]]),
             lambda: model.init_continuous_batching(),
@@ -158,6 +154,24 @@ def test_what_a_state_cannot_do_is_refused(prompt: torch.Tensor) -> None:
         for ask in asks:
             with pytest.raises(ValueError, match=message):
                 ask()
+
+
+@pytest.mark.parametrize("make", [make_lstm, make_transformer])
+def test_what_no_model_can_do_is_refused(make: Any, prompt: torch.Tensor) -> None:
+    """Groups of beams and constraints are code on the Hub by now; a state and a window can't be quantized."""
+    model = make()
+    for what, settings in {
+        "Group Beam Search requires `trust_remote_code=True`": {
+            "num_beam_groups": 2,
+            "diversity_penalty": 0.5,
+        },
+        "Constrained Beam Search requires `trust_remote_code=True`": {"force_words_ids": [[5]]},
+        "only supported for models with only full attention layers": {"cache_implementation": "quantized"},
+    }.items():
+        with pytest.raises(ValueError, match=what):
+            model.generate(prompt, num_beams=4, **settings, **BASE)
+    with pytest.raises(ValueError, match="only supported for models with only full attention layers"):
+        QuantizedCache("quanto", model.config)
 
 
 def test_a_mask_of_four_dimensions_may_share_a_prefix() -> None:
