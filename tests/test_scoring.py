@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,17 @@ def test_an_unknown_protocol_is_told_before_anything_is_loaded(
     monkeypatch.setattr("craft.scoring.load", lambda *a, **k: pytest.fail("the model was loaded"))
     with pytest.raises(UserError, match="unknown protocol"):
         evaluate(folder, protocols=["blocks", protocol])
+
+
+def test_an_unknown_protocol_is_told_without_torch() -> None:
+    code = (
+        "import sys\nfrom craft.cli.main import main\n"
+        "try: main(['evaluate', '--protocol', 'nonsense'])\n"
+        "finally: print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "False\n"), done.stderr
+    assert done.stderr.startswith("error: unknown protocol 'nonsense'")
 
 
 def trained_on(folder: Path, **data: Any) -> None:

@@ -60,7 +60,6 @@ def command(
     craft evaluate outputs/models/MODEL --protocol blocks --protocol sliding-32
     """
     from craft.scoring import evaluate
-    from craft.training.evaluation import table
 
     scores = evaluate(
         model,
@@ -72,6 +71,8 @@ def command(
         revision=revision,
         trust_remote_code=trust_remote_code,
     )
+    from craft.training.evaluation import table
+
     if as_json:
         click.echo(json.dumps([each.to_dict() for each in scores.evaluations], indent=2))
     else:
