@@ -17,10 +17,13 @@ from functools import cache
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from craft.training.arguments import CraftTrainingArguments
 from craft.training.precision import Hardware
+from craft.utils.common import UserError
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
@@ -220,3 +223,40 @@ def _direction_dtype(device: str) -> torch.dtype:
     hardware = Hardware.detect(use_cpu=device == "cpu")
     native = hardware.native_bf16 or (hardware.capability or (0, 0)) >= (8, 0)
     return torch.bfloat16 if native else torch.float32
+
+
+class OptimizingTrainer(transformers.Trainer):
+    """The part of `Trainer` that makes optimizer and schedule."""
+
+    args: CraftTrainingArguments
+    model: Any
+    optimizer: Any
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """As in transformers, plus Muon."""
+        model = self.model if model is None else model
+        if self.args.optim != "muon" or self.optimizer is not None:
+            return super().create_optimizer(model)
+        if not hasattr(self.model, "muon_blocks"):
+            raise UserError(
+                f"training.optim=muon needs a model that knows its matrices (muon_blocks), and "
+                f"{type(self.model).__name__} doesn't; use training.optim=adamw_torch_fused"
+            )
+        self.optimizer = muon_optimizer(model, self.model.muon_blocks, self.args)
+        return self.optimizer
+
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        return decaying(model)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """As in transformers, with defaults for what its schedules demand."""
+        default = SCHEDULE_DEFAULTS.get(str(getattr(self.args.lr_scheduler_type, "value", "")))
+        if default and not self.args.lr_scheduler_kwargs:
+            warmup = self.args.get_warmup_steps(num_training_steps)
+            self.args.lr_scheduler_kwargs = default(num_training_steps, warmup)
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
+        accelerator_args = super()._build_accelerator_args(**kwargs)
+        accelerator_args.pop("dynamo_plugin", None)  # we compile ourselves, see `compilation`
+        return accelerator_args

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from craft.training.arguments import CraftTrainingArguments
 from craft.training.distributed import sharding_wanted
-from craft.training.optimizing import OptimizingTrainer
+from craft.training.optimization import OptimizingTrainer
 from craft.utils.common import UserError
 from craft.utils.logging import get_logger
 

@@ -6,7 +6,7 @@ run. It knows nothing of language.
 
 It is a chain of classes, each of which knows of one thing and uses those before it:
 
-OptimizingTrainer     optimizer and schedule                  optimizing.py
+OptimizingTrainer     optimizer and schedule                  optimization.py
 ShardingTrainer       a model in parts                        sharding.py
 SendingTrainer        checkpoints on their way to the Hub     sending.py
 SavingTrainer         writing checkpoints                     saving.py
