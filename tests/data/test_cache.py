@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import multiprocessing
 import os
 import shutil
@@ -54,11 +53,8 @@ def test_the_folder_is_the_argument_or_the_variable_or_under_home(
 
 @pytest.mark.parametrize("damage", ["truncate", "remove", "manifest", "garble", "flip", "flip manifest"])
 def test_a_damaged_entry_is_rebuilt_with_one_line(
-    damage: str, cache: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    damage: str, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(
-        logging.getLogger("craft"), "propagate", True
-    )  # setup_logging of another test unsets it
     place = Cache().entry("key", write)
     if damage == "truncate":
         os.truncate(place / "a.bin", 999)
