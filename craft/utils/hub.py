@@ -268,10 +268,7 @@ def _answer_in(error: BaseException) -> Any:
     """The answer of the Hub that another error follows from, if there was one."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    chain: BaseException | None = error
-    while chain is not None and not isinstance(chain, HfHubHTTPError):
-        chain = chain.__cause__
-    return chain
+    return next((cause for cause in _causes(error) if isinstance(cause, HfHubHTTPError)), None)
 
 
 def _met_by_client(error: Exception) -> bool:
@@ -286,18 +283,22 @@ def _met_by_client(error: Exception) -> bool:
 
 def of_the_network(error: BaseException) -> bool:
     """Whether it comes from a connection: its libraries have no base class of errors in common."""
-    chain: BaseException | None = error
-    while chain is not None:
-        if type(chain).__module__.split(".")[0] in CLIENTS:
-            return True
-        if isinstance(chain, (ConnectionError, TimeoutError, socket.gaierror, ssl.SSLError)):
-            return True
-        chain = chain.__cause__
-    return False
+    of_connections = (ConnectionError, TimeoutError, socket.gaierror, ssl.SSLError)
+    return any(
+        isinstance(cause, of_connections) or type(cause).__module__.split(".")[0] in CLIENTS
+        for cause in _causes(error)
+    )
 
 
 def _reason(error: BaseException) -> str:
     """The first line of the innermost error, which says most."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    *_, innermost = _causes(error)
+    return (str(innermost).strip() or type(innermost).__name__).splitlines()[0].rstrip(".")
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and those that it follows from, the innermost last."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__

@@ -80,20 +80,15 @@ def saved(name, error, on):
 def bug(): saved("bug", KeyError("a bug"), 0)
 def memory(): saved("memory", MEMORY, 0)
 def disk_of_another(): saved("disk", FULL, 1)
-def metrics():
-    made, real = trainer("metrics"), logging.MetricsFile.write
-    logging.MetricsFile.write = at_step(made, 5, FULL, real)
+def at_metrics(name, step):
+    made, real = trainer(name), logging.MetricsFile.write
+    logging.MetricsFile.write = at_step(made, step, FULL, real)
     try:
         made.train()
     finally:
         logging.MetricsFile.write = real
-def last_metrics():
-    made, real = trainer("last"), logging.MetricsFile.write
-    logging.MetricsFile.write = at_step(made, 8, FULL, real)
-    try:
-        made.train()
-    finally:
-        logging.MetricsFile.write = real
+def metrics(): at_metrics("metrics", 5)
+def last_metrics(): at_metrics("last", 8)
 def sample():
     made = trainer("sample", eval_strategy="steps", eval_steps=4, sample_chars=9)
     made.sample = fail(MEMORY)
