@@ -25,7 +25,7 @@ from .base import BaseModel, LanguageModel, embed
 from .decoding import has_plain_weights
 from .lora import tell_peft
 from .lstm_cache import LAYER_TYPE
-from .recurrence import Recurrence
+from .recurrence import Recurrence, lay_apart
 
 Norms = Literal["each", "head", "none"]
 
@@ -107,7 +107,7 @@ class CharLSTMLayer(nn.Module):
         hidden: torch.Tensor,
         mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        texts: torch.Tensor | None = None,
+        texts: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         batch, steps, width = hidden.shape
         dtype = self.lstm.all_weights[0][0].dtype
@@ -201,7 +201,8 @@ class CharLSTMModel(CharLSTMPreTrainedModel):
         texts = None
         alone = attention_mask is None and past_key_values is None
         if position_ids is not None and alone and not torch.compiler.is_exporting():
-            texts = find_packed_sequence_indices(position_ids.expand(hidden.shape[:2]))
+            numbers = find_packed_sequence_indices(position_ids.expand(hidden.shape[:2]))
+            texts = lay_apart(numbers) if numbers is not None else None
         if past_key_values is None and use_cache:
             past_key_values = DynamicCache(config=self.config)
         elif isinstance(past_key_values, DynamicCache) and not past_key_values.layers:  # made without config

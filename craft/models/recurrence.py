@@ -18,6 +18,22 @@ _UNROLLED = 32  # steps that a compiler may read one by one; longer stretches go
 _SHUT = 1e4  # far beyond where a sigmoid is 0 or 1 exactly, in every floating-point type
 
 
+def lay_apart(texts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the characters of packed texts go, numbered in their row by `texts` [B, T] from 0.
+
+    Before each text but the first there is a step that empties the state: a further input closes all gates.
+    So a row costs its characters and its texts; one with fewer of these begins with empty steps.
+
+    Returns:
+        The places of the characters [B, T], and which of all steps [B, T + most texts - 1] are the emptying.
+    """
+    batch, steps = texts.shape
+    most = int(texts.max())
+    places = torch.arange(steps, device=texts.device) + texts + most - texts[:, -1:]
+    empty = torch.ones(batch, steps + most, dtype=torch.bool, device=texts.device).scatter(1, places, False)
+    return places, empty
+
+
 class Recurrence(nn.LSTM):
     """One LSTM layer that also reads around padding, apart from text to text, and step by step.
 
@@ -29,17 +45,17 @@ class Recurrence(nn.LSTM):
         hidden: torch.Tensor,
         state: tuple[torch.Tensor, ...] | None = None,
         mask: torch.Tensor | None = None,
-        texts: torch.Tensor | None = None,
+        texts: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """`hidden` [B, T, H] and the state before it (h, c) [1, B, H] -> [B, T, H] and the state after it.
 
         Args:
             mask: [B, T], false where there is padding.
-            texts: [B, T], the number of the text in its row, from 0; excludes the other two.
+            texts: what `lay_apart` makes of packed ones; excludes the other two.
         """
         steps = hidden.shape[1]
         if texts is not None:
-            return self._apart(hidden, texts)
+            return self._apart(hidden, *texts)
         if isinstance(steps, torch.SymInt):  # in torch.export, of any length
             return self._scanned(hidden, mask, state)
         if steps == 1 or (torch.compiler.is_dynamo_compiling() and steps <= _UNROLLED):
@@ -97,39 +113,42 @@ class Recurrence(nn.LSTM):
         sequences that waits for no lengths, and exporters can read it.
         """
         batch, steps, width = hidden.shape
-        w_ih, w_hh, b_ih, b_hh = self.all_weights[0]
-        if state is None:
-            state = (w_ih.new_zeros(1, batch, width), w_ih.new_zeros(1, batch, width))
+        state = self._empty(batch) if state is None else state
         lengths = mask.sum(dim=1)
         places = torch.where(mask, mask.cumsum(1), lengths[:, None] + mask.logical_not().cumsum(1)) - 1
         index = places[..., None].expand(-1, -1, width)
-        ended = (torch.arange(steps, device=mask.device) >= lengths[:, None])[..., None]
-        shut = torch.tensor([-_SHUT, _SHUT, 0.0, 0.0], dtype=w_ih.dtype, device=w_ih.device)
-        weights = [torch.cat([w_ih, shut.repeat_interleave(width)[:, None]], dim=1), w_hh, b_ih, b_hh]
-        read = torch.cat([torch.zeros_like(hidden).scatter(1, index, hidden), ended.to(hidden.dtype)], dim=2)
-        out, _, c = torch.lstm(read, state, weights, True, 1, 0.0, self.training, False, True)
+        ended = torch.arange(steps, device=mask.device) >= lengths[:, None]
+        read = torch.zeros_like(hidden).scatter(1, index, hidden)
+        out, _, c = self._gated(read, ended, (-_SHUT, _SHUT, 0.0, 0.0), state)
         last = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, -1, width)
         h = torch.where(lengths[:, None] > 0, out.gather(1, last)[:, 0], state[0][0])
-        return out.masked_fill(ended, 0).gather(1, index), (h[None], c)
+        return out.masked_fill(ended[..., None], 0).gather(1, index), (h[None], c)
 
     def _apart(
-        self, hidden: torch.Tensor, texts: torch.Tensor
+        self, hidden: torch.Tensor, places: torch.Tensor, empty: torch.Tensor
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """Texts packed behind one another, numbered in their row by `texts` [B, T], each from an empty state.
-
-        Before each text but the first there is a step that empties the state: a further input closes all
-        gates. So a row costs its characters and its texts; one with fewer of these begins with empty steps.
-        """
-        batch, steps, width = hidden.shape
-        w_ih, w_hh, b_ih, b_hh = self.all_weights[0]
-        most = int(texts.max())
-        places = torch.arange(steps, device=texts.device) + texts + most - texts[:, -1:]
+        """Texts packed behind one another, laid out by `lay_apart`, each from an empty state."""
+        batch, _, width = hidden.shape
         index = places[..., None].expand(-1, -1, width)
-        read = hidden.new_zeros(batch, steps + most, width).scatter(1, index, hidden)
-        empty = hidden.new_ones(batch, steps + most).scatter(1, places, 0.0)
-        shut = torch.tensor([-_SHUT, -_SHUT, 0.0, -_SHUT], dtype=w_ih.dtype, device=w_ih.device)
-        weights = [torch.cat([w_ih, shut.repeat_interleave(width)[:, None]], dim=1), w_hh, b_ih, b_hh]
-        start = (w_ih.new_zeros(1, batch, width), w_ih.new_zeros(1, batch, width))
-        read = torch.cat([read, empty[..., None]], dim=2)
-        out, h, c = torch.lstm(read, start, weights, True, 1, 0.0, self.training, False, True)
+        read = hidden.new_zeros(batch, empty.shape[1], width).scatter(1, index, hidden)
+        out, h, c = self._gated(read, empty, (-_SHUT, -_SHUT, 0.0, -_SHUT), self._empty(batch))
         return out.gather(1, index), (h, c)
+
+    def _gated(
+        self,
+        read: torch.Tensor,
+        extra: torch.Tensor,
+        gates: tuple[float, ...],
+        state: tuple[torch.Tensor, ...],
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """PyTorch's kernel where `extra` [B, T], true or false, is a further input with those weights on the
+        input, forget, cell and output gates."""
+        w_ih, w_hh, b_ih, b_hh = self.all_weights[0]
+        column = torch.tensor(gates, dtype=w_ih.dtype, device=w_ih.device).repeat_interleave(self.hidden_size)
+        weights = [torch.cat([w_ih, column[:, None]], dim=1), w_hh, b_ih, b_hh]
+        read = torch.cat([read, extra[..., None].to(read.dtype)], dim=2)
+        return torch.lstm(read, state, weights, True, 1, 0.0, self.training, False, True)
+
+    def _empty(self, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        w_ih = self.all_weights[0][0]
+        return w_ih.new_zeros(1, batch, self.hidden_size), w_ih.new_zeros(1, batch, self.hidden_size)

@@ -265,7 +265,7 @@ class TransformerModel(TransformerPreTrainedModel):
         else:
             turns = self.rotary_emb(hidden, position_ids)
         hidden = self.dropout(hidden)
-        for layer in self.layers[: self.config.num_hidden_layers]:  # fewer in an early exit of generate()
+        for layer in list(self.layers)[: self.config.num_hidden_layers]:  # fewer in an early exit
             hidden = layer(
                 hidden,
                 attention_mask=mask,
