@@ -20,6 +20,7 @@ from transformers.training_args import OptimizerNames
 
 from craft.training import distributed
 from craft.training.precision import PRECISIONS, Hardware, choose_precision
+from craft.training.protocols import parsed_stride
 from craft.utils.common import UserError, did_you_mean
 from craft.utils.labels import wrong_licence
 from craft.utils.logging import get_logger
@@ -161,9 +162,7 @@ class CraftTrainingArguments(transformers.TrainingArguments):
         ):
             raise UserError(wrong)
         protocol = self.eval_protocol
-        stride = protocol.removeprefix("sliding-")
-        sliding = stride != protocol and stride.isdigit() and int(stride) > 0
-        if protocol not in ("auto", "blocks", "stateful") and not sliding:
+        if protocol not in ("auto", "blocks", "stateful") and not parsed_stride(protocol):
             near = did_you_mean(protocol, ("auto", "blocks", "stateful", "sliding-32"))
             raise UserError(
                 f"training.eval_protocol={protocol!r} isn't a protocol{near}; "

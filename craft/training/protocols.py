@@ -72,13 +72,19 @@ def stride_of(protocol: str) -> int:
     Raises:
         UserError: if there is no such protocol.
     """
+    stride = parsed_stride(protocol)
+    if stride is None:
+        near = did_you_mean(protocol, ("blocks", "stateful", "sliding-32"))
+        raise UserError(f"unknown protocol {protocol!r}{near}; use blocks, stateful or sliding-N")
+    return stride
+
+
+def parsed_stride(protocol: str) -> int | None:
+    """As `stride_of`; None if there is no such protocol."""
     if protocol in ("blocks", "stateful"):
         return 0
     stride = protocol.removeprefix("sliding-")
-    if stride == protocol or not (stride.isascii() and stride.isdigit()):
-        near = did_you_mean(protocol, ("blocks", "stateful", "sliding-32"))
-        raise UserError(f"unknown protocol {protocol!r}{near}; use blocks, stateful or sliding-N")
-    return int(stride)
+    return int(stride) if stride != protocol and stride.isascii() and stride.isdigit() else None
 
 
 def check_protocol(protocol: str, *, carries_state: bool, block_size: int, context: int | None) -> int:

@@ -119,6 +119,7 @@ def test_muon_and_best_model_pass_hugging_face(tmp_path: Path) -> None:
         ({"lr_scheduler_type": "cosin"}, "did you mean 'cosine'"),
         ({"eval_protocol": "block"}, "did you mean 'blocks'"),
         ({"eval_protocol": "sliding-0"}, "isn't a protocol"),
+        ({"eval_protocol": "sliding-²"}, "isn't a protocol"),
         ({"metric_for_best_model": "eval_los"}, "did you mean 'eval_loss'"),
         ({"metric_for_best_model": "f1"}, "isn't known; use one of loss, bits_per_char"),
         ({"load_best_model_at_end": True, "save_strategy": "no"}, "needs checkpoints"),
