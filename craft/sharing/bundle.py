@@ -153,11 +153,12 @@ def _public(name: str, text: str) -> str:
 
 
 def _public_lines(text: str) -> Iterator[str]:
+    known: dict[str, str] = {}
     for line in text.split("\n"):
         try:
             found = json.loads(line)
             if isinstance(found, dict):
-                yield json.dumps(public(found), ensure_ascii=False) + "\n"
+                yield json.dumps(public(found, known=known), ensure_ascii=False) + "\n"
         except (ValueError, RecursionError):
             continue  # half a line of a process that was killed
 

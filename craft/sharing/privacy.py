@@ -39,7 +39,7 @@ def public_run(run: dict[str, Any]) -> dict[str, Any]:
     if isinstance(data, dict) and (corpus := hub_data_set(data)):
         shown["data"]["path"] = corpus
     models = run.get("models")
-    if isinstance(models, dict) and "/" in (base := _of_the_hub(models.get("init_from"))):
+    if isinstance(models, dict) and (base := _of_the_hub(models.get("init_from"))) and "/" in base:
         shown["models"]["init_from"] = base
     if isinstance(training, dict):
         shown["training"] = {
@@ -52,15 +52,19 @@ def public_run(run: dict[str, Any]) -> dict[str, Any]:
 
 def hub_data_set(data: dict[str, Any]) -> str | None:
     """The id of the data set of the Hub that a run read, if it read one."""
-    return (_of_the_hub(data.get("path")) or None) if data.get("source") == "hub" else None
+    return _of_the_hub(data.get("path")) if data.get("source") == "hub" else None
 
 
-def public(value: Any, key: str = "") -> Any:
-    """Plain data without secrets and paths: what is a path, or stands where one belongs, becomes its name."""
+def public(value: Any, key: str = "", known: dict[str, str] | None = None) -> Any:
+    """Plain data without secrets and paths: what is a path, or stands where one belongs, becomes its name.
+
+    Args:
+        known: keys that were made public already, for many lines of the same ones.
+    """
     if isinstance(value, dict):
-        return _public_fields(value)
+        return _public_fields(value, {} if known is None else known)
     if isinstance(value, list):
-        return [public(each, key) for each in value]
+        return [public(each, key, known) for each in value]
     if not isinstance(value, str):
         return value
     if key not in TEXTS:
@@ -77,15 +81,17 @@ def public(value: Any, key: str = "") -> Any:
     return public_text(value)
 
 
-def _public_fields(fields: dict[Any, Any]) -> dict[Any, Any]:
+def _public_fields(fields: dict[Any, Any], known: dict[str, str]) -> dict[Any, Any]:
     shown: dict[Any, Any] = {}
     for key, value in fields.items():
-        name = words = public_words(key) if isinstance(key, str) else key
+        if isinstance(key, str) and key not in known:
+            known[key] = public_words(key)
+        name = words = known[key] if isinstance(key, str) else key
         number = 1
         while name in shown or (name != key and name in fields):  # paths of one name
             number += 1
             name = f"{words} ({number})"
-        shown[name] = public(value, str(key))
+        shown[name] = public(value, str(key), known)
     return shown
 
 
@@ -135,6 +141,6 @@ def _looks_like_a_path(value: str) -> bool:
     return re.match(r"(/|~|\.{1,2}[/\\]|[A-Za-z]:[/\\]|\\\\|file:)", value) is not None
 
 
-def _of_the_hub(value: Any) -> str:
-    """The id of something on the Hub; empty if it is none, or a path."""
-    return value if isinstance(value, str) and is_repo_id(value) and not Path(value).exists() else ""
+def _of_the_hub(value: Any) -> str | None:
+    """The id of something on the Hub; None if it is none, or a path."""
+    return value if isinstance(value, str) and is_repo_id(value) and not Path(value).exists() else None

@@ -19,7 +19,7 @@ from craft.sharing.record import METRICS
 from craft.sharing.trust import PICKLES
 from craft.utils.common import Failed, UserError
 from craft.utils.files import replace_text, sync
-from craft.utils.hub import api, check_ref, check_repo_id, download, told
+from craft.utils.hub import CODE, api, check_ref, check_repo_id, download, told
 from craft.utils.logging import get_logger
 from craft.utils.manifest import MANIFEST, damage, difference, manifest_text, read_manifest
 from craft.utils.outputs import OUTPUTS, RUN_CONFIG, RUN_NAMES, RunPaths, slug
@@ -201,8 +201,8 @@ def fetch_run(repo_id: str, root: Path = OUTPUTS, revision: str | None = None) -
             here already.
         Failed: if the Hub can't be reached.
     """
-    wanted, code = [f"{LAST}/*"], ["*.py"]  # which a run goes on without
-    snapshot = download(repo_id, revision, wanted, leave_out=code) / LAST
+    wanted = [f"{LAST}/*"]  # without code, which a run goes on without
+    snapshot = download(repo_id, revision, wanted, leave_out=CODE) / LAST
     if not (snapshot / RUN_NAMES).is_file():
         raise UserError(
             f"{repo_id} holds no checkpoint to resume from; its owner must train with "
@@ -212,7 +212,7 @@ def fetch_run(repo_id: str, root: Path = OUTPUTS, revision: str | None = None) -
         paths, manifest = _read(snapshot, root)
     except ValueError:  # the cache of the client may be what is damaged
         commit = snapshot.parent.name
-        snapshot = download(repo_id, commit, wanted, leave_out=code, anew=True) / LAST
+        snapshot = download(repo_id, commit, wanted, leave_out=CODE, anew=True) / LAST
         try:
             paths, manifest = _read(snapshot, root)
         except ValueError as error:
@@ -231,7 +231,7 @@ def fetch_run(repo_id: str, root: Path = OUTPUTS, revision: str | None = None) -
     shutil.rmtree(staging.run_dir, ignore_errors=True)  # of a process that was killed
     try:
         checkpoint = staging.run_dir / f"checkpoint-{manifest['step']}"
-        shutil.copytree(snapshot, checkpoint, ignore=shutil.ignore_patterns(RUN_NAMES, METRICS, *code))
+        shutil.copytree(snapshot, checkpoint, ignore=shutil.ignore_patterns(RUN_NAMES, METRICS, *CODE))
         replace_text(checkpoint / MANIFEST, manifest_text(manifest))
         if why := damage(checkpoint, manifest["step"]):
             raise Failed(f"the checkpoint of {repo_id} can't be copied to {paths.run_dir}: {why}")

@@ -103,7 +103,7 @@ def told(what: str, left: str = "", reading: bool = False) -> Iterator[None]:
         Failed: for what nobody did wrong: the network, the server.
     """
     from huggingface_hub import constants
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
     end = f"; {left}" if left else ""
     try:
@@ -114,8 +114,6 @@ def told(what: str, left: str = "", reading: bool = False) -> Iterator[None]:
         raise UserError(f"{what}: HF_HUB_OFFLINE is set; unset it{end}") from None
     except HFValidationError as error:
         raise UserError(f"{what}: {_reason(error)}{end}") from error
-    except HfHubHTTPError as error:
-        raise _of_status(what, error, end, reading) from error
     except Exception as error:
         if (answered := _answer_in(error)) is not None:
             raise _of_status(what, answered, end, reading) from error
@@ -265,7 +263,7 @@ def _of_status(what: str, error: Any, end: str, reading: bool = False) -> UserEr
 
 
 def _answer_in(error: BaseException) -> Any:
-    """The answer of the Hub that another error follows from, if there was one."""
+    """The answer of the Hub that an error is or follows from, if there was one."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return next((cause for cause in _causes(error) if isinstance(cause, HfHubHTTPError)), None)
