@@ -16,7 +16,7 @@ from typing import Any
 
 from craft.config import requirements
 from craft.config.sources import rope_types, scheduler_arguments, yaml_word
-from craft.utils.common import UserError, did_you_mean
+from craft.utils.common import UserError, did_you_mean, parsed_stride
 from craft.utils.labels import wrong_language, wrong_licence
 from craft.utils.masking import masked
 
@@ -288,14 +288,13 @@ def _protocol(run: Parts) -> Complaint:
             f"training.eval_protocol=stateful needs a recurrent model, and models.model_type="
             f"{run.models['model_type']} carries no state; use blocks, sliding-N or auto",
         )
-    stride = str(protocol).removeprefix("sliding-")
-    if stride.isdigit() and int(stride) > block and stride != protocol:
+    if (parsed_stride(str(protocol)) or 0) > block:
         return (
             "training.eval_protocol",
             f"training.eval_protocol={protocol} moves on by more than a window of data.block_size={block}; "
             f"use sliding-{max(1, block // 2)}",
         )
-    if re.fullmatch(r"auto|blocks|stateful|sliding-[1-9]\d*", str(protocol)):
+    if re.fullmatch(r"auto|blocks|stateful|sliding-[1-9][0-9]*", str(protocol)):
         return None
     hint = did_you_mean(str(protocol), ("auto", "blocks", "stateful", "sliding-32"))
     return (

@@ -20,8 +20,7 @@ from transformers.training_args import OptimizerNames
 
 from craft.training import distributed
 from craft.training.precision import PRECISIONS, Hardware, choose_precision
-from craft.training.protocols import parsed_stride
-from craft.utils.common import UserError, did_you_mean
+from craft.utils.common import UserError, did_you_mean, parsed_stride
 from craft.utils.labels import wrong_licence
 from craft.utils.logging import get_logger
 

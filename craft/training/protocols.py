@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from craft.utils.common import UserError, did_you_mean
+from craft.utils.common import UserError, did_you_mean, parsed_stride
 
 WARM_UP = 1024
 """Characters that each of several parallel streams reads before its own stretch, to get into its state."""
@@ -77,14 +77,6 @@ def stride_of(protocol: str) -> int:
         near = did_you_mean(protocol, ("blocks", "stateful", "sliding-32"))
         raise UserError(f"unknown protocol {protocol!r}{near}; use blocks, stateful or sliding-N")
     return stride
-
-
-def parsed_stride(protocol: str) -> int | None:
-    """As `stride_of`; None if there is no such protocol."""
-    if protocol in ("blocks", "stateful"):
-        return 0
-    stride = protocol.removeprefix("sliding-")
-    return int(stride) if stride != protocol and stride.isascii() and stride.isdigit() else None
 
 
 def check_protocol(protocol: str, *, carries_state: bool, block_size: int, context: int | None) -> int:

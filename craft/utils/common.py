@@ -72,3 +72,11 @@ def human_time(seconds: float) -> str:
     hours, rest = divmod(int(seconds), 3600)
     minutes, secs = divmod(rest, 60)
     return f"{hours}:{minutes:02}:{secs:02}" if hours else f"{minutes}:{secs:02}"
+
+
+def parsed_stride(protocol: str) -> int | None:
+    """The N of the protocol "sliding-N", 0 for "blocks" and "stateful"; None if there is no such protocol."""
+    if protocol in ("blocks", "stateful"):
+        return 0
+    stride = protocol.removeprefix("sliding-")
+    return int(stride) if stride != protocol and stride.isascii() and stride.isdigit() else None

@@ -65,6 +65,7 @@ def refusal(*overrides: str, **kwargs: object) -> str:
         ("training.eval_strategy=sometimes", ["no, steps, epoch"]),
         ("training.eval_protocol=block", ["did you mean 'blocks'?", "sliding-N"]),
         ("training.eval_protocol=sliding-0", ["sliding-N"]),
+        ("training.eval_protocol=sliding-²", ["unknown", "sliding-²"]),
         ("data.order=suffled", ["did you mean 'shuffled'?"]),
         ("data.source=web", ["builtin, files, hub"]),
         ("models.mlp=relu", ["did you mean 'relu2'?"]),
