@@ -194,8 +194,7 @@ def describe_model(
     """What others want to know of the finished model, in its own folder: scores, facts about the text, loss
     curve, sample, and the card that tells of them."""
     from craft.data.facts import facts
-    from craft.sharing.record import keep
-    from craft.training.logging import METRICS_FILE
+    from craft.sharing.record import METRICS_FILE, keep
 
     keep(
         model_dir,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from craft.sharing.card import CARD, is_edited, render
 from craft.sharing.privacy import leak, public, public_run, public_text, public_words
-from craft.sharing.record import CURVE, DATA, EVALUATION, METRICS, SAMPLE, is_png, parameters_in
+from craft.sharing.record import CURVE, DATA, EVALUATION, METRICS_FILE, SAMPLE, is_png, parameters_in
 from craft.utils.common import UserError
 from craft.utils.masking import has_secret
 from craft.utils.outputs import RUN_CONFIG
@@ -21,7 +21,7 @@ MODEL = re.compile(
     r"|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|chat_template\.jinja|[A-Za-z]\w*\.py"
 )
 """Files of a model: nothing that is opened with pickle is one."""
-RECORD = (CARD, RUN_CONFIG, DATA, EVALUATION, METRICS, SAMPLE, CURVE)
+RECORD = (CARD, RUN_CONFIG, DATA, EVALUATION, METRICS_FILE, SAMPLE, CURVE)
 WRITTEN = (".md", ".py", ".yaml")
 """Files that people write in, as against what a model or a run made."""
 

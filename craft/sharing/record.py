@@ -16,7 +16,7 @@ from craft.utils.outputs import RUN_CONFIG
 EVALUATION = "evaluation.json"
 SAMPLE = "sample.txt"
 CURVE = "loss_curve.png"
-METRICS = "metrics.jsonl"
+METRICS_FILE = "metrics.jsonl"
 DATA = "data.json"
 STATE = "trainer_state.json"
 """What transformers keeps in a checkpoint."""
@@ -109,7 +109,7 @@ def keep(
     scores = {"step": step, "evaluations": list(evaluations)}
     (folder / EVALUATION).write_text(_dump(scores), encoding="utf-8")
     (folder / SAMPLE).write_text(sample + "\n", encoding="utf-8", errors="replace", newline="")
-    for source, name in ((metrics, METRICS), (curve, CURVE)):
+    for source, name in ((metrics, METRICS_FILE), (curve, CURVE)):
         if source.is_file():
             shutil.copyfile(source, folder / name)
     write_card(folder)

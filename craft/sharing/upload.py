@@ -15,7 +15,7 @@ from typing import Any
 
 from craft.sharing.bundle import Item, bundle, check, item_of
 from craft.sharing.privacy import public_run
-from craft.sharing.record import METRICS
+from craft.sharing.record import METRICS_FILE
 from craft.sharing.trust import PICKLES
 from craft.utils.common import Failed, UserError
 from craft.utils.files import replace_text, sync
@@ -179,7 +179,7 @@ def checkpoint_items(checkpoint: Path, prefix: str) -> list[Item]:
         content = items[name].content
         if isinstance(content, bytes):
             entry.update(size=len(content), sha256=hashlib.sha256(content).hexdigest())
-    beside = [checkpoint.parent / name for name in (RUN_NAMES, METRICS)]
+    beside = [checkpoint.parent / name for name in (RUN_NAMES, METRICS_FILE)]
     items |= {path.name: item_of(path) for path in beside if path.is_file()}
     items[MANIFEST] = Item(MANIFEST, manifest_text(manifest).encode())
     found = [Item(f"{prefix}/{name}", item.content) for name, item in items.items()]
@@ -231,12 +231,12 @@ def fetch_run(repo_id: str, root: Path = OUTPUTS, revision: str | None = None) -
     shutil.rmtree(staging.run_dir, ignore_errors=True)  # of a process that was killed
     try:
         checkpoint = staging.run_dir / f"checkpoint-{manifest['step']}"
-        shutil.copytree(snapshot, checkpoint, ignore=shutil.ignore_patterns(RUN_NAMES, METRICS, *CODE))
+        shutil.copytree(snapshot, checkpoint, ignore=shutil.ignore_patterns(RUN_NAMES, METRICS_FILE, *CODE))
         replace_text(checkpoint / MANIFEST, manifest_text(manifest))
         if why := damage(checkpoint, manifest["step"]):
             raise Failed(f"the checkpoint of {repo_id} can't be copied to {paths.run_dir}: {why}")
-        if (snapshot / METRICS).is_file():
-            shutil.copyfile(snapshot / METRICS, staging.run_dir / METRICS)
+        if (snapshot / METRICS_FILE).is_file():
+            shutil.copyfile(snapshot / METRICS_FILE, staging.run_dir / METRICS_FILE)
         replace_text(staging.run_dir / RUN_CONFIG, _public_run_of(snapshot))
         paths.note(staging.run_dir)
         for path in (*staging.run_dir.rglob("*"), staging.run_dir):

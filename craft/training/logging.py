@@ -14,13 +14,12 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from craft.sharing.record import METRICS_FILE
 from craft.utils.common import human, human_time
 from craft.utils.files import replace_text
 from craft.utils.logging import get_logger
 
 logger = get_logger(__name__)
-
-METRICS_FILE = "metrics.jsonl"
 
 
 class MetricsFile:

@@ -6,9 +6,10 @@ from typing import Any
 
 from transformers.integrations import WandbCallback
 
+from craft.sharing.record import METRICS_FILE
 from craft.training import checkpoints, disk, tracking
 from craft.training.guarding import GuardedTrainer
-from craft.training.logging import METRICS_FILE, MetricsFile
+from craft.training.logging import MetricsFile
 from craft.utils.history import HISTORY, add_event
 
 

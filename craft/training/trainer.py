@@ -33,7 +33,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerState
 from transformers.trainer_utils import IntervalStrategy, TrainOutput
 from transformers.utils.logging import disable_progress_bar
 
-from craft.sharing.record import STATE
+from craft.sharing.record import METRICS_FILE, STATE
 from craft.training import checkpoints, disk, tracking
 from craft.training.agreement import decided_by_first, together
 from craft.training.arguments import CraftTrainingArguments
@@ -41,7 +41,7 @@ from craft.training.callbacks import Hooks
 from craft.training.distributed import among_peers
 from craft.training.ema import WeightAverage
 from craft.training.ending import EndingTrainer
-from craft.training.logging import METRICS_FILE, Progress
+from craft.training.logging import Progress
 from craft.training.memory import is_out_of_memory
 from craft.training.precision import suit_attention
 from craft.training.settings import model_settings, training_settings

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import craft
-from craft.sharing.record import METRICS
+from craft.sharing.record import METRICS_FILE
 from craft.sharing.upload import push_checkpoint
 from craft.training.checkpoints import UPLOADING
 from craft.utils.common import Failed, UserError
@@ -98,7 +98,7 @@ class Uploads:
         place = self.folder / str(self._count)
         copy = place / checkpoint.name
         shutil.copytree(checkpoint, copy, copy_function=_link)
-        for name in (RUN_NAMES, METRICS):  # the metrics are still written to
+        for name in (RUN_NAMES, METRICS_FILE):  # the metrics are still written to
             if (checkpoint.parent / name).is_file():
                 shutil.copyfile(checkpoint.parent / name, place / name)
         with self._lock:

@@ -10,7 +10,8 @@ import pytest
 import tiny_run
 from transformers import TrainerState
 
-from craft.training.logging import METRICS_FILE, MetricsFile, Progress, StepLines, Stopwatch, read_metrics
+from craft.sharing.record import METRICS_FILE
+from craft.training.logging import MetricsFile, Progress, StepLines, Stopwatch, read_metrics
 from craft.utils.logging import setup_logging
 
 
