@@ -233,25 +233,15 @@ def test_ctrl_c_while_the_program_is_still_imported(tmp_path: Path) -> None:
     """One word instead of a traceback through whatever was being imported."""
     (tmp_path / "click.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-m", "craft", "configs"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path},
-    )
+    done = craft("configs", PYTHONPATH=path)
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
-def test_a_home_that_can_not_be_written(tmp_path: Path) -> None:
+def test_a_home_that_can_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.txt").write_text("the quick brown fox\n" * 60)
-    env = {key: value for key, value in os.environ.items() if key not in ("CRAFT_CACHE", "HF_HOME")}
-    done = subprocess.run(
-        [sys.executable, "-m", "craft", "train", "a.txt"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**env, "HOME": "/proc"},
-    )
+    for name in ("CRAFT_CACHE", "HF_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    done = craft("train", "a.txt", cwd=tmp_path, HOME="/proc")
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert "the cache folder /proc/.cache/craft: it can't be made" in done.stderr.splitlines()[-1]

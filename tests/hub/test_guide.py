@@ -82,8 +82,7 @@ def reader(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]
     table = io.BytesIO()
     pq.write_table(pa.table({"text": rows}), table)
     hub.add("datasets/ada/texts", {"data/train-00000-of-00001.parquet": table.getvalue()})
-    done = desk.warm("train", "my.txt", *TINY)
-    assert done.returncode == 0, done.stderr
+    desk.done("train", "my.txt", *TINY)
     yield desk
     desk.leave()
 
@@ -117,8 +116,7 @@ def test_a_command_of_the_guide_works(hub: Hub, reader: Desk, command: str) -> N
         words[1] = str(next((folder / "outputs" / "models").glob("*/checkpoint-4")))
     if words[0] == "resume":
         folder = elsewhere(hub, reader)
-    done = reader.warm(*words, *(TINY if words[0] == "train" else []), folder=folder)
-    assert done.returncode == 0, done.stderr
+    reader.done(*words, *(TINY if words[0] == "train" else []), folder=folder)
     if words[0] == "resume":
         here, there = (newest_model(at) / "model.safetensors" for at in (folder, reader.folder))
         assert here.read_bytes() == there.read_bytes()
@@ -191,5 +189,4 @@ def test_the_blocks_of_loading_elsewhere_work(hub: Hub, reader: Desk) -> None:
     compare(reader.python(HIDE_CRAFT + "\n".join(others) + PROOF), reader.python(here + PROOF))
     reader.python(f"{here}\n{typed}" + PROOF)
     for command in commands("loading-elsewhere.md"):
-        done = reader.warm(*shlex.split(command.replace("USER/NAME", "ada/guide"))[1:])
-        assert done.returncode == 0, done.stderr
+        reader.done(*shlex.split(command.replace("USER/NAME", "ada/guide"))[1:])

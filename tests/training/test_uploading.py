@@ -32,16 +32,23 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     with Hub() as hub:
         for name, value in hub.environment(tmp_path / "home", "ada").items():
             monkeypatch.setenv(name, value)
+        monkeypatch.setattr("craft.training.sending.open_repo", lambda *_, **__: "ada/run")
         hub.add("models/ada/run", {"config.json": b"{}"})
         yield hub
 
 
-@pytest.fixture
-def run_dir(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with checkpoints of the steps 2, 4 and 6."""
+    run_dir = tmp_path_factory.mktemp("trained") / "run"
     settings: dict[str, Any] = {"max_steps": 6, "save_steps": 2, "save_total_limit": None, **QUIET}
-    tiny_run.trainer("char_transformer", tmp_path / "run", **settings).train()
-    return tmp_path / "run"
+    tiny_run.trainer("char_transformer", run_dir, **settings).train()
+    return run_dir
+
+
+@pytest.fixture
+def run_dir(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 def add(uploads: Uploads, step: int, name: str = "ada/run", every: bool = False) -> None:
@@ -170,11 +177,10 @@ def test_a_thread_that_can_not_be_started_is_told(
 
 
 def test_every_one_waits_for_those_before_it(
-    hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """However slow the server is, no more copies are on the disk than were announced."""
     settings: dict[str, Any] = {"push_to_hub": True, "hub_strategy": "all_checkpoints", "save_steps": 2}
-    monkeypatch.setattr("craft.training.sending.open_repo", lambda *_, **__: "ada/run")
     trainer = tiny_run.trainer(
         "char_transformer", tmp_path / "run", **QUIET, **settings, max_steps=10, save_total_limit=1
     )
@@ -199,7 +205,6 @@ def test_after_a_signal_what_it_saved_is_uploaded_for_a_while(
     hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     settings: dict[str, Any] = {"push_to_hub": True, "hub_strategy": "checkpoint", "save_steps": 100}
-    monkeypatch.setattr("craft.training.sending.open_repo", lambda *_, **__: "ada/run")
     monkeypatch.setattr("craft.training.sending.LAST_SECONDS", 200)
     trainer = tiny_run.trainer("char_transformer", tmp_path / "run", **QUIET, **settings)
     trainer.add_callback(tiny_run.SignalAt(5, number))
@@ -219,7 +224,6 @@ def test_after_a_signal_a_slow_server_is_not_waited_for_long(
     hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings: dict[str, Any] = {"push_to_hub": True, "hub_strategy": "checkpoint", "save_steps": 100}
-    monkeypatch.setattr("craft.training.sending.open_repo", lambda *_, **__: "ada/run")
     monkeypatch.setattr("craft.training.sending.LAST_SECONDS", 0.5)
     trainer = tiny_run.trainer("char_transformer", tmp_path / "run", **QUIET, **settings)
     trainer.add_callback(tiny_run.SignalAt(5, signal.SIGUSR1))
@@ -229,12 +233,10 @@ def test_after_a_signal_a_slow_server_is_not_waited_for_long(
 
 
 def test_training_goes_on_beside_an_upload_and_waits_for_the_last(
-    hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Also beside one that fails, and with a run that keeps one checkpoint."""
     settings: dict[str, Any] = {"push_to_hub": True, "hub_strategy": "checkpoint", "save_total_limit": 1}
-    monkeypatch.setattr("craft.training.sending.open_repo", lambda *_, **__: "ada/run")
-    monkeypatch.setattr("craft.training.sending.LAST", "last-checkpoint")
     trainer = tiny_run.trainer("char_transformer", tmp_path / "run", **QUIET, **settings)
     hub.faults["commit"], hub.answers["commit"] = 1, 409
 
