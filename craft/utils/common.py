@@ -1,4 +1,4 @@
-"""What every room needs: the user's mistake as an exception, spelling help, numbers a person can read."""
+"""What every room needs: errors, spelling help, the names of protocols, numbers a person can read."""
 
 from __future__ import annotations
 
