@@ -93,8 +93,7 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything above as plain numbers, for JSON."""
-        figures = FIGURES
-        return {**asdict(self), **{name: getattr(self, name) for name in figures}}
+        return {**asdict(self), **{name: getattr(self, name) for name in FIGURES}}
 
 
 def table(evaluations: Sequence[Evaluation]) -> str:
@@ -185,8 +184,7 @@ def evaluate_split(
         with torch.inference_mode(), torch.autocast(device, dtype, enabled=precision != "fp32"):
             for begin in range(rank * batch_size, len(rows.starts), world * batch_size):
                 part = slice(begin, begin + batch_size)
-                chunk = block_size if not stride else rows.length
-                _score(model, ids, rows, part, chunk, tables, sums, stopped)
+                _score(model, ids, rows, part, block_size, tables, sums, stopped)
     finally:
         model.train(was_training)
     if world > 1:

@@ -80,7 +80,7 @@ def stride_of(protocol: str) -> int:
 
 
 def check_protocol(protocol: str, *, carries_state: bool, block_size: int, context: int | None) -> int:
-    """The stride of a protocol (0 for "stateful"), if it can be used with a model.
+    """The stride of a protocol (0 for those that have none), if it can be used with a model.
 
     Args:
         carries_state: the model is recurrent.
@@ -90,19 +90,15 @@ def check_protocol(protocol: str, *, carries_state: bool, block_size: int, conte
         UserError: if there is no such protocol, or not for this model.
     """
     stride = stride_of(protocol)
-    if protocol == "stateful":
-        if not carries_state:
-            raise UserError(
-                "protocol 'stateful' needs a recurrent model, and this one has no state; use 'blocks'"
-            )
-        return 0
+    if protocol == "stateful" and not carries_state:
+        raise UserError(
+            "protocol 'stateful' needs a recurrent model, and this one has no state; use 'blocks'"
+        )
     if context is not None and not carries_state and block_size > context:
         raise UserError(
             f"windows of {block_size} are longer than the model's context of {context}; use {context}"
         )
-    if protocol == "blocks":
-        return block_size
-    if not 1 <= stride <= block_size:
+    if protocol.startswith("sliding-") and not 1 <= stride <= block_size:
         raise UserError(
             f"protocol {protocol!r}: the stride must lie between 1 and the window of {block_size}"
         )

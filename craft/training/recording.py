@@ -42,8 +42,7 @@ class RecordingTrainer(GuardedTrainer):
 
     def record_start(self) -> None:
         """Writes down that the run begins or goes on, once nothing was refused."""
-        step = checkpoints.step_of(self.resumed) if self.resumed else 0
-        details: dict[str, Any] = {"step": step, "processes": self.args.world_size}
+        details: dict[str, Any] = {"step": self.resumed_step or 0, "processes": self.args.world_size}
         if self.changes:
             details["changes"] = {name: list(pair) for name, pair in self.changes.items()}
         with disk.writing(HISTORY, self.run_dir, self.way_out):
@@ -51,7 +50,7 @@ class RecordingTrainer(GuardedTrainer):
 
     def _open_logs(self) -> None:
         checkpoints.clear_leftovers(self.run_dir)
-        self.metrics_file.start(checkpoints.step_of(self.resumed) if self.resumed else 0)
+        self.metrics_file.start(self.resumed_step or 0)
         if "wandb" in (self.args.report_to or []):
             known = self.progress_at(self.resumed)["wandb_id"] if self.resumed else None
             self.wandb_id = tracking.start(self.run_dir, self.args.project, self.run_config, known)

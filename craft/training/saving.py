@@ -87,6 +87,11 @@ class SavingTrainer(SendingTrainer):
         super().__init__(**kwargs)
 
     @property
+    def resumed_step(self) -> int | None:
+        """The step that the run went on from."""
+        return checkpoints.step_of(self.resumed) if self.resumed else None
+
+    @property
     def sizes(self) -> disk.Sizes:
         """Bytes of weights, gradients, optimizer and average."""
         return disk.Sizes.of(self.model, str(self.args.optim), self.args.ema_decay is not None)
@@ -119,7 +124,7 @@ class SavingTrainer(SendingTrainer):
                 self.args.save_total_limit,
                 self.state.best_global_step,
                 written=self.written,
-                resumed=checkpoints.step_of(self.resumed) if self.resumed else None,
+                resumed=self.resumed_step,
             )
 
         def write() -> None:

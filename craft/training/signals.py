@@ -98,7 +98,7 @@ class StopRequest:
 
     def settle(self) -> None:
         """Raises what was kept since all processes met last; all of them must ask."""
-        if several() and self.most(int(self._failure is not None)):
+        if self.most(int(self._failure is not None)):
             together(self._fail)
 
     def _fail(self) -> None:

@@ -167,7 +167,7 @@ class Trainer(EndingTrainer):
         if not due and (state.global_step >= planned or self._patience_is_over(state)):
             return state
         logger.info(f"resuming from {self.resumed} at step {state.global_step:,}")
-        if left := checkpoints.abandoned(self.run_dir, checkpoints.step_of(self.resumed)):
+        if left := checkpoints.abandoned(self.run_dir, state.global_step):
             logger.warning(
                 f"{', '.join(checkpoint.name for checkpoint in left)} will be deleted once this run has "
                 "written a good checkpoint of its own: they belong to the line that it leaves"

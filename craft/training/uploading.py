@@ -61,6 +61,10 @@ class Upload:
         words += ["--into", self.resumable] if self.resumable else []
         return shlex.join([*words, *(["--branch", self.branch] if self.branch else [])])
 
+    def discard(self) -> None:
+        """Deletes the copy, once it is sent or won't be."""
+        shutil.rmtree(self.copy.parent, ignore_errors=True)
+
 
 class Uploads:
     """Those of a run, for its main process alone.
@@ -104,7 +108,7 @@ class Uploads:
         with self._lock:
             while self._waiting and not every:
                 late = self._waiting.popleft()
-                shutil.rmtree(late.copy.parent, ignore_errors=True)
+                late.discard()
                 logger.info(f"{late.checkpoint.name} isn't uploaded: {checkpoint.name} takes its place")
             self._waiting.append(Upload(checkpoint, copy, repo_id, resumable, branch))
             if self._current is None:
@@ -148,7 +152,7 @@ class Uploads:
 
     def _say_failed(self, upload: Upload, why: str) -> None:
         logger.warning(f"{why or f'{upload.checkpoint.name} was not uploaded'}; training goes on")
-        shutil.rmtree(upload.copy.parent, ignore_errors=True)
+        upload.discard()
 
     def _await(self, process: subprocess.Popen[str], upload: Upload) -> None:
         with process:
@@ -162,7 +166,7 @@ class Uploads:
                 self._say_failed(upload, said)
             else:
                 logger.info(f"uploaded  {upload.checkpoint.name} to {upload.repo_id}")
-                shutil.rmtree(upload.copy.parent, ignore_errors=True)
+                upload.discard()
             self._next()
 
 

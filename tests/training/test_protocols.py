@@ -79,6 +79,6 @@ def test_protocols_that_are_refused(protocol: str, changes: dict[str, int], mess
 
 
 def test_a_recurrent_model_has_no_longest_window() -> None:
-    assert check_protocol("blocks", carries_state=True, block_size=128, context=64) == 128
+    assert check_protocol("blocks", carries_state=True, block_size=128, context=64) == 0
     assert check_protocol("stateful", carries_state=True, block_size=128, context=64) == 0
     assert check_protocol("sliding-32", carries_state=False, block_size=64, context=None) == 32
