@@ -15,7 +15,7 @@ from craft.training import checkpoints
 from craft.training.agreement import decided_by_first
 from craft.training.sharding import ShardingTrainer
 from craft.training.signals import StopRequest
-from craft.training.uploading import COPIES, Uploads
+from craft.training.uploads import COPIES, Uploads
 from craft.utils.logging import get_logger
 
 logger = get_logger(__name__)

@@ -45,7 +45,7 @@ from craft.training.logging import Progress
 from craft.training.memory import is_out_of_memory
 from craft.training.precision import suit_attention
 from craft.training.settings import model_settings, training_settings
-from craft.training.uploading import COPIES
+from craft.training.uploads import COPIES
 from craft.training.watchdog import Watchdog
 from craft.utils.claims import claimed
 from craft.utils.common import TrainingFailed, UserError

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from craft.training.checkpoints import UPLOADING, clear_leftovers
 from craft.training.disk import check_room
-from craft.training.uploading import COPIES, Upload, Uploads
+from craft.training.uploads import COPIES, Upload, Uploads
 from craft.utils.common import UserError
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "hub"))
@@ -149,7 +149,7 @@ def test_a_process_that_can_not_be_started_is_told(
     def refused(command: list[str]) -> None:
         raise OSError(12, "Cannot allocate memory")
 
-    monkeypatch.setattr("craft.training.uploading._start", refused)
+    monkeypatch.setattr("craft.training.uploads._start", refused)
     uploads = Uploads(run_dir)
     add(uploads, 2)
     assert not uploads.pending
@@ -167,7 +167,7 @@ def test_a_thread_that_can_not_be_started_is_told(
 
     uploads = Uploads(run_dir)
     with hub.lock, monkeypatch.context() as patch:
-        patch.setattr("craft.training.uploading.threading.Thread.start", refused)
+        patch.setattr("craft.training.uploads.threading.Thread.start", refused)
         add(uploads, 2)
         assert not uploads.pending
     assert "checkpoint-2 was not uploaded (can't start new thread); training goes on" in caplog.text
