@@ -24,12 +24,12 @@ from craft.data.tokenization import load_tokenizer
 from craft.training.agreement import together
 from craft.training.arguments import CraftTrainingArguments
 from craft.training.compilation import compile_forward
-from craft.training.evaluating import EvaluatingTrainer
 from craft.training.precision import suit_attention
 from craft.training.sanity import check_data
 from craft.training.settings import data_settings, fingerprint
 from craft.training.state import CarriedState
 from craft.training.trainer import Trainer, TrainingInterrupted
+from craft.training.validating import ValidatingTrainer
 from craft.utils.common import UserError
 from craft.utils.logging import get_logger
 
@@ -42,7 +42,7 @@ CARRIED_SHAPE = {"training.global_batch_size", "training.carry_state"}
 """With another number of streams, the old ones can't be gone on with."""
 
 
-class LanguageModelTrainer(EvaluatingTrainer):
+class LanguageModelTrainer(ValidatingTrainer):
     """Trains a `LanguageModel` on windows of characters.
 
     Args:

@@ -15,7 +15,7 @@ GuardedTrainer        what a single step may meet             guarding.py
 RecordingTrainer      metrics, history, W&B                   recording.py
 EndingTrainer         when to stop, and with which weights    ending.py
 Trainer               the run from its beginning to its end   here
-EvaluatingTrainer     scores and samples of a language model  evaluating.py
+ValidatingTrainer     scores and samples of a language model  validating.py
 LanguageModelTrainer  carried states and the order of data    base.py
 """
 

@@ -28,7 +28,7 @@ class EvaluationStopped(Exception):
     """A signal came while a text was scored."""
 
 
-class EvaluatingTrainer(Trainer):
+class ValidatingTrainer(Trainer):
     """The part of `LanguageModelTrainer` that scores and samples.
 
     Attributes:
