@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from craft.config.fields import START, model_source, model_types, section_fields
+from craft.config.fields import START, data_fields, model_source, model_types, section_fields
 from craft.config.rules import FROM_DATA
 from craft.config.schema import coerce
 from craft.config.sources import UNKNOWN, yaml_word
+from craft.config.values import read_value, resolved
 from craft.utils.common import UserError
 from craft.utils.hub import fetch_config
 from craft.utils.outputs import resolve
@@ -23,32 +24,62 @@ OF_ITS_TOKENIZER = ("tokenizer", "unknown", "min_frequency", "max_vocab_size")
 """Settings of the data that decide on a new tokenizer, where the model's own is kept."""
 
 
-def architecture(file: Path, init_from: str) -> dict[str, Any]:
-    """`model_type` and the config's own fields of a trained model, as they would stand in a YAML.
+def start_from(
+    config: Any,
+    values: Sequence[tuple[str, str]],
+    picked: bool,
+    files: Mapping[str, Sequence[Path]],
+    saved: bool,
+) -> dict[str, Any] | None:
+    """Puts the model that `models.init_from` names in the place of the section `models`, and returns that.
 
-    Args:
-        file: its config.json.
-        init_from: what the user calls it.
-
-    Raises:
-        UserError: if it isn't one of craft's.
+    What counts as said about the model, and must agree: the preset if one was picked on the command line, and
+    what stands beside `init_from` in a file. A saved run is complete, so its model may be gone by now.
     """
-    try:
-        config: Any = json.loads(file.read_text(encoding="utf-8"))
-        model_type = config["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"models.init_from={init_from}: its config.json can't be read ({error})") from error
-    if model_type not in model_types():
-        raise UserError(
-            f"models.init_from={init_from} is a {model_type!r} model; craft trains on from its own, which "
-            f"are {', '.join(model_types())}"
-        )
-    own = model_source(model_type).own
-    left_to_data = set(FROM_DATA) - {"max_position_embeddings"}  # the context is part of the architecture
-    # An older model doesn't know of newer fields: it has what their defaults say.
-    complete = {**{k: field.default for k, field in own.items() if field.default is not UNKNOWN}, **config}
-    kept = {k: v for k, v in complete.items() if k in own and k not in left_to_data and v is not None}
-    return {"model_type": model_type, **kept}
+    from omegaconf import DictConfig, OmegaConf
+
+    if not isinstance(config.get("models"), DictConfig):
+        return None
+    models: Any = OmegaConf.to_container(config.models, resolve=True)
+    written = {key: models.pop(key, None) for key in START}
+    typed = {key: read_value(text, START[key]) for key in START for k, text in values if k == f"models.{key}"}
+    init_from, revision = ({**written, **typed}.get(key) for key in ("init_from", "init_revision"))
+    if not isinstance(init_from, str) or not init_from:
+        if init_from is not None:
+            raise UserError(f"models.init_from={init_from} must be a folder, a Hub id, or 'latest'")
+        if "init_from" in config.models:  # null takes it back
+            config.models = models
+        return None
+    if "init_from" in typed:
+        revision = typed.get("init_revision")  # a written one is another model's
+    if revision is not None and (not isinstance(revision, str) or not revision):
+        raise UserError(f"models.init_revision={revision} must be a branch, tag or commit of the Hub")
+    another = "init_from" in typed or "init_revision" in typed
+    if saved and not another and "model_type" in models:
+        return {"init_from": init_from, **models}
+    if "init_from" in typed or (saved and another):
+        said = models if picked else {}
+    else:
+        beside = models if saved else _beside_init_from(files)
+        said = {key: value for key, value in models.items() if picked or key in beside}
+    start = inherit(said, init_from, revision)
+    extend = written["extend_vocab"]
+    config.models = start if extend is None else {**start, "extend_vocab": extend}
+    return start
+
+
+def _beside_init_from(files: Mapping[str, Sequence[Path]]) -> set[str]:
+    """The fields of a model that stand in the same file as `init_from`."""
+    import yaml
+
+    found: set[str] = set()
+    for section in ("models", "experiments"):
+        for file in files[section]:
+            content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+            models = content if section == "models" and "models" not in content else content.get("models")
+            if isinstance(models, dict) and "init_from" in models:
+                found |= set(models)
+    return found
 
 
 def inherit(said: Mapping[str, Any], init_from: str, revision: str | None = None) -> dict[str, Any]:
@@ -78,6 +109,34 @@ def inherit(said: Mapping[str, Any], init_from: str, revision: str | None = None
     found = architecture(file, where)
     refuse_conflicts(where, found, said)
     return {"init_from": where, **pinned, **found, **said}
+
+
+def architecture(file: Path, init_from: str) -> dict[str, Any]:
+    """`model_type` and the config's own fields of a trained model, as they would stand in a YAML.
+
+    Args:
+        file: its config.json.
+        init_from: what the user calls it.
+
+    Raises:
+        UserError: if it isn't one of craft's.
+    """
+    try:
+        config: Any = json.loads(file.read_text(encoding="utf-8"))
+        model_type = config["model_type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"models.init_from={init_from}: its config.json can't be read ({error})") from error
+    if model_type not in model_types():
+        raise UserError(
+            f"models.init_from={init_from} is a {model_type!r} model; craft trains on from its own, which "
+            f"are {', '.join(model_types())}"
+        )
+    own = model_source(model_type).own
+    left_to_data = set(FROM_DATA) - {"max_position_embeddings"}  # the context is part of the architecture
+    # An older model doesn't know of newer fields: it has what their defaults say.
+    complete = {**{k: field.default for k, field in own.items() if field.default is not UNKNOWN}, **config}
+    kept = {k: v for k, v in complete.items() if k in own and k not in left_to_data and v is not None}
+    return {"model_type": model_type, **kept}
 
 
 def refuse_conflicts(init_from: str, found: Mapping[str, Any], said: Mapping[str, Any]) -> None:
@@ -122,3 +181,16 @@ def refuse_tokenizer_settings(init_from: str, typed: Sequence[str]) -> None:
             f"models.init_from={init_from} keeps the model's tokenizer, so {' and '.join(useless)} would "
             "have no effect; leave it out (models.extend_vocab=true gives new characters ids)"
         )
+
+
+def agree(config: Any, start: Mapping[str, Any], typed: set[str]) -> None:
+    """Refuses typed fields that contradict the model; a window that nobody typed isn't longer than its."""
+    models, data = resolved(config.models), config.get("data") or {}
+    refuse_conflicts(start["init_from"], start, {k: v for k, v in models.items() if f"models.{k}" in typed})
+    for key, value in models.items():
+        if value is None and start.get(key) is not None:  # left open, so it is as the model has it
+            config.models[key] = start[key]
+    context = start.get("max_position_embeddings")
+    window = data.get("block_size", data_fields()["block_size"].default)
+    if context and "data.block_size" not in typed and isinstance(window, int) and window > context:
+        config.data.block_size = context
