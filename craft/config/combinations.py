@@ -5,20 +5,13 @@ Each rule of `RULES` gets the run and returns nothing, or the key to point at an
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from craft.config import requirements
 from craft.config.sources import rope_types, scheduler_arguments, yaml_word
 from craft.utils.common import UserError, did_you_mean, parsed_stride
-from craft.utils.labels import wrong_language, wrong_licence
-from craft.utils.masking import masked
 
 Complaint = tuple[str, str] | None
 
@@ -39,7 +32,7 @@ class Parts:
 
     @property
     def on_cpu(self) -> bool:
-        return self.training["use_cpu"] or not accelerator_present()
+        return self.training["use_cpu"] or not requirements.accelerator_present()
 
 
 def check(parts: Parts, locate: Callable[[str], str]) -> None:
@@ -142,12 +135,6 @@ def _rope(run: Parts) -> Complaint:
 
 def _splits(run: Parts) -> Complaint:
     sizes = {name: run.data[f"{name}_size"] for name in ("validation", "test")}
-    for name, size in sizes.items():
-        if size >= 1 and size != int(size):
-            return (
-                f"data.{name}_size",
-                f"data.{name}_size={size} is neither a fraction below 1 nor a whole number of characters",
-            )
     if all(size < 1 for size in sizes.values()) and sum(sizes.values()) >= 1:
         total = f"data.validation_size={sizes['validation']} and data.test_size={sizes['test']}"
         return "data.test_size", f"{total} leave nothing to train on; their sum must be below 1"
@@ -240,14 +227,7 @@ def _best_model(run: Parts) -> Complaint:
     return None
 
 
-def _steps(run: Parts) -> Complaint:
-    for kind in ("logging", "eval", "save"):
-        value = run.training[f"{kind}_steps"]
-        if value is not None and value > 1 and value != int(value):
-            return (
-                f"training.{kind}_steps",
-                f"training.{kind}_steps={value} must be a whole number, or a fraction below 1",
-            )
+def _batch(run: Parts) -> Complaint:
     batch, parts = run.training["global_batch_size"], run.training["gradient_accumulation_steps"]
     if batch and batch % parts:
         return (
@@ -255,17 +235,16 @@ def _steps(run: Parts) -> Complaint:
             f"training.global_batch_size={batch} must be a multiple of "
             f"training.gradient_accumulation_steps={parts}",
         )
-    schedule = run.training["lr_scheduler_type"]
-    if schedule in ("reduce_lr_on_plateau", "greedy") and run.training["eval_strategy"] == "no":
-        return (
-            "training.lr_scheduler_type",
-            f"training.lr_scheduler_type={schedule} follows evaluations; set training.eval_strategy=steps",
-        )
     return None
 
 
 def _schedule(run: Parts) -> Complaint:
     schedule, extra = run.training["lr_scheduler_type"], run.training["lr_scheduler_kwargs"]
+    if schedule in ("reduce_lr_on_plateau", "greedy") and run.training["eval_strategy"] == "no":
+        return (
+            "training.lr_scheduler_type",
+            f"training.lr_scheduler_type={schedule} follows evaluations; set training.eval_strategy=steps",
+        )
     taken = scheduler_arguments(schedule) if isinstance(extra, dict) and extra else None
     unknown = [] if taken is None else [key for key in extra if key not in taken]
     if taken is None or not unknown:
@@ -294,55 +273,10 @@ def _protocol(run: Parts) -> Complaint:
             f"training.eval_protocol={protocol} moves on by more than a window of data.block_size={block}; "
             f"use sliding-{max(1, block // 2)}",
         )
-    if re.fullmatch(r"auto|blocks|stateful|sliding-[1-9][0-9]*", str(protocol)):
-        return None
-    hint = did_you_mean(str(protocol), ("auto", "blocks", "stateful", "sliding-32"))
-    return (
-        "training.eval_protocol",
-        f"unknown training.eval_protocol={protocol}{hint} (there are auto, blocks, stateful and sliding-N, "
-        "for example sliding-32)",
-    )
-
-
-def _secrets(run: Parts) -> Complaint:
-    if run.training["hub_token"]:
-        return (
-            "training.hub_token",
-            "training.hub_token would be saved with the run; set the environment variable HF_TOKEN instead",
-        )
-    for section, values in (("models", run.models), ("data", run.data), ("training", run.training)):
-        for key, value in values.items():
-            if masked(value) != value:
-                return (
-                    f"{section}.{key}",
-                    f"{section}.{key} holds a token or password, which would be saved with the run and "
-                    "shared with it; take it out (they are read from the environment, or the login of hf)",
-                )
     return None
-
-
-def _labels(run: Parts) -> Complaint:
-    language, licence = run.data["language"], run.training["hub_license"]
-    if language is not None and (wrong := wrong_language(language, "data.language=")):
-        return "data.language", wrong
-    if licence is not None and (wrong := wrong_licence(licence, "training.hub_license=")):
-        return "training.hub_license", wrong
-    return None
-
-
-def accelerator_present() -> bool:
-    """Whether this machine seems to have a GPU, judged without torch: device files, nvidia-smi, or a Mac."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or os.environ.get(
-        "ACCELERATE_USE_CPU", ""
-    ).lower() in ("1", "true"):
-        return False
-    devices = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists() or Path("/dev/dxg").exists()
-    return devices or shutil.which("nvidia-smi") is not None or sys.platform == "darwin"
 
 
 RULES = (
-    _secrets,
-    _labels,
     _start,
     _source,
     _splits,
@@ -352,7 +286,7 @@ RULES = (
     _precision,
     _checkpointing,
     _best_model,
-    _steps,
+    _batch,
     _schedule,
     _protocol,
     *requirements.RULES,

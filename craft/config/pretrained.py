@@ -35,6 +35,18 @@ def start_from(
 
     What counts as said about the model, and must agree: the preset if one was picked on the command line, and
     what stands beside `init_from` in a file. A saved run is complete, so its model may be gone by now.
+
+    Args:
+        values: what was typed, as key and text.
+        picked: whether a preset of models was picked on the command line.
+        files: which files each section was read from.
+        saved: whether `config` is a saved run.
+
+    Returns:
+        None for a run that starts from no model.
+
+    Raises:
+        UserError, Failed: as `inherit`.
     """
     from omegaconf import DictConfig, OmegaConf
 

@@ -1,4 +1,4 @@
-"""What a setting needs of this machine: an installed package, several processes, a folder that can be made.
+"""What a setting needs of this machine: an installed package, a GPU, several processes, a folder to make.
 
 Without these rules the answer would come after torch and the text are loaded, as another library's traceback.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +47,16 @@ SERVICES = {
 def installed(package: str) -> bool:
     """Whether a top-level package could be imported."""
     return importlib.util.find_spec(package) is not None
+
+
+def accelerator_present() -> bool:
+    """Whether this machine seems to have a GPU, judged without torch: device files, nvidia-smi, or a Mac."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or os.environ.get(
+        "ACCELERATE_USE_CPU", ""
+    ).lower() in ("1", "true"):
+        return False
+    devices = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists() or Path("/dev/dxg").exists()
+    return devices or shutil.which("nvidia-smi") is not None or sys.platform == "darwin"
 
 
 def optimizer_package(run: Parts) -> Complaint:

@@ -1,4 +1,4 @@
-"""Ranges and choices of single settings, which types can't say, and the names that other programs use."""
+"""What types can't say of single settings: ranges, choices, words; and the names that other programs use."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from craft.config.sources import CRAFT, Field, constant, dynamo_backends, enums, yaml_word
-from craft.utils.common import UserError
+from craft.utils.common import UserError, did_you_mean, parsed_stride
+from craft.utils.labels import wrong_language, wrong_licence
+from craft.utils.masking import masked
 
 Locate = Callable[[str], str]
 Range = tuple[str, Callable[[float], bool]]
@@ -16,6 +18,14 @@ NATURAL: Range = ("0 or more", lambda x: x >= 0)
 POSITIVE: Range = ("above 0", lambda x: x > 0)
 FRACTION: Range = ("at least 0 and below 1", lambda x: 0 <= x < 1)
 PROPER: Range = ("above 0 and below 1", lambda x: 0 < x < 1)
+STEPS: Range = (
+    "above 0: a whole number, or a fraction below 1",
+    lambda x: 0 < x < 1 or (x >= 1 and x == int(x)),
+)
+SHARE: Range = (
+    "0 or more: a fraction below 1, or a whole number of characters",
+    lambda x: 0 <= x < 1 or (x >= 1 and x == int(x)),
+)
 
 RANGES: dict[str, dict[str, Range]] = {
     "models": {
@@ -33,13 +43,13 @@ RANGES: dict[str, dict[str, Range]] = {
     },
     "data": {
         **dict.fromkeys(("block_size", "min_frequency", "max_vocab_size"), COUNT),
-        **dict.fromkeys(("validation_size", "test_size"), NATURAL),
+        **dict.fromkeys(("validation_size", "test_size"), SHARE),
     },
     "training": {
         **dict.fromkeys(
             ("learning_rate", "muon_learning_rate", "num_train_epochs", "adam_epsilon"), POSITIVE
         ),
-        **dict.fromkeys(("logging_steps", "eval_steps", "save_steps"), POSITIVE),
+        **dict.fromkeys(("logging_steps", "eval_steps", "save_steps"), STEPS),
         **dict.fromkeys(
             ("per_device_train_batch_size", "per_device_eval_batch_size", "global_batch_size"), COUNT
         ),
@@ -83,6 +93,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     ),
 }
 """Where a field says `str` and means one of a few words."""
+
+PROTOCOLS = ("auto", "blocks", "stateful", "sliding-32")
+"""The last stands for all of its kind."""
 
 MAPPINGS = ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs")
 """Training fields that also allow `str`, by which transformers means JSON: here they are YAML."""
@@ -188,3 +201,27 @@ def check_range(section: str, key: str, value: Any, locate: Locate) -> None:
     if limit is not None and not limit[1](value):
         name = f"{section}.{key}"
         raise UserError(f"{name}={yaml_word(value)}{locate(name)} is out of range; it must be {limit[0]}")
+
+
+def check_word(section: str, key: str, value: Any, locate: Locate) -> None:
+    """Refuses words that name no language, licence or protocol, and secrets, which would be saved."""
+    name = f"{section}.{key}"
+    wrong = ""
+    if name == "training.hub_token" and value:
+        wrong = f"{name} would be saved with the run; set the environment variable HF_TOKEN instead"
+    elif masked(value) != value:
+        wrong = (
+            f"{name} holds a token or password, which would be saved with the run and shared with it; take "
+            "it out (they are read from the environment, or the login of hf)"
+        )
+    elif name == "data.language" and value is not None:
+        wrong = wrong_language(value, f"{name}=")
+    elif name == "training.hub_license" and value is not None:
+        wrong = wrong_licence(value, f"{name}=")
+    elif name == "training.eval_protocol" and value not in PROTOCOLS and not parsed_stride(value):
+        wrong = (
+            f"unknown {name}={value}{did_you_mean(value, PROTOCOLS)} (there are auto, blocks, stateful and "
+            "sliding-N, for example sliding-32)"
+        )
+    if wrong:
+        raise UserError(f"{wrong}{locate(name)}")

@@ -96,6 +96,7 @@ def check_section(section: str, values: Mapping[str, Any], locate: Locate) -> di
             ) from None
         rules.check_range(section, str(key), checked[key], locate)
         rules.check_effect(section, known[key], checked[key], locate)
+        rules.check_word(section, str(key), checked[key], locate)
     return checked
 
 

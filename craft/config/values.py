@@ -1,6 +1,6 @@
 """Values typed on the command line, read by the type of their field.
 
-So `data.path=my (1).txt` and `training.sample_prompt=ROMEO:` need no quotes, and `training.seed=7` is a number.
+So `data.path=my (1).txt` and `training.sample_prompt=ROMEO:` need no quotes, and `training.seed=7` is one.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def test_without_arguments_it_is_the_quickstart() -> None:
 def test_every_shipped_file_composes_and_says_what_it_is_for(
     group: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("craft.config.combinations.accelerator_present", lambda: True)
+    monkeypatch.setattr("craft.config.requirements.accelerator_present", lambda: True)
     for name, description, _ in list_group(group, config_folders(None)):
         needed = ["data.path=my.txt"] if group == "data" and name == "text_file" else []
         streaming = ["training.max_steps=100"] if group == "data" else []
@@ -205,7 +205,7 @@ def test_a_saved_run_repeats_exactly(overrides: dict[str, str], tmp_path: Path) 
 def test_every_experiment_repeats_and_takes_overrides(
     experiment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("craft.config.combinations.accelerator_present", lambda: True)
+    monkeypatch.setattr("craft.config.requirements.accelerator_present", lambda: True)
     run = compose([f"experiments={experiment}"])
     file = tmp_path / "run.yaml"
     file.write_text(run.to_yaml(), encoding="utf-8")

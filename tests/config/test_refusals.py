@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from craft.config import combinations
+from craft.config import requirements
 from craft.config.command_line import split_text
 from craft.config.compose import compose
 from craft.utils.common import UserError
@@ -229,9 +229,9 @@ def test_a_missing_environment_variable() -> None:
 
 
 def test_fp16_is_refused_where_no_gpu_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(combinations, "accelerator_present", lambda: False)
+    monkeypatch.setattr(requirements, "accelerator_present", lambda: False)
     assert "this machine has none" in refusal("training.precision=fp16")
-    monkeypatch.setattr(combinations, "accelerator_present", lambda: True)
+    monkeypatch.setattr(requirements, "accelerator_present", lambda: True)
     assert (
         compose([*TEXT, "training.precision=fp16", "training.use_cpu=false"]).training["precision"] == "fp16"
     )
@@ -239,7 +239,7 @@ def test_fp16_is_refused_where_no_gpu_is(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_hidden_gpu_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert not combinations.accelerator_present()
+    assert not requirements.accelerator_present()
 
 
 @pytest.mark.parametrize(
