@@ -10,8 +10,9 @@ from pathlib import Path, PurePath
 from urllib.parse import urlparse
 
 from craft.data.arguments import DataArguments
+from craft.data.hub_dataset import A_COPY, SAVED_TO_DISK, HubDataset
 from craft.data.reading import COMPRESSED, looks_like_text
-from craft.data.sources import SAVED_TO_DISK, BuiltIn, HubDataset, Source, Tables, TextFiles, unreachable
+from craft.data.sources import BuiltIn, Source, Tables, TextFiles
 from craft.utils.common import UserError
 from craft.utils.hub import meant_as_repo_id
 from craft.utils.logging import get_logger
@@ -62,12 +63,22 @@ def download(url: str) -> Path:
     try:
         return Path(manager.download(url))
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(unreachable(url, error)) from None
+        raise UserError(_unreachable(url, error)) from None
     except Exception as error:
         # The HTTP client behind datasets (fsspec, aiohttp) has no common base for its errors.
         if type(error).__module__.split(".")[0] in ("aiohttp", "httpx", "huggingface_hub", "fsspec"):
-            raise UserError(unreachable(url, error)) from None
+            raise UserError(_unreachable(url, error)) from None
         raise
+
+
+def _unreachable(url: str, error: Exception) -> str:
+    """The message for a URL that can't be fetched."""
+    from huggingface_hub import constants
+
+    why = (
+        "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else str(error.__cause__ or error).splitlines()[0]
+    )
+    return f"{url} can't be reached ({why}); {A_COPY}"
 
 
 def _files(files: list[tuple[Path, PurePath]], args: DataArguments) -> Source:

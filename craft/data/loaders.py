@@ -20,9 +20,9 @@ from craft.data.cache import Cache
 from craft.data.char_dataset import CharDataset
 from craft.data.finding import find_source
 from craft.data.prepare import Scan, ids, ids_key, scan
-from craft.data.processors import FIRST_ID
 from craft.data.sources import Source
-from craft.data.streaming import StreamDataset, TextStream, open_stream
+from craft.data.stream_splits import open_stream
+from craft.data.streaming import StreamDataset, TextStream
 from craft.data.tokenization import ByteTokenizer, CharTokenizer
 from craft.utils.common import UserError
 from craft.utils.logging import get_logger
@@ -185,8 +185,8 @@ def cut(
         UserError: if nothing is left for training.
     """
     n = len(array)
-    middle = _boundary(array, _before(n, validation_size, test_size), tokenizer)
-    last = _boundary(array, _before(n, test_size), tokenizer)
+    middle = tokenizer.processor.boundary(array, _before(n, validation_size, test_size))
+    last = tokenizer.processor.boundary(array, _before(n, test_size))
     if middle < 1:
         raise UserError(
             f"data.validation_size={validation_size} and data.test_size={test_size} leave nothing of {n} "
@@ -202,15 +202,6 @@ def _before(n: int, *sizes: float) -> int:
     counts = int(sum(size for size in sizes if size >= 1))
     # Rounded, because 1 - 0.05 - 0.05 falls just short of 0.9.
     return int(n * round(1 - fractions, 12)) - counts
-
-
-def _boundary(array: np.ndarray, position: int, tokenizer: CharTokenizer) -> int:
-    """`position`, moved forward by at most three ids if it lies between the bytes of one character."""
-    if tokenizer.unknown == "bytes":
-        continuation = range(FIRST_ID + 0x80, FIRST_ID + 0xC0)
-        while 0 < position < len(array) and int(array[position]) in continuation:
-            position += 1
-    return position
 
 
 def _long_enough(corpus: Corpus, args: DataArguments) -> None:

@@ -83,18 +83,13 @@ def encoded(source: Source, tokenizer: CharTokenizer) -> Iterator[np.ndarray]:
 def encode_pieces(pieces: Iterator[Piece], documents: bool, tokenizer: CharTokenizer) -> Iterator[np.ndarray]:
     """The ids of pieces of a source, as in `encoded`."""
     end = np.array([EOS], tokenizer.processor.dtype)
-    blocks: list[np.ndarray] = []
-    size = 0
-    for text, where, offset in pieces:
-        blocks.append(tokenizer.encode_ids(text, where, offset))
-        if documents:
-            blocks.append(end)
-        size += len(text) + 1
-        if size >= PIECE:
-            yield np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
-            blocks, size = [], 0
-    if blocks:
-        yield np.concatenate(blocks)
+    for batch in _batches(pieces):
+        blocks: list[np.ndarray] = []
+        for text, where, offset in batch:
+            blocks.append(tokenizer.encode_ids(text, where, offset))
+            if documents:
+                blocks.append(end)
+        yield np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
 
 
 def count_characters(texts: Iterator[str]) -> dict[str, int]:

@@ -16,6 +16,7 @@ from craft.utils.common import UserError
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 FIRST_ID = 4  # the first id behind the specials: byte 0, or the first character
+CONTINUATION = slice(FIRST_ID + 0x80, FIRST_ID + 0xC0)  # ids of the bytes inside a character
 CODE_POINTS = 0x110000
 
 
@@ -100,7 +101,7 @@ class TextProcessor:
         counts = np.ones(self.vocab_size, np.int64)
         counts[:UNK] = 0
         if self.unknown == "bytes":
-            counts[FIRST_ID + 0x80 : FIRST_ID + 0xC0] = 0  # continuation bytes
+            counts[CONTINUATION] = 0
         return counts
 
     @property
@@ -140,6 +141,13 @@ class TextProcessor:
     def decode(self, ids: np.ndarray | Sequence[int]) -> str:
         """The text of `ids`: specials are left out, `<unk>` and invalid UTF-8 show as U+FFFD."""
         return b"".join([self.token_bytes[i] for i in np.asarray(ids).tolist()]).decode("utf-8", "replace")
+
+    def boundary(self, ids: np.ndarray, position: int) -> int:
+        """`position`, moved forward by at most three ids if it lies between the bytes of one character."""
+        if self.unknown == "bytes":
+            while 0 < position < len(ids) and CONTINUATION.start <= ids[position] < CONTINUATION.stop:
+                position += 1
+        return position
 
     def _with_bytes(self, text: str, ids: np.ndarray, unseen: np.ndarray) -> np.ndarray:
         """`ids` with every unseen character replaced by the ids of its UTF-8 bytes."""

@@ -2,7 +2,7 @@
 
 The general readers of `datasets` guess types: texts that look like dates become time stamps, `01` a number, a
 number among texts makes all of them JSON. Here a text stays the text it is, and what isn't one is refused by
-its line. Datasets of the Hub, whose types are declared, go through `datasets` (`sources.HubDataset`).
+its line. Datasets of the Hub, whose types are declared, go through `datasets` (`hub_dataset.py`).
 """
 
 from __future__ import annotations

@@ -249,7 +249,7 @@ def test_a_held_out_split_ends_between_characters(
 
 
 def test_a_fraction_of_a_stream_is_a_fixed_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "VALIDATION_IDS", 30)
+    monkeypatch.setattr("craft.data.stream_splits.VALIDATION_IDS", 30)
     found = corpus(tmp_path / "a.txt", TEXT, unknown="unk")
     assert len(found.validation) == 30
     assert found.test is None
@@ -275,7 +275,7 @@ def test_a_fraction_is_never_more_than_that_of_what_there_is(
     times: int, held_out: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nearly all of a stream that is a little longer than the fixed count would be held out otherwise."""
-    monkeypatch.setattr(streaming, "VALIDATION_IDS", 200)
+    monkeypatch.setattr("craft.data.stream_splits.VALIDATION_IDS", 200)
     text = "abcdefghij" * 10 * times
     found = corpus(tmp_path / "a.txt", text, tokenizer="byte", block_size=8, validation_size=0.1)
     assert len(found.validation) == held_out
@@ -285,7 +285,7 @@ def test_a_fraction_is_never_more_than_that_of_what_there_is(
 def test_the_alphabet_of_a_stream_is_that_of_its_beginning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streaming, "ALPHABET_CHARACTERS", 20)
+    monkeypatch.setattr("craft.data.stream_splits.ALPHABET_CHARACTERS", 20)
     found = corpus(tmp_path / "a.txt", TEXT, unknown="unk", validation_size=10)
     assert found.tokenizer.alphabet == list(TEXT[:20])
     ids = np.concatenate(list(found.train.blocks()))
