@@ -46,7 +46,7 @@ class Gate:
             await answer.refuse(Refusal(503, "the server was told to stop before the text was complete"))
 
     async def _route(self, scope: Any, receive: Receive, answer: Answer) -> None:
-        headers = {name.lower(): value for name, value in scope["headers"]}
+        headers = dict(scope["headers"])  # in lower case, by the rules of ASGI
         self.names.check(headers)
         path, method = scope["path"], scope["method"]
         known = "GET" if path.startswith("/v1/models/") else ROUTES.get(path)
@@ -111,7 +111,7 @@ class Gate:
 
     async def _pass_on(self, scope: Any, raw: bytes, stream: bool, receive: Receive, answer: Answer) -> None:
         """Runs the application on the checked body; one whose client hangs up is cancelled."""
-        headers = [(n, v) for n, v in scope["headers"] if n.lower() not in OF_THE_BODY]
+        headers = [(n, v) for n, v in scope["headers"] if n not in OF_THE_BODY]
         scope = {**scope, "headers": [*headers, (b"content-length", str(len(raw)).encode())]}
         sent = False
 

@@ -38,7 +38,7 @@ class Names:
         at_an_address = _address(_name(host) or "") is not None
         if not self._ours(host) and not (self.everywhere and at_an_address):
             raise Refusal(403, f"this server doesn't answer as {host[:100]!r}; see its option --allow-host")
-        if origin and not self._ours(origin) and _name(origin) != (_name(host) or ""):
+        if origin and not self._ours(origin) and _name(origin) != _name(host):
             raise Refusal(
                 403, f"pages of {origin[:100]!r} can't use this server; see its option --allow-host"
             )

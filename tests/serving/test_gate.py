@@ -13,7 +13,7 @@ from craft.data.tokenization import CharTokenizer
 from craft.serving.gate import Gate
 from craft.serving.limits import Limits
 from craft.serving.names import Names
-from craft.serving.requests import COMPLETIONS, Refusal, Served
+from craft.serving.requests import COMPLETIONS, WISH, Refusal, Served, Wish
 from craft.utils.common import UserError
 
 JSON = {"content-type": "application/json", "host": "localhost:8000"}
@@ -59,12 +59,104 @@ def reason(answer: tuple[int, str]) -> str:
     return str(json.loads(answer[1])["error"]["message"])
 
 
+async def nobody(scope: Any, receive: Any, send: Any) -> None:
+    pytest.fail(f"{scope['path']} reached the application")
+
+
+def test_nothing_but_what_is_offered_reaches_the_application() -> None:
+    for path in ("/load_model", "/v1/responses", "/docs", "/v1/completions/", "/v1/modelsx", "/"):
+        assert asyncio.run(Client(path=path).ask(gate(nobody)))[0] == 404
+    for path, method in ((COMPLETIONS, "GET"), ("/v1/models", "POST"), ("/v1/models/model", "DELETE")):
+        assert asyncio.run(Client(path=path, method=method).ask(gate(nobody)))[0] == 405
+    for path in ("/v1/models/other", "/v1/models/models"):
+        status, text = asyncio.run(Client(path=path, method="GET").ask(gate(nobody)))
+        assert (status, json.loads(text)["error"]["code"]) == (404, "model_not_found")
+    one = asyncio.run(Client(path="/v1/models/model", method="GET").ask(gate(nobody)))
+    several = asyncio.run(Client(path="/v1/models", method="GET").ask(gate(nobody)))
+    assert json.loads(several[1])["data"] == [json.loads(one[1])]
+    assert json.loads(one[1])["id"] == "model"
+    assert asyncio.run(Client(b"", path="/health", method="GET").ask(gate()))[0] == 200
+
+
+def test_a_body_must_say_that_it_is_json() -> None:
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "application/json-seq", ""):
+        answer = asyncio.run(Client(PROMPT, content_type=kind).ask(gate(nobody)))
+        assert (answer[0], reason(answer)) == (415, "send the header 'Content-Type: application/json'")
+    for kind in ("application/json", "Application/JSON ; charset=utf-8"):
+        assert asyncio.run(Client(PROMPT, content_type=kind).ask(gate()))[0] == 200
+
+
+def test_the_application_sees_the_checked_request_and_its_wishes() -> None:
+    seen: list[Any] = []
+
+    async def look(scope: Any, receive: Any, send: Any) -> None:
+        seen.extend((scope, (await receive())["body"], WISH.get()))
+        await echo(scope, nothing, send)
+
+    sent = b'{"prompt": ["a"], "user": "me", "seed": 7, "stop": "b"}'
+    client = Client(sent, content_length=str(len(sent)), transfer_encoding="chunked", x_other="kept")
+    assert asyncio.run(client.ask(gate(look)))[0] == 200
+    scope, body, wish = seen
+    assert json.loads(body) == {"model": "model", "stream": False, "prompt": "a", "max_tokens": 500}
+    assert wish == Wish(("b",), 7, False)
+    headers = [(name, value) for name, value in scope["headers"] if name not in (b"host", b"content-type")]
+    assert headers == [(b"x-other", b"kept"), (b"content-length", str(len(body)).encode())]
+
+
+async def nothing() -> dict[str, Any]:
+    return {"body": b""}
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_counts_come_in_a_piece_of_their_own_where_they_were_asked_for(apart: bool) -> None:
+    pieces = [{"choices": [{"text": "b"}]}, {"choices": [{"text": ""}], "usage": {"total_tokens": 3}}]
+
+    async def write(scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        for piece in pieces:
+            event = json.dumps(piece, separators=(",", ":")).encode()
+            await send({"type": "http.response.body", "body": b"data: " + event + b"\n\n", "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    body = b'{"prompt": "a", "stream": true, "stream_options": {"include_usage": %s}}'
+    _, text = asyncio.run(Client(body % json.dumps(apart).encode()).ask(gate(write)))
+    *events, done, _ = text.split("\n\n")
+    assert done == "data: [DONE]"
+    last = [{"choices": [{"text": ""}]}, {"choices": [], "usage": {"total_tokens": 3}}]
+    assert [json.loads(event[6:]) for event in events] == [pieces[0], *(last if apart else pieces[1:])]
+
+
+def test_what_is_written_for_a_client_that_hangs_up_is_given_up() -> None:
+    given_up: list[bool] = []
+
+    async def endless(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            given_up.append(True)
+
+    class Leaving(Client):
+        async def receive(self) -> dict[str, Any]:
+            return await super().receive() if self.pieces else {"type": "http.disconnect"}
+
+    async def main() -> None:
+        client, door = Leaving(PROMPT), gate(endless)
+        await door(client.scope, client.receive, client.send)
+        assert door.running == 0
+
+    asyncio.run(main())
+    assert given_up == [True]
+
+
 def test_a_request_counts_before_it_is_read_and_has_its_time() -> None:
     async def main() -> None:
         door = gate(max_requests=1, patience=0.2)
         slow = asyncio.ensure_future(Client(b'{"prompt": "a",').ask(door))
         await asyncio.sleep(0)
-        assert (await Client(PROMPT).ask(door))[0] == 429
+        late = Client(PROMPT)
+        assert (await late.ask(door))[0] == 429
+        assert (b"retry-after", b"1") in late.told[0]["headers"]
         answer = await slow
         assert (answer[0], reason(answer)) == (408, "the request wasn't there within 0.2 seconds")
         assert (await Client(PROMPT).ask(door))[0] == 200
@@ -75,6 +167,7 @@ def test_a_request_counts_before_it_is_read_and_has_its_time() -> None:
 
 def test_a_request_too_long_is_refused_before_and_while_it_is_read() -> None:
     door = gate()
+    assert gate(max_prompt=10**6).largest_body == 16 * 10**6  # of escaped characters
     assert asyncio.run(Client(content_length=str(2**20 + 1)).ask(door))[0] == 413
     assert asyncio.run(Client(*[b" " * 2**16 + b","] * 17).ask(door))[0] == 413
     assert door.running == 0

@@ -87,3 +87,66 @@ def test_a_text_that_fails_or_is_cancelled_leaves_the_others_alone() -> None:
         writer.stop()
 
     asyncio.run(main())
+
+
+@given(st.text("ab", min_size=1, max_size=20), st.lists(words, max_size=2))
+def test_no_more_is_held_back_than_may_begin_a_stop_text(whole: str, stops: list[str]) -> None:
+    pieces: list[Any] = []
+    held = max(map(len, stops), default=1) - 1
+    ids = LETTERS.encode_ids(whole).tolist()
+    text = Text(
+        model(ids), LETTERS, {"input_ids": None}, SimpleNamespace(), Wish(tuple(stops)), pieces.append
+    )
+    for written in range(1, len(ids) + 1):
+        if not text.step():
+            break
+        assert len("".join(pieces)) >= written - held
+
+
+def test_the_random_numbers_of_a_text_are_its_own() -> None:
+    """By its seed, whoever else writes meanwhile; without one they differ."""
+    dice = SimpleNamespace(
+        device=torch.device("cpu"), stream=lambda *_: (torch.randint(4, 6, (1,)) for _ in range(40))
+    )
+
+    def begin(seed: int | None) -> Text:
+        return Text(dice, LETTERS, {"input_ids": None}, SimpleNamespace(), Wish(seed=seed), lambda _: None)
+
+    alone = [begin(seed) for seed in (1, 2, None, None)]
+    for text in alone:
+        while text.step():
+            pass
+    first, second, third, fourth = (text.text for text in alone)
+    assert len({first, second, third, fourth}) == 4
+    one, other = begin(1), begin(2)
+    while one.step() and other.step():
+        pass
+    assert (one.text, other.text) == (first, second)
+
+
+def test_texts_take_turns_and_a_cancelled_one_costs_nothing_more() -> None:
+    written: list[int] = []
+
+    def endless(inputs: Any, config: Any) -> Any:
+        for _ in range(200_000):
+            written.append(1)
+            yield torch.tensor([LETTERS.encode_ids("a")[0]])
+
+    async def main() -> None:
+        writer = Writer()
+        begin: Any = lambda one: writer.generate_non_streaming(  # noqa: E731
+            one, LETTERS, {"input_ids": torch.zeros(1, 1)}, SimpleNamespace(max_new_tokens=9), "id"
+        )
+        short = model(LETTERS.encode_ids("abba").tolist())
+        long = asyncio.ensure_future(begin(SimpleNamespace(device=short.device, stream=endless)))
+        await asyncio.sleep(0)
+        assert (await begin(short))[0] == "abba"
+        assert 0 < len(written) < 100_000
+        long.cancel()
+        await begin(model(LETTERS.encode_ids("abba").tolist()))
+        stopped = len(written)
+        await begin(model(LETTERS.encode_ids("abba").tolist()))
+        assert len(written) == stopped
+        writer.stop()
+
+    asyncio.run(main())

@@ -1,0 +1,186 @@
+"""What a request may say: every field's limits, what is made of it, and what it is told where it is wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from craft.data.tokenization import CharTokenizer
+from craft.serving.limits import LONGEST_PATIENCE, UNBOUNDED_PROMPT, Limits
+from craft.serving.requests import CHAT, COMPLETIONS, Refusal, Served, Wish, check, parse
+from craft.utils.common import SAMPLE_CHARACTERS, UserError
+
+SERVED = Served("mine", CharTokenizer.train(["abc9\n"]), 32, Limits(max_tokens=4096))
+SAID = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
+
+
+def chatty(template: str = "{% for m in messages %}{{ m.content }}{% endfor %}") -> Served:
+    tokenizer = CharTokenizer.train(["abc9\n"])
+    tokenizer.chat_template = template
+    return replace(SERVED, tokenizer=tokenizer)
+
+
+def asked(path: str = COMPLETIONS, served: Served = SERVED, **body: Any) -> dict[str, Any]:
+    own = {"prompt": "a"} if path == COMPLETIONS else {"messages": SAID}
+    return check(path, own | body, served)[0]
+
+
+def wish(**body: Any) -> Wish:
+    return check(COMPLETIONS, {"prompt": "a"} | body, SERVED)[1]
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"prompt": ""}, "prompt is empty"),
+    ({"prompt": None}, "prompt=null must be a text"),
+    ({"prompt": ["a", "b"]}, "2 prompts in one request"),
+    ({"prompt": [[1, 2]]}, "must be a text"),
+    ({"prompt": "9 Ä"}, "character ' ' (U+0020) at position 1 of the prompt"),
+    ({"prompt": "\ud800"}, "unpaired surrogate U+D800"),
+    ({"prompt": "a" * 33}, "prompt has 33 characters, the model's context is 32"),
+    ({"max_tokens": -1}, "max_tokens=-1 must be a whole number, at least 1"),
+    ({"max_tokens": 0}, "at least 1"),
+    ({"max_tokens": 1.5}, "whole number"),
+    ({"max_tokens": True}, "whole number"),
+    ({"max_tokens": 4097}, "more than this server's 4096"),
+    ({"max_completion_tokens": 1}, "unknown field 'max_completion_tokens'"),
+    ({"temperature": -1}, "temperature=-1 must be a number from 0 to 2"),
+    ({"temperature": 2.1}, "from 0 to 2"),
+    ({"temperature": float("nan")}, "temperature=NaN"),
+    ({"temperature": "hot"}, 'temperature="hot"'),
+    ({"temperature": True}, "temperature=true"),
+    ({"top_p": 0}, "above 0 and at most 1"),
+    ({"top_p": 1.1}, "above 0 and at most 1"),
+    ({"frequency_penalty": -1}, "from 0 to 2"),
+    ({"seed": -1}, "seed=-1"),
+    ({"seed": 2**63}, "to 2^63 - 1"),
+    ({"seed": True}, "seed=true"),
+    ({"seed": 1.0}, "seed=1.0"),
+    ({"stop": ["a", ""]}, "none empty"),
+    ({"stop": ["a", 1]}, "must be a text or a list of texts"),
+    ({"stop": 7}, "stop=7"),
+    ({"stop": ["a"] * 17}, "16 texts of 1,024 characters at the most"),
+    ({"stop": "a" * 1025}, "16 texts of 1,024 characters at the most"),
+    ({"stream": "yes"}, "true or false"),
+    ({"stream": 1}, "true or false"),
+    ({"stream_options": True}, "stream_options=true must be an object"),
+    ({"stream_options": {"include_usage": 1}}, "include_usage true or false"),
+    ({"n": 2}, "n=2 isn't supported"),
+    ({"logprobs": 3}, "logprobs=3 isn't supported"),
+    ({"presence_penalty": 0.5}, "presence_penalty=0.5 isn't supported"),
+    ({"echo": True}, "echo=true isn't supported"),
+    ({"messages": []}, "unknown field 'messages'"),
+    ({"temprature": 1}, "unknown field 'temprature', did you mean 'temperature'?"),
+    ({"generation_config": "{}"}, "unknown field 'generation_config'"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "said"), BAD, ids=[str(wrong)[:40] for wrong, _ in BAD])
+def test_a_bad_request_is_told_what_is_wrong(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(Refusal, match=re.escape(said)) as caught:
+        asked(**wrong)
+    assert (caught.value.status, caught.value.param) == (400, next(iter(wrong)))
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        ([], "at least one message"),
+        ("9", "must be a list"),
+        ([{"role": "user", "content": ""}], "messages is empty"),
+        ([{"content": "9"}], "a role and a content"),
+        ([*SAID, 9], "messages[2] must be an object"),
+        ([{"role": "user", "content": ["a", {"type": "image_url"}]}], "messages[0].content must be text"),
+        ([{"role": "user", "content": None}], "messages[0].content must be text"),
+        ([{"role": "user", "content": "ab" * 17}], "messages has 34 characters"),
+    ],
+)
+def test_a_bad_chat_is_told_what_is_wrong(messages: Any, said: str) -> None:
+    with pytest.raises(Refusal, match=re.escape(said)) as caught:
+        asked(CHAT, chatty(), messages=messages)
+    assert caught.value.status == 400
+
+
+def test_the_edges_of_every_limit_are_inside() -> None:
+    made = asked(prompt="a" * 32, max_tokens=4096, temperature=2, top_p=1, frequency_penalty=0)
+    assert made == {
+        **{"model": "mine", "stream": False, "prompt": "a" * 32, "max_tokens": 4096},
+        **{"temperature": 2.0, "top_p": 1.0, "frequency_penalty": 0.0},
+    }
+    assert wish(seed=2**63 - 1, stop=["a" * 1024] * 16).seed == 2**63 - 1
+    assert wish(seed=0).seed == 0
+    assert asked(temperature=1e-4)["temperature"] == 0.0  # below which a division overflows
+    assert asked(temperature=1e-3)["temperature"] == 1e-3
+
+
+def test_what_is_left_out_or_null_or_asks_for_nothing_has_its_default() -> None:
+    plain = asked()
+    assert plain == {"model": "mine", "stream": False, "prompt": "a", "max_tokens": SAMPLE_CHARACTERS}
+    fields = ("model", "stream", "temperature", "top_p", "seed", "stop", "max_tokens", "n", "stream_options")
+    assert asked(**dict.fromkeys(fields)) == plain
+    neutral: dict[str, Any] = {
+        "n": 1,
+        "echo": False,
+        "logit_bias": {},
+        "suffix": "",
+        "user": "me",
+        "tools": [],
+    }
+    assert asked(model="mine", prompt=["a"], **neutral) == plain
+    assert wish() == Wish((), None, False)
+    assert wish(stop="ab", stream_options={"include_usage": True}) == Wish(("ab",), None, True)
+    small = replace(SERVED, limits=Limits(max_tokens=7))
+    assert asked(served=small)["max_tokens"] == 7
+
+
+def test_another_model_is_none_of_this_server() -> None:
+    with pytest.raises(Refusal, match="no model \"gpt-5\" here; this server has 'mine'") as caught:
+        asked(model="gpt-5")
+    assert (caught.value.status, caught.value.code) == (404, "model_not_found")
+
+
+def test_a_chat_is_one_text_by_its_template() -> None:
+    parts = [{"type": "text", "text": "b"}, "c"]
+    made = asked(CHAT, chatty(), messages=[SAID[0], {"role": "user", "content": parts, "name": "x"}])
+    assert made["messages"] == [SAID[0], {"role": "user", "content": "bc"}]
+    assert asked(CHAT, chatty(), max_tokens=3, max_completion_tokens=2)["max_tokens"] == 2
+    answering = chatty("{{ messages[0].content }}{% if add_generation_prompt %}é{% endif %}")
+    with pytest.raises(Refusal, match="'é'"):  # what the model reads is checked, not what was sent
+        asked(CHAT, answering)
+    with pytest.raises(Refusal, match="has no chat template") as caught:
+        asked(CHAT)
+    assert caught.value.code == "no_chat_template"
+    with pytest.raises(Refusal, match=r"the chat template can't read these messages: .*str"):
+        asked(CHAT, chatty("{{ messages[0].content + 1 }}"))
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}"])
+def test_what_is_no_json_object_is_refused(raw: bytes) -> None:
+    with pytest.raises(Refusal) as caught:
+        parse(raw)
+    assert caught.value.status == 400
+
+
+def test_a_refusal_reads_as_openais_clients_expect() -> None:
+    kinds = {400: "invalid_request_error", 429: "rate_limit_error", 503: "server_error"}
+    for status, kind in kinds.items():
+        said = json.loads(Refusal(status, "why", "field", "word").body())
+        assert said == {"error": {"message": "why", "type": kind, "param": "field", "code": "word"}}
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_prompt", "max_requests"])
+def test_a_limit_is_at_least_one(name: str) -> None:
+    assert getattr(Limits(**{name: 1}), name) == 1
+    with pytest.raises(UserError, match=f"--{name.replace('_', '-')} is 0; it must be at least 1"):
+        Limits(**{name: 0})
+
+
+def test_the_longest_prompt_is_what_was_said_or_the_context_or_a_bound() -> None:
+    assert Limits(max_prompt=9).prompt(32) == Limits(max_prompt=9).prompt(None) == 9
+    assert (Limits().prompt(32), Limits().prompt(None)) == (32, UNBOUNDED_PROMPT)
+    assert Limits(patience=LONGEST_PATIENCE).patience == LONGEST_PATIENCE
+    with pytest.raises(UserError, match="at most 3600 seconds"):
+        Limits(patience=LONGEST_PATIENCE + 1)
