@@ -56,6 +56,8 @@ def test_outputs_are_those_of_transformers(model: Any, text: torch.Tensor) -> No
     base = model.model(text)
     torch.testing.assert_close(base.last_hidden_state, out.hidden_states[-1])
     torch.testing.assert_close(model.lm_head(base.last_hidden_state[:, -2:]), out.logits)
+    chosen = torch.tensor([0, 7])
+    torch.testing.assert_close(model(text, logits_to_keep=chosen).logits, model(text).logits[:, chosen])
     assert isinstance(model(text, return_dict=False), tuple)
     model.train()
     assert model(text).past_key_values is None
@@ -70,6 +72,27 @@ def test_dropout_acts_in_training_only(text: torch.Tensor) -> None:
     ):
         torch.testing.assert_close(model(text).logits, model(text).logits)
         model.train()
+        assert not torch.allclose(model(text).logits, model(text).logits)
+
+
+@pytest.mark.parametrize(("make", "places"), [(make_lstm, 1 + 2), (make_transformer, 1 + 2 * 2)])
+def test_dropout_acts_everywhere(make: Any, places: int, text: torch.Tensor) -> None:
+    """Behind the embedding and every layer of the LSTM, every half block, and in attention of either kind."""
+    model, acted = make(dropout=0.5).train(), []
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.register_forward_hook(lambda _, inputs, output: acted.append((inputs[0], output)))
+    last = model.model(text).last_hidden_state
+    assert len(acted) == places
+    assert all(torch.equal(after[after != 0], 2 * before[after != 0]) for before, after in acted)
+    if make is make_lstm:
+        assert torch.equal(last, acted[-1][1])
+        return
+    for layer in model.model.layers:
+        layer.dropout.p = 0.0
+    model.model.dropout.p = 0.0
+    for backend in ("sdpa", "eager"):
+        model.set_attn_implementation(backend)
         assert not torch.allclose(model(text).logits, model(text).logits)
 
 
@@ -104,6 +127,12 @@ def test_saved_and_loaded_it_is_the_same_model(model: Any, text: torch.Tensor, t
     half = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert half.lm_head.weight.dtype == torch.bfloat16
     assert half(text).logits.isfinite().all()
+
+
+def test_only_parameters_are_saved_and_only_by_the_main_process(model: Any, tmp_path: Path) -> None:
+    assert set(model.state_dict()) == {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    model.save_pretrained(tmp_path, is_main_process=False)
+    assert not list(tmp_path.iterdir())
 
 
 WITHOUT_CRAFT = """
@@ -189,6 +218,8 @@ def test_a_carried_state_may_be_taken_apart_and_fed_back(text: torch.Tensor) -> 
     assert not any(t.requires_grad for t in tensors)
     second = model(text[:, 7:], past_key_values=model.state_from_tensors(tensors), use_cache=True)
     torch.testing.assert_close(torch.cat([first.logits, second.logits], dim=1), whole)
+    half = model.state_from_tensors([tensor.bfloat16() for tensor in tensors])
+    model(text[:, 7:], past_key_values=half)  # of a run in another precision
     tensors[0][0] += 1  # the state of one row is that row's business
     other = model(text[:, 7:], past_key_values=model.state_from_tensors(tensors)).logits
     assert torch.equal(other[1], second.logits[1])

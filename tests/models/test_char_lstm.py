@@ -36,7 +36,7 @@ def test_logits_equal_the_textbook(layer_norm: str, text: torch.Tensor) -> None:
             layer_norm == "each" or (layer_norm == "head" and n == 1)
         )
         if f"{prefix}norm.weight" in state:
-            x = F.layer_norm(x, (12,), state[f"{prefix}norm.weight"], state[f"{prefix}norm.bias"])
+            x = F.layer_norm(x, (12,), state[f"{prefix}norm.weight"], state[f"{prefix}norm.bias"], eps=0.01)
     torch.testing.assert_close(model(text).logits, x @ state["lm_head.weight"].T, atol=1e-4, rtol=1e-4)
 
 
@@ -193,6 +193,22 @@ def test_texts_packed_into_a_row_do_not_see_each_other(text: torch.Tensor) -> No
     torch.testing.assert_close(after.logits, torch.stack(expected))
     model(text, position_ids=positions, labels=text).loss.backward()
     assert model.model.layers[0].lstm.weight_hh_l0.grad.isfinite().all()
+
+
+def test_positions_tell_texts_apart_only_where_nothing_else_is_known(text: torch.Tensor) -> None:
+    """With a mask they start behind the padding, with a cache behind what was read, in generate() too."""
+    model = make_lstm()
+    mask = torch.ones_like(text)
+    mask[0, :3] = 0
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    masked = model(text, attention_mask=mask, position_ids=positions).logits[mask.bool()]
+    assert torch.equal(masked, model(text, attention_mask=mask).logits[mask.bool()])
+    one_for_all = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6]])
+    packed = model(text, position_ids=one_for_all).logits
+    torch.testing.assert_close(packed[:, 5:], model(text[:, 5:]).logits)
+    cache = model(text[:, :5]).past_key_values
+    rest = model(text[:, 5:], position_ids=one_for_all[:, :7], past_key_values=cache).logits
+    torch.testing.assert_close(rest, model(text).logits[:, 5:])
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])

@@ -10,6 +10,8 @@ import torch
 from transformers import DynamicCache, GenerationConfig, StoppingCriteria
 from transformers.generation import MaxLengthCriteria
 
+from craft.models import ring
+
 from .tiny import MAKERS, VOCAB, make_lstm, make_transformer
 
 ROTARY = [kind for kind in MAKERS if kind != "gpt2"]
@@ -49,6 +51,33 @@ def test_equals_generate_past_the_context(kind: str, length: int) -> None:
     prompt = torch.randint(1, VOCAB, (2, length), generator=torch.Generator().manual_seed(length))
     settings = {"max_new_tokens": 50, "do_sample": False}
     assert torch.equal(streamed(model, prompt, **settings), generated(model, prompt, **settings))
+
+
+@pytest.mark.parametrize("kind", ["modern", "windowed"])
+def test_rotary_angles_are_computed_anew_after_some_positions(
+    kind: str, prompt: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ring, "_TURNS", 8)
+    settings = {"max_new_tokens": 30, "do_sample": False}
+    model = MAKERS[kind]()
+    assert torch.equal(streamed(model, prompt, **settings), generated(model, prompt, **settings))
+
+
+def test_rules_that_look_back_see_all_of_a_long_text() -> None:
+    """Which is kept in a tensor that grows: here from 257 to 514."""
+    settings = {"do_sample": False, "no_repeat_ngram_size": 3, "max_new_tokens": 400}
+    model, start = make_lstm(), torch.tensor([[5]])
+    assert torch.equal(streamed(model, start, **settings), generated(model, start, **settings))
+
+
+def test_a_model_that_keeps_no_cache_by_default_streams(model: Any, prompt: torch.Tensor) -> None:
+    """As fine-tuning often leaves it; of the prompt only the last character's logits are computed."""
+    settings = {"max_new_tokens": 4, "do_sample": False}
+    expected, read = streamed(model, prompt, **settings), []
+    model.config.use_cache = model.generation_config.use_cache = False
+    model.lm_head.register_forward_hook(lambda head, inputs, output: read.append(output.shape[:-1].numel()))
+    assert torch.equal(streamed(model, prompt, **settings), expected)
+    assert read == [3] * 4
 
 
 @pytest.mark.parametrize("sliding_window", [None, 5, 20])

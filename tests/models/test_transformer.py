@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from transformers import AttentionInterface
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from craft.models import TransformerConfig, TransformerForCausalLM
 
@@ -21,7 +23,7 @@ def gpt2_logits(w: dict[str, torch.Tensor], ids: torch.Tensor, heads: int, layer
     """GPT-2 as in its paper: learned positions, pre-LayerNorm, exact GELU, tied head; every bias optional."""
 
     def norm(x: torch.Tensor, name: str) -> torch.Tensor:
-        x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+        x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, unbiased=False) + 0.01).sqrt()
         return x * w[f"{name}.weight"] + w.get(f"{name}.bias", 0)
 
     def linear(x: torch.Tensor, name: str) -> torch.Tensor:
@@ -50,7 +52,7 @@ def modern_logits(w: dict[str, torch.Tensor], ids: torch.Tensor, config: Transfo
     dim, heads, shared = config.head_dim, config.num_attention_heads, config.num_key_value_heads
 
     def unit(x: torch.Tensor) -> torch.Tensor:
-        return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+        return x / (x.square().mean(-1, keepdim=True) + config.norm_eps).sqrt()
 
     def norm(x: torch.Tensor, name: str) -> torch.Tensor:
         return unit(x) * w.get(f"{name}.weight", 1)
@@ -58,7 +60,7 @@ def modern_logits(w: dict[str, torch.Tensor], ids: torch.Tensor, config: Transfo
     def linear(x: torch.Tensor, name: str) -> torch.Tensor:
         return x @ w[f"{name}.weight"].T + w.get(f"{name}.bias", 0)
 
-    frequencies = 10000.0 ** (-torch.arange(0, dim, 2) / dim)
+    frequencies = config.rope_theta ** (-torch.arange(0, dim, 2) / dim)
     turns = torch.polar(torch.ones(len(ids), dim // 2), torch.arange(len(ids))[:, None] * frequencies)
 
     def turned(x: torch.Tensor) -> torch.Tensor:
@@ -133,6 +135,26 @@ def test_attention_backends_agree(kind: str, backend: str) -> None:
     model.set_attn_implementation(backend)
     for case, logits in zip(cases, expected):
         torch.testing.assert_close(model(**case).logits[mask.bool()], logits, atol=1e-4, rtol=1e-4)
+
+
+def test_what_a_backend_is_told(text: torch.Tensor) -> None:
+    """One that somebody else wrote, or that needs another machine: all that the others know of a model."""
+    told: list[Any] = []
+
+    def backend(module: Any, query: torch.Tensor, *rest: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
+        told.append(
+            (module.is_causal, {name: kwargs[name] for name in ("scaling", "sliding_window", "dropout")})
+        )
+        return query.transpose(1, 2), None
+
+    AttentionInterface.register("recorder", backend)
+    model = make_transformer("windowed", dropout=0.25, attention_scale=0.3)
+    model.set_attn_implementation("recorder")
+    for training in (False, True):
+        told.clear()
+        model.train(training)(text)
+        known = {"scaling": 0.3, "sliding_window": 5, "dropout": 0.25 if training else 0.0}
+        assert told == [(True, known)] * 2
 
 
 def test_attention_weights_are_given_by_eager(text: torch.Tensor) -> None:
@@ -240,6 +262,32 @@ def test_scaled_rotary_positions_stream_as_they_generate(scaling: str, prompt: t
     settings = {"max_new_tokens": 25, "do_sample": False}
     expected = model.generate(prompt, **settings)[:, prompt.shape[1] :]
     assert torch.equal(torch.stack(list(model.stream(prompt, **settings)), dim=1), expected)
+
+
+@pytest.mark.parametrize("scaling", ["default", "linear", "dynamic", "yarn"])
+def test_rotary_angles_are_those_of_llama(scaling: str) -> None:
+    """Also within and beyond the context of 12, and in bfloat16, which can't count that far itself."""
+    rope = {"rope_type": scaling, "rope_theta": 10000.0, "factor": 4.0}
+    model = make_transformer(rope_parameters=rope)
+    theirs, x = LlamaRotaryEmbedding(model.config), torch.zeros(1)
+    for positions in (torch.arange(9)[None], torch.tensor([[11, 30, 1001]])):
+        for ours, expected in zip(model.model.rotary_emb(x, positions), theirs(x, positions)):
+            torch.testing.assert_close(ours, expected)
+            rounded = model.model.rotary_emb(x.bfloat16(), positions)
+        torch.testing.assert_close(rounded[1].float(), expected, atol=0.01, rtol=0.01)
+
+
+@pytest.mark.parametrize("norm", ["rmsnorm", "layernorm"])
+@pytest.mark.parametrize("norm_weight", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_weights_and_biases_are_there_where_they_are_wanted(norm: str, norm_weight: bool, bias: bool) -> None:
+    model = make_transformer(norm=norm, norm_weight=norm_weight, bias=bias)
+    names = {name.rpartition("norm.")[2] for name in model.state_dict() if "norm." in name}
+    assert names == {n for n, there in (("weight", norm_weight), ("bias", norm_weight and bias)) if there} - (
+        {"bias"} if norm == "rmsnorm" else set()
+    )
+    biased = {m.bias is not None for n, m in model.named_modules() if n.endswith("_proj")}
+    assert (biased, model.lm_head.bias) == ({bias}, None)
 
 
 def test_rope_theta_matters(text: torch.Tensor) -> None:

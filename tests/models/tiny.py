@@ -16,7 +16,7 @@ GPT2 = {
     "mlp": "gelu",
     "norm": "layernorm",
     "norm_weight": True,
-    "norm_eps": 1e-5,
+    "norm_eps": 0.01,  # so that it shows, here as below
     "qk_norm": False,
     "position": "learned",
     "tie_word_embeddings": True,
@@ -25,7 +25,16 @@ GPT2 = {
 TRANSFORMERS = {
     "modern": MODERN,
     "grouped": {**MODERN, "num_key_value_heads": 2, "mlp": "swiglu", "bias": True, "norm_weight": True},
-    "windowed": {**MODERN, "sliding_window": 5, "head_dim": 6, "tie_word_embeddings": True},
+    "windowed": {
+        **MODERN,
+        **{
+            "sliding_window": 5,
+            "head_dim": 6,
+            "tie_word_embeddings": True,
+            "rope_theta": 50.0,
+            "norm_eps": 0.1,
+        },
+    },
     "gpt2": GPT2,
 }
 
@@ -41,7 +50,13 @@ def enliven(model: Any, scale: float) -> Any:
 
 
 def make_lstm(**fields: Any) -> CharLSTMForCausalLM:
-    config = {"vocab_size": VOCAB, "hidden_size": 12, "num_hidden_layers": 2, **fields}
+    config = {
+        "vocab_size": VOCAB,
+        "hidden_size": 12,
+        "num_hidden_layers": 2,
+        "layer_norm_eps": 0.01,
+        **fields,
+    }
     return enliven(CharLSTMForCausalLM(CharLSTMConfig(**config)), 0.7)
 
 
