@@ -200,7 +200,7 @@ class CharTokenizer(PreTrainedTokenizerFast):
         # The four of every vocabulary are text wherever a text happens to contain them. Whoever adds more,
         # for a chat template, wants them found in texts, as in any other tokenizer.
         if special_tokens and any(self._tokenizer.token_to_id(str(token)) is None for token in new_tokens):
-            self.split_special_tokens = self.init_kwargs["split_special_tokens"] = False
+            self.split_special_tokens = False
         return super()._add_tokens(new_tokens, special_tokens)
 
     def _save_pretrained(

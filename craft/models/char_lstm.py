@@ -277,7 +277,7 @@ class CharLSTMForCausalLM(CharLSTMPreTrainedModel, LanguageModel, GenerationMixi
             i, f, g, o = (b_ih + b_hh).chunk(4)
             state.biases.append(torch.cat([i, f, o, g]))
             state.hidden.append(cached.keys[:, 0, 0])
-            state.cell.append(cached.values[:, 0, 0].clone())
+            state.cell.append(cached.values[:, 0, 0])
         return logits, state
 
     def step(self, ids: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:

@@ -56,7 +56,7 @@ def test_decode_inverts_encode_over_the_alphabet(text: str) -> None:
 
 
 def test_ids_are_specials_then_characters_by_code_point() -> None:
-    tokenizer = CharTokenizer.train(["ba", "é"])
+    tokenizer = CharTokenizer.train(["bba", "éb"])
     assert tokenizer.convert_ids_to_tokens(range(7)) == ["<pad>", "<bos>", "<eos>", "<unk>", "a", "b", "é"]
     assert (
         tokenizer.pad_token_id,
@@ -92,6 +92,10 @@ def test_strict_holds_for_every_way_to_encode() -> None:
     ):
         with pytest.raises(UserError, match=r"'é' \(U\+00E9\) at position 1 "):
             encode()
+    with pytest.raises(UserError, match=r"'é' \(U\+00E9\) at position 101 of my\.txt "):
+        tokenizer.encode_ids("aé", "my.txt", 100)
+    with pytest.raises(UserError, match=r"'<' \(U\+003C\) at position 1 "):
+        CharTokenizer.train(["ab"])("a<pad>b")  # which stands for nothing there
 
 
 def test_an_unpaired_surrogate_is_an_error_with_a_way_out() -> None:
@@ -148,6 +152,7 @@ def test_saved_and_loaded_it_is_the_same(name: str, tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
     assert "auto_map" not in config
+    assert config["clean_up_tokenization_spaces"] is False  # some versions would take spaces out of texts
     loaded = load_tokenizer(tmp_path)
     assert type(loaded) is type(tokenizer)
     assert (loaded.unknown, loaded.padding_side) == (tokenizer.unknown, "left")
@@ -240,6 +245,7 @@ def test_what_an_empty_prompt_begins_with() -> None:
 def test_special_tokens_that_a_user_adds_are_found_in_texts(unknown: str, tmp_path: Path) -> None:
     """As chat templates need it; without such tokens a text that looks like one stays a text."""
     tokenizer = CharTokenizer.train(["ab<bos>"], unknown)
+    tokenizer.add_tokens(["bb"])  # an ordinary one changes nothing about them
     plain = tokenizer("a<bos>b").input_ids
     assert len(plain) == 7
     tokenizer.add_special_tokens({"extra_special_tokens": ["<|user|>"]})
@@ -266,4 +272,6 @@ def test_training_anew_merges_no_characters(unknown: str) -> None:
         ["aab"], 5, new_special_tokens=["<sep>"], special_tokens_map={"<bos>": "<begin>"}
     )
     assert (few.alphabet, few.bos_token, few.bos_token_id, len(few)) == (["a"], "<begin>", 1, 6)
+    room = CharTokenizer.train(["xyz"], "bytes").train_new_from_iterator(["aab"], 4 + 256 + 1)
+    assert (room.alphabet, len(room)) == (["a"], 4 + 256 + 1)
     assert isinstance(ByteTokenizer.create().train_new_from_iterator(["abc"], 100), ByteTokenizer)

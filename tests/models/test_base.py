@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -235,6 +236,27 @@ def test_flops_count_every_multiplying_weight() -> None:
     fields = {"vocab_size": 65, "max_position_embeddings": 64}
     transformer = TransformerForCausalLM(craft.models.TransformerConfig(**fields))
     assert transformer.flops_per_token() == 6 * (4 * 12 * 128 * 128 + 65 * 128) + 12 * 4 * 128 * 64
+    wide = TransformerForCausalLM(craft.models.TransformerConfig(**fields, head_dim=64))
+    matrices = 4 * (4 * 128 * 256 + 8 * 128 * 128) + 65 * 128
+    assert wide.flops_per_token() == 6 * matrices + 12 * 4 * (4 * 64) * 64
+
+
+def test_peft_learns_what_to_adapt_when_it_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    methods = ("LORA", "IA3", "VERA", "LNTUNING")
+    names = {name: f"TRANSFORMERS_MODELS_TO_{name}_TARGET_MODULES_MAPPING" for name in methods}
+    tables: dict[str, dict[str, Any]] = {name: {"char_lstm": ["mine"]} for name in names.values()}
+    monkeypatch.setitem(sys.modules, "peft.utils.constants", SimpleNamespace(**tables, OTHER={}))
+    for model in (make_lstm(), make_transformer()):
+        assert (
+            model.config.to_dict()["num_attention_heads"] >= 1
+        )  # by which it plans what it puts before a text
+    own = {name: tables[table].get("char_transformer") for name, table in names.items()}
+    every = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "gate_proj", "down_proj"]
+    assert own == {"LORA": every, "IA3": ["k_proj", "v_proj", "down_proj"], "VERA": every, "LNTUNING": None}
+    assert all(table["char_lstm"] == ["mine"] for table in tables.values())  # what was there stays
+    del tables[names["LORA"]]["char_lstm"]
+    make_lstm().config.to_dict()
+    assert tables[names["LORA"]]["char_lstm"] == ["embed_tokens", "lm_head"]
 
 
 def test_muon_takes_matrices_of_blocks_only() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 from craft.models import CharLSTMConfig, CharLSTMForCausalLM, char_lstm
 
@@ -160,6 +160,22 @@ def test_a_cache_made_without_the_config_will_do(text: torch.Tensor) -> None:
     whole = model(text).logits
     parts = [model(part, past_key_values=cache).logits for part in text.split(7, dim=1)]
     torch.testing.assert_close(torch.cat(parts, dim=1), whole)
+
+
+def test_what_a_cache_says_of_itself_and_that_it_may_be_emptied(text: torch.Tensor) -> None:
+    model = make_lstm()
+    fresh = model(text[:, :7])
+    caches = DynamicCache(config=model.config), StaticCache(config=model.config, max_cache_len=20)
+    for cache in caches:
+        for _ in range(2):
+            out = model(text[:, :7], past_key_values=cache)
+            assert torch.equal(out.logits, fresh.logits)
+            layer = cache.layers[0]
+            assert cache.get_seq_length() == 7
+            assert [int(size) for size in layer.get_mask_sizes(2)] == [9, 0]
+            assert layer.get_max_length() == -1  # no longest text
+            cache.reset()
+            assert cache.get_seq_length() == 0
 
 
 def test_rows_of_a_state_may_be_repeated_and_chosen(text: torch.Tensor) -> None:

@@ -10,7 +10,9 @@ import torch
 from transformers import DynamicCache, GenerationConfig, StoppingCriteria
 from transformers.generation import MaxLengthCriteria
 
+from craft.data.tokenization import CharTokenizer
 from craft.models import ring
+from craft.models.decoding import has_plain_weights
 
 from .tiny import MAKERS, VOCAB, make_lstm, make_transformer
 
@@ -65,9 +67,33 @@ def test_rotary_angles_are_computed_anew_after_some_positions(
 
 def test_rules_that_look_back_see_all_of_a_long_text() -> None:
     """Which is kept in a tensor that grows: here from 257 to 514."""
-    settings = {"do_sample": False, "no_repeat_ngram_size": 3, "max_new_tokens": 400}
     model, start = make_lstm(), torch.tensor([[5]])
-    assert torch.equal(streamed(model, start, **settings), generated(model, start, **settings))
+    for rule in ({"no_repeat_ngram_size": 3, "max_new_tokens": 300}, {"repetition_penalty": 1.5}):
+        settings = {"do_sample": False, "max_new_tokens": 12, **rule}
+        assert torch.equal(streamed(model, start, **settings), generated(model, start, **settings))
+
+
+@pytest.mark.parametrize("make", [make_lstm, make_transformer])
+def test_stops_at_a_text(make: Any) -> None:
+    model, tokenizer = make(), CharTokenizer.train(["abcdefghi"])
+    ids = tokenizer("abcab", return_tensors="pt").input_ids
+    settings = {"do_sample": False, "max_new_tokens": 9, "tokenizer": tokenizer, "pad_token_id": 0}
+    text = tokenizer.decode(generated(model, ids, **settings)[0])
+    ended = streamed(model, ids, stop_strings=[text[2:4]], **settings)
+    assert tokenizer.decode(ended[0]) == text[: text.index(text[2:4]) + 2]
+
+
+def test_rules_see_scores_of_full_precision(prompt: torch.Tensor) -> None:
+    """Of rounded ones, likely characters would be drawn more, or less, often than the model has it."""
+    seen: list[torch.dtype] = []
+
+    def look(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        seen.append(scores.dtype)
+        return scores
+
+    model = make_lstm().to(torch.bfloat16)
+    streamed(model, prompt, do_sample=True, max_new_tokens=3, logits_processor=[look])
+    assert seen == [torch.float32] * 3
 
 
 def test_a_model_that_keeps_no_cache_by_default_streams(model: Any, prompt: torch.Tensor) -> None:
@@ -80,14 +106,14 @@ def test_a_model_that_keeps_no_cache_by_default_streams(model: Any, prompt: torc
     assert read == [3] * 4
 
 
-@pytest.mark.parametrize("sliding_window", [None, 5, 20])
+@pytest.mark.parametrize(("sliding_window", "length"), [(None, 5), (5, 5), (20, 5), (None, 12), (None, 17)])
 def test_learned_positions_roll_by_reading_the_last_half_again(
-    sliding_window: int | None, text: torch.Tensor
+    sliding_window: int | None, length: int, text: torch.Tensor
 ) -> None:
     model = make_transformer("gpt2", sliding_window=sliding_window)
-    ids = text[:1, :5]
-    out = streamed(model, ids, max_new_tokens=40, do_sample=False)
-    window = ids
+    ids = torch.cat([text[1:], text[:1, :length]], dim=1)[:, -length:]
+    out = streamed(model, ids, max_new_tokens=40 - length, do_sample=False)
+    window = ids[:, -12:]
     for expected in out[0]:
         assert model(window).logits[0, -1].argmax() == expected
         window = torch.cat([window, expected.view(1, 1)], dim=1)
@@ -149,6 +175,7 @@ def test_stops_by_criteria_and_by_length(prompt: torch.Tensor) -> None:
     ("settings", "message"),
     [
         ({"num_beams": 2}, "num_beams=2"),
+        ({"input_ids": torch.tensor([1, 2])}, r"shape \[batch, length\], got \[2\]"),
         ({"attention_mask": torch.tensor([[0, 1, 1, 1, 1]] * 3)}, "prompts of equal length"),
         ({"max_length": 5}, "nothing to generate"),
         ({"temperatur": 0.5}, "temperatur"),
@@ -161,7 +188,7 @@ def test_mistakes_are_named_before_the_first_character(
     prompt: torch.Tensor, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        make_lstm().stream(prompt, **settings)
+        make_lstm().stream(**{"input_ids": prompt, **settings})
 
 
 def test_an_empty_prompt_begins_with_the_begin_token(model: Any) -> None:
@@ -228,9 +255,24 @@ def test_an_adapter_is_not_bypassed(prompt: torch.Tensor) -> None:
     plain = streamed(model, prompt, **settings)
     for layer in model.model.layers:
         layer.self_attn.v_proj = Adapter(layer.self_attn.v_proj)
-    adapted = streamed(model, prompt, **settings)
+    adapted = streamed(model, prompt, **settings, attention_mask=torch.ones_like(prompt))
     assert torch.equal(adapted, generated(model, prompt, **settings))
     assert not torch.equal(adapted, plain)
+
+
+@pytest.mark.parametrize("make", [make_lstm, make_transformer])
+def test_weights_of_another_kind_are_not_laid_out_anew(make: Any) -> None:
+    """Quantized or sharded ones are parameters of a class of their own."""
+
+    class Other(torch.nn.Parameter):
+        pass
+
+    model = make()
+    assert has_plain_weights(model)
+    name, weight = next(model.model.layers[0].named_parameters())
+    owner = model.model.layers[0].get_submodule(name.rpartition(".")[0])
+    setattr(owner, name.rpartition(".")[2], Other(weight.data))
+    assert not has_plain_weights(model)
 
 
 def test_streamed_ids_may_be_trained_on(prompt: torch.Tensor) -> None:

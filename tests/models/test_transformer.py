@@ -142,9 +142,7 @@ def test_what_a_backend_is_told(text: torch.Tensor) -> None:
     told: list[Any] = []
 
     def backend(module: Any, query: torch.Tensor, *rest: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
-        told.append(
-            (module.is_causal, {name: kwargs[name] for name in ("scaling", "sliding_window", "dropout")})
-        )
+        told.append((module.is_causal, {name: kwargs.get(name) for name in known}))
         return query.transpose(1, 2), None
 
     AttentionInterface.register("recorder", backend)
@@ -152,8 +150,8 @@ def test_what_a_backend_is_told(text: torch.Tensor) -> None:
     model.set_attn_implementation("recorder")
     for training in (False, True):
         told.clear()
-        model.train(training)(text)
-        known = {"scaling": 0.3, "sliding_window": 5, "dropout": 0.25 if training else 0.0}
+        known = {"scaling": 0.3, "sliding_window": 5, "dropout": 0.25 * training, "max_length_q": 12}
+        model.train(training)(text, max_length_q=12)
         assert told == [(True, known)] * 2
 
 
@@ -204,6 +202,9 @@ def test_initial_weights_of_the_modern_scheme() -> None:
     std = spread(model)
     assert std["model.layers.0.mlp.down_proj.weight"] == pytest.approx(0.5 * 512**-0.5, rel=0.05)
     assert std["model.embed_tokens.weight"] == pytest.approx(half, rel=0.05)
+    model = TransformerForCausalLM(TransformerConfig(**fields, zero_init=False, bias=True))
+    assert spread(model)["lm_head.weight"] == pytest.approx(half, rel=0.05)
+    assert not any(parameter.any() for name, parameter in model.named_parameters() if "bias" in name)
 
 
 def test_initial_weights_of_gpt2s_scheme() -> None:
@@ -212,6 +213,9 @@ def test_initial_weights_of_gpt2s_scheme() -> None:
     for name, value in spread(TransformerForCausalLM(TransformerConfig(**fields))).items():
         residual = "o_proj" in name or "down_proj" in name
         assert value == pytest.approx(0.02 / (8**0.5 if residual else 1), rel=0.05), name
+    fields["tie_word_embeddings"] = False
+    untied = spread(TransformerForCausalLM(TransformerConfig(**fields)))
+    assert untied["lm_head.weight"] == pytest.approx(0.02, rel=0.05)
 
 
 def test_a_fresh_modern_model_knows_nothing() -> None:
@@ -234,6 +238,8 @@ def test_what_is_left_out_is_derived() -> None:
     config = TransformerConfig(max_position_embeddings=64)
     assert (config.head_dim, config.num_key_value_heads, config.intermediate_size) == (32, 4, 512)
     assert config.sliding_window == 64
+    assert TransformerConfig(num_key_value_heads=2).head_dim == 32
+    assert TransformerConfig(hidden_size=10, head_dim=8).head_dim == 8
     assert config.attention_scale == pytest.approx(1.2 / 32**0.5)
     assert config.rope_parameters == {"rope_type": "default", "rope_theta": 10000.0}
     assert TransformerConfig(rope_theta=500.0).rope_parameters["rope_theta"] == 500.0
@@ -245,6 +251,23 @@ def test_what_is_left_out_is_derived() -> None:
         256,
     )
     assert learned.attention_scale == pytest.approx(32**-0.5)
+
+
+@pytest.mark.parametrize("kind", list(TRANSFORMERS))
+def test_texts_packed_into_a_row_do_not_see_each_other(kind: str, text: torch.Tensor) -> None:
+    model = make_transformer(kind)
+    positions = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6]] * 2)
+    packed = model(text, position_ids=positions, use_cache=False).logits
+    for part in (slice(0, 5), slice(5, 12)):
+        torch.testing.assert_close(packed[:, part], model(text[:, part]).logits)
+
+
+def test_positions_that_are_given_win_over_those_of_the_mask(text: torch.Tensor) -> None:
+    model = make_transformer("gpt2")
+    mask, positions = torch.ones_like(text[:, :4]), torch.tensor([[3, 4, 5, 6]])
+    expected = model(text[:, :4], position_ids=positions).logits
+    assert torch.equal(model(text[:, :4], attention_mask=mask, position_ids=positions).logits, expected)
+    assert not torch.allclose(model(text[:, :4]).logits, expected)
 
 
 @pytest.mark.parametrize("mlp", ["relu2", "swiglu"])
@@ -310,6 +333,9 @@ def test_rope_theta_matters(text: torch.Tensor) -> None:
         ({"position": "alibi"}, "position must be one of rope, learned, got 'alibi'"),
         ({"dropout": -0.1}, "dropout must be at least 0 and below 1, got -0.1"),
         ({"head_dim": 5}, "head_dim must be even, got 5"),
+        ({"vocab_size": 0}, "vocab_size must be a positive integer, got 0"),
+        ({"sliding_window": 0}, "sliding_window must be a positive integer, got 0"),
+        ({"dropout": 1}, "dropout must be at least 0 and below 1, got 1"),
     ],
 )
 def test_a_field_out_of_range_is_named(fields: dict[str, Any], message: str) -> None:
