@@ -102,12 +102,19 @@ def test_shuffled_windows_of_an_epoch_never_overlap_and_miss_less_than_a_batch(
     assert possible - len(starts) <= batch
 
 
-def test_phases_and_orders_differ_between_epochs_and_seeds() -> None:
+@pytest.mark.parametrize("order", ["shuffled", "random", "streams"])
+def test_phases_and_orders_differ_between_epochs_and_seeds(order: str) -> None:
+    """Each by itself: where the windows begin, and in which order they come."""
     ids = np.zeros(64 * 1000, np.uint8)
-    first = CharDataset(ids, 64, 8, seed=0)
-    assert len({int(first.starts(e, 0)[0]) % 64 for e in range(200)}) > 55
-    assert first.starts(0, 5).tolist() != first.starts(1, 5).tolist()
-    assert first.starts(0, 5).tolist() != CharDataset(ids, 64, 8, seed=1).starts(0, 5).tolist()
+    runs = [(CharDataset(ids, 64, 8, seed, order), epoch) for seed in range(10) for epoch in range(10)]
+    starts = [dataset.starts(epoch, 5) for dataset, epoch in runs]
+    assert len({int(first[0]) for first in starts[::10]}) > 8  # of the seeds, in one epoch
+    assert len({int(first[0]) for first in starts[:10]}) > 8
+    if order != "streams":
+        assert len({tuple(windows // 64) for windows in starts}) == 100
+    if order == "shuffled":
+        assert len({int(windows[0] % 64) for windows in starts[::10]}) > 5
+        assert len({int(runs[0][0].starts(epoch, 0)[0]) % 64 for epoch in range(200)}) > 55
 
 
 @pytest.mark.parametrize("order", ["shuffled", "random", "streams"])

@@ -213,6 +213,10 @@ def test_a_carried_state_may_be_taken_apart_and_fed_back(text: torch.Tensor) -> 
     model = make_lstm()
     assert (model.carries_state, TransformerForCausalLM.carries_state) == (True, False)
     whole = model(text).logits
+    embedded = model.get_input_embeddings()(text[:, :7]).detach().requires_grad_()
+    cache = model(inputs_embeds=embedded).past_key_values  # through which, itself, it does
+    model(text[:, 7:], past_key_values=cache).logits.sum().backward()
+    assert embedded.grad.all()
     first = model.train()(text[:, :7], use_cache=True)
     tensors = model.state_tensors(first.past_key_values)
     assert [t.shape[0] for t in tensors] == [2] * 4
