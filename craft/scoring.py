@@ -17,9 +17,11 @@ from craft.utils.outputs import OUTPUTS, RUN_CONFIG, evaluation_file, resolve
 
 if TYPE_CHECKING:
     import numpy as np
+    from transformers import PreTrainedModel
 
     from craft.data.arguments import DataArguments
     from craft.data.loaders import Corpus
+    from craft.data.tokenization import CharTokenizer
     from craft.training.evaluation import Evaluation
 
 SPLITS = ("train", "validation", "test", "all")
@@ -42,9 +44,7 @@ class Scores:
     def save(self, root: Path = OUTPUTS) -> Path:
         """Writes the figures to `root/evaluation/eval_….json`, as a training run does, and says where."""
         file = evaluation_file(self.model_type, self.evaluations[0].dataset, root)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        record = {"model": self.model, "evaluations": [each.to_dict() for each in self.evaluations]}
-        file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        save(self.evaluations, self.model, file)
         return file
 
 
@@ -94,25 +94,52 @@ def evaluate(
         arguments = dataclasses.replace(arguments, block_size=window)
 
     from craft.data.loaders import load_corpus
-    from craft.training.evaluation import evaluate_split
 
     corpus = load_corpus(arguments, tokenizer=tokenizer)
-    ids = _split(corpus, split)
-    evaluations = [
-        evaluate_split(
-            network,
-            ids,
-            protocol=protocol,
-            block_size=arguments.block_size,
-            batch_size=batch_size,
-            id_chars=tokenizer.id_chars,
-            id_bytes=tokenizer.id_bytes,
-            split=split,
-            dataset=corpus.name,
-        )
-        for protocol in protocols or [natural_protocol(network)]
-    ]
+    evaluations = score(
+        network,
+        tokenizer,
+        _split(corpus, split),
+        protocols or [natural_protocol(network)],
+        block_size=arguments.block_size,
+        batch_size=batch_size,
+        split=split,
+        dataset=corpus.name,
+    )
     return Scores(where, network.config.model_type, evaluations)
+
+
+def score(
+    model: PreTrainedModel,
+    tokenizer: CharTokenizer,
+    ids: np.ndarray,
+    protocols: Sequence[str],
+    **settings: Any,
+) -> list[Evaluation]:
+    """Scores of a loaded model over a text that its tokenizer encoded, one for each protocol.
+
+    Args:
+        ids: int [n], n >= 2.
+        **settings: as for `craft.training.evaluation.evaluate_split`.
+
+    Raises:
+        UserError: as `evaluate_split`.
+    """
+    from craft.training.evaluation import evaluate_split
+
+    lengths: dict[str, Any] = {"id_chars": tokenizer.id_chars, "id_bytes": tokenizer.id_bytes}
+    return [evaluate_split(model, ids, protocol=protocol, **lengths, **settings) for protocol in protocols]
+
+
+def save(evaluations: Sequence[Evaluation], model: str, file: Path) -> None:
+    """Writes the figures of a model as JSON.
+
+    Args:
+        model: the folder or Hub id that was scored.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    scores = {"model": model, "evaluations": [evaluation.to_dict() for evaluation in evaluations]}
+    file.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
 
 
 def _split(corpus: Corpus, split: str) -> np.ndarray:

@@ -10,7 +10,6 @@ are the same run, on one device or many.
 from __future__ import annotations
 
 import io
-import json
 import shlex
 import sys
 from contextlib import ExitStack, redirect_stdout
@@ -196,34 +195,28 @@ def evaluate(
     model: PreTrainedModel, tokenizer: CharTokenizer, corpus: Corpus, data: DataArguments
 ) -> list[Evaluation]:
     """Scores of the finished model over the whole validation split, if there is one."""
-    from craft.training.evaluation import evaluate_split
+    from craft.scoring import score
     from craft.training.protocols import natural_protocol
 
     if corpus.validation is None:
         return []
     other = "blocks" if model.carries_state else f"sliding-{max(1, data.block_size // 2)}"
-    return [
-        evaluate_split(
-            model,
-            corpus.validation,
-            protocol=protocol,
-            block_size=data.block_size,
-            id_chars=tokenizer.id_chars,
-            id_bytes=tokenizer.id_bytes,
-            split="validation",
-            dataset=corpus.name,
-        )
-        for protocol in (natural_protocol(model), other)
-    ]
+    return score(
+        model,
+        tokenizer,
+        corpus.validation,
+        (natural_protocol(model), other),
+        block_size=data.block_size,
+        dataset=corpus.name,
+    )
 
 
 def keep_scores(evaluations: list[Evaluation], model_dir: Path, file: Path) -> None:
     """Shows scores as a table and keeps them as JSON."""
+    from craft.scoring import save
     from craft.training.evaluation import table
 
-    file.parent.mkdir(parents=True, exist_ok=True)
-    scores = {"model": str(model_dir), "evaluations": [evaluation.to_dict() for evaluation in evaluations]}
-    file.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+    save(evaluations, str(model_dir), file)
     logger.info(f"\n{table(evaluations)}\n")
 
 
