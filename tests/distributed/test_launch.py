@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from launched import errors, free_port
 
 SETTINGS = [
     *("a.txt", "models=transformer", "models.hidden_size=16", "models.num_attention_heads=2"),
@@ -30,10 +30,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("CRAFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return tmp_path
-
-
-def errors(text: str) -> list[str]:
-    return [line for line in text.splitlines() if line.startswith("error: ")]
 
 
 def test_processes_for_gpus_on_a_machine_without_are_refused(folder: Path, checkout: Path) -> None:
@@ -85,9 +81,7 @@ def test_what_the_first_process_decided_is_said_by_it_alone(folder: Path) -> Non
 
 
 def test_a_stopped_process_is_named_instead_of_waited_for(folder: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     workers = []
     for rank in range(2):
         env = {**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}

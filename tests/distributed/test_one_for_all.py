@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from launched import errors, free_port
 
 from craft.utils.claims import claimed
 
@@ -115,17 +115,11 @@ dist.destroy_process_group()
 """
 
 
-def port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 def two(folder: Path, *command: str) -> list[subprocess.Popen[str]]:
     """Two processes that know of each other, without a launcher; RANK becomes their number."""
     path = os.pathsep.join([str(TESTS / "training"), str(TESTS.parent)])
     env = {**os.environ, "PYTHONPATH": path, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    env.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port()), ACCELERATE_USE_CPU="true")
+    env.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()), ACCELERATE_USE_CPU="true")
     env.pop("TORCHELASTIC_ERROR_FILE", None)
     return [
         subprocess.Popen(
@@ -189,6 +183,6 @@ def test_a_run_that_one_process_refuses_is_refused_by_both(
         both = two(tmp_path, "-m", "craft", "train", *words)
         output = [process.communicate(timeout=200)[1] for process in both]
     assert [process.returncode for process in both] == [2, 2], "\n".join(output)
-    said = [[line for line in text.splitlines() if line.startswith("error: ")] for text in output]
+    said = [errors(text) for text in output]
     assert [len(lines) for lines in said] == [1, 0]
     assert said[0][0].startswith("error: rank 0: run is being trained by another process")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from launched import free_port
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -54,9 +54,7 @@ if trainer.is_world_process_zero():
 
 def test_two_processes_with_half_a_model_each(tmp_path: Path) -> None:
     """They see the losses of one, and leave an ordinary model."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     path = os.pathsep.join([str(TESTS / "training"), str(TESTS.parent)])
     env = {**os.environ, **SHARDED, "PYTHONPATH": path, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     env.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))

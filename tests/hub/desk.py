@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -10,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from server import Hub
 
 SECRETS = {
@@ -21,6 +24,11 @@ SMALL = [
     *("models=char_lstm", "models.hidden_size=16", "data.block_size=16", "training.global_batch_size=4"),
     *("training.max_steps=12", "training.eval_steps=6", "training.save_steps=6", "training.logging_steps=3"),
     *("training.report_to=none", "training.sample_chars=20", "training.precision=fp32"),
+]
+SHORT = [
+    *("training.global_batch_size=4", "training.max_steps=2", "training.save_steps=2"),
+    *("training.eval_strategy=no", "training.logging_steps=2", "training.sample_chars=0"),
+    *("training.report_to=none", "training.precision=fp32"),
 ]
 
 
@@ -107,6 +115,13 @@ class Desk:
     def leave(self) -> None:
         if self.waiting is not None:
             self.waiting.communicate()
+
+
+def parquet(**columns: Any) -> bytes:
+    """A table as a file of a data set."""
+    table = io.BytesIO()
+    pq.write_table(pa.table(columns), table)
+    return table.getvalue()
 
 
 def one_line(done: subprocess.CompletedProcess[str]) -> str:

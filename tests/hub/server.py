@@ -60,6 +60,10 @@ class Repo:
     def files(self, revision: str = MAIN) -> dict[str, bytes]:
         return self.commits[self.find(revision) or ""]
 
+    def after(self, message: str) -> dict[str, bytes]:
+        """The files as the commit of that message left them."""
+        return list(self.commits.values())[self.messages.index(message)]
+
 
 @dataclass
 class Answer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import shlex
@@ -13,10 +12,8 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from desk import HIDE_CRAFT, Desk
+from desk import HIDE_CRAFT, Desk, parquet
 from server import Hub
 
 pytestmark = pytest.mark.interop  # two commands need its extras; the others run anyway
@@ -79,9 +76,7 @@ def reader(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]
     for name, text in SCRIPTS.items():
         (desk.folder / name).write_text(text.replace("USER/NAME", "ada/guide"))
     rows = [f"row {n}: the quick brown fox jumps over the lazy dog" for n in range(400)]
-    table = io.BytesIO()
-    pq.write_table(pa.table({"text": rows}), table)
-    hub.add("datasets/ada/texts", {"data/train-00000-of-00001.parquet": table.getvalue()})
+    hub.add("datasets/ada/texts", {"data/train-00000-of-00001.parquet": parquet(text=rows)})
     desk.done("train", "my.txt", *TINY)
     yield desk
     desk.leave()

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import yaml
-from desk import HIDE_CRAFT, SECRETS, SMALL, Desk
+from desk import HIDE_CRAFT, SECRETS, SMALL, Desk, parquet
 from server import TOKENS, Hub
 
 WITHOUT_CRAFT = """
@@ -88,11 +85,10 @@ def test_the_card_on_the_hub_tells_of_the_run(hub: Hub, trained: Desk) -> None:
 
 def test_the_card_of_a_checkpoint_is_that_of_the_repository(hub: Hub, trained: Desk, office: Desk) -> None:
     repo = hub.repos["models/ada/run"]
-    pushed = dict(zip(repo.messages, repo.commits.values()))
     (checkpoint,) = (trained.folder / "outputs" / "models").glob("*/checkpoint-6")
     run = checkpoint.parent.name
     shown = office.done("push", str(checkpoint), "ada/run", "--license", "mit", "--dry-run")
-    for card, licence in ((pushed["Step 6"]["README.md"].decode(), "unknown"), (shown, "mit")):
+    for card, licence in ((repo.after("Step 6")["README.md"].decode(), "unknown"), (shown, "mit")):
         assert "\n# run\n" in card
         assert f"\nlicense: {licence}\n" in card
         assert 'pipeline("text-generation", "ada/run", trust_remote_code=True)' in card
@@ -105,9 +101,7 @@ def test_the_card_of_a_checkpoint_is_that_of_the_repository(hub: Hub, trained: D
 def test_a_checkpoint_of_the_hub_resumes_to_the_same_weights(
     hub: Hub, trained: Desk, desk: Desk, model: Path
 ) -> None:
-    repo = hub.repos["models/ada/run"]
-    half = next(files for files, said in zip(repo.commits.values(), repo.messages) if said == "Step 6")
-    hub.add("models/ada/half", half)
+    hub.add("models/ada/half", hub.repos["models/ada/run"].after("Step 6"))
     text = trained.folder / "home" / "texts" / "my <b>text.txt"
     (desk.folder / text.name).write_bytes(text.read_bytes())
     assert "fetched" in desk.craft("resume", "ada/half").stderr
@@ -121,8 +115,7 @@ def test_a_checkpoint_that_was_left_off_is_pushed_as_training_would_have(
     hub: Hub, trained: Desk, model: Path
 ) -> None:
     def pushed(name: str, message: str) -> dict[str, bytes]:
-        repo = hub.repos[f"models/{name}"]
-        files = list(repo.commits.values())[repo.messages.index(message)]
+        files = hub.repos[f"models/{name}"].after(message)
         return {at: content for at, content in files.items() if at.startswith("last-checkpoint/")}
 
     (checkpoint,) = (trained.folder / "outputs" / "models").glob("*/checkpoint-6")
@@ -196,10 +189,8 @@ def test_a_model_of_the_hub_is_scored_on_its_text(trained: Desk, desk: Desk, mod
 def test_data_sets_of_the_hub_are_trained_on(hub: Hub, desk: Desk) -> None:
     """Text and tables, prepared and streamed, by the unmodified datasets."""
     rows = [f"row {n}: the quick brown fox jumps over the lazy dog" for n in range(150)]
-    table = io.BytesIO()
-    pq.write_table(pa.table({"text": rows}), table)
     hub.add("datasets/ada/lines", {"README.md": b"# Lines\n", "train.txt": "\n".join(rows).encode()})
-    hub.add("datasets/ada/table", {"data/train-00000-of-00001.parquet": table.getvalue()})
+    hub.add("datasets/ada/table", {"data/train-00000-of-00001.parquet": parquet(text=rows)})
     code = """
 import json, sys
 from craft.config.compose import compose

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from desk import Desk
+from desk import SHORT, Desk, parquet
 from server import READ_ONLY, Answer, Hub
 
 TRAIN = [
     *("models=transformer", "models.hidden_size=16", "models.num_attention_heads=2", "data.block_size=16"),
-    *("training.global_batch_size=4", "training.max_steps=2", "training.save_steps=2"),
-    *("training.eval_strategy=no", "training.logging_steps=2", "training.sample_chars=0"),
-    *("training.report_to=none", "training.precision=fp32"),
+    *SHORT,
 ]
 STREAMED = ["data.streaming=true", "data.tokenizer=byte"]
 HTML = Answer(200, b"<html><body>Log in to the guests' network</body></html>", {"Content-Type": "text/html"})
@@ -142,12 +137,6 @@ def test_a_slash_behind_the_address_and_a_cache_without_network(hub: Hub, office
     office.craft("generate", "ada/kept", "-n", "3", HF_ENDPOINT=f"{hub.url}/")
     office.craft("generate", "ada/kept", "-n", "3", HF_HUB_OFFLINE="1")
     assert "HF_HUB_OFFLINE is set" in office.refused("push", str(model), "ada/kept", HF_HUB_OFFLINE="1")
-
-
-def parquet(**columns: Any) -> bytes:
-    table = io.BytesIO()
-    pq.write_table(pa.table(columns), table)
-    return table.getvalue()
 
 
 FILE = "data/train-00000-of-00001.parquet"

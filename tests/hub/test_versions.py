@@ -6,16 +6,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from desk import Desk
+from desk import SHORT, Desk
 from server import Hub, Repo
 
 from craft.utils.manifest import damage
 
-FEW = [
-    *("data.block_size=8", "training.global_batch_size=4", "training.max_steps=2", "training.save_steps=2"),
-    *("training.eval_strategy=no", "training.logging_steps=2", "training.sample_chars=0"),
-    *("training.report_to=none", "training.precision=fp32", "training.learning_rate=1e-9"),
-]
+FEW = ["data.block_size=8", "training.learning_rate=1e-9", *SHORT]
 BUILD = """
 import torch
 from craft.data.tokenization import CharTokenizer
@@ -108,10 +104,9 @@ def test_a_version_that_is_not_there_is_told_alike_everywhere(
 @pytest.fixture
 def half(hub: Hub, trained: Desk, folder: Path) -> dict[str, bytes]:
     """What was on the Hub when the run was half done; its text is in the current folder."""
-    repo = hub.repos["models/ada/run"]
     text = trained.folder / "home" / "texts" / "my <b>text.txt"
     (folder / text.name).write_bytes(text.read_bytes())
-    return next(files for files, said in zip(repo.commits.values(), repo.messages) if said == "Step 6")
+    return hub.repos["models/ada/run"].after("Step 6")
 
 
 def runs(folder: Path) -> list[str]:

@@ -44,8 +44,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", params=list(SHAPES))
-def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return make(request.param, tmp_path_factory.mktemp(request.param))
+def trained(request: pytest.FixtureRequest) -> Trained:
+    """Each of them in turn."""
+    return request.getfixturevalue(request.param.removeprefix("char_"))
+
+
+@pytest.fixture(scope="session")
+def lstm(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return make("char_lstm", tmp_path_factory.mktemp("lstm"))
 
 
 @pytest.fixture(scope="session")
