@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
-from craft.models import CharLSTMConfig, CharLSTMForCausalLM, char_lstm
+from craft.models import CharLSTMConfig, CharLSTMForCausalLM, char_lstm, recurrence
 
 from .tiny import VOCAB, make_lstm, make_transformer
 
@@ -90,6 +90,38 @@ def test_another_initialisation_would_be_noticed(mutant: Any, monkeypatch: pytes
     monkeypatch.setattr(char_lstm.CharLSTMPreTrainedModel, "_init_weights", mutant)
     with pytest.raises(AssertionError):
         check_initialisation()
+
+
+def test_a_forget_bias_that_was_loaded_stays() -> None:
+    """Where a parameter beside it is missing, which alone is made anew."""
+    model = make_lstm(forget_bias=1.0)
+    state = model.state_dict()
+    del state["model.layers.0.lstm.bias_hh_l0"]
+    loaded = CharLSTMForCausalLM.from_pretrained(None, config=model.config, state_dict=state)
+    for name, parameter in state.items():
+        assert torch.equal(loaded.state_dict()[name], parameter), name
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("carried", [False, True])
+def test_whatever_way_a_layer_reads_it_reads_the_same(padded: bool, carried: bool) -> None:
+    """Step by step, by a scan and by PyTorch's kernel: outputs, none where padding is, and the state after."""
+    torch.manual_seed(0)
+    layer, hidden = recurrence.Recurrence(6, 6, batch_first=True), torch.randn(4, 7, 6)
+    state = tuple(torch.randn(2, 1, 4, 6)) if carried else None
+    mask = torch.rand(4, 7) < 0.5 if padded else None
+    if mask is not None:
+        mask[0], mask[1] = False, torch.arange(7) > 2
+    expected, after = layer(hidden, state, mask)
+    for way in (layer._step_by_step, layer._scanned):
+        out, (h, c) = way(hidden, mask, state)
+        torch.testing.assert_close(out, expected)
+        torch.testing.assert_close(
+            torch.stack((h.view(4, 6), c.view(4, 6))), torch.stack(after).view(2, 4, 6)
+        )
+    if mask is not None:
+        assert not expected[~mask].any()
 
 
 @pytest.mark.parametrize("side", ["left", "right", "middle"])

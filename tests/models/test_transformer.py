@@ -166,7 +166,8 @@ def test_attention_weights_are_given_by_eager(text: torch.Tensor) -> None:
 
 def test_activation_checkpointing_changes_no_gradient(text: torch.Tensor) -> None:
     model = make_transformer().train()
-    gradients = []
+    gradients, read = [], []
+    model.model.layers[0].self_attn.register_forward_hook(lambda *_: read.append(1))
     for enable in (False, True):
         if enable:
             model.gradient_checkpointing_enable()  # the name that Python 3.10's transformers knows too
@@ -174,6 +175,7 @@ def test_activation_checkpointing_changes_no_gradient(text: torch.Tensor) -> Non
         model(text, labels=text).loss.backward()
         gradients.append(model.model.layers[0].self_attn.q_proj.weight.grad.clone())
     torch.testing.assert_close(*gradients)
+    assert len(read) == 1 + 2  # with it, once more on the way back
 
 
 @pytest.mark.slow

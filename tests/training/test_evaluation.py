@@ -124,6 +124,62 @@ def test_standard_error_by_hand() -> None:
     assert result.nats_per_char == 3.0
 
 
+def test_figures_stay_figures_at_their_ends() -> None:
+    """Of a model that is lost, and of one that is equally sure everywhere but for rounding."""
+    fields: dict[str, Any] = {"protocol": "blocks", "split": "test", "correct": 0, "block_size": 8}
+    lost = Evaluation(**fields, nats=1e6, squares=1e12, predictions=1, characters=1, bytes=1)
+    assert math.isfinite(lost.perplexity)
+    even = Evaluation(**fields, nats=3.0, squares=3.0 - 1e-15, predictions=3, characters=3, bytes=3)
+    assert even.standard_error == 0.0
+
+
+@pytest.mark.parametrize("protocol", ["blocks", "sliding-2", "stateful"])
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_processes_share_the_windows(protocol: str, batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each its own, in turns; their sums are added up."""
+    monkeypatch.setattr(protocols, "WARM_UP", 1)
+    monkeypatch.setattr(protocols.stream_rows, "__defaults__", (1,))
+    settings: dict[str, Any] = {"protocol": protocol, "block_size": 4, "batch_size": batch_size, "streams": 5}
+    whole = evaluate_split(Counting(True), ZEROS, **settings)
+    added: list[torch.Tensor] = []
+    monkeypatch.setattr("torch.distributed.all_reduce", added.append)
+    parts = [evaluate_split(Counting(True), ZEROS, **settings, rank=rank, world=2) for rank in range(2)]
+    assert sum(part.predictions for part in parts) == whole.predictions
+    assert sum(part.nats for part in parts) == pytest.approx(whole.nats)
+    assert [int(sums[2]) for sums in added] == [part.predictions for part in parts]
+    assert min(part.predictions for part in parts) > 0
+
+
+def test_a_batch_is_no_larger_than_its_logits_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 2 ids in windows of 4, so 8 for each row; one row is read however large it is."""
+    shapes: list[tuple[int, ...]] = []
+
+    class Looking(Counting):
+        def __call__(self, input_ids: torch.Tensor, **rest: Any) -> Any:
+            shapes.append(tuple(input_ids.shape))
+            return super().__call__(input_ids, **rest)
+
+    for largest, rows in ((24, 3), (31, 3), (7, 1)):
+        monkeypatch.setattr("craft.training.evaluation.LARGEST_LOGITS", largest)
+        shapes.clear()
+        result = evaluate_split(Looking(True), np.zeros(25, np.int64), block_size=4)
+        assert (max(shapes), result.predictions) == ((rows, 4), 24)
+        shapes.clear()  # read in chunks of the window, however long a row is
+        evaluate_split(Looking(True), np.zeros(25, np.int64), protocol="stateful", block_size=4, streams=6)
+        assert max(shapes)[0] == rows
+
+
+def test_an_evaluation_may_be_stopped_and_leaves_the_mode_as_it_was() -> None:
+    left = iter([False, True, True, True])
+    model = Counting()
+    part = evaluate_split(model, ZEROS, block_size=4, batch_size=1, stopped=lambda: next(left))
+    assert part.predictions == 4
+    assert model.training
+    model.eval()
+    evaluate_split(model, ZEROS, block_size=4)
+    assert not model.training
+
+
 @pytest.mark.parametrize("kind", ["char_lstm", "char_transformer"])
 def test_real_models_against_a_plain_loop(kind: str) -> None:
     model, ids = tiny_run.model(kind, dropout=0.5), tiny_run.split_ids()[1][:100]
@@ -150,10 +206,11 @@ def test_the_lstm_reads_statefully() -> None:
 
 
 def test_bf16_is_near_and_fp32_is_the_default() -> None:
-    model, ids = tiny_run.model("char_transformer"), tiny_run.split_ids()[1]
+    model, ids = tiny_run.model("char_lstm"), tiny_run.split_ids()[1]
     exact, rounded = (evaluate_split(model, ids, block_size=8, precision=p) for p in ("fp32", "bf16"))
     assert exact.nats == evaluate_split(model, ids, block_size=8).nats
     assert rounded.nats == pytest.approx(exact.nats, rel=1e-2)
+    assert rounded.nats != exact.nats
 
 
 def test_too_short_a_text() -> None:
