@@ -131,7 +131,7 @@ class Recurrence(nn.LSTM):
         batch, _, width = hidden.shape
         index = places[..., None].expand(-1, -1, width)
         read = hidden.new_zeros(batch, empty.shape[1], width).scatter(1, index, hidden)
-        out, h, c = self._gated(read, empty, (-_SHUT, -_SHUT, 0.0, -_SHUT), self._empty(batch))
+        out, h, c = self._gated(read, empty, (-_SHUT, -_SHUT, 0.0, 0.0), self._empty(batch))
         return out.gather(1, index), (h, c)
 
     def _gated(

@@ -230,8 +230,6 @@ def _score(
         carry = chunk < length
         outputs = model(input_ids=inputs.to(model.device), past_key_values=state, use_cache=carry)
         state = outputs.past_key_values if carry else None
-        if not scored.any():
-            continue
         targets = targets[scored]
         logits, known = outputs.logits[scored.to(model.device)].float(), targets.to(model.device)
         nats = torch.nn.functional.cross_entropy(logits, known, reduction="none").cpu().double()

@@ -106,7 +106,7 @@ def test_a_forget_bias_that_was_loaded_stays() -> None:
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("carried", [False, True])
 def test_whatever_way_a_layer_reads_it_reads_the_same(padded: bool, carried: bool) -> None:
-    """Step by step, by a scan and by PyTorch's kernel: outputs, none where padding is, and the state after."""
+    """Step by step, by a scan and by PyTorch's kernel: outputs (none for padding), and the state after."""
     torch.manual_seed(0)
     layer, hidden = recurrence.Recurrence(6, 6, batch_first=True), torch.randn(4, 7, 6)
     state = tuple(torch.randn(2, 1, 4, 6)) if carried else None

@@ -150,6 +150,18 @@ def test_processes_share_the_windows(protocol: str, batch_size: int, monkeypatch
     assert min(part.predictions for part in parts) > 0
 
 
+def test_rounded_logits_are_scored_in_full_precision() -> None:
+    class Rounded(Counting):
+        def __call__(self, **inputs: Any) -> Any:
+            out = super().__call__(**inputs)
+            return SimpleNamespace(logits=out.logits.bfloat16(), past_key_values=out.past_key_values)
+
+    result = evaluate_split(Rounded(), ZEROS[:6], block_size=8, id_bytes=np.array([2**25 + 1, 1]))
+    logits = torch.stack([(torch.arange(1, 6) / 2).log(), torch.zeros(5)], dim=1).bfloat16().float()
+    assert result.nats == pytest.approx(-logits.log_softmax(dim=1)[:, 0].sum().item(), rel=1e-6)
+    assert result.bytes == 5 * (2**25 + 1)  # which float32 can't hold
+
+
 def test_a_batch_is_no_larger_than_its_logits_allow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 2 ids in windows of 4, so 8 for each row; one row is read however large it is."""
     shapes: list[tuple[int, ...]] = []

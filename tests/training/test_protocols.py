@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,6 +11,7 @@ from craft.training.protocols import (
     Rows,
     block_rows,
     check_protocol,
+    natural_protocol,
     parallel_streams,
     stream_rows,
     window_rows,
@@ -76,6 +79,11 @@ def test_protocols_that_are_refused(protocol: str, changes: dict[str, int], mess
     values = {"carries_state": False, "block_size": 64, "context": 64, **changes}
     with pytest.raises(UserError, match=message):
         check_protocol(protocol, **values)
+
+
+def test_a_model_is_read_as_it_was_made_to_be() -> None:
+    assert natural_protocol(SimpleNamespace(carries_state=True)) == "stateful"
+    assert natural_protocol(SimpleNamespace(carries_state=False)) == "blocks"
 
 
 def test_a_recurrent_model_has_no_longest_window() -> None:
