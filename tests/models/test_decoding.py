@@ -178,7 +178,7 @@ def test_stops_by_criteria_and_by_length(prompt: torch.Tensor) -> None:
         ({"input_ids": torch.tensor([1, 2])}, r"shape \[batch, length\], got \[2\]"),
         ({"attention_mask": torch.tensor([[0, 1, 1, 1, 1]] * 3)}, "prompts of equal length"),
         ({"max_length": 5}, "nothing to generate"),
-        ({"temperatur": 0.5}, "temperatur"),
+        ({"temperatur": 0.5}, r"not used by the model: \['temperatur'\]"),
         ({"prompt_lookup_num_tokens": 2}, "no assisted generation"),
         ({"penalty_alpha": 0.5, "top_k": 3}, "no contrastive search"),
         ({"past_key_values": DynamicCache()}, r"use generate\(\) for past_key_values"),

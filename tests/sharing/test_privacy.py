@@ -43,6 +43,57 @@ def test_a_path_is_reduced_to_its_name(path: str, name: str) -> None:
     assert public_run(run)["training"]["output_dir"] == name
 
 
+PLACES = (
+    *("/data/ada/x.txt", "~/ada/x.txt", "./ada/x.txt", "../ada/x.txt", "C:/ada/x.txt", "C:\\ada\\x.txt"),
+    *(".\\ada\\x.txt", "\\\\ada\\my\\x.txt", "file:/ada/x.txt", "http://[ada/x.txt"),
+)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_what_looks_like_a_path_is_reduced_to_its_name_wherever_it_stands(place: str) -> None:
+    assert public({"note": place, "notes": [place]}) == {"note": "x.txt", "notes": ["x.txt"]}
+
+
+@pytest.mark.parametrize("name", ["path", "dir", "file", "folder", "from", "checkpoint"])
+def test_what_stands_where_a_path_belongs_is_reduced_to_its_name(name: str) -> None:
+    fields = {
+        name: "ada/x.txt",
+        f"its_{name}": ["ada/x.txt"],
+        f"{name}s": "ada/x.txt",
+        f"un{name}": "ada/x.txt",
+    }
+    assert public(fields) == {**fields, name: "x.txt", f"its_{name}": ["x.txt"]}
+
+
+def test_an_address_keeps_neither_its_user_nor_what_follows_the_path() -> None:
+    for more in ("?token=x", "#here", "?a#b"):
+        assert public(f"https://ada:pw@example.org:8080/a/b.txt{more}") == "https://example.org:8080/a/b.txt"
+
+
+def test_folders_are_known_by_every_spelling(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of a link, too, and what it leads to; neighbours whose names begin alike are others' folders."""
+    link = machine.parent / "link"
+    link.symlink_to(machine, target_is_directory=True)
+    monkeypatch.setenv("HOME", str(link))
+    monkeypatch.setenv("PWD", str(link / "work"))
+    for said, shown in (
+        (f"{link}/x {machine}/y", "~/x ~/y"),
+        (f"{link}/work/x {machine}/work/y", "./x ./y"),
+        (f"{machine}m/x {machine}-old", f"{machine}m/x {machine}-old"),
+        (f"({machine}), {link}.", "(~), ~."),
+    ):
+        assert public_text(said) == shown
+
+
+def test_a_short_folder_is_a_path_only_before_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    for home, said, shown in (
+        ("/ada", "the words /ada and /adam, not /ada/x", "the words /ada and /adam, not ~/x"),
+        ("/", "and/or /data/x", "and/or /data/x"),
+    ):
+        monkeypatch.setenv("HOME", home)
+        assert public_text(said) == shown
+
+
 def test_a_run_keeps_what_isnt_private() -> None:
     run: dict[str, Any] = {
         "experiment": "none",
@@ -142,6 +193,15 @@ def test_what_cant_be_taken_out_is_refused(tmp_path: Path, machine: Path) -> Non
     (folder / "mine.py").write_text('OTHER = "hf_AbCdEfGhIjKlMnOpQrSt"')
     with pytest.raises(UserError, match=r"mine\.py holds a token or password"):
         bundle(folder, "ada/x")
+    (folder / "mine.py").write_text("")
+    (folder / "README.md").write_text("Log in with hf_AbCdEfGhIjKlMnOpQrSt")
+    with pytest.raises(UserError, match=r"README\.md holds a token or password"):
+        bundle(folder, "ada/x")
+    (folder / "README.md").write_text("Log in")
+    assert {"mine.py", "README.md"} <= {item.name for item in bundle(folder, "ada/x")}
+    for first in (TOKEN, str(machine)):
+        with pytest.raises(UserError, match=r"weights holds"):
+            check([Item("weights", first.encode())])
     (folder / "mine.py").write_text(f'HERE = "{machine}/work"')
     with pytest.raises(UserError, match=r"mine\.py holds a path of this machine"):
         bundle(folder, "ada/x")

@@ -50,6 +50,46 @@ def test_a_secret_is_masked_wherever_it_stands(secret: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "MY_TOKEN",
+            "TOKENS_OF_MINE",
+            "MYSECRET",
+            "DB_PASSWD",
+            "db_password",
+            "APIKEYS",
+            "API_KEY_2",
+            "KEY",
+        ),
+        *("my_key", "ACCESS_KEY_ID", "ACCESSKEYS", "PRIVATE_KEY_2", "PRIVATEKEYS", "CREDENTIALS"),
+    ],
+)
+def test_every_name_of_a_secret_is_known(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "of-this-name-alone")
+    assert mask("with of-this-name-alone.") == "with ***."
+
+
+def test_what_only_tells_where_a_secret_lies_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("MY_TOKEN_PATH", "MY_SECRET_FILE", "MY_KEY_DIR", "MONKEY", "KEYBOARD_KEYS"):
+        monkeypatch.setenv(name, "somewhere-else")
+    monkeypatch.setenv("MY_SECRET", str(tmp_path))
+    for text in ("somewhere-else", str(tmp_path)):
+        assert mask(text) == text
+
+
+def test_a_secret_that_begins_another_uncovers_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_TOKEN", "beginning")
+    monkeypatch.setenv("B_TOKEN", "beginning-and-end")
+    monkeypatch.setenv("C_TOKEN", "beginning-and")
+    assert mask("beginning-and-end, beginning") == "***, ***"
+
+
+def test_a_key_of_weights_and_biases_is_known() -> None:
+    assert mask("with wandb_v1_abcdefghIJKLMNOP1234.") == "with ***."
+
+
+@pytest.mark.parametrize(
     "request_header",
     [
         "Authorization: Bearer {}",
