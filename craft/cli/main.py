@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import click
 
 from craft import __version__
-from craft.utils.common import Failed, PeerLost, UserError, did_you_mean
+from craft.utils.common import Failed, PeerLost, UserError
 from craft.utils.logging import first_to_say, rank_prefix
 from craft.utils.masking import excepthook, has_secret, mask
 from craft.utils.stopping import SIGNALS
@@ -80,8 +80,9 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] not in COMMANDS and not args[0].startswith("-"):
-            hint = did_you_mean(args[0], COMMANDS) or f" (there are: {', '.join(COMMANDS)})"
-            raise click.UsageError(f"No such command {args[0]!r}{hint}", ctx)
+            from craft.cli.hints import command_hint
+
+            raise click.UsageError(f"No such command {args[0]!r}{command_hint(args[0], COMMANDS)}", ctx)
         return super().resolve_command(ctx, args)
 
 
@@ -126,8 +127,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Failed as error:
         fail(str(error), 1, error.retold)
     except click.UsageError as error:
-        where = error.ctx.command_path if error.ctx else "craft"
-        fail(f"{error.format_message()} (see '{where} --help')", error.exit_code)
+        words = sys.argv[1:] if arguments is None else arguments
+        named = words[0] if words and words[0] in COMMANDS else ""  # also where click names the group alone
+        from craft.cli.hints import misuse
+
+        fail(f"{misuse(error).removesuffix('.')} (see '{f'craft {named}'.strip()} --help')", error.exit_code)
     except click.ClickException as error:
         fail(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):

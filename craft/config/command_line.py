@@ -28,6 +28,10 @@ def split_text(arguments: Sequence[str]) -> list[str]:
     """
     texts = [word for word in arguments if not OVERRIDE.fullmatch(word)]
     settings = [word for word in arguments if OVERRIDE.fullmatch(word)]
+    if any(word.startswith("=") for word in texts):
+        raise UserError(
+            f"can't read {' '.join(arguments)!r}: settings are written KEY=VALUE, without spaces around the ="
+        )
     if len(texts) > 1:
         raise UserError(
             f"two texts given, {texts[0]!r} and {texts[1]!r}; give a folder or a quoted glob, "
@@ -159,7 +163,7 @@ def split_overrides(
             choices[key] = _choice(key, value, folders)
         else:
             file = f"; for the file of that name write ./{text}" if _exists(text) else ""
-            raise UserError(f"unknown setting {key!r} in {text!r}{_suggest_setting(key)}{file}")
+            raise UserError(f"unknown setting {key!r} in {text!r}{suggest_setting(key)}{file}")
     return choices, values
 
 
@@ -171,10 +175,13 @@ def _choice(group: str, value: str, folders: Sequence[Path]) -> str:
     return "none" if name == "null" else name
 
 
-def _suggest_setting(key: str) -> str:
+def suggest_setting(key: str) -> str:
+    """`", did you mean 'training.max_steps'?"` for what was written where a setting belongs."""
+    if key in (keys := all_keys()):
+        return f", did you mean {key!r}?"
     if hint := did_you_mean(key, GROUPS):
         return hint
-    dotted = [name for name in all_keys() if name.partition(".")[2] == key]
+    dotted = [name for name in keys if name.partition(".")[2] == key]
     return (
         f", did you mean {dotted[0]!r}?" if dotted else suggest(key) or f" (groups are {', '.join(GROUPS)})"
     )

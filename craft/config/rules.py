@@ -176,6 +176,8 @@ OTHER_NAMES = {
     "context_length": "block_size",
     "seq_length": "block_size",
     "seq_len": "block_size",
+    "device": "use_cpu",
+    "out_dir": "output_dir",
     "text": "path",
     "file": "path",
 }
