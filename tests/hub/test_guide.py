@@ -14,19 +14,11 @@ from pathlib import Path
 
 import pytest
 from desk import HIDE_CRAFT, Desk, parquet
+from pages import CHECKOUT, TABLE, TINY, blocks, commands, page
 from server import Hub
 
 pytestmark = pytest.mark.interop  # two commands need its extras; the others run anyway
 
-CHECKOUT = Path(__file__).resolve().parents[2]
-TABLE = re.compile(r"^\| (?P<client>[^|]+) \| (?P<version>[\d.]*) \| (?P<commands>`[^|]+`) \|", re.MULTILINE)
-TINY = [
-    *("models.hidden_size=16", "models.num_hidden_layers=1", "models.num_attention_heads=2"),
-    *("data.block_size=16", "training.global_batch_size=4", "training.max_steps=4", "training.eval_steps=2"),
-    *("training.save_steps=2", "training.logging_steps=2", "training.sample_chars=20"),
-    *("training.report_to=none", "training.precision=fp32"),
-]
-"""What is put behind every `craft train` of the pages, so that it takes seconds."""
 PROOF = """
 import json, torch
 ids = tokenizer("The ", return_tensors="pt").input_ids
@@ -40,26 +32,6 @@ print("\\n" + json.dumps([ids.tolist(), logits, *texts]))
 """What is put behind a program, to see what its model and tokenizer do; and its pipeline, which is to do the
 same."""
 EXTRAS = {"export": ("onnx", "onnxscript", "onnxruntime"), "serve": ("fastapi", "uvicorn", "openai")}
-
-
-def page(name: str) -> str:
-    return (CHECKOUT / "docs" / "guides" / name).read_text(encoding="utf-8")
-
-
-def blocks(name: str) -> list[tuple[str, str]]:
-    """(language, content) of every block of code."""
-    return re.findall(r"^```(\w*)\n(.*?)^```", page(name), re.DOTALL | re.MULTILINE)
-
-
-def commands(name: str) -> list[str]:
-    """The lines of the bash blocks, then those of the table, then whatever else in the text is a command."""
-    lines = [line for kind, text in blocks(name) if kind == "bash" for line in text.splitlines()]
-    shown = [shlex.join(shlex.split(line, comments=True)) for line in lines if line.strip()]
-    listed = [
-        text for row in TABLE.finditer(page(name)) for text in re.findall(r"`([^`]+)`", row["commands"])
-    ]
-    inline = re.findall(r"`((?:craft|hf|python) [^`]* [^`]+)`", page(name))
-    return list(dict.fromkeys([*shown, *listed, *inline]))
 
 
 SCRIPTS = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", page("sharing.md"), re.DOTALL))
