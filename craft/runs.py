@@ -7,7 +7,7 @@ A refused run writes nothing, so that a slip of the pen costs no record of an ea
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 
+LATE = 0.75
+"""Of a run; a best step before it is worth a word of advice."""
 AUTO = "auto"
 """As what to resume: the run in `training.output_dir`, or nothing if none was begun there."""
 
@@ -178,6 +180,18 @@ def export(trainer: LanguageModelTrainer, model_dir: Path) -> None:
     best, last = trainer.state.best_global_step, trainer.state.global_step
     if trainer.args.load_best_model_at_end and best not in (None, last):
         logger.info(f"exported  the best weights, of step {best:,} of {last:,}")
+        if learnt_by_heart(trainer.state.log_history, best, last):
+            logger.info(
+                "          later ones knew the training text better and the validation text worse; "
+                "more text, models.dropout=0.2 or a smaller model help"
+            )
+
+
+def learnt_by_heart(history: Sequence[dict[str, Any]], best: int, last: int) -> bool:
+    """Whether the training loss went on falling for a good part of the run after the best step."""
+    losses = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
+    until = [loss for step, loss in losses if step <= best]
+    return best <= LATE * last and bool(until) and losses[-1][1] < until[-1]
 
 
 def weights_sum(model_dir: Path) -> str:

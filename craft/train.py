@@ -182,11 +182,11 @@ def describe(corpus: Corpus) -> str:
     from craft.data.streaming import TextStream
 
     if isinstance(corpus.train, TextStream):
-        return f"{corpus.name}, streamed in {len(corpus.train.units):,} units, {len(corpus.tokenizer)} ids"
+        return f"{corpus.name}, streamed in {len(corpus.train.units):,} units, {len(corpus.tokenizer):,} ids"
     splits = {"training": corpus.train, "validation": corpus.validation, "test": corpus.test}
     parts = [f"{len(ids):,} for {name}" for name, ids in splits.items() if ids is not None]
     return (
-        f"{corpus.name}, {corpus.n_chars:,} characters, {len(corpus.tokenizer)} ids\n"
+        f"{corpus.name}, {corpus.n_chars:,} characters, {len(corpus.tokenizer):,} ids\n"
         f"          {', '.join(parts)}"
     )
 

@@ -10,7 +10,7 @@ import pytest
 
 from craft.building import new_model
 from craft.data.tokenization import CharTokenizer
-from craft.runs import writable
+from craft.runs import learnt_by_heart, writable
 from craft.train import farewell
 from craft.utils.common import UserError
 from craft.utils.outputs import RunPaths
@@ -53,3 +53,19 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     refused = pytest.raises(UserError, match=r"file/logs can't be written: Not a directory")
     with refused, writable(tmp_path / "file/logs"):
         (tmp_path / "file/logs").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("losses", "best", "told"),
+    [
+        ({50: 2.0, 100: 1.5, 150: 1.0, 200: 0.5}, 100, True),
+        ({50: 2.0, 100: 1.5, 150: 1.0, 200: 0.5}, 151, False),  # late enough
+        ({50: 2.0, 100: 1.5, 150: 1.0, 200: 1.6}, 100, False),  # it went astray instead
+        ({}, 100, False),
+    ],
+)
+def test_a_text_that_was_learnt_by_heart(losses: dict[int, float], best: int, told: bool) -> None:
+    history = [{"step": step, "loss": loss} for step, loss in losses.items()] + [
+        {"step": 200, "eval_loss": 9}
+    ]
+    assert learnt_by_heart(history, best, 200) is told

@@ -67,7 +67,9 @@ def facts() -> Iterator[tuple[str, str]]:
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield "processor", f"{_processor()}, {cores} cores for this process, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    used = f"{cores} core{'s' * (cores != 1)} for this process, {threads} thread{'s' * (threads != 1)}"
+    yield "processor", f"{_processor()}, {used}"
     yield "instructions", f"{torch.backends.cpu.get_cpu_capability()}{_bf16_instructions()}"
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)

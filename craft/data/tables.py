@@ -233,5 +233,5 @@ def missing_column(column: str, columns: list[str], name: str) -> UserError:
     """The error of a table without the text column."""
     return UserError(
         f"data.text_column={column!r} isn't among the columns of {name} ({', '.join(columns)})"
-        f"{did_you_mean(column, columns)}"
+        f"{did_you_mean(column, columns) or '; name the one with the text: data.text_column=NAME'}"
     )

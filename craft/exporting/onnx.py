@@ -11,11 +11,10 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from craft.utils.common import Failed, UserError
+from craft.utils.common import Failed, UserError, require_extra
 from craft.utils.outputs import OUTPUTS, onnx_dir, resolve
 
 if TYPE_CHECKING:
@@ -48,15 +47,6 @@ class Exported:
     difference: float
 
 
-def require_extra() -> None:
-    """Refuses to start without the packages of the extra `export`."""
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
-    if missing:
-        raise UserError(
-            f"craft export needs {', '.join(missing)}, which is not installed: pip install 'craft-lm[export]'"
-        )
-
-
 def export_onnx(
     model: str | Path, folder: Path | None = None, root: Path = OUTPUTS, *, revision: str | None = None
 ) -> Exported:
@@ -73,7 +63,7 @@ def export_onnx(
             isn't installed.
         Failed: if onnxruntime's logits are not torch's, or the disk is full.
     """
-    require_extra()
+    require_extra("export", "onnx", "onnxscript", "onnxruntime")
     where = resolve(model, root)
     version = f"{where}-{revision}" if revision else where
     folder = folder or onnx_dir(Path(where).resolve().name if Path(where).is_dir() else version, root)

@@ -5,28 +5,18 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from craft.serving.limits import Limits
 from craft.serving.names import Names, is_loopback
-from craft.utils.common import UserError
+from craft.utils.common import UserError, require_extra
 from craft.utils.outputs import resolve, slug
 
 ONE_AFTER_THE_OTHER = (
     "{% for message in messages %}{{ message.content }}{% if not loop.last %}SEPARATOR{% endif %}{% endfor %}"
 )
 """How a model without a chat template reads a chat: as one text, which it goes on with."""
-
-
-def require_extra() -> None:
-    """Refuses to start without the packages of the extra `serve`."""
-    missing = [name for name in ("fastapi", "uvicorn", "openai") if find_spec(name) is None]
-    if missing:
-        raise UserError(
-            f"craft serve needs {', '.join(missing)}, which is not installed: pip install 'craft-lm[serve]'"
-        )
 
 
 def build_app(model: Any, tokenizer: Any, name: str, limits: Limits, names: Names) -> tuple[Any, Any]:
@@ -124,7 +114,7 @@ def serve(
     Raises:
         UserError: for an unknown model, a taken port, or if the extra `serve` isn't installed.
     """
-    require_extra()
+    require_extra("serve", "fastapi", "uvicorn", "openai")
     where = resolve(model)
     own = read_template(template) if template is not None else None
     limits = limits or Limits()

@@ -17,13 +17,6 @@ from craft.utils.stopping import TrainingInterrupted
 
 logger = get_logger(__name__)
 
-LATE = 0.75
-"""Of a run; a best step before it is worth a word of advice."""
-AGAINST_HEART = (
-    "; what it learnt after that was the training text by heart, against which more text, models.dropout=0.2 "
-    "or a smaller model help"
-)
-
 
 class EndingTrainer(RecordingTrainer):
     """The part of `Trainer` that knows when to stop, and what is left then.
@@ -100,19 +93,6 @@ class EndingTrainer(RecordingTrainer):
         if why:
             logger.warning(f"the best checkpoint, {best}, is damaged ({why}): the last weights are kept")
             self.state.best_model_checkpoint = self.state.best_global_step = None
-            return
-        step, last = self.state.best_global_step, self.state.global_step
-        if step is not None and step < last:
-            logger.info(
-                f"best      step {step:,} of {last:,} by {self.args.metric_for_best_model} on the validation "
-                f"text: the model has its weights{AGAINST_HEART if self._by_heart(step) else ''}"
-            )
-
-    def _by_heart(self, best: int) -> bool:
-        """Whether the training loss went on falling for a good part of the run after the best step."""
-        losses = {entry["step"]: entry["loss"] for entry in self.state.log_history if "loss" in entry}
-        until = [loss for step, loss in losses.items() if step <= best]
-        return best <= LATE * self.state.global_step and bool(until) and [*losses.values()][-1] < until[-1]
 
     def _stay_finished(self, state: TrainerState) -> TrainOutput:
         """Leaves the model as the finished run left it, and says so."""

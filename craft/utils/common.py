@@ -1,9 +1,10 @@
-"""What every room needs: errors, spelling help, the names of protocols, numbers a person can read."""
+"""What every room needs: errors, missing extras, spelling help, names of protocols, readable numbers."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from importlib.util import find_spec
 
 TEMPERATURE = 0.8
 """Of samples, unless another one is asked for: a bit safer than the model's own distribution."""
@@ -45,6 +46,16 @@ class PeerLost(TrainingFailed):
 
     What is left of the group can't be tidied up, so the command line ends the process at once.
     """
+
+
+def require_extra(extra: str, *packages: str) -> None:
+    """Refuses to start `craft <extra>` without the packages of the extra of that name."""
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"craft {extra} needs what isn't installed ({', '.join(missing)}): "
+            f"pip install 'craft-lm[{extra}]'"
+        )
 
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from craft.utils.logging import get_logger
 logger = get_logger(__name__)
 
 TRAIN, VALIDATION, BEST = "#8da0b8", "#d1495b", "#2e4057"
+LONGEST = 90
+"""Characters of a title."""
 
 
 def plot_loss_curve(history: Sequence[dict[str, Any]], path: Path, title: str = "") -> Path | None:
@@ -34,6 +37,7 @@ def plot_loss_curve(history: Sequence[dict[str, Any]], path: Path, title: str = 
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.ticker import EngFormatter
     except ImportError:
         logger.info('no loss curve: matplotlib is missing; pip install "craft-lm[plots]" draws one')
         return None
@@ -41,43 +45,56 @@ def plot_loss_curve(history: Sequence[dict[str, Any]], path: Path, title: str = 
     by_characters = all("characters" in entry for entry, _ in train + validation)
 
     def x(entry: dict[str, Any]) -> float:
-        return entry["characters"] / 1e6 if by_characters else entry["step"]
+        return entry["characters"] if by_characters else entry["step"]
 
     figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     if train:
         axes.plot(
-            [x(e) for e, _ in train], [v for _, v in train], color=TRAIN, linewidth=1.2, label="training"
-        )
+            [x(e) for e, _ in train],
+            [v for _, v in train],
+            color=TRAIN, linewidth=1.2, marker="o" if len(train) == 1 else "", markersize=4, label="training",
+        )  # fmt: skip
     if validation:
+        best, bits = min(validation, key=lambda point: point[1])
+        figures = f"{bits:.3f} bits = {bits * math.log(2):.3f} nats, step {best['step']:,}"
         axes.plot(
             [x(e) for e, _ in validation],
             [v for _, v in validation],
             color=VALIDATION, linewidth=2, marker="o", markersize=4, label="validation, whole split",
         )  # fmt: skip
-        best, bits = min(validation, key=lambda point: point[1])
-        axes.annotate(
-            f"best {bits:.3f} bits = {bits * math.log(2):.3f} nats\nat step {best['step']:,}",
-            xy=(x(best), bits), xytext=(0, 28), textcoords="offset points",
-            ha="right" if x(best) > 0.5 * x((train + validation)[-1][0]) else "left",
-            color=BEST, fontsize=9, arrowprops={"arrowstyle": "-", "color": BEST, "linewidth": 0.8},
+        axes.scatter(
+            [x(best)], [bits], s=90, zorder=3, facecolors="none", edgecolors=BEST, linewidths=1.5,
+            label=f"best: {figures}",
         )  # fmt: skip
     values = sorted(v for _, v in train + validation)
     # The first few values (log2 of the vocabulary size) would flatten everything that comes after.
-    axes.set_ylim(values[0] - 0.08 * values[0], min(values[-1], 2.2 * values[0]) + 0.05)
-    axes.set_xlabel("training characters (millions)" if by_characters else "step")
+    top = min(values[-1], 2.2 * values[0])
+    margin = max(0.06 * (top - values[0]), 0.02)
+    axes.set_ylim(values[0] - margin, top + margin)
+    axes.set_xlabel("training characters" if by_characters else "step")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     axes.set_ylabel("bits per character")
     nats = axes.secondary_yaxis("right", functions=(lambda v: v * math.log(2), lambda v: v / math.log(2)))
     nats.set_ylabel("nats per character")
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines["top"].set_visible(False)
-    axes.legend(frameon=False)
+    axes.legend(framealpha=0.85, edgecolor="none")
     if title:
-        axes.set_title(title, loc="left", fontsize=11)
+        axes.set_title(shorten(title), loc="left", fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    with warnings.catch_warnings():  # of the signs of a name that the font lacks
+        warnings.filterwarnings("ignore", message="Glyph")
+        figure.savefig(path)
     return path
+
+
+def shorten(title: str) -> str:
+    """A title that fits above the picture; `$`, which matplotlib would read as mathematics, as itself."""
+    title = " ".join(title.split())
+    short = title if len(title) <= LONGEST else title[: LONGEST - 1] + "…"
+    return short.replace("$", r"\$")
 
 
 def _points(history: Sequence[dict[str, Any]], key: str) -> list[tuple[dict[str, Any], float]]:

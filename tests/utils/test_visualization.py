@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,34 @@ def test_both_curves_are_in_bits_per_character(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(Axes, "plot", remember)
     plot_loss_curve(HISTORY, tmp_path / "loss.png")
     assert drawn == [[4.5], [3.5]]
+
+
+@pytest.mark.parametrize("name", ["小说", "$x^2$ and $", "two\nlines", "long " * 60])
+@pytest.mark.parametrize("history", [HISTORY[:1], HISTORY[-1:], HISTORY])
+def test_any_name_and_any_length(history: list[dict[str, float]], name: str, tmp_path: Path) -> None:
+    """Nothing is warned of, and nothing reaches beyond the picture."""
+    pytest.importorskip("matplotlib", reason="the plots extra is not installed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert plot_loss_curve(history, tmp_path / "loss.png", f"char_lstm 1.1M on {name}")
+    assert len(visualization.shorten(name)) <= 92
+
+
+def test_what_is_written_beside_the_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Characters in thousands and millions; the best figure in the legend, where it hides no curve."""
+    pytest.importorskip("matplotlib", reason="the plots extra is not installed")
+    from matplotlib.figure import Figure
+
+    seen: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, path: seen.append(self))
+    plot_loss_curve(HISTORY, tmp_path / "loss.png")
+    (axes,) = seen[0].axes
+    shown = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert shown == ["training", "validation, whole split", "best: 3.500 bits = 2.426 nats, step 20"]
+    assert axes.xaxis.get_major_formatter()(15360) == "15.36 k"
+    low, high = axes.get_ylim()
+    assert 3.4 < low < 3.5
+    assert 4.5 < high < 4.6
 
 
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
