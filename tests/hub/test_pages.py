@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import io
 import json
 import lzma
 import re
@@ -17,10 +16,8 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from desk import HIDE_CRAFT, Desk
+from desk import HIDE_CRAFT, Desk, parquet
 from pages import CHECKOUT, TINY, blocks, commands, page
 from server import Hub
 
@@ -63,10 +60,9 @@ def reader(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]
     (folder / "my.txt.xz").write_bytes(lzma.compress(text.encode()))
     with zipfile.ZipFile(folder / "my.txt.zip", "w") as archive:
         archive.writestr("my.txt", text)
-    table = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), table)
+    table = parquet(**{column: [row[column] for row in rows] for column in ("body", "text")})
     parts = ("train", "validation")
-    files = {f"data/{part}-00000-of-00001.parquet": table.getvalue() for part in parts}
+    files = {f"data/{part}-00000-of-00001.parquet": table for part in parts}
     hub.add("datasets/ada/pages", {**files, "input.txt": text.encode()})
     (yaml,) = (text for kind, text in blocks(CONFIGURATION) if kind == "yaml")
     own = folder / "my_configs"
