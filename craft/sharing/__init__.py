@@ -2,6 +2,7 @@
 
     record.py    what a run leaves beside its model: scores, curve, sample, facts about the text
     card.py      the model card
+    metadata.py  what stands before it for the Hub to read
     privacy.py   what nobody else should see: secrets, paths of this machine
     bundle.py    which files of a folder are for others, in their public form
     upload.py    a model, or a whole checkpoint to resume from, onto the Hub

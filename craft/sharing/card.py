@@ -1,4 +1,4 @@
-"""The model card: what a stranger should know before using a model, and what the Hub reads to list it.
+"""The model card: what a stranger should know before using a model; `metadata.py` has what the Hub reads.
 
 The template escapes whatever is put into it, so that no name, sample or path of a corpus can end the YAML,
 add HTML or change the page. Only what is made here for its place (`Ready`) goes in as it is.
@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import re
 from pathlib import Path
 from typing import Any
 
-from craft.sharing.privacy import hub_data_set, name_of, public_run, public_text, public_words
+from craft.sharing.metadata import corpus_name, front_matter, protocol_words
+from craft.sharing.privacy import name_of, public_run, public_text
 from craft.sharing.record import CURVE, Record
 from craft.utils.common import UserError, human
 from craft.utils.files import replace_text
-from craft.utils.labels import is_language, is_licence, wrong_licence
+from craft.utils.labels import is_licence, wrong_licence
 from craft.utils.markup import block, inline
 
 CARD = "README.md"
@@ -27,14 +26,6 @@ HERE = "path/to/this/folder"
 UNKNOWN_LICENCE = "unknown"
 SEAL = "<!-- Written by craft; what you change above is kept when the model is pushed. SHA-256 {} -->\n"
 """The last line of a card in a folder: with it, the card as written is told from one that a person edited."""
-FIGURES = (
-    ("bits_per_character", "bits per character", "bits_per_char"),
-    ("bits_per_byte", "bits per byte", "bits_per_byte"),
-    ("accuracy", "accuracy of the likeliest character", "accuracy"),
-)
-"""Metrics of the metadata: type, name, and where an evaluation has it."""
-OWN_TEXT = "text"
-"""The type of a corpus that isn't a data set of the Hub; its own name might be that of one that is."""
 SHOWN = {
     "models": None,
     "data": ("block_size", "order", "tokenizer", "unknown"),
@@ -107,7 +98,7 @@ def render(
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     title = (repo_id or name or name_of(folder.name)).rpartition("/")[2]
     return template.render(
-        metadata=Ready(_front_matter(record, title, licence or UNKNOWN_LICENCE)),
+        metadata=Ready(front_matter(record, title, licence or UNKNOWN_LICENCE)),
         title=public_text(title),
         unit="byte" if record.run["data"].get("tokenizer") == "byte" else "character",
         architecture=_architecture(record),
@@ -125,80 +116,6 @@ def render(
     )
 
 
-def metadata(record: Record, name: str, licence: str) -> dict[str, Any]:
-    """What stands before the card, as the Hub defines it."""
-    from huggingface_hub import EvalResult, ModelCardData
-
-    data, base = record.run["data"], public_run(record.run)["models"].get("init_from")
-    corpus, language = hub_data_set(data), data.get("language")
-    results = [
-        EvalResult(
-            task_type="text-generation",
-            task_name="Character-level language modelling",
-            dataset_type=corpus or OWN_TEXT,
-            dataset_name=_name(record),
-            dataset_split=e["split"],
-            metric_type=kind,
-            metric_name=f"{words} ({_protocol(e)})",
-            metric_value=e[key],
-            metric_args={
-                "protocol": e["protocol"],
-                "block_size": e["block_size"],
-                "predicted_characters": e["characters"],
-            },
-        )
-        for e in record.evaluations
-        for kind, words, key in FIGURES
-        if e[key] is not None
-    ]
-    card = ModelCardData(
-        language=language if is_language(language) else None,
-        license=licence,
-        library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=["character-level", "craft", *([record.model_type] if record.model_type else [])],
-        datasets=[corpus] if corpus else None,
-        metrics=[kind for kind, _, key in FIGURES if any(e[key] is not None for e in record.evaluations)]
-        or None,
-        base_model=base if isinstance(base, str) and "/" in base else None,
-        model_name=name,
-        eval_results=results or None,
-    )
-    return _encodable(card.to_dict())
-
-
-def _front_matter(record: Record, name: str, licence: str) -> str:
-    """The metadata in YAML that reads the same in every parser: ASCII, one line for each value, and quotes
-    around whatever isn't a plain word."""
-    import yaml
-
-    class Dumper(yaml.SafeDumper):
-        pass
-
-    def text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
-        plain = re.fullmatch(r"[A-Za-z][\w /-]*", value, re.ASCII)
-        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if plain else '"')
-
-    Dumper.add_representer(str, text)
-    shown = metadata(record, name, licence)
-    return yaml.dump(shown, Dumper=Dumper, sort_keys=False, allow_unicode=False, width=math.inf).rstrip("\n")
-
-
-def _encodable(value: Any) -> Any:
-    """Without what UTF-8 can't hold: unpaired surrogates, as names of files may have them."""
-    if isinstance(value, dict):
-        return {key: _encodable(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_encodable(each) for each in value]
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
-
-
-def _name(record: Record) -> str:
-    """The corpus as its owner calls it."""
-    data = record.run["data"]
-    return public_words(str(record.name or data.get("name") or name_of(str(data.get("path") or "a text"))))
-
-
 def _corpus(record: Record) -> Ready | None:
     if not record.run["data"]:
         return None
@@ -210,7 +127,7 @@ def _corpus(record: Record) -> Ready | None:
         words.append(path)
     if shown.get("revision"):
         words.append(f"revision {shown['revision']}")
-    sentence = f"{inline(_name(record))} ({', '.join(map(inline, words))})"
+    sentence = f"{inline(corpus_name(record))} ({', '.join(map(inline, words))})"
     if record.characters is not None:
         sentence += f": {record.characters:,} characters"
     if record.vocabulary is not None:
@@ -257,18 +174,11 @@ def _row(e: dict[str, Any]) -> dict[str, Any]:
 
     return {
         "split": e["split"] or Ready("–"),
-        "protocol": _protocol(e),
+        "protocol": protocol_words(e),
         **{key: cell(key, ".4f") for key in ("bits_per_char", "bits_per_byte", "nats_per_char")},
         "accuracy": cell("accuracy", ".2%"),
         "characters": cell("characters", ","),
     }
-
-
-def _protocol(e: dict[str, Any]) -> str:
-    windows = (
-        "" if e["protocol"] == "stateful" or e["block_size"] is None else f", windows of {e['block_size']}"
-    )
-    return f"{e['protocol']}{windows}"
 
 
 def _architecture(record: Record) -> str:

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from record_folder import folder_of
 
 from craft.sharing.bundle import bundle, flaw
-from craft.sharing.card import CARD, TEMPLATE, is_edited, metadata, render, write_card
+from craft.sharing.card import CARD, TEMPLATE, is_edited, render, write_card
+from craft.sharing.metadata import metadata
 from craft.sharing.record import Record
 from craft.utils.common import UserError
 
@@ -45,6 +46,11 @@ def parts(card: str) -> tuple[dict[str, Any], str]:
     match = re.search(REGEX_YAML_BLOCK, card)
     assert match is not None
     return yaml.safe_load(match[2]), card[match.end() :]
+
+
+def sent(folder: Path, licence: str | None = None, repo_id: str = "ada/x") -> dict[str, Any]:
+    """What would be uploaded of a folder, by name."""
+    return {item.name: item.content for item in bundle(folder, repo_id, licence)}
 
 
 def test_the_card_says_what_the_record_holds(tmp_path: Path) -> None:
@@ -99,10 +105,10 @@ def test_words_stay_words(tmp_path: Path, name: str, sample: str, setting: str, 
 
 def test_a_card_that_a_person_edited_is_kept(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "m")
-    fresh = {item.name: item.content for item in bundle(folder, "ada/x")}["README.md"]
+    fresh = sent(folder)["README.md"]
     assert b'"ada/x"' in fresh  # type: ignore[operator]
     (folder / "README.md").write_text("My own words", encoding="utf-8")
-    assert {item.name: item.content for item in bundle(folder, "ada/x")}["README.md"] == b"My own words"
+    assert sent(folder)["README.md"] == b"My own words"
     with pytest.raises(UserError, match="was edited"):
         bundle(folder, "ada/x", "mit")
     write_card(folder)
@@ -118,7 +124,7 @@ def test_a_card_is_for_the_place_it_goes_to(tmp_path: Path, monkeypatch: pytest.
     )
     for template in (TEMPLATE, tmp_path / "other.jinja"):
         monkeypatch.setattr("craft.sharing.card.TEMPLATE", template)
-        card = next(item.content for item in bundle(renamed, "ada/good", "mit") if item.name == "README.md")
+        card = sent(renamed, "mit", "ada/good")["README.md"]
         found, body = parts(card.decode())  # type: ignore[union-attr]
         assert found["model-index"][0]["name"] == "good"
         assert found["license"] == "mit"
@@ -145,7 +151,7 @@ def test_any_edit_of_a_card_counts(tmp_path: Path, edit: Any) -> None:
     assert not is_edited(card)
     path.write_text(edit(card), encoding="utf-8")
     assert is_edited(edit(card))
-    assert next(i.content for i in bundle(path.parent, "ada/x") if i.name == CARD) == edit(card).encode()
+    assert sent(path.parent)[CARD] == edit(card).encode()
 
 
 def test_a_folder_with_damaged_records_still_has_a_card(tmp_path: Path) -> None:
@@ -270,8 +276,7 @@ def test_no_bytes_break_the_card(tmp_path: Path, name: str, content: bytes) -> N
         with pytest.raises(UserError, match="names a model_type"):
             bundle(folder, "ada/x")
     else:
-        sent = {item.name for item in bundle(folder, "ada/x")}
-        assert (name in sent) == (
+        assert (name in sent(folder)) == (
             (folder / name).exists() and name != "trainer_state.json" and not flaw(folder / name)
         )
 
@@ -341,8 +346,7 @@ def test_what_is_no_picture_and_no_text_is_left_out(tmp_path: Path) -> None:
     card = render(folder)
     assert "loss_curve" not in card
     assert "## A sample" not in card
-    sent = {item.name for item in bundle(folder, "ada/x")}
-    assert not sent & {"loss_curve.png", "sample.txt"}
+    assert not {"loss_curve.png", "sample.txt"} & set(sent(folder))
 
 
 def test_garbage_between_metrics_is_not_uploaded(tmp_path: Path) -> None:
@@ -356,7 +360,7 @@ def test_garbage_between_metrics_is_not_uploaded(tmp_path: Path) -> None:
         b'{"x": "\\ud800"}',
     ]
     (folder / "metrics.jsonl").write_bytes(b"\n".join(lines))
-    (content,) = (item.content for item in bundle(folder, "ada/x") if item.name == "metrics.jsonl")
+    content = sent(folder)["metrics.jsonl"]
     assert isinstance(content, bytes)
     assert [json.loads(line) for line in content.decode().strip().split("\n")] == [
         {"loss": 1.5, "note": "a\u2028b"},
@@ -387,7 +391,7 @@ def test_the_licence_is_that_of_the_run_unless_another_is_said(tmp_path: Path) -
     assert is_a_card(render(folder))["license"] == "cc-by-4.0"
     assert "cc-by-4.0. The code beside" in render(folder)
     assert is_a_card(render(folder, "ada/x", "mit"))["license"] == "mit"
-    run = {item.name: item.content for item in bundle(folder, "ada/x", "mit")}["craft_run.yaml"]
+    run = sent(folder, "mit")["craft_run.yaml"]
     assert b"hub_license" not in run  # type: ignore[operator]  # whoever repeats it states their own
     folder = folder_of(tmp_path / "m", training={"hub_license": "My Licence"})
     assert is_a_card(render(folder))["license"] == "unknown"
