@@ -7,6 +7,7 @@ import json
 import click
 
 from craft.cli.options import from_the_hub
+from craft.scoring import SPLITS
 
 
 @click.command("evaluate")
@@ -21,7 +22,7 @@ from craft.cli.options import from_the_hub
 )
 @click.option(
     "--split",
-    type=click.Choice(("train", "validation", "test", "all")),
+    type=click.Choice(SPLITS),
     default="validation",
     show_default=True,
     help="Which part of the data.",

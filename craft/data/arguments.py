@@ -89,7 +89,6 @@ class DataArguments:
                 raise UserError(
                     f"data.{key}={size} must be a fraction below 1 or a whole number of characters"
                 )
-
         if self.language is not None and (wrong := wrong_language(self.language, "data.language=")):
             raise UserError(wrong)
 

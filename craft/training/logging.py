@@ -101,9 +101,10 @@ class Progress(TrainerCallback):
         if not state.is_world_process_zero or not sys.stderr.isatty():
             return
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as Bar
 
-        self.bar = Progress(
+        self.bar = Bar(
             TextColumn("{task.completed:,}/{task.total:,}"),
             BarColumn(bar_width=None),
             TextColumn("{task.description}"),

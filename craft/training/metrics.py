@@ -14,8 +14,6 @@ from typing import Any
 import datasets
 import evaluate
 
-CITATION = ""
-
 
 class BitsPerCharacter(evaluate.Metric):
     """`predictions`: nats that each predicted id cost. `references`: characters that it stands for."""
@@ -51,7 +49,7 @@ class NextCharacterAccuracy(evaluate.Metric):
 def _info(description: str, features: dict[str, Any]) -> evaluate.MetricInfo:
     return evaluate.MetricInfo(
         description=description,
-        citation=CITATION,
+        citation="",
         inputs_description="",
         features=datasets.Features(features),
     )

@@ -34,9 +34,7 @@ def rank_prefix() -> str:
 
 def first_to_say(text: str) -> bool:
     """Whether no other process of this launch on this machine has asked the same; the first may say it."""
-    own_file = os.environ.get(
-        "TORCHELASTIC_ERROR_FILE"
-    )  # in a folder that the launcher made for its processes
+    own_file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # below a folder of this launch
     if own_file is None or int(os.environ.get("WORLD_SIZE") or 1) == 1:
         return True
     said = Path(own_file).parent.parent / f"said-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
