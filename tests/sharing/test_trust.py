@@ -16,7 +16,7 @@ from craft.data.arguments import DataArguments
 from craft.data.loaders import load_corpus
 from craft.data.tokenization import CharTokenizer
 from craft.inference import load
-from craft.sharing.trust import check_folder, trusted
+from craft.sharing.trust import PICKLES, check_folder, trusted
 from craft.utils.common import UserError
 
 TINY = {"model_type": "char_lstm", "hidden_size": 8, "num_hidden_layers": 1}
@@ -51,6 +51,13 @@ def test_a_pickle_isnt_opened(folder: Path) -> None:
     assert not Path("exploded").exists()
 
 
+@pytest.mark.parametrize("suffix", PICKLES)
+def test_no_kind_of_pickle_is_opened(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / f"weights{suffix}").write_bytes(b"")
+    with pytest.raises(UserError, match=f"as a pickle .weights{suffix}"):
+        check_folder(tmp_path)
+
+
 def test_an_adapter_leads_nowhere(folder: Path) -> None:
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "bob/other"}')
     with pytest.raises(UserError, match=r"holds an adapter .* merge_and_unload"):
@@ -58,7 +65,19 @@ def test_an_adapter_leads_nowhere(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../other.safetensors", "/etc/passwd", "sub/w.safetensors", "..", "a.bin", "C:x"]
+    "name",
+    [
+        *(
+            "../other.safetensors",
+            "/etc/passwd",
+            "/etc/x.safetensors",
+            "sub/w.safetensors",
+            "..",
+            "a.bin",
+            "C:x",
+        ),
+        *("sub\\w.safetensors", "C:x.safetensors"),
+    ],
 )
 def test_an_index_cant_lead_out(folder: Path, name: str) -> None:
     sharded(folder, name)
@@ -88,6 +107,8 @@ def test_a_link_cant_lead_out(folder: Path, tmp_path: Path) -> None:
     moved = folder.rename(cache / "snapshots" / "0123")
     (moved / "model.safetensors").symlink_to("../../blobs/aa")
     check_folder(moved)  # as the Hub's own cache has it
+    with pytest.raises(UserError, match="is a link out of its folder"):
+        check_folder(moved.parent.rename(cache / "copies") / "0123")
 
 
 def test_code_runs_only_if_this_command_says_so(folder: Path, tmp_path: Path) -> None:
@@ -126,6 +147,19 @@ def test_code_of_another_repository_is_refused(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(UserError, match="code in another repository"):
         load(folder, trust_remote_code=True)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "auto_map", [{"AutoTokenizer": [None, "eve/evil--own.T"]}, ["eve/evil--own.T"], "eve/evil--own.T"]
+)
+def test_code_of_another_repository_is_found_in_every_form(
+    tmp_path: Path, name: str, auto_map: object
+) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    (tmp_path / name).write_text(json.dumps({"auto_map": auto_map}), encoding="utf-8")
+    with pytest.raises(UserError, match=f"{name} leads to code in another repository"):
+        check_folder(tmp_path)
 
 
 def test_a_revision_belongs_to_the_hub(folder: Path) -> None:
