@@ -264,6 +264,21 @@ def test_texts_packed_into_a_row_do_not_see_each_other(kind: str, text: torch.Te
         torch.testing.assert_close(packed[:, part], model(text[:, part]).logits)
 
 
+@pytest.mark.parametrize("kind", list(TRANSFORMERS))
+def test_padding_takes_no_position_and_is_not_seen(kind: str, text: torch.Tensor) -> None:
+    """Read at once, and with what follows a cache."""
+    model = make_transformer(kind)
+    mask = torch.ones_like(text)
+    mask[0, :3] = 0
+    expected = [model(text[:1, 3:]).logits[0], model(text[1:]).logits[0]]
+    whole = model(text, attention_mask=mask).logits
+    first = model(text[:, :7], attention_mask=mask[:, :7])
+    rest = model(text[:, 7:], attention_mask=mask, past_key_values=first.past_key_values).logits
+    for logits in (whole, torch.cat([first.logits, rest], dim=1)):
+        torch.testing.assert_close(logits[0, 3:], expected[0])
+        torch.testing.assert_close(logits[1], expected[1])
+
+
 def test_positions_that_are_given_win_over_those_of_the_mask(text: torch.Tensor) -> None:
     model = make_transformer("gpt2")
     mask, positions = torch.ones_like(text[:, :4]), torch.tensor([[3, 4, 5, 6]])
