@@ -44,8 +44,8 @@ def test_a_path_is_reduced_to_its_name(path: str, name: str) -> None:
 
 
 PLACES = (
-    *("/data/ada/x.txt", "~/ada/x.txt", "./ada/x.txt", "../ada/x.txt", "C:/ada/x.txt", "C:\\ada\\x.txt"),
-    *(".\\ada\\x.txt", "\\\\ada\\my\\x.txt", "file:/ada/x.txt", "http://[ada/x.txt"),
+    *("/data/ada l/x.txt", "~/ada l/x.txt", "./ada l/x.txt", "../ada l/x.txt", "file:/ada l/x.txt"),
+    *("C:/ada l/x.txt", "C:\\ada l\\x.txt", ".\\ada l\\x.txt", "\\\\ada l\\my\\x.txt", "http://[ada/x.txt"),
 )
 
 
@@ -88,7 +88,7 @@ def test_folders_are_known_by_every_spelling(machine: Path, monkeypatch: pytest.
 def test_a_short_folder_is_a_path_only_before_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
     for home, said, shown in (
         ("/ada", "the words /ada and /adam, not /ada/x", "the words /ada and /adam, not ~/x"),
-        ("/", "and/or /data/x", "and/or /data/x"),
+        ("/", "and/or /data/x, http://a.example", "and/or /data/x, http://a.example"),
     ):
         monkeypatch.setenv("HOME", home)
         assert public_text(said) == shown
