@@ -244,19 +244,17 @@ class TransformerModel(TransformerPreTrainedModel):
         elif position_ids is None:
             position_ids = (torch.arange(length, device=hidden.device) + past)[None]
 
-        if attention_mask is not None and attention_mask.ndim == 4:
-            mask = attention_mask  # ready-made: what each position adds to its products with the others
-        else:
-            # A window matters only once there is more to see: without it SDPA needs no mask in training.
-            window = self.config.sliding_window
-            windowed = window is not None and length > 1 and past + length > window
-            mask = (create_sliding_window_causal_mask if windowed else create_causal_mask)(
-                config=self.config,
-                inputs_embeds=hidden,
-                attention_mask=attention_mask,
-                past_key_values=past_key_values,
-                position_ids=position_ids,
-            )
+        # A window matters only once there is more to see: without it SDPA needs no mask in training.
+        # A mask of four dimensions is ready-made: what each position adds to its products with the others.
+        window = self.config.sliding_window
+        windowed = window is not None and length > 1 and past + length > window
+        mask = (create_sliding_window_causal_mask if windowed else create_causal_mask)(
+            config=self.config,
+            inputs_embeds=hidden,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
         turns = None
         if self.embed_positions is not None:
             if not torch.compiler.is_compiling():

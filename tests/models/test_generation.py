@@ -158,6 +158,10 @@ def test_input_embeddings_may_be_given_instead_of_ids(model: Any, text: torch.Te
     torch.testing.assert_close(model(inputs_embeds=embedded).logits, model(text).logits)
     with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
         model(input_ids=text, inputs_embeds=embedded)
+    embedded = model.get_input_embeddings()(text[:, :5])
+    assert torch.equal(
+        model.generate(inputs_embeds=embedded, **GREEDY), model.generate(text[:, :5], **GREEDY)[:, 5:]
+    )
 
 
 def test_an_lstm_refuses_to_be_assisted(prompt: torch.Tensor) -> None:
