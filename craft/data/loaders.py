@@ -218,9 +218,9 @@ def _long_enough(corpus: Corpus, args: DataArguments) -> None:
     largest = room if validation is None else min(room, len(validation) - 1)
     if largest >= args.block_size:
         return
-    sizes = f"{len(train)} characters for training"
+    sizes = f"{len(train):,} characters for training"
     if validation is not None:
-        sizes += f" and {len(validation)} for validation"
+        sizes += f" and {len(validation):,} for validation"
     way_out = f"the largest data.block_size that works is {largest}" if largest > 0 else "give a longer text"
     if room >= args.block_size:
         way_out = f"make data.validation_size larger, or {way_out}"

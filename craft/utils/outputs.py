@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from craft.utils.common import UserError
+from craft.utils.common import UserError, did_you_mean
 from craft.utils.files import replace_text
 from craft.utils.hub import meant_as_repo_id
 
@@ -166,8 +166,6 @@ def resolve(model: str | Path, root: Path = OUTPUTS) -> str:
             )
         return str(max(inside, key=lambda p: (p / "config.json").stat().st_mtime_ns))
     if path.exists() or not meant_as_repo_id(str(model)):
-        raise UserError(
-            f"no model at {str(model)!r}; give a folder made by 'craft train', a Hub id such as user/name, "
-            "or 'latest'"
-        )
+        ways = "; give a folder made by 'craft train', a Hub id such as user/name, or 'latest'"
+        raise UserError(f"no model at {str(model)!r}{did_you_mean(str(model), ['latest']) or ways}")
     return str(model)

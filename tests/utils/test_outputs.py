@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from datetime import datetime
 from pathlib import Path
 
@@ -72,3 +73,15 @@ def test_numbers_and_hints_for_people() -> None:
     assert [human_time(s) for s in (5, 65, 3725)] == ["0:05", "1:05", "1:02:05"]
     assert did_you_mean("lerning_rate", ["learning_rate", "seed"]) == ", did you mean 'learning_rate'?"
     assert did_you_mean("zzz", ["learning_rate"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("typed", "phrase"),
+    [
+        ("latst", "no model at 'latst', did you mean 'latest'?"),
+        ("roman.txt", "no model at 'roman.txt'; give a folder"),
+    ],
+)
+def test_a_model_that_is_not_there(typed: str, phrase: str) -> None:
+    with pytest.raises(UserError, match=re.escape(phrase)):
+        outputs.resolve(typed)
