@@ -84,16 +84,16 @@ def test_stops_at_a_text(make: Any) -> None:
 
 
 def test_rules_see_scores_of_full_precision(prompt: torch.Tensor) -> None:
-    """Of rounded ones, likely characters would be drawn more, or less, often than the model has it."""
-    seen: list[torch.dtype] = []
+    """Of rounded ones, characters would be drawn more, or less, often than the model has it. No gradients."""
+    seen: list[Any] = []
 
     def look(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        seen.append(scores.dtype)
+        seen.append((scores.dtype, scores.requires_grad))
         return scores
 
     model = make_lstm().to(torch.bfloat16)
     streamed(model, prompt, do_sample=True, max_new_tokens=3, logits_processor=[look])
-    assert seen == [torch.float32] * 3
+    assert seen == [(torch.float32, False)] * 3
 
 
 def test_a_model_that_keeps_no_cache_by_default_streams(model: Any, prompt: torch.Tensor) -> None:
@@ -285,4 +285,5 @@ def test_streamed_ids_may_be_trained_on(prompt: torch.Tensor) -> None:
 @pytest.mark.parametrize("make", [make_lstm, make_transformer])
 def test_bfloat16_streams(make: Any, prompt: torch.Tensor) -> None:
     model = make().to(torch.bfloat16)
-    assert streamed(model, prompt, max_new_tokens=20, do_sample=True).shape == (3, 20)
+    for length in (1, 5):
+        assert streamed(model, prompt[:, :length], max_new_tokens=20, do_sample=True).shape == (3, 20)
