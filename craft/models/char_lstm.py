@@ -96,7 +96,7 @@ class CharLSTMLayer(nn.Module):
         super().__init__()
         self.index = index
         width = config.hidden_size
-        self.lstm = Recurrence(width, width, batch_first=True)
+        self.lstm = Recurrence(width, width)
         last = index + 1 == config.num_hidden_layers
         normed = config.layer_norm == "each" or (config.layer_norm == "head" and last)
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if normed else nn.Identity()
@@ -137,7 +137,7 @@ class CharLSTMPreTrainedModel(BaseModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Uniform within ±1/sqrt(hidden_size), an untied embedding normal; 0.02 would starve an LSTM."""
         bound = self.config.hidden_size**-0.5
-        if isinstance(module, nn.LSTM):
+        if isinstance(module, Recurrence):
             for name, parameter in module.named_parameters():
                 fresh = not getattr(parameter, "_is_hf_initialized", False)
                 init.uniform_(parameter, -bound, bound)
@@ -253,16 +253,6 @@ class CharLSTMForCausalLM(CharLSTMPreTrainedModel, LanguageModel, GenerationMixi
         )
 
     generate_batch = continuous_batching_context_manager = init_continuous_batching
-
-    def get_compiled_call(self, compile_config: Any) -> Any:
-        """For `generate`: the compiled forward pass, with the switch that lets torch.compile read an LSTM."""
-        compiled = super().get_compiled_call(compile_config)
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with torch._dynamo.config.patch(allow_rnn=True):
-                return compiled(*args, **kwargs)
-
-        return call
 
     def prefill(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, Any]:
         """Read prompts [B, T]; lay the weights out so that a step is one matrix product a layer."""

@@ -34,11 +34,15 @@ def lay_apart(texts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return places, empty
 
 
-class Recurrence(nn.LSTM):
+class Recurrence(nn.RNNBase):
     """One LSTM layer that also reads around padding, apart from text to text, and step by step.
 
-    A module, since whatever fetches weights when a module is called (Accelerate's hooks) knows no other time.
+    A module, since whatever fetches weights when a module is called (Accelerate's hooks) knows no other time;
+    not an nn.LSTM, since torch.compile refuses every one of those unless it is told otherwise.
     """
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__("LSTM", input_size, hidden_size, batch_first=True)
 
     def forward(  # type: ignore[override]
         self,
@@ -62,7 +66,8 @@ class Recurrence(nn.LSTM):
             return self._step_by_step(hidden, mask, state)
         if mask is not None:
             return self._padded(hidden, mask, state)
-        return super().forward(hidden, state)  # type: ignore[arg-type]
+        state = self._empty(hidden.shape[0]) if state is None else state
+        return self._by_kernel(hidden, state, self.all_weights[0])
 
     def _step_by_step(
         self, hidden: torch.Tensor, mask: torch.Tensor | None, state: tuple[torch.Tensor, ...] | None
@@ -119,7 +124,7 @@ class Recurrence(nn.LSTM):
         index = places[..., None].expand(-1, -1, width)
         ended = torch.arange(steps, device=mask.device) >= lengths[:, None]
         read = torch.zeros_like(hidden).scatter(1, index, hidden)
-        out, _, c = self._gated(read, ended, (-_SHUT, _SHUT, 0.0, 0.0), state)
+        out, (_, c) = self._gated(read, ended, (-_SHUT, _SHUT, 0.0, 0.0), state)
         last = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, -1, width)
         h = torch.where(lengths[:, None] > 0, out.gather(1, last)[:, 0], state[0][0])
         return out.masked_fill(ended[..., None], 0).gather(1, index), (h[None], c)
@@ -131,8 +136,8 @@ class Recurrence(nn.LSTM):
         batch, _, width = hidden.shape
         index = places[..., None].expand(-1, -1, width)
         read = hidden.new_zeros(batch, empty.shape[1], width).scatter(1, index, hidden)
-        out, h, c = self._gated(read, empty, (-_SHUT, -_SHUT, 0.0, 0.0), self._empty(batch))
-        return out.gather(1, index), (h, c)
+        out, state = self._gated(read, empty, (-_SHUT, -_SHUT, 0.0, 0.0), self._empty(batch))
+        return out.gather(1, index), state
 
     def _gated(
         self,
@@ -140,14 +145,20 @@ class Recurrence(nn.LSTM):
         extra: torch.Tensor,
         gates: tuple[float, ...],
         state: tuple[torch.Tensor, ...],
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """PyTorch's kernel where `extra` [B, T], true or false, is a further input with those weights on the
         input, forget, cell and output gates."""
         w_ih, w_hh, b_ih, b_hh = self.all_weights[0]
         column = torch.tensor(gates, dtype=w_ih.dtype, device=w_ih.device).repeat_interleave(self.hidden_size)
         weights = [torch.cat([w_ih, column[:, None]], dim=1), w_hh, b_ih, b_hh]
         read = torch.cat([read, extra[..., None].to(read.dtype)], dim=2)
-        return torch.lstm(read, state, weights, True, 1, 0.0, self.training, False, True)
+        return self._by_kernel(read, state, weights)
+
+    def _by_kernel(
+        self, read: torch.Tensor, state: tuple[torch.Tensor, ...], weights: list[torch.Tensor]
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        out, h, c = torch.lstm(read, state, weights, True, 1, 0.0, self.training, False, True)
+        return out, (h, c)
 
     def _empty(self, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
         w_ih = self.all_weights[0][0]

@@ -78,7 +78,7 @@ def no_forget_bias(self: Any, module: torch.nn.Module) -> None:
 
 def too_wide(self: Any, module: torch.nn.Module) -> None:
     OWN(self, module)
-    if isinstance(module, torch.nn.LSTM):
+    if isinstance(module, torch.nn.RNNBase):
         module.weight_hh_l0.data *= 2
 
 
@@ -109,7 +109,7 @@ def test_a_forget_bias_that_was_loaded_stays() -> None:
 def test_whatever_way_a_layer_reads_it_reads_the_same(padded: bool, carried: bool) -> None:
     """Step by step, by a scan and by PyTorch's kernel: outputs (none for padding), and the state after."""
     torch.manual_seed(0)
-    layer, hidden = recurrence.Recurrence(6, 6, batch_first=True), torch.randn(4, 7, 6)
+    layer, hidden = recurrence.Recurrence(6, 6), torch.randn(4, 7, 6)
     state = tuple(torch.randn(2, 1, 4, 6)) if carried else None
     mask = torch.rand(4, 7) < 0.5 if padded else None
     if mask is not None:
@@ -280,3 +280,17 @@ def test_vocabulary_may_be_resized(text: torch.Tensor) -> None:
     before = model(text).logits
     model.resize_token_embeddings(VOCAB + 3)
     torch.testing.assert_close(model(text).logits[..., :VOCAB], before)
+
+
+@pytest.mark.parametrize("steps", [12, 40])  # read one by one, and by PyTorch's kernel
+def test_compiles_into_one_graph(steps: int) -> None:
+    """As anyone would compile any model, without a switch of the compiler's."""
+    model, text = make_lstm(), torch.arange(2 * steps).view(2, steps) % VOCAB
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(text).logits, model(text).logits)
+    mask = (torch.arange(steps) >= torch.tensor([[0], [3]])).long()
+    torch.testing.assert_close(
+        compiled(text, attention_mask=mask).logits, model(text, attention_mask=mask).logits
+    )
+    compiled.train()(text, labels=text).loss.backward()
