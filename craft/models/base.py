@@ -95,12 +95,14 @@ class LanguageModel(GenerativeModel):
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
         """input_ids [B, T] -> logits [B, T, V], and with labels the mean negative log-likelihood in nats.
 
         `labels` alone are shifted here, as always in transformers (T-1 predictions); `shift_labels` [B, T]
         are the next characters themselves (T predictions). Training builds no cache unless `use_cache=True`.
+        `cache` is what transformers calls `past_key_values` from 5.24 on.
         """
         if use_cache is None and self.training:
             use_cache = False
@@ -110,7 +112,7 @@ class LanguageModel(GenerativeModel):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            past_key_values=past_key_values if cache is None else cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,

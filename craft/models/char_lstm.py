@@ -46,7 +46,7 @@ class CharLSTMConfig(PreTrainedConfig):
     """
 
     model_type = "char_lstm"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
     peft_targets = {"LORA": ("embed_tokens", "lm_head"), "": ("lm_head",)}  # PEFT can't adapt an nn.LSTM
     num_attention_heads = 1  # no field: what plans memory by heads finds the state in one piece
 
@@ -130,7 +130,7 @@ class CharLSTMPreTrainedModel(BaseModel):
     _is_stateful = True  # a recurrent state cannot be rolled back: assisted decoding is refused
     _can_compile_fullgraph = True
     _no_split_modules = ["CharLSTMLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _can_record_outputs = {"hidden_states": CharLSTMLayer}
 
     @torch.no_grad()
@@ -181,6 +181,7 @@ class CharLSTMModel(CharLSTMPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Exactly one of `input_ids` [B, T] and `inputs_embeds` [B, T, H]; the cache is the carried state.
@@ -192,6 +193,7 @@ class CharLSTMModel(CharLSTMPreTrainedModel):
         Raises:
             ValueError: a mask that isn't one of padding, or a cache of another kind of model.
         """
+        past_key_values = past_key_values if cache is None else cache  # the name from transformers 5.24 on
         hidden = embed(self.embed_tokens, input_ids, inputs_embeds)
         if attention_mask is not None and attention_mask.ndim != 2:
             raise ValueError(

@@ -59,7 +59,7 @@ class TransformerConfig(PreTrainedConfig):
     """
 
     model_type = "char_transformer"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
     peft_targets = {
         "": ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "gate_proj", "down_proj"),
         "IA3": ("k_proj", "v_proj", "down_proj"),
@@ -174,7 +174,7 @@ class TransformerPreTrainedModel(BaseModel):
     config: TransformerConfig
     supports_gradient_checkpointing = True
     _no_split_modules = ["TransformerLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -226,6 +226,7 @@ class TransformerModel(TransformerPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
         """Exactly one of `input_ids` [B, T] and `inputs_embeds` [B, T, C]; the rest as in transformers.
@@ -233,6 +234,7 @@ class TransformerModel(TransformerPreTrainedModel):
         Raises:
             ValueError: more characters than a model with learned positions has positions for.
         """
+        past_key_values = past_key_values if cache is None else cache  # the name from transformers 5.24 on
         hidden = embed(self.embed_tokens, input_ids, inputs_embeds)
         if past_key_values is None and use_cache:
             past_key_values = DynamicCache(config=self.config)
@@ -248,12 +250,9 @@ class TransformerModel(TransformerPreTrainedModel):
         # A mask of four dimensions is ready-made: what each position adds to its products with the others.
         window = self.config.sliding_window
         windowed = window is not None and length > 1 and past + length > window
+        # By place: the cache has another name from transformers 5.24 on.
         mask = (create_sliding_window_causal_mask if windowed else create_causal_mask)(
-            config=self.config,
-            inputs_embeds=hidden,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
+            self.config, hidden, attention_mask, past_key_values, position_ids
         )
         turns = None
         if self.embed_positions is not None:

@@ -13,6 +13,7 @@ from craft.sharing.card import CARD, is_edited, render
 from craft.sharing.privacy import leak, public, public_run, public_text, public_words
 from craft.sharing.record import CURVE, DATA, EVALUATION, METRICS_FILE, SAMPLE, is_png, parameters_in
 from craft.utils.common import UserError
+from craft.utils.labels import LICENCE_TEXTS
 from craft.utils.masking import has_secret
 from craft.utils.outputs import RUN_CONFIG
 
@@ -22,7 +23,7 @@ MODEL = re.compile(
 )
 """Files of a model: nothing that is opened with pickle is one."""
 RECORD = (CARD, RUN_CONFIG, DATA, EVALUATION, METRICS_FILE, SAMPLE, CURVE)
-WRITTEN = (".md", ".py", ".yaml")
+WRITTEN = (".md", ".py", ".yaml", *LICENCE_TEXTS)
 """Files that people write in, as against what a model or a run made."""
 
 
@@ -52,7 +53,7 @@ def bundle(folder: Path, repo_id: str, licence: str | None = None) -> list[Item]
     """
     items = [Item(CARD, _card(folder, repo_id, licence))]
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
-    items += [item_of(folder / name) for name in names if MODEL.fullmatch(name)]
+    items += [item_of(folder / name) for name in names if MODEL.fullmatch(name) or name in LICENCE_TEXTS]
     items += [item_of(folder / name) for name in RECORD[1:] if name in names and not flaw(folder / name)]
     if not any(item.name.endswith(".safetensors") for item in items):
         raise UserError(

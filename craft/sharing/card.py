@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from craft.sharing.metadata import corpus_name, front_matter, protocol_words
-from craft.sharing.privacy import name_of, public_run, public_text
+from craft.sharing.privacy import hub_data_set, name_of, public_run, public_text
 from craft.sharing.record import CURVE, Record
 from craft.utils.common import UserError, human
 from craft.utils.files import replace_text
-from craft.utils.labels import is_licence, wrong_licence
+from craft.utils.labels import LICENCE_TEXTS, is_licence, wrong_licence
 from craft.utils.markup import block, inline
 
 CARD = "README.md"
@@ -98,7 +98,7 @@ def render(
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     title = (repo_id or name or name_of(folder.name)).rpartition("/")[2]
     return template.render(
-        metadata=Ready(front_matter(record, title, licence or UNKNOWN_LICENCE)),
+        metadata=Ready(front_matter(record, title, licence or UNKNOWN_LICENCE, _licence_text(folder))),
         title=public_text(title),
         unit="byte" if record.run["data"].get("tokenizer") == "byte" else "character",
         architecture=_architecture(record),
@@ -120,10 +120,11 @@ def _corpus(record: Record) -> Ready | None:
     if not record.run["data"]:
         return None
     shown = public_run(record.run)["data"]
-    kinds = {"builtin": "built into craft", "hub": "a data set of the Hub", "files": "files of its owner"}
-    words = [kinds.get(str(shown.get("source")), "a text")]
+    kinds = {"builtin": "built into craft", "hub": "files of its owner", "files": "files of its owner"}
+    of_the_hub = hub_data_set(record.run["data"]) is not None
+    words = ["a data set of the Hub" if of_the_hub else kinds.get(str(shown.get("source")), "a text")]
     path = str(shown.get("path", ""))
-    if shown.get("source") == "hub" or path.startswith("http"):
+    if of_the_hub or path.startswith("http"):
         words.append(path)
     if shown.get("revision"):
         words.append(f"revision {shown['revision']}")
@@ -215,6 +216,10 @@ def _passes(record: Record) -> float | None:
     if not (isinstance(batch, int) and isinstance(block_size, int) and record.step and characters):
         return None
     return record.step * batch * block_size / characters
+
+
+def _licence_text(folder: Path) -> str | None:
+    return next((name for name in LICENCE_TEXTS if (folder / name).is_file()), None)
 
 
 def _licence(licence: str | None) -> Ready:

@@ -6,9 +6,9 @@ import math
 import re
 from typing import Any
 
-from craft.sharing.privacy import hub_data_set, name_of, public_run, public_words
+from craft.sharing.privacy import hub_data_set, hub_model, name_of, public_words
 from craft.sharing.record import Record
-from craft.utils.labels import is_language
+from craft.utils.labels import LICENCES, is_language
 
 FIGURES = (
     ("bits_per_character", "bits per character", "bits_per_char"),
@@ -20,7 +20,7 @@ OWN_TEXT = "text"
 """The type of a corpus that isn't a data set of the Hub; its own name might be that of one that is."""
 
 
-def front_matter(record: Record, name: str, licence: str) -> str:
+def front_matter(record: Record, name: str, licence: str, licence_text: str | None) -> str:
     """The metadata in YAML that reads the same in every parser: ASCII, one line for each value, and quotes
     around whatever isn't a plain word."""
     import yaml
@@ -33,15 +33,19 @@ def front_matter(record: Record, name: str, licence: str) -> str:
         return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if plain else '"')
 
     Dumper.add_representer(str, text)
-    shown = metadata(record, name, licence)
+    shown = metadata(record, name, licence, licence_text)
     return yaml.dump(shown, Dumper=Dumper, sort_keys=False, allow_unicode=False, width=math.inf).rstrip("\n")
 
 
-def metadata(record: Record, name: str, licence: str) -> dict[str, Any]:
-    """What stands before the card, as the Hub defines it."""
+def metadata(record: Record, name: str, licence: str, licence_text: str | None = None) -> dict[str, Any]:
+    """What stands before the card, as the Hub defines it.
+
+    Args:
+        licence_text: the file beside the card that holds the words of a licence that the Hub doesn't list.
+    """
     from huggingface_hub import EvalResult, ModelCardData
 
-    data, base = record.run["data"], public_run(record.run)["models"].get("init_from")
+    data, base = record.run["data"], hub_model(record.run["models"])
     corpus, language = hub_data_set(data), data.get("language")
     results = [
         EvalResult(
@@ -65,14 +69,16 @@ def metadata(record: Record, name: str, licence: str) -> dict[str, Any]:
     ]
     card = ModelCardData(
         language=language if is_language(language) else None,
-        license=licence,
+        license=licence if licence in LICENCES else "other",
+        license_name=None if licence in LICENCES else licence,
+        license_link=licence_text if licence not in LICENCES or licence == "other" else None,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["character-level", "craft", *([record.model_type] if record.model_type else [])],
         datasets=[corpus] if corpus else None,
         metrics=[kind for kind, _, key in FIGURES if any(e[key] is not None for e in record.evaluations)]
         or None,
-        base_model=base if isinstance(base, str) and "/" in base else None,
+        base_model=base,
         model_name=name,
         eval_results=results or None,
     )

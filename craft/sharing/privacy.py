@@ -16,6 +16,8 @@ TEXTS = ("sample_prompt", "sample")
 """What holds a text to go on from, or by a model, where a slash is no path."""
 PATHS = re.compile(r"(^|_)(path|dir|file|folder|from|checkpoint)$")
 """Names of settings that hold a path, if they hold text."""
+OWN_PLACES = {"data": ("cache_dir",), "training": ("output_dir",)}
+"""Settings that say only where things lie here, which is nobody's business and no use elsewhere."""
 PLACES = re.compile(
     r"""
       file:/+{rest}                                 # file:///data/my.txt
@@ -29,17 +31,20 @@ PLACES = re.compile(
 
 
 def public_run(run: dict[str, Any]) -> dict[str, Any]:
-    """A resolved run as others may see it: paths are names, and it pushes nothing.
+    """A resolved run as others may see it: paths are names, what it writes goes where it does by default, and
+    it pushes nothing.
 
     It stays valid for `craft train --config`: whoever repeats it puts the text of that name into the current
     folder.
     """
     shown = public(run)
+    for section, names in OWN_PLACES.items():
+        if isinstance(shown.get(section), dict):
+            shown[section].update({name: None for name in names if name in shown[section]})
     data, training = run.get("data"), shown.get("training")
-    if isinstance(data, dict) and (corpus := hub_data_set(data)):
-        shown["data"]["path"] = corpus
-    models = run.get("models")
-    if isinstance(models, dict) and (base := _of_the_hub(models.get("init_from"))) and "/" in base:
+    if isinstance(data, dict) and data.get("source") == "hub" and isinstance(data.get("path"), str):
+        shown["data"]["path"] = hub_data_set(data) or f"./{name_of(data['path'])}"
+    if isinstance(models := run.get("models"), dict) and (base := hub_model(models)):
         shown["models"]["init_from"] = base
     if isinstance(training, dict):
         shown["training"] = {
@@ -51,8 +56,13 @@ def public_run(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def hub_data_set(data: dict[str, Any]) -> str | None:
-    """The id of the data set of the Hub that a run read, if it read one."""
-    return _of_the_hub(data.get("path")) if data.get("source") == "hub" else None
+    """The id of the data set of the Hub that a run read, if it read one; a folder is `./folder` there."""
+    return _repo_id(data.get("path")) if data.get("source") == "hub" else None
+
+
+def hub_model(models: dict[str, Any]) -> str | None:
+    """The id of the model of the Hub that a run started from, if it did: of a folder there is no commit."""
+    return _repo_id(models.get("init_from")) if models.get("init_revision") else None
 
 
 def public(value: Any, key: str = "", known: dict[str, str] | None = None) -> Any:
@@ -109,9 +119,9 @@ def public_text(text: str) -> str:
 
 def leak(data: bytes | mmap) -> str:
     """What is private in the bytes of a file, in a few words; empty if there is nothing."""
-    if any(data.find(secret.encode()) >= 0 for secret in secrets()):
+    if any(data.find(os.fsencode(secret)) >= 0 for secret in secrets()):
         return "a token or password"
-    if any(re.search(pattern.encode(), data) for pattern, _ in _folders()):
+    if any(re.search(os.fsencode(pattern), data) for pattern, _ in _folders()):
         return "a path of this machine"
     return ""
 
@@ -141,6 +151,5 @@ def _looks_like_a_path(value: str) -> bool:
     return re.match(r"(/|~|\.{1,2}[/\\]|[A-Za-z]:[/\\]|\\\\|file:)", value) is not None
 
 
-def _of_the_hub(value: Any) -> str | None:
-    """The id of something on the Hub; None if it is none, or a path."""
-    return value if isinstance(value, str) and is_repo_id(value) and not Path(value).exists() else None
+def _repo_id(value: Any) -> str | None:
+    return value if isinstance(value, str) and is_repo_id(value) else None

@@ -9,6 +9,8 @@ import hashlib
 import json
 import re
 import shutil
+import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +21,15 @@ from craft.sharing.record import METRICS_FILE
 from craft.sharing.trust import PICKLES
 from craft.utils.common import Failed, UserError
 from craft.utils.files import replace_text, sync
-from craft.utils.hub import CODE, api, check_ref, check_repo_id, download, told
+from craft.utils.hub import CODE, api, check_ref, check_repo_id, download, may_pass, told
 from craft.utils.logging import get_logger
 from craft.utils.manifest import MANIFEST, damage, difference, manifest_text, read_manifest
 from craft.utils.outputs import OUTPUTS, RUN_CONFIG, RUN_NAMES, RunPaths, slug
 
 logger = get_logger(__name__)
 
+PAUSES, LONGEST_PAUSE = (0.5, 2.0), 60.0
+"""Seconds before a commit is tried again, and how many more a busy Hub may ask for."""
 LAST = "last-checkpoint"
 """Where a repository keeps the checkpoint to resume from, as transformers does."""
 
@@ -117,8 +121,24 @@ def open_repo(repo_id: str, private: bool | None = None, left: str = "", branch:
 
 
 def commit_items(client: Any, repo_id: str, items: list[Item], message: str, revision: str | None) -> Any:
-    """One commit of all items. Files of an earlier model that this one doesn't have are deleted with it, but
-    no code: it may be the owner's own."""
+    """One commit of all items, tried again where that may help: the Hub is busy, or somebody else was faster.
+
+    Twice is as good as once: of a commit whose answer was lost nothing is left to do.
+    """
+    for seconds in (*PAUSES, None):
+        try:
+            return _commit(client, repo_id, items, message, revision)
+        except Exception as error:
+            asked = may_pass(error)
+            if seconds is None or asked is None:
+                raise
+            time.sleep(min(max(asked, seconds), LONGEST_PAUSE))
+    raise AssertionError
+
+
+def _commit(client: Any, repo_id: str, items: list[Item], message: str, revision: str | None) -> Any:
+    """Files of an earlier model that this one doesn't have are deleted with it, but no code: it may be the
+    owner's own."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     from craft.sharing.bundle import MODEL, RECORD
@@ -132,7 +152,11 @@ def commit_items(client: Any, repo_id: str, items: list[Item], message: str, rev
     changes: list[Any] = [CommitOperationDelete(name) for name in stale]
     for item in items:
         changes.append(CommitOperationAdd(item.name, item.content))
-    return client.create_commit(repo_id, changes, commit_message=message, revision=revision)
+    with warnings.catch_warnings(record=True) as said:  # what the Hub thinks of the card
+        commit = client.create_commit(repo_id, changes, commit_message=message, revision=revision)
+    for each in said:
+        logger.warning(" ".join(str(each.message).split()))
+    return commit
 
 
 def push_checkpoint(

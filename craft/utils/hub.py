@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from craft.utils.common import Failed, UserError
 
@@ -232,6 +233,19 @@ def loading(repo_id: str, revision: str | None) -> Iterator[None]:
         raise
 
 
+def may_pass(error: BaseException) -> float | None:
+    """For what may be over in a moment, how many seconds the Hub asks to wait; None for what stays wrong."""
+    answered = _answer_in(error)
+    if answered is None:
+        return 0.0 if of_the_network(error) else None
+    status, headers = answered.response.status_code, answered.response.headers
+    gone = headers.get("X-Error-Code") == "EntryNotFound"  # a file that somebody else has just deleted
+    if status not in (412, 429) and status < 500 and not gone:
+        return None
+    wanted = headers.get("Retry-After") or ""
+    return float(wanted) if wanted.isascii() and wanted.isdigit() else 0.0
+
+
 def quiet() -> None:
     from huggingface_hub.utils import disable_progress_bars
     from huggingface_hub.utils.logging import set_verbosity_error
@@ -243,7 +257,9 @@ def quiet() -> None:
 
 def _of_status(what: str, error: Any, end: str, reading: bool = False) -> UserError | Failed:
     status = getattr(error.response, "status_code", None)
-    said = (getattr(error, "server_message", None) or _reason(error)).rstrip(".")
+    said = _unsigned(getattr(error, "server_message", None) or _reason(error)).rstrip(".")
+    if (where := _storage(error)) is not None:
+        return Failed(f"{what}: the Hub's storage at {where} answered {status}; try again{end}")
     if status == 401:
         access = READ_ACCESS if reading else ACCESS
         return UserError(f"{what}: the Hub doesn't accept the token (401); {access}{end}")
@@ -260,6 +276,18 @@ def _of_status(what: str, error: Any, end: str, reading: bool = False) -> UserEr
         return UserError(f"{what}: the Hub refused it ({status}, {said}){end}")
     later = "; try again later" if status == 429 or (status or 0) >= 500 else ""
     return Failed(f"{what}: the Hub answered {status} ({said}){later}{end}")
+
+
+def _storage(error: Any) -> str | None:
+    """The host where files lie, if that is what refused: under an address that the Hub signed, so that it is
+    no matter of the user's rights."""
+    from huggingface_hub import constants
+
+    status, host = error.response.status_code, urlsplit(str(error.response.url)).netloc
+    if (status != 403 and status < 500) or host == urlsplit(constants.ENDPOINT).netloc:
+        return None
+    of_the_hub = {"X-Error-Code", "X-Error-Message"}  # which a mirror may lead to
+    return None if any(name in error.response.headers for name in of_the_hub) else host
 
 
 def _answer_in(error: BaseException) -> Any:
@@ -291,7 +319,12 @@ def of_the_network(error: BaseException) -> bool:
 def _reason(error: BaseException) -> str:
     """The first line of the innermost error, which says most."""
     *_, innermost = _causes(error)
-    return (str(innermost).strip() or type(innermost).__name__).splitlines()[0].rstrip(".")
+    return _unsigned((str(innermost).strip() or type(innermost).__name__).splitlines()[0]).rstrip(".")
+
+
+def _unsigned(text: str) -> str:
+    """`text` with addresses without what is behind `?`, which may be a signature, as good as a token."""
+    return re.sub(r"(https?://[^\s'\"?]+)\?[^\s'\"]*", r"\1", text)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

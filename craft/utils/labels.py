@@ -7,13 +7,20 @@ from typing import Any
 
 from craft.utils.common import did_you_mean
 
-LICENCES = (
-    *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "isc", "unlicense", "wtfpl", "zlib", "mpl-2.0"),
-    *("gpl-2.0", "gpl-3.0", "lgpl-2.1", "lgpl-3.0", "agpl-3.0", "gfdl", "openrail", "bigscience-openrail-m"),
-    *("cc0-1.0", "cc-by-2.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-4.0"),
-    *("cc-by-nd-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0", "odc-by", "odbl", "pddl", "other", "unknown"),
-)
-"""The usual ones, for suggestions; the Hub knows more."""
+LISTED = """
+apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0
+bigcode-openrail-m openrail++ afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear
+c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0
+cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0
+cdla-sharing-1.0 cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1
+eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 lgpl-lr isc lppl-1.3c ms-pl mpl-2.0 odc-by
+odbl osl-3.0 pddl postgresql ofl-1.1 ncsa unlicense zlib deepfloyd-if-license gemma llama2 llama3 llama3.1
+llama3.2 llama3.3 llama4 other unknown
+"""
+"""Licences that the Hub lists. It refuses any other word, but takes it as the name of one of your own."""
+LICENCES = tuple(LISTED.split())
+LICENCE_TEXTS = ("LICENSE", "LICENSE.md", "LICENSE.txt")
+"""Where the words of one are looked for, by the Hub and here."""
 TWO_LETTERS = """
 aa ab ae af ak am an ar as av ay az ba be bg bh bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz
 ee el en eo es et eu fa ff fi fj fo fr fy ga gd gl gn gu gv ha he hi ho hr ht hu hy hz ia id ie ig ii ik
@@ -33,7 +40,7 @@ NAMES = {
 
 
 def is_licence(word: Any) -> bool:
-    return isinstance(word, str) and re.fullmatch(r"[a-z0-9][a-z0-9.+-]{1,63}", word) is not None
+    return isinstance(word, str) and not wrong_licence(word, "")
 
 
 def is_language(word: Any) -> bool:
@@ -49,13 +56,19 @@ def wrong_licence(word: str, where: str) -> str:
     Args:
         where: the option or setting, to begin with: `--license `, `data.language=`.
     """
-    if is_licence(word):
+    meant = next((known for known in LICENCES if _bare(known) == _bare(word)), word)
+    if meant == word and re.fullmatch(r"[a-z0-9][a-z0-9.+-]{1,63}", word):
         return ""
-    near = did_you_mean("-".join(word.lower().split()), LICENCES)
+    near = f", did you mean {meant!r}?" if meant != word else ""
+    near = near or did_you_mean("-".join(word.lower().split()), LICENCES)
     return (
         f"{where}{word!r} isn't an identifier of the Hub{near}; write for example apache-2.0, mit, "
-        "cc-by-4.0 or other"
+        "cc-by-4.0, or a name such as my-licence-1.0 for one of your own"
     )
+
+
+def _bare(licence: str) -> str:
+    return re.sub(r"[\s._-]", "", licence.lower())
 
 
 def wrong_language(word: str, where: str) -> str:

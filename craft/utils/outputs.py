@@ -15,7 +15,7 @@ Everything lies under `outputs/` of the folder in which the command runs:
 from __future__ import annotations
 
 import json
-import re
+import unicodedata
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -36,9 +36,11 @@ def timestamp(now: datetime | None = None) -> str:
 
 
 def slug(text: str) -> str:
-    """A part of a file name: letters, digits, `.`, `_`, `-`, with everything else turned into `-`; no longer
-    than leaves room for the other parts."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:100].strip("-.") or "unnamed"
+    """A part of a file name: letters of any script with their marks, digits, `.`, `_`, `-`, with everything
+    else turned into `-`. At most 100 bytes of UTF-8, which leaves room for the other parts."""
+    composed = unicodedata.normalize("NFC", text)  # as a file system may, which would then not find it
+    kept = "".join(c if c in "._-" or unicodedata.category(c)[0] in "LMN" else " " for c in composed)
+    return "-".join(kept.split()).encode()[:100].decode(errors="ignore").strip("-.") or "unnamed"
 
 
 @dataclass(frozen=True)

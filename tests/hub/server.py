@@ -83,7 +83,7 @@ class Hub:
         blobs: LFS objects by SHA-256, whether committed or not.
         received: every byte of every request body, for tests that look for secrets.
         faults: "lfs", "commit", "preupload" or "download" -> how many of the next such requests are cut
-            (or answered with the status given by `answers`).
+            (or answered with the status given by `answers`); "answer" -> those to commits that are made.
         trouble: gets method and path of every request, and says what is answered instead.
     """
 
@@ -387,6 +387,9 @@ class Handler(BaseHTTPRequestHandler):
             elif key == "deletedFile" and files.pop(value["path"], None) is None:
                 return self.refuse(404, "A file with this name doesn't exist", "EntryNotFound")
         commit = repo.commit(branch, files, message)
+        if self.hub.faults.get("answer"):
+            self.hub.faults["answer"] -= 1
+            return self.cut()
         url = f"{self.hub.url}/{name}/commit/{commit}"
         self.send({"success": True, "commitOid": commit, "commitUrl": url, "hookOutput": ""})
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -119,10 +121,51 @@ def test_whatever_the_server_answers_is_told(troubled: Hub, office: Desk, model:
     assert phrase in said
     assert "the model is still in" in said
     assert phrase in office.said("generate", f"ada/unseen-{case}", status=status)
-    if status == 1 and case != "circle":
+    if case in ("502", "html"):
         troubled.trouble = lambda method, path: answer if "/commit/" in path else None
         assert "can't push to ada/answered" in office.said("push", str(model), "ada/answered", status=1)
     assert {path.name: path.read_bytes() for path in model.iterdir()} == before
+
+
+@pytest.mark.parametrize("status", [412, 429, 500, "lost"])
+def test_what_passes_in_a_moment_is_waited_for(
+    troubled: Hub, office: Desk, model: Path, status: int | str
+) -> None:
+    """412 is what the Hub says to the slower one of two that push at once."""
+    answers = [] if isinstance(status, str) else [Answer(status, b"{}", {"Retry-After": "1"})]
+    troubled.trouble = lambda method, path: answers.pop() if "/commit/" in path and answers else None
+    troubled.faults["answer"] = int(status == "lost")
+    name = f"ada/busy-{status}"
+    office.done("push", str(model), name, "--tag", "v1")
+    assert not answers
+    assert not troubled.faults["answer"]
+    repo = troubled.repos[f"models/{name}"]
+    assert repo.messages == ["initial commit", "Upload a model by craft"]
+    assert repo.find("v1") == repo.find("main")
+
+
+def test_two_that_push_at_once(hub: Hub, office: Desk, model: Path) -> None:
+    """Both delete what an earlier model has left."""
+    hub.add("models/ada/at-once", {"README.md": b"", "model-00001-of-00002.safetensors": b"", "mine.py": b""})
+    both = [subprocess.Popen(**office.command("-m", "craft", "push", str(model), "ada/at-once"))]
+    both.append(subprocess.Popen(**office.command("-m", "craft", "push", str(model), "ada/at-once")))
+    assert [each.wait() for each in both] == [0, 0]
+    files = hub.repos["models/ada/at-once"].files()
+    assert files["model.safetensors"] == (model / "model.safetensors").read_bytes()
+    assert "mine.py" in files
+    assert "model-00001-of-00002.safetensors" not in files
+
+
+def test_the_storage_of_the_hub_is_told_from_the_hub(troubled: Hub, office: Desk, model: Path) -> None:
+    signed = "https://storage/x?X-Amz-Signature=0123456789abcdef"
+    expired = Answer(403, f"<Error><Message>Request has expired: {signed}</Message></Error>".encode())
+    troubled.trouble = lambda method, path: expired if path.startswith("/lfs/") else None
+    troubled.blobs.clear()
+    said = office.said("push", str(model), "ada/stored", status=1)
+    assert re.search(r"the Hub's storage at localhost:\d+ answered 403; try again", said)
+    assert "0123456789abcdef" not in said
+    troubled.trouble = lambda method, path: None
+    office.done("push", str(model), "ada/stored")
 
 
 def test_a_server_that_is_slow_or_not_there(troubled: Hub, office: Desk) -> None:

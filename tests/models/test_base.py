@@ -34,6 +34,16 @@ def test_labels_alone_are_shifted_and_shift_labels_are_not(model: Any, text: tor
     torch.testing.assert_close(model(text, shift_labels=following).loss, expected)
 
 
+def test_a_cache_goes_by_either_of_its_names(model: Any, text: torch.Tensor) -> None:
+    """What transformers calls `past_key_values` it calls `cache` from 5.24 on, also where it generates."""
+    whole = model(text).logits[:, 6:]
+    for name in ("past_key_values", "cache"):
+        for network, expected in ((model, whole), (model.model, model.model(text).last_hidden_state[:, 6:])):
+            before = network(text[:, :6], use_cache=True)[1]  # behind the logits, or the hidden states
+            torch.testing.assert_close(network(text[:, 6:], **{name: before})[0], expected)
+    assert {"past_key_values", "cache"} <= set(model.config.keys_to_ignore_at_inference)
+
+
 def test_losses_of_micro_batches_add_up(model: Any, text: torch.Tensor) -> None:
     """With `num_items_in_batch` two unequal micro-batches give the loss and gradient of the batch of both."""
     labels = text.clone()

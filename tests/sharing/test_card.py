@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from record_folder import folder_of
 
+from craft.config.compose import compose
 from craft.sharing.bundle import bundle, flaw
 from craft.sharing.card import CARD, TEMPLATE, is_edited, render, write_card
 from craft.sharing.metadata import metadata
@@ -376,6 +377,7 @@ def test_only_a_data_set_of_the_hub_is_named_as_one(tmp_path: Path) -> None:
         ({"source": "files", "path": "imdb"}, None),
         ({"source": "builtin", "path": "imdb", "name": "imdb"}, None),
         ({"source": "hub", "path": "/data/imdb", "name": "imdb"}, None),
+        ({"source": "hub", "path": "./my/imdb"}, None),
         ({"path": "imdb"}, None),
     ):
         folder = folder_of(tmp_path / "m", "imdb", data=data)
@@ -384,6 +386,46 @@ def test_only_a_data_set_of_the_hub_is_named_as_one(tmp_path: Path) -> None:
         (result,) = found["model-index"][0]["results"]
         assert result["dataset"]["type"] == (named or "text")
         assert result["dataset"]["name"] in ("imdb", "poems")
+        assert ("a data set of the Hub" in render(folder)) == (named is not None)
+
+
+@pytest.mark.parametrize("folder_is_here", [True, False])
+def test_a_folder_is_no_model_or_data_set_of_the_hub_wherever_its_card_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder_is_here: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ada" / "poems").mkdir(parents=True)
+    data = compose(["data.source=hub", "data.path=ada/poems"]).data
+    models = {"init_from": "ada/poems"}  # as compose records a folder
+    folder = folder_of(tmp_path / "m", data=data, models=models)
+    commit = {"init_revision": "0" * 40}
+    other = folder_of(tmp_path / "n", data={"source": "hub", "path": "ada/poems"}, models=models | commit)
+    if not folder_is_here:
+        (tmp_path / "ada" / "poems").rmdir()
+    found = is_a_card(render(folder))
+    assert not {"datasets", "base_model"} & set(found)
+    shown = next(item.content for item in bundle(folder, "ada/x") if item.name == "craft_run.yaml")
+    assert b"ada/" not in shown  # type: ignore[operator]
+    found = is_a_card(render(other))
+    assert (found["datasets"], found["base_model"]) == (["ada/poems"], "ada/poems")
+
+
+def test_a_licence_that_the_hub_does_not_list_is_given_by_its_name(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "m", training={"hub_license": "my-licence-1.0"})
+    found = is_a_card(render(folder))
+    assert (found["license"], found["license_name"]) == ("other", "my-licence-1.0")
+    assert "license_link" not in found
+    assert "my-licence-1.0. The code beside" in render(folder)
+    (folder / "LICENSE").write_text("Do what you like.\n")
+    assert is_a_card(render(folder))["license_link"] == "LICENSE"
+    assert is_a_card(render(folder, licence="other"))["license_link"] == "LICENSE"
+    found = is_a_card(render(folder, licence="openrail++"))
+    assert found["license"] == "openrail++"
+    assert not {"license_name", "license_link"} & set(found)
+    assert "LICENSE" in {item.name for item in bundle(folder, "ada/x")}
+    for typed, meant in (("apache2.0", "apache-2.0"), ("MIT", "mit"), ("cc by 4.0", "cc-by-4.0")):
+        with pytest.raises(UserError, match=f"did you mean '{meant}'"):
+            render(folder, licence=typed)
 
 
 def test_the_licence_is_that_of_the_run_unless_another_is_said(tmp_path: Path) -> None:

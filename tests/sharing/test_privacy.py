@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,16 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 )
 def test_a_path_is_reduced_to_its_name(path: str, name: str) -> None:
     assert name_of(path) == name
-    run = {"data": {"source": "files", "path": path}, "training": {"output_dir": path}, "models": {}}
-    assert public_run(run)["data"]["path"] == name
-    assert public_run(run)["training"]["output_dir"] == name
+    run = {
+        "data": {"source": "files", "path": path, "cache_dir": path},
+        "training": {"output_dir": path, "resume_from_checkpoint": path},
+        "models": {"init_from": path},
+    }
+    assert public_run(run) == {
+        "data": {"source": "files", "path": name, "cache_dir": None},
+        "training": {"output_dir": None, "resume_from_checkpoint": name},
+        "models": {"init_from": name},
+    }
 
 
 PLACES = (
@@ -97,7 +105,7 @@ def test_a_short_folder_is_a_path_only_before_another_name(monkeypatch: pytest.M
 def test_a_run_keeps_what_isnt_private() -> None:
     run: dict[str, Any] = {
         "experiment": "none",
-        "models": {"init_from": "ada/base", "hidden_size": 16},
+        "models": {"init_from": "ada/base", "init_revision": "0" * 40, "hidden_size": 16},
         "data": {"source": "hub", "path": "ada/lines", "cache_dir": None, "text_column": "text"},
         "training": {
             "learning_rate": 0.1,
@@ -206,3 +214,17 @@ def test_what_cant_be_taken_out_is_refused(tmp_path: Path, machine: Path) -> Non
     with pytest.raises(UserError, match=r"mine\.py holds a path of this machine"):
         bundle(folder, "ada/x")
     check([Item("weights", b"\0" * 100), item_of(folder / "config.json")])
+
+
+def test_what_is_no_utf_8_on_this_machine_is_looked_for_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret, home = b"planted-\xff\xfe-secret", bytes(tmp_path) + b"/\xff\xfe/ada"
+    monkeypatch.setenv("DB_PASSWORD", os.fsdecode(secret))
+    monkeypatch.setenv("HOME", os.fsdecode(home))
+    folder = folder_of(tmp_path / "m")
+    assert bundle(folder, "ada/x")
+    for private, what in ((secret, "a token or password"), (home + b"/x", "a path of this machine")):
+        (folder / "mine.py").write_bytes(b"# " + private)
+        with pytest.raises(UserError, match=f"mine.py holds {what}"):
+            bundle(folder, "ada/x")

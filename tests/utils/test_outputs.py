@@ -8,6 +8,8 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from craft.utils import outputs
 from craft.utils.common import UserError, did_you_mean, human, human_time
@@ -45,6 +47,35 @@ def test_user_text_cannot_leave_the_folder() -> None:
     assert outputs.evaluation_file("../../etc", "a/b c").parent == Path("outputs/evaluation")
     assert outputs.slug("///") == "unnamed"
     assert len(outputs.slug("a" * 300)) == 100  # a file system takes 255 for the whole name
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("Мой корпус", "Мой-корпус"),
+        ("红楼梦 (1791)", "红楼梦-1791"),
+        ("हिन्दी की किताब", "हिन्दी-की-किताब"),
+        ("gro\u0308ße", "größe"),
+        ('a\u202eb\u2028c\0d/e\\f:g*h?i"j<k>l|m😀n\ud800o', "a-b-c-d-e-f-g-h-i-j-k-l-m-n-o"),
+        ("..", "unnamed"),
+    ],
+)
+def test_letters_of_any_script_stay_in_names(tmp_path: Path, name: str, kept: str) -> None:
+    assert outputs.slug(name) == kept
+    file = outputs.evaluation_file("char_lstm", name * 100, tmp_path, "20260102_030405")
+    assert len(file.name.encode()) < 255
+    file.parent.mkdir(parents=True)
+    file.write_text("{}")
+
+
+@given(st.text())
+def test_a_part_of_a_name_is_one_and_stays_it(text: str) -> None:
+    part = outputs.slug(text)
+    assert 0 < len(part.encode()) <= 100
+    assert not set(part) & set('/\\:*?"<>|\0')
+    assert not any(c.isspace() for c in part)
+    assert part == part.strip("-.")
+    assert outputs.slug(part) == part
 
 
 def test_latest_is_the_newest_finished_model(tmp_path: Path) -> None:
