@@ -34,7 +34,7 @@ from craft.serving.limits import UNBOUNDED_PROMPT, Limits
     type=int,
     default=Limits.max_requests,
     show_default=True,
-    help="Requests answered at once; more are told to try again.",
+    help="Texts written at once; requests for more are told to try again.",
 )
 @click.option(
     "--patience",

@@ -1,23 +1,27 @@
-"""What stands before transformers' server: it lets three kinds of request through, checked and counted."""
+"""What stands before transformers' server: it lets few kinds of request through, checked and counted."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+import uuid
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
+from craft.serving.choices import Choices, Message, Send
 from craft.serving.names import Names
-from craft.serving.requests import CHAT, COMPLETIONS, WISH, Refusal, Served, check, parse
+from craft.serving.refusals import Refusal, parse
+from craft.serving.requests import WISH, Served, Wish, check, check_name
+from craft.serving.settings import CHAT, COMPLETIONS
 
-Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Any, Receive, Send], Awaitable[None]]
 
-ROUTES = {"/health": "GET", "/v1/models": "GET", COMPLETIONS: "POST", CHAT: "POST"}
-"""All there is: transformers' others load and unload models, or need models of another kind."""
+LOAD = "/load_model"
+ROUTES = {"/health": "GET", "/v1/models": "GET", COMPLETIONS: "POST", CHAT: "POST", LOAD: "POST"}
+"""All there is: transformers' others unload models, or need models of another kind."""
 OF_THE_BODY = (b"content-length", b"transfer-encoding")
 SMALLEST_BODY_LIMIT = 1 << 20
 
@@ -59,15 +63,25 @@ class Gate:
             await answer.whole(200, self._models(path))
         elif path == "/health":
             await self.app(scope, receive, answer)
-        elif self.running >= self.served.limits.max_requests:
-            busy = f"{self.running} requests are being answered, as many as this server takes; try again"
-            raise Refusal(429, busy, header=(b"retry-after", b"1"))
         else:
-            self.running += 1
-            try:
-                await self._write(scope, headers, receive, answer)
-            finally:
-                self.running -= 1
+            with self._place():
+                body = await self._body(headers, receive)
+                if path == LOAD:
+                    await answer.events(self._loaded(body))
+                else:
+                    await self._write(scope, body, receive, answer)
+
+    @contextlib.contextmanager
+    def _place(self, texts: int = 1) -> Iterator[None]:
+        """Counts what is answered at the same time; refuses what there is no room for."""
+        if self.running + texts > self.served.limits.max_requests:
+            busy = f"{self.running} texts are being written, as many as this server takes; try again"
+            raise Refusal(429, busy, header=(b"retry-after", b"1"))
+        self.running += texts
+        try:
+            yield
+        finally:
+            self.running -= texts
 
     def _models(self, path: str) -> bytes:
         served = {"id": self.served.name, "object": "model", "created": self.started, "owned_by": "craft"}
@@ -76,10 +90,12 @@ class Gate:
             raise Refusal(404, f"there is no model {wanted[:100]!r} here", "model", "model_not_found")
         return json.dumps(served if wanted else {"object": "list", "data": [served]}).encode()
 
-    async def _write(
-        self, scope: Any, headers: Mapping[bytes, bytes], receive: Receive, answer: Answer
-    ) -> None:
-        """Reads a request and hands on what `check` makes of it."""
+    def _loaded(self, body: Mapping[str, Any]) -> bytes:
+        """What `transformers chat` waits for before it asks anything: here there is nothing to load."""
+        check_name(body, self.served)
+        return json.dumps({"status": "ready", "model": self.served.name, "cached": True}).encode()
+
+    async def _body(self, headers: Mapping[bytes, bytes], receive: Receive) -> dict[str, Any]:
         kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
         if kind != b"application/json":
             raise Refusal(415, "send the header 'Content-Type: application/json'")
@@ -91,10 +107,31 @@ class Gate:
             raw = await asyncio.wait_for(self._read(receive), patience)
         except asyncio.TimeoutError as error:
             raise Refusal(408, f"the request wasn't there within {patience:g} seconds") from error
-        body, wish = check(scope["path"], parse(raw), self.served)
-        answer.usage_apart = wish.usage
-        WISH.set(wish)
-        await self._pass_on(scope, json.dumps(body).encode(), body["stream"], receive, answer)
+        return parse(raw)
+
+    async def _write(self, scope: Any, body: dict[str, Any], receive: Receive, answer: Answer) -> None:
+        """Hands on what `check` makes of a request, once for each text that it asks for."""
+        asked = check(scope["path"], body, self.served)
+        answer.usage_apart = asked[0][1].usage
+
+        async def one(body: dict[str, Any], wish: Wish, send: Send) -> None:
+            WISH.set(wish)
+            await self._pass_on(scope, json.dumps(body).encode(), body["stream"], receive, send)
+
+        if len(asked) == 1:
+            await one(*asked[0], answer)
+            return
+        # One answer has one id; that of a client, which stands before it, wins.
+        scope = {**scope, "headers": [*scope["headers"], (b"x-request-id", str(uuid.uuid4()).encode())]}
+        choices = Choices(len(asked), body.get("n") or 1, answer)
+        with self._place(len(asked) - 1):
+            tasks = [asyncio.ensure_future(one(*each, choices.part(n))) for n, each in enumerate(asked)]
+            try:
+                await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+        await choices.finish()
 
     async def _read(self, receive: Receive) -> bytes:
         raw = bytearray()
@@ -109,7 +146,7 @@ class Gate:
         if size > self.largest_body:
             raise Refusal(413, f"the request is longer than {self.largest_body:,} bytes")
 
-    async def _pass_on(self, scope: Any, raw: bytes, stream: bool, receive: Receive, answer: Answer) -> None:
+    async def _pass_on(self, scope: Any, raw: bytes, stream: bool, receive: Receive, answer: Send) -> None:
         """Runs the application on the checked body; one whose client hangs up is cancelled."""
         headers = [(n, v) for n, v in scope["headers"] if n not in OF_THE_BODY]
         scope = {**scope, "headers": [*headers, (b"content-length", str(len(raw)).encode())]}
@@ -163,6 +200,13 @@ class Answer:
         headers += [header] if header else []
         await self({"type": "http.response.start", "status": status, "headers": headers})
         await self({"type": "http.response.body", "body": body})
+
+    async def events(self, *data: bytes) -> None:
+        """An answer of server-sent events."""
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
+        await self.send({"type": "http.response.start", "status": 200, "headers": headers})
+        body = b"".join(b"data: " + each + b"\n\n" for each in data)
+        await self.send({"type": "http.response.body", "body": body})
 
     async def refuse(self, refusal: Refusal) -> None:
         """A refusal in the place of an answer, or as the end of a stream."""

@@ -14,7 +14,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import HANDLED_SIGNALS
 
-from craft.serving.requests import Refusal
+from craft.serving.refusals import Refusal
 
 GRACE = 5
 """Seconds that running requests have to end once the server is told to stop."""

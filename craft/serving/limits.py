@@ -14,7 +14,8 @@ class Limits:
     Args:
         max_tokens: the most characters (byte tokenizer: bytes) that one request may have written.
         max_prompt: the longest prompt; None is the model's context, or `UNBOUNDED_PROMPT` where it has none.
-        max_requests: how many requests may be read and answered at once; the next ones are told to try again.
+        max_requests: how many requests may be read and answered at once, one for each text that they ask for;
+            the next ones are told to try again.
         patience: seconds that a client may take to send a request, or leave what it is sent untouched.
 
     Raises:

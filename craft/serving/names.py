@@ -12,7 +12,7 @@ import socket
 from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
-from craft.serving.requests import Refusal
+from craft.serving.refusals import Refusal
 
 
 class Names:

@@ -5,23 +5,28 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from craft.serving.limits import Limits
-from craft.utils.common import SAMPLE_CHARACTERS, UserError, did_you_mean
+from craft.serving.refusals import Refusal, word
+from craft.serving.settings import (
+    COMPLETIONS,
+    LENGTHS,
+    READ_BY_HANDLERS,
+    SETTINGS,
+    length,
+    settings,
+    unpacked,
+)
+from craft.utils.common import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from craft.data.tokenization import CharTokenizer
 
-COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
-
-LENGTHS = {COMPLETIONS: ("max_tokens",), CHAT: ("max_completion_tokens", "max_tokens")}
-SAMPLING = ("model", "stream", "temperature", "top_p", "frequency_penalty", "seed", "stop")
+PLAIN = ("model", "stream", "n", "best_of", "seed", "stop")
 NOTED = (
     "user",
     "metadata",
@@ -33,8 +38,6 @@ NOTED = (
 )
 """Fields that change nothing in the text, and are let pass."""
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "best_of": (1,),
     "echo": (False,),
     "logprobs": (0, False),
     "top_logprobs": (0,),
@@ -43,43 +46,15 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "suffix": ("",),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
     "functions": ([],),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
 }
 """Fields of the protocol that aren't supported, with the values that ask for nothing."""
 
-LEAST_TEMPERATURE = 1e-3
-"""Below it a division overflows, and the likeliest character is all that is left anyway."""
-
-
-class Refusal(Exception):
-    """An answer instead of a text.
-
-    Args:
-        status: of HTTP.
-        message: a sentence.
-        param: the field it is about.
-        code: a word for programs.
-        header: what HTTP wants to be said beside this status.
-    """
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        param: str | None = None,
-        code: str | None = None,
-        header: tuple[bytes, bytes] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status, self.message, self.param, self.code, self.header = status, message, param, code, header
-
-    def body(self) -> bytes:
-        """As OpenAI's clients read it."""
-        kind = {429: "rate_limit_error", 503: "server_error"}.get(self.status, "invalid_request_error")
-        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
-        return json.dumps({"error": error}, ensure_ascii=False).encode("utf-8", "replace")
+NAMELESS = "dummy"
+"""What huggingface_hub's InferenceClient says where its user named no model."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +65,8 @@ class Wish:
     seed: int | None = None
     usage: bool = False
     """Counts in a last piece of their own, where the answer is a stream."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the GenerationConfig."""
 
 
 WISH: ContextVar[Wish] = ContextVar("WISH")
@@ -98,88 +75,112 @@ WISH: ContextVar[Wish] = ContextVar("WISH")
 
 @dataclass(frozen=True)
 class Served:
-    """The model that answers, as far as checking a request needs it."""
+    """The model that answers, as far as checking a request needs it.
+
+    Args:
+        called: other names by which it may be asked for.
+        own: its generation config; what a request repeats of it asks for nothing.
+    """
 
     name: str
     tokenizer: CharTokenizer
     context: int | None
     limits: Limits
+    called: tuple[str, ...] = ()
+    own: Mapping[str, Any] = field(default_factory=dict)
 
 
-def parse(raw: bytes) -> dict[str, Any]:
-    """The JSON object of a request.
+def check(path: str, body: Mapping[str, Any], served: Served) -> list[tuple[dict[str, Any], Wish]]:
+    """For each text to write the request for transformers' handler of `path`, and its wishes.
 
-    Raises:
-        Refusal: if it is none.
-    """
-    try:
-        body = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise Refusal(400, f"the request's body isn't JSON: {error}") from error
-    if not isinstance(body, dict):
-        raise Refusal(400, f"the request's body must be a JSON object, not {_word(body)}")
-    return body
-
-
-def check(path: str, body: Mapping[str, Any], served: Served) -> tuple[dict[str, Any], Wish]:
-    """The request for transformers' handler of `path`, and its wishes.
+    The texts are the choices of the answer: `n` for the first prompt, then those for the next. A seed is that
+    of the first for each prompt, and counts up from there.
 
     Raises:
         Refusal: for the first thing that is wrong with it.
     """
     own = "prompt" if path == COMPLETIONS else "messages"
-    body = {key: value for key, value in body.items() if value is not None}
+    body = unpacked(path, body, served.own)
     _check_names(path, body, own)
+    check_name(body, served)
+    stream = body.get("stream", False)
+    if not isinstance(stream, bool):
+        raise Refusal(400, f"stream={word(stream)} must be true or false", "stream")
+    asked: dict[str, Any] = {"model": served.name, "stream": stream}
+    starts: list[Any]
+    if path == COMPLETIONS:
+        starts = texts = _prompts(body)
+    else:
+        starts = [_messages(body)]
+        texts = [_rendered(starts[0], served.tokenizer)]
+    copies = _copies(body, len(texts), served.limits)
+    for index, text in enumerate(texts):
+        _check_text(text, own if len(texts) == 1 else f"{own}[{index}]", served)
+    asked["max_tokens"] = length(body, path, served.limits)
+    sampling = settings(body)
+    asked |= {name: sampling.pop(name) for name in READ_BY_HANDLERS if name in sampling}
+    seed = body.get("seed")
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
+        raise Refusal(400, f"seed={word(seed)} must be a whole number from 0 to 2^63 - 1", "seed")
+    wish = Wish(_stop(body), seed, _usage(body), sampling)
+    return [
+        ({**asked, own: start}, wish if seed is None else replace(wish, seed=(seed + copy) % 2**63))
+        for start in starts
+        for copy in range(copies)
+    ]
+
+
+def check_name(body: Mapping[str, Any], served: Served) -> None:
+    """Refuses a request for another model than is served.
+
+    Raises:
+        Refusal: with status 404.
+    """
     name = body.get("model", served.name)
-    if name != served.name:
+    if name not in (served.name, *served.called, NAMELESS):
         raise Refusal(
             404,
-            f"there is no model {_word(name)} here; this server has {served.name!r}",
+            f"there is no model {word(name)} here; this server has {served.name!r}",
             "model",
             "model_not_found",
         )
-    stream = body.get("stream", False)
-    if not isinstance(stream, bool):
-        raise Refusal(400, f"stream={_word(stream)} must be true or false", "stream")
-    asked: dict[str, Any] = {"model": served.name, "stream": stream}
-    if path == COMPLETIONS:
-        asked["prompt"] = text = _prompt(body)
-    else:
-        asked["messages"] = _messages(body)
-        text = _rendered(asked["messages"], served.tokenizer)
-    _check_text(text, own, served)
-    asked["max_tokens"] = _length(body, LENGTHS[path], served.limits)
-    asked |= _sampling(body)
-    seed = body.get("seed")
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
-        raise Refusal(400, f"seed={_word(seed)} must be a whole number from 0 to 2^63 - 1", "seed")
-    return asked, Wish(_stop(body), seed, _usage(body))
 
 
 def _check_names(path: str, body: Mapping[str, Any], own: str) -> None:
-    known = (own, *LENGTHS[path], *SAMPLING, *NOTED, *NEUTRAL)
+    known = (own, *LENGTHS[path], *PLAIN, *SETTINGS, *NOTED, *NEUTRAL)
     for key, value in body.items():
         if key not in known:
             raise Refusal(400, f"unknown field {key[:60]!r}{did_you_mean(key[:60], known)}", key[:60])
         if key in NEUTRAL and value not in NEUTRAL[key]:
-            raise Refusal(400, f"{key}={_word(value)} isn't supported; leave it out", key)
+            raise Refusal(400, f"{key}={word(value)} isn't supported; leave it out", key)
 
 
-def _prompt(body: Mapping[str, Any]) -> str:
+def _prompts(body: Mapping[str, Any]) -> list[str]:
     prompt = body.get("prompt")
-    if isinstance(prompt, list) and len(prompt) == 1:
-        prompt = prompt[0]
-    if isinstance(prompt, list) and prompt and all(isinstance(item, str) for item in prompt):
-        raise Refusal(400, f"{len(prompt)} prompts in one request; send a request for each", "prompt")
-    if not isinstance(prompt, str):
-        raise Refusal(400, f"prompt={_word(prompt)} must be a text", "prompt")
-    return prompt
+    prompts: list[Any] = prompt if isinstance(prompt, list) else [prompt]
+    if not prompts or not all(isinstance(text, str) for text in prompts):
+        raise Refusal(400, f"prompt={word(prompt)} must be a text, or a list of texts", "prompt")
+    return prompts
+
+
+def _copies(body: Mapping[str, Any], prompts: int, limits: Limits) -> int:
+    """How many texts to write for each prompt."""
+    copies = body.get("n", 1)
+    if isinstance(copies, bool) or not isinstance(copies, int) or copies < 1:
+        raise Refusal(400, f"n={word(copies)} must be a whole number, at least 1", "n")
+    if body.get("best_of", copies) != copies:
+        wrong = f"best_of={word(body['best_of'])} isn't supported unless it is n; leave it out"
+        raise Refusal(400, wrong, "best_of")
+    if (texts := prompts * copies) > limits.max_requests:
+        wrong = f"{word(texts)} texts in one request; this server writes {limits.max_requests} at once"
+        raise Refusal(400, wrong, "n" if prompts <= limits.max_requests else "prompt")
+    return copies
 
 
 def _messages(body: Mapping[str, Any]) -> list[dict[str, str]]:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise Refusal(400, f"messages={_word(messages)} must be a list of at least one message", "messages")
+        raise Refusal(400, f"messages={word(messages)} must be a list of at least one message", "messages")
     plain = []
     for index, message in enumerate(messages):
         where = f"messages[{index}]"
@@ -219,56 +220,26 @@ def _check_text(text: str, field: str, served: Served) -> None:
     if not text:
         raise Refusal(400, f"{field} is empty; give at least one character, for example a line break", field)
     try:
-        length = len(served.tokenizer.encode_ids(text, f"the {field}"))
+        characters = len(served.tokenizer.encode_ids(text, field if "[" in field else f"the {field}"))
     except UserError as error:
         raise Refusal(400, str(error), field, "unknown_character") from error
     longest = served.limits.prompt(served.context)
-    if length > longest:
+    if characters > longest:
         known = served.context is not None and longest == served.context
         what = "the model's context" if known else "the longest that this server reads"
         raise Refusal(
-            400, f"{field} has {length:,} characters, {what} is {longest:,}", field, "context_length_exceeded"
+            400,
+            f"{field} has {characters:,} characters, {what} is {longest:,}",
+            field,
+            "context_length_exceeded",
         )
-
-
-def _length(body: Mapping[str, Any], fields: tuple[str, ...], limits: Limits) -> int:
-    """How many characters to write."""
-    for field in fields:
-        wanted = body.get(field)
-        if wanted is None:
-            continue
-        if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
-            raise Refusal(400, f"{field}={_word(wanted)} must be a whole number, at least 1", field)
-        if wanted > limits.max_tokens:
-            raise Refusal(
-                400, f"{field}={_word(wanted)} is more than this server's {limits.max_tokens}", field
-            )
-        return wanted
-    return min(SAMPLE_CHARACTERS, limits.max_tokens)
-
-
-def _sampling(body: Mapping[str, Any]) -> dict[str, float]:
-    chosen = {}
-    ranges = {"temperature": (0, 2), "top_p": (math.ulp(0), 1), "frequency_penalty": (0, 2)}
-    for field, (low, high) in ranges.items():
-        value = body.get(field)
-        if value is None:
-            continue
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not low <= value <= high:
-            above = "above 0 and at most 1" if field == "top_p" else f"from {low} to {high}"
-            raise Refusal(400, f"{field}={_word(value)} must be a number {above}", field)
-        chosen[field] = float(value)
-    if chosen.get("temperature", 1) < LEAST_TEMPERATURE:
-        chosen["temperature"] = 0.0
-    return chosen
 
 
 def _stop(body: Mapping[str, Any]) -> tuple[str, ...]:
     stop = body.get("stop", [])
     texts = [stop] if isinstance(stop, str) else stop
     if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
-        raise Refusal(400, f"stop={_word(stop)} must be a text or a list of texts, none empty", "stop")
+        raise Refusal(400, f"stop={word(stop)} must be a text or a list of texts, none empty", "stop")
     if len(texts) > 16 or any(len(text) > 1024 for text in texts):
         raise Refusal(400, "stop may have 16 texts of 1,024 characters at the most", "stop")
     return tuple(texts)
@@ -280,16 +251,7 @@ def _usage(body: Mapping[str, Any]) -> bool:
     if not isinstance(wanted, bool):
         raise Refusal(
             400,
-            f"stream_options={_word(options)} must be an object with include_usage true or false",
+            f"stream_options={word(options)} must be an object with include_usage true or false",
             "stream_options",
         )
     return wanted
-
-
-def _word(value: Any) -> str:
-    """A value as it was sent, if that is short."""
-    try:
-        written = json.dumps(value)
-    except RecursionError:  # as deep as can just be read
-        return "a value of so many levels"
-    return written if len(written) <= 60 else f"{written[:57]}…"

@@ -19,8 +19,14 @@ ONE_AFTER_THE_OTHER = (
 """How a model without a chat template reads a chat: as one text, which it goes on with."""
 
 
-def build_app(model: Any, tokenizer: Any, name: str, limits: Limits, names: Names) -> tuple[Any, Any]:
-    """The application for an ASGI server, and what is to be shut down after it."""
+def build_app(
+    model: Any, tokenizer: Any, name: str, limits: Limits, names: Names, called: Sequence[str] = ()
+) -> tuple[Any, Any]:
+    """The application for an ASGI server, and what is to be shut down after it.
+
+    Args:
+        called: other names by which clients may ask for the model.
+    """
     from transformers.cli.serving.chat_completion import ChatCompletionHandler
     from transformers.cli.serving.completion import CompletionHandler
     from transformers.cli.serving.model_manager import ModelManager, TimedModel
@@ -48,7 +54,8 @@ def build_app(model: Any, tokenizer: Any, name: str, limits: Limits, names: Name
         generation_state=state,
     )
     context = None if model.carries_state else model.config.max_position_embeddings
-    return Gate(app, Served(name, tokenizer, context, limits), names), state
+    served = Served(name, tokenizer, context, limits, tuple(called), model.generation_config.to_dict())
+    return Gate(app, served, names), state
 
 
 def read_template(file: Path) -> str:
@@ -127,7 +134,8 @@ def serve(
         name = slug(Path(where).resolve().name) if Path(where).is_dir() else where
         address, bound = listener.getsockname()[:2]
         private = is_loopback(address)
-        app, state = build_app(network, tokenizer, name, limits, Names((host, *allowed), not private))
+        hosts = Names((host, *allowed), not private)
+        app, state = build_app(network, tokenizer, name, limits, hosts, called=[model])
 
         def ready() -> None:
             say(f"{name} at http://{f'[{host}]' if ':' in host else host}:{bound}/v1  (Ctrl-C stops)")

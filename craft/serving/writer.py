@@ -129,7 +129,9 @@ class Writer(BaseGenerateManager):
             if not loop.is_closed():
                 loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
-        text = Text(model, processor, inputs, gen_config, WISH.get(Wish()), emit)
+        wish = WISH.get(Wish())
+        vars(gen_config).update(wish.settings)
+        text = Text(model, processor, inputs, gen_config, wish, emit)
         self._new.put(text)
         return pieces, text
 

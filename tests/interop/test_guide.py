@@ -51,8 +51,10 @@ def folder(trained: Trained) -> Path:
         (home / name).write_text(text, encoding="utf-8")
     commands = home / "bin"
     commands.mkdir()
-    for name, call in (("craft", f"{sys.executable} -m craft"), ("python", sys.executable)):
-        (commands / name).write_text(f'#!/bin/sh\nexec {call} "$@"\n')
+    chat = "from transformers.cli.transformers import main; main()"
+    calls = {"craft": "-m craft", "python": "", "transformers": f"-c '{chat}'"}
+    for name, call in calls.items():
+        (commands / name).write_text(f'#!/bin/sh\nexec {sys.executable} {call} "$@"\n')
         (commands / name).chmod(0o755)
     return home
 
@@ -69,6 +71,7 @@ def test_the_commands_of_the_table_work(folder: Path, trained: Trained, client: 
         "ACCELERATE_USE_CPU": "true",
         "CRAFT_CACHE": str(folder / "cache"),
         "HF_DATASETS_CACHE": str(folder / "datasets"),
+        "HF_HUB_OFFLINE": "0",  # with which transformers chat wouldn't ask this machine either
     }
     _, commands = TABLE[client]
     assert commands
@@ -103,5 +106,5 @@ def test_every_script_is_called() -> None:
 @pytest.mark.parametrize("client", [name for name, (version, _) in TABLE.items() if version])
 def test_the_versions_are_those_of_the_constraints(client: str) -> None:
     pins = (CHECKOUT / "constraints.txt").read_text()
-    name = {"torch.export": "torch"}.get(client, client)
+    name = {"torch.export": "torch", "transformers chat": "transformers"}.get(client, client)
     assert re.search(rf"^{re.escape(name)}=={re.escape(TABLE[client][0])}(?![\d.])", pins, re.MULTILINE)

@@ -129,6 +129,78 @@ def test_stop_texts_and_seeds(server: Server, trained: Trained) -> None:
     assert "".join(chunk.choices[0].text for chunk in streamed) == short.text
 
 
+def test_several_texts_in_one_request_are_those_of_as_many(server: Server) -> None:
+    asked = {"model": server.name, "max_tokens": 30, "temperature": 1}
+    alone = [
+        server.client.completions.create(**asked, prompt=prompt, seed=seed).choices[0].text
+        for prompt in ("9 green", "men")
+        for seed in (5, 6)
+    ]
+    asked |= {"prompt": ["9 green", "men"], "n": 2, "seed": 5}
+    whole = server.client.completions.create(**asked, best_of=2)
+    assert [(choice.index, choice.text) for choice in whole.choices] == list(enumerate(alone))
+    assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (10, 120)
+    texts, ends = [""] * 4, [""] * 4
+    for chunk in server.client.completions.create(**asked, stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+            ends[choice.index] += choice.finish_reason or ""
+    assert (texts, ends) == (alone, ["length"] * 4)
+    chat = server.client.chat.completions.create(
+        model=server.name,
+        messages=[{"role": "user", "content": "men"}],
+        max_tokens=30,
+        temperature=1,
+        seed=5,
+        n=2,
+    )
+    assert [choice.message.content for choice in chat.choices] == alone[2:]
+
+
+def test_settings_of_generate_are_those_of_craft(server: Server, trained: Trained) -> None:
+    network, tokenizer = load(trained.model)
+    ((expected,),) = sample(network, tokenizer, ["9"], max_new_tokens=90, top_k=6, min_p=0.05, seed=3)
+    asked = {"prompt": "9", "max_tokens": 90, "seed": 3}
+    answer = server.post("/v1/completions", asked | {"top_k": 6, "min_p": 0.05})
+    assert answer.json()["choices"][0]["text"] == expected
+    config = network.generation_config
+    config.update(top_k=6, min_p=0.05, max_new_tokens=90)
+    answer = server.post(
+        "/v1/completions", {"prompt": "9", "seed": 3, "generation_config": config.to_json_string()}
+    )
+    assert answer.json()["choices"][0]["text"] == expected
+
+
+NAMELESS = """
+import sys
+from huggingface_hub import InferenceClient
+client = InferenceClient(base_url=sys.argv[1])
+asked = {"messages": [{"role": "user", "content": "9 green"}], "max_tokens": 20, "temperature": 0}
+print(repr(client.chat_completion(**asked).choices[0].message.content))
+stream = client.chat_completion(**asked, stream=True)
+print(repr("".join(chunk.choices[0].delta.content or "" for chunk in stream)))
+"""
+
+
+def test_the_clients_of_hugging_face_get_an_answer(server: Server, trained: Trained) -> None:
+    network, tokenizer = load(trained.model)
+    ((expected,),) = sample(network, tokenizer, ["9 green"], max_new_tokens=20, greedy=True)
+    chat = ["from transformers.cli.transformers import main; main()", "chat", str(trained.model), server.url]
+    chat += ["max_new_tokens=20", "do_sample=False", "--user", "me"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0"}  # else they don't ask this machine either
+
+    def run(*arguments: str, said: str = "") -> str:
+        command = [sys.executable, "-c", *arguments]
+        done = subprocess.run(command, env=environment, input=said, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert run(NAMELESS, f"{server.url}/v1").split("\n") == [repr(expected), repr(expected), ""]
+    said = run(*chat, said="9 green\nn\n!exit\n")
+    assert "was already loaded" in said
+    assert expected.strip()[:8] in said
+
+
 def test_sixteen_clients_write_at_once(server: Server) -> None:
     together = Barrier(16)
 
@@ -155,7 +227,9 @@ def test_sixteen_clients_write_at_once(server: Server) -> None:
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"prompt": ""}, "prompt is empty"),
     ({"prompt": None}, "must be a text"),
-    ({"prompt": ["a", "b"]}, "2 prompts in one request"),
+    ({"prompt": ["9", "Ä"]}, "position 0 of prompt[1]"),
+    ({"prompt": ["9"] * 33}, "33 texts in one request; this server writes 32 at once"),
+    ({"prompt": []}, "prompt=[] must be a text, or a list of texts"),
     ({"prompt": [[1, 2]]}, "must be a text"),
     ({"prompt": "9 Ä"}, "character 'Ä' (U+00C4) at position 2 of the prompt"),
     ({"prompt": "\ud800"}, "unpaired surrogate U+D800"),
@@ -175,10 +249,15 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"stream": "yes"}, "true or false"),
     ({"stream_options": True}, "stream_options=true must be an object"),
     ({"stream_options": {"include_usage": 1}}, "include_usage true or false"),
-    ({"n": 2}, "n=2 isn't supported"),
+    ({"n": 0}, "n=0 must be a whole number, at least 1"),
+    ({"n": 2, "best_of": 3}, "best_of=3 isn't supported unless it is n"),
+    ({"min_p": 2}, "min_p=2 must be a number from 0 to 1"),
+    ({"repetition_penalty": 0}, "repetition_penalty=0 must be a number from 0.01 to 100"),
+    ({"do_sample": 1}, "do_sample=1 must be true or false"),
+    ({"top_k": 1.5}, "top_k=1.5 must be a whole number, 0 (all) or more"),
     ({"logprobs": 3}, "logprobs=3 isn't supported"),
     ({"temprature": 1}, "unknown field 'temprature', did you mean 'temperature'?"),
-    ({"generation_config": "{}"}, "unknown field 'generation_config'"),
+    ({"generation_config": '{"num_beams": 2}'}, "generation_config.num_beams=2 isn't supported"),
 ]
 
 
@@ -232,7 +311,6 @@ def test_what_is_no_request_is_refused(server: Server) -> None:
     assert server.post("/v1/completions", "{}", headers={"Content-Type": "text/plain"}).status_code == 415
     assert server.post("/v1/chat/completions", "{}", headers={}).status_code == 415
     for path in (
-        "/load_model",
         "/reset",
         "/v1/responses",
         "/v1/systemone",

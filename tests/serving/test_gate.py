@@ -13,7 +13,9 @@ from craft.data.tokenization import CharTokenizer
 from craft.serving.gate import Gate
 from craft.serving.limits import Limits
 from craft.serving.names import Names
-from craft.serving.requests import COMPLETIONS, WISH, Refusal, Served, Wish
+from craft.serving.refusals import Refusal
+from craft.serving.requests import WISH, Served, Wish, check
+from craft.serving.settings import CHAT, COMPLETIONS
 from craft.utils.common import UserError
 
 JSON = {"content-type": "application/json", "host": "localhost:8000"}
@@ -50,9 +52,14 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
+def served(**limits: Any) -> Served:
+    tokenizer = CharTokenizer.train(["abc\n"])
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    return Served("model", tokenizer, 32, Limits(**limits), ("latest",), {"eos_token_id": 2})
+
+
 def gate(app: Callable[..., Awaitable[None]] = echo, **limits: Any) -> Gate:
-    served = Served("model", CharTokenizer.train(["abc\n"]), 32, Limits(**limits))
-    return Gate(app, served, Names(["127.0.0.1"]))
+    return Gate(app, served(**limits), Names(["127.0.0.1"]))
 
 
 def reason(answer: tuple[int, str]) -> str:
@@ -64,7 +71,7 @@ async def nobody(scope: Any, receive: Any, send: Any) -> None:
 
 
 def test_nothing_but_what_is_offered_reaches_the_application() -> None:
-    for path in ("/load_model", "/v1/responses", "/docs", "/v1/completions/", "/v1/modelsx", "/"):
+    for path in ("/reset", "/v1/responses", "/docs", "/v1/completions/", "/v1/modelsx", "/"):
         assert asyncio.run(Client(path=path).ask(gate(nobody)))[0] == 404
     for path, method in ((COMPLETIONS, "GET"), ("/v1/models", "POST"), ("/v1/models/model", "DELETE")):
         assert asyncio.run(Client(path=path, method=method).ask(gate(nobody)))[0] == 405
@@ -203,7 +210,9 @@ def test_a_request_that_is_cut_off_is_told_so(began: bytes | None) -> None:
         assert (status, reason((status, body))) == (503, said)
 
 
-@pytest.mark.parametrize("field", ["prompt", "tools", "stop", "model", "seed", "other"])
+@pytest.mark.parametrize(
+    "field", ["prompt", "tools", "stop", "model", "seed", "n", "top_k", "generation_config", "other"]
+)
 def test_no_depth_of_a_value_is_too_much(field: str) -> None:
     async def main() -> set[int]:
         door = gate()
@@ -295,3 +304,150 @@ def test_the_gate_asks_for_the_name() -> None:
 def test_patience_is_a_time(patience: float) -> None:
     with pytest.raises(UserError, match="--patience is"):
         Limits(patience=patience)
+
+
+async def letters(scope: Any, receive: Any, send: Any) -> None:
+    """Answers as transformers' handlers do: the prompt, and the seed as so many characters."""
+    body = json.loads((await receive())["body"])
+    seed, asked = WISH.get().seed or 0, len(body["prompt"])
+    pieces = [body["prompt"], *"x" * seed]
+    usage = {"prompt_tokens": asked, "completion_tokens": len(pieces), "total_tokens": asked + len(pieces)}
+    name = dict(scope["headers"])[b"x-request-id"].decode()
+
+    def choice(text: str, **more: Any) -> dict[str, Any]:
+        return {"id": name, "choices": [{"index": 0, "text": text}], **more}
+
+    kind = b"text/event-stream" if body["stream"] else b"application/json"
+    headers = [(b"content-type", kind), (b"content-length", b"1")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    if not body["stream"]:
+        whole = json.dumps(choice("".join(pieces), usage=usage)).encode()
+        await send({"type": "http.response.body", "body": whole})
+        return
+    for event in (*map(choice, pieces), choice("", usage=usage)):
+        await asyncio.sleep(0)
+        part = b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n"
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+SEVERAL = {"prompt": ["a", "bb"], "n": 2, "seed": 1}
+TEXTS = {0: "ax", 1: "axx", 2: "bbx", 3: "bbxx"}
+COUNTS = {"prompt_tokens": 3, "completion_tokens": 10, "total_tokens": 13}
+"""Each prompt is counted once, whatever is written of it."""
+
+
+def test_several_texts_are_the_choices_of_one_answer() -> None:
+    door = gate(letters)
+    client = Client(json.dumps(SEVERAL).encode())
+    status, body = asyncio.run(client.ask(door))
+    answer = json.loads(body)
+    assert (status, answer["usage"], door.running) == (200, COUNTS, 0)
+    assert [(choice["index"], choice["text"]) for choice in answer["choices"]] == list(TEXTS.items())
+    assert dict(client.told[0]["headers"])[b"content-length"] == str(len(body)).encode()
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_several_texts_are_one_stream(apart: bool) -> None:
+    wanted = SEVERAL | {"stream": True, "stream_options": {"include_usage": apart}}
+    client = Client(json.dumps(wanted).encode())
+    status, body = asyncio.run(client.ask(gate(letters)))
+    *events, done, nothing = body.split("\n\n")
+    assert (status, done, nothing) == (200, "data: [DONE]", "")
+    assert [message["type"] for message in client.told].count("http.response.start") == 1
+    assert [message.get("more_body", False) for message in client.told[1:]].count(False) == 1
+    read = [json.loads(event.removeprefix("data: ")) for event in events]
+    assert len({event["id"] for event in read}) == 1
+    texts = dict.fromkeys(TEXTS, "")
+    for event in read:
+        for choice in event["choices"]:
+            texts[choice["index"]] += choice["text"]
+    assert texts == TEXTS
+    assert [event["usage"] for event in read if "usage" in event] == [COUNTS]
+    assert read[-1]["usage"] == COUNTS
+    assert (read[-1]["choices"] == []) == apart
+
+
+def test_each_text_takes_a_place() -> None:
+    async def main() -> None:
+        done = asyncio.Event()
+
+        async def wait(scope: Any, receive: Any, send: Any) -> None:
+            await done.wait()
+            await letters(scope, receive, send)
+
+        door = gate(wait, max_requests=4)
+        first = asyncio.ensure_future(Client(b'{"prompt": "a", "n": 3}').ask(door))
+        await asyncio.sleep(0.1)
+        assert door.running == 3
+        assert (await Client(b'{"prompt": "a", "n": 2}').ask(door))[0] == 429
+        gone = asyncio.ensure_future(Client(PROMPT).ask(door))
+        await asyncio.sleep(0.1)
+        assert door.running == 4
+        gone.cancel()
+        assert (await gone)[0] == 503
+        done.set()
+        assert (await first)[0] == 200
+        assert door.running == 0
+        answer = await Client(b'{"prompt": ["a", "b", "c"], "n": 2}').ask(door)
+        assert (answer[0], reason(answer)) == (400, "6 texts in one request; this server writes 4 at once")
+
+    asyncio.run(main())
+
+
+def test_one_of_several_texts_that_fails_ends_the_others() -> None:
+    ended = []
+
+    async def fail(scope: Any, receive: Any, send: Any) -> None:
+        if (WISH.get().seed or 0) == 2:
+            raise RuntimeError("no memory")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(True)
+
+    door = gate(fail)
+    with pytest.raises(RuntimeError, match="no memory"):
+        asyncio.run(Client(b'{"prompt": "a", "n": 3, "seed": 1}').ask(door))
+    assert (ended, door.running) == ([True, True], 0)
+
+
+def test_settings_may_stand_in_a_generation_config() -> None:
+    config = {"max_new_tokens": 7, "top_k": 5, "temperature": 0.5, "eos_token_id": 2, "num_beams": None}
+    body = {"messages": [{"role": "user", "content": "a"}], "generation_config": json.dumps(config)}
+    ((asked, wish),) = check(CHAT, body, served())
+    assert (asked["max_tokens"], asked["temperature"], wish.settings) == (7, 0.5, {"top_k": 5})
+    outside = {"max_completion_tokens": 3, "temperature": 0, "model": "latest"}
+    ((asked, wish),) = check(CHAT, body | outside, served())
+    assert (asked["max_tokens"], asked["temperature"]) == (3, 0)
+    assert wish.settings == {"top_k": 5, "do_sample": False}
+    assert asked["model"] == "model"
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ("{", "generation_config isn't JSON"),
+        ("[1]", "generation_config must be a JSON object, not [1]"),
+        ({"top_k": 3}, "generation_config must be a text that holds a JSON object"),
+        ('{"num_beams": 3}', "generation_config.num_beams=3 isn't supported; leave it out"),
+        ('{"eos_token_id": 5}', "generation_config.eos_token_id=5 isn't supported"),
+        ('{"max_new_tokens": 0}', "max_tokens=0 must be a whole number, at least 1"),
+        ('{"top_k": -1}', "top_k=-1 must be a whole number, 0 (all) or more"),
+    ],
+)
+def test_a_bad_generation_config_is_refused(config: Any, said: str) -> None:
+    with pytest.raises(Refusal) as caught:
+        check(COMPLETIONS, {"prompt": "a", "generation_config": config}, served())
+    assert caught.value.status == 400
+    assert said in caught.value.message
+
+
+def test_a_client_may_wait_for_the_model_to_be_loaded() -> None:
+    for name, status in (("model", 200), ("latest", 200), ("dummy", 200), ("gpt2", 404)):
+        client = Client(json.dumps({"model": name}).encode(), path="/load_model")
+        answer = asyncio.run(client.ask(gate()))
+        assert answer[0] == status
+        if status == 200:
+            event, rest = answer[1].split("\n\n")
+            assert (json.loads(event[6:])["status"], rest) == ("ready", "")

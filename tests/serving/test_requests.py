@@ -11,7 +11,9 @@ import pytest
 
 from craft.data.tokenization import CharTokenizer
 from craft.serving.limits import LONGEST_PATIENCE, UNBOUNDED_PROMPT, Limits
-from craft.serving.requests import CHAT, COMPLETIONS, Refusal, Served, Wish, check, parse
+from craft.serving.refusals import Refusal, parse
+from craft.serving.requests import Served, Wish, check
+from craft.serving.settings import CHAT, COMPLETIONS
 from craft.utils.common import SAMPLE_CHARACTERS, UserError
 
 SERVED = Served("mine", CharTokenizer.train(["abc9\n"]), 32, Limits(max_tokens=4096))
@@ -26,17 +28,20 @@ def chatty(template: str = "{% for m in messages %}{{ m.content }}{% endfor %}")
 
 def asked(path: str = COMPLETIONS, served: Served = SERVED, **body: Any) -> dict[str, Any]:
     own = {"prompt": "a"} if path == COMPLETIONS else {"messages": SAID}
-    return check(path, own | body, served)[0]
+    ((made, _),) = check(path, own | body, served)
+    return made
 
 
 def wish(**body: Any) -> Wish:
-    return check(COMPLETIONS, {"prompt": "a"} | body, SERVED)[1]
+    ((_, made),) = check(COMPLETIONS, {"prompt": "a"} | body, SERVED)
+    return made
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"prompt": ""}, "prompt is empty"),
     ({"prompt": None}, "prompt=null must be a text"),
-    ({"prompt": ["a", "b"]}, "2 prompts in one request"),
+    ({"prompt": ["a"] * 33}, "33 texts in one request; this server writes 32 at once"),
+    ({"prompt": []}, "prompt=[] must be a text, or a list of texts"),
     ({"prompt": [[1, 2]]}, "must be a text"),
     ({"prompt": "9 Ä"}, "character ' ' (U+0020) at position 1 of the prompt"),
     ({"prompt": "\ud800"}, "unpaired surrogate U+D800"),
@@ -68,13 +73,22 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"stream": 1}, "true or false"),
     ({"stream_options": True}, "stream_options=true must be an object"),
     ({"stream_options": {"include_usage": 1}}, "include_usage true or false"),
-    ({"n": 2}, "n=2 isn't supported"),
+    ({"n": 0}, "n=0 must be a whole number, at least 1"),
+    ({"n": True}, "n=true must be a whole number"),
+    ({"n": 33}, "33 texts in one request; this server writes 32 at once"),
+    ({"best_of": 3}, "best_of=3 isn't supported unless it is n"),
+    ({"min_p": 1.1}, "min_p=1.1 must be a number from 0 to 1"),
+    ({"typical_p": 0}, "above 0 and at most 1"),
+    ({"repetition_penalty": 0}, "repetition_penalty=0 must be a number from 0.01 to 100"),
+    ({"do_sample": 1}, "do_sample=1 must be true or false"),
+    ({"top_k": 1.5}, "top_k=1.5 must be a whole number, 0 (all) or more"),
+    ({"top_k": True}, "top_k=true must be a number"),
     ({"logprobs": 3}, "logprobs=3 isn't supported"),
     ({"presence_penalty": 0.5}, "presence_penalty=0.5 isn't supported"),
     ({"echo": True}, "echo=true isn't supported"),
     ({"messages": []}, "unknown field 'messages'"),
     ({"temprature": 1}, "unknown field 'temprature', did you mean 'temperature'?"),
-    ({"generation_config": "{}"}, "unknown field 'generation_config'"),
+    ({"generation_config": '{"num_beams": 2}'}, "generation_config.num_beams=2 isn't supported"),
 ]
 
 
@@ -112,6 +126,9 @@ def test_the_edges_of_every_limit_are_inside() -> None:
     }
     assert wish(seed=2**63 - 1, stop=["a" * 1024] * 16).seed == 2**63 - 1
     assert wish(seed=0).seed == 0
+    harmless = {"top_k": 0, "min_p": 0.0, "typical_p": 1.0}
+    assert wish(**harmless, n=1, best_of=1).settings == harmless
+    assert len(check(COMPLETIONS, {"prompt": ["a", "b"], "n": 16}, SERVED)) == 32
     assert asked(temperature=1e-4)["temperature"] == 0.0  # below which a division overflows
     assert asked(temperature=1e-3)["temperature"] == 1e-3
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import GenerationConfig
 
 from craft.data.tokenization import CharTokenizer
 from craft.serving.requests import WISH, Wish
@@ -74,7 +75,7 @@ def test_a_text_that_fails_or_is_cancelled_leaves_the_others_alone() -> None:
     async def main() -> None:
         writer = Writer()
         begin: Any = lambda one: writer.generate_non_streaming(  # noqa: E731
-            one, LETTERS, {"input_ids": torch.zeros(1, 1)}, SimpleNamespace(max_new_tokens=9), "id"
+            one, LETTERS, {"input_ids": torch.zeros(1, 1)}, GenerationConfig(max_new_tokens=9), "id"
         )
         WISH.set(Wish())
         endless = model(LETTERS.encode_ids("ab" * 100_000).tolist())
