@@ -1,7 +1,7 @@
 """The model room: every module that defines an `XConfig` with a `model_type` becomes known to transformers.
 
-Importing the package registers `XConfig`, `XModel` and `XForCausalLM` of each module with AutoConfig,
-AutoModel and AutoModelForCausalLM, and offers them under `craft.models`. A new model is one new file.
+Importing the package registers each `XConfig`, `XModel`, `XForCausalLM` and further head (see heads.py)
+with the Auto classes, and offers them under `craft.models`. A new model is one new file.
 """
 
 from __future__ import annotations
@@ -10,12 +10,23 @@ import importlib
 import pkgutil
 from typing import Any
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+import transformers
 from transformers.models.auto import modeling_auto
 
 from .base import LanguageModel
+from .heads import classes_of
 
 __all__ = ["LanguageModel", "register"]
+
+NAMES = {
+    "AutoModel": "MODEL_MAPPING_NAMES",
+    "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "AutoModelForSequenceClassification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
+    "AutoModelForTokenClassification": "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES",
+    "AutoModelForQuestionAnswering": "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES",
+}
+"""Plain tables of transformers, which `register` leaves alone: pipelines, label smoothing and upstream's
+tests look there for what a class is."""
 
 
 def register(module_name: str) -> list[str]:
@@ -35,16 +46,16 @@ def register(module_name: str) -> list[str]:
     missing = [name for name in names if not hasattr(module, name)]
     if missing:
         raise ImportError(f"{module_name} must also define {', '.join(missing)}")
+    offered = []
     for stem in stems:
-        config, model, head = (getattr(module, stem + e) for e in ("Config", "Model", "ForCausalLM"))
-        AutoConfig.register(config.model_type, config, exist_ok=True)
-        AutoModel.register(config, model, exist_ok=True)
-        AutoModelForCausalLM.register(config, head, exist_ok=True)
-        # Plain tables of names, which `register` leaves alone: pipelines, label smoothing and upstream's
-        # tests look there for what a class is.
-        modeling_auto.MODEL_MAPPING_NAMES[config.model_type] = model.__name__
-        modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type] = head.__name__
-    return names
+        config = getattr(module, f"{stem}Config")
+        transformers.AutoConfig.register(config.model_type, config, exist_ok=True)
+        for auto, found in classes_of(config).items():
+            offered.append(found.__name__)
+            if auto in NAMES:
+                getattr(transformers, auto).register(config, found, exist_ok=True)
+                getattr(modeling_auto, NAMES[auto])[config.model_type] = found.__name__
+    return offered
 
 
 for _found in pkgutil.iter_modules(__path__):

@@ -20,6 +20,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .decoding import first_ids, settings, stream
+from .heads import classes_of
 
 
 def embed(table: nn.Module, ids: torch.Tensor | None, embeds: torch.Tensor | None) -> torch.Tensor:
@@ -38,11 +39,9 @@ class BaseModel(PreTrainedModel):
         self, save_directory: str | os.PathLike[str], is_main_process: bool = True, **kwargs: Any
     ) -> None:
         """As in transformers, plus the model's Python files and an `auto_map` that leads to them."""
-        config_class = type(self.config)
-        module = config_class.__module__.rsplit(".", 1)[-1]
-        stem = config_class.__name__.removesuffix("Config")
-        names = {"AutoConfig": "Config", "AutoModel": "Model", "AutoModelForCausalLM": "ForCausalLM"}
-        self.config.auto_map = {auto: f"{module}.{stem}{ending}" for auto, ending in names.items()}
+        module = type(self.config).__module__.rsplit(".", 1)[-1]
+        found = classes_of(type(self.config))
+        self.config.auto_map = {auto: f"{module}.{own.__name__}" for auto, own in found.items()}
         if is_main_process:
             os.makedirs(save_directory, exist_ok=True)
             custom_object_save(self.config, save_directory)

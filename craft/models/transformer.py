@@ -12,10 +12,15 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
-from transformers import GenerationMixin, PreTrainedConfig
+from transformers import AutoModel, GenerationMixin, PreTrainedConfig
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.modeling_layers import (
+    GenericForQuestionAnswering,
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
@@ -315,3 +320,18 @@ class TransformerForCausalLM(TransformerPreTrainedModel, LanguageModel, Generati
         config: Any = self.config
         attention = config.num_hidden_layers * config.num_attention_heads * config.head_dim
         return super().flops_per_token() + 12.0 * attention * config.max_position_embeddings
+
+
+class TransformerForSequenceClassification(GenericForSequenceClassification, TransformerPreTrainedModel):
+    """Transformer that scores `num_labels` classes of a whole text, from its last character."""
+
+
+class TransformerForTokenClassification(GenericForTokenClassification, TransformerPreTrainedModel):
+    """Transformer that scores `num_labels` classes of each character."""
+
+
+class TransformerForQuestionAnswering(GenericForQuestionAnswering, TransformerPreTrainedModel):
+    """Transformer that scores each character as the first and as the last of an answer."""
+
+
+AutoModel.register(TransformerConfig, TransformerModel, exist_ok=True)  # where these three look for it

@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.models.auto import modeling_auto
 
 import craft.models
-from craft.models import CharLSTMForCausalLM, TransformerForCausalLM
+from craft.data.tokenization import CharTokenizer
+from craft.models import CharLSTMForCausalLM, TransformerForCausalLM, TransformerForSequenceClassification
 
 from .tiny import MAKERS, VOCAB, make_lstm, make_transformer
 
@@ -195,7 +197,7 @@ def test_a_process_without_craft_loads_the_same_model(text: torch.Tensor, tmp_pa
         assert torch.equal(result["text"], result["stream"])
         again = {path.name for path in (folder / "again").iterdir()}
         assert {"base.py", "decoding.py", "config.json", "model.safetensors"} <= again
-        assert set(json.loads((folder / "again/config.json").read_text())["auto_map"]) == {
+        assert set(json.loads((folder / "again/config.json").read_text())["auto_map"]) >= {
             "AutoConfig",
             "AutoModel",
             "AutoModelForCausalLM",
@@ -280,3 +282,53 @@ def test_muon_takes_matrices_of_blocks_only() -> None:
             assert model.muon_blocks(name) == (blocks if inside else 0), name
             if inside:
                 assert parameter.shape[0] % blocks == 0
+
+
+HEADS = """
+import sys
+sys.modules["craft"] = None
+import torch, transformers
+for auto in ("SequenceClassification", "TokenClassification", "QuestionAnswering"):
+    folder = f"{sys.argv[1]}/{auto}"
+    model = getattr(transformers, f"AutoModelFor{auto}").from_pretrained(folder, trust_remote_code=True)
+    torch.testing.assert_close(model(torch.load(f"{sys.argv[1]}/text.pt"))[0], torch.load(f"{folder}/out.pt"))
+"""
+
+
+def test_a_language_model_becomes_any_other_head(text: torch.Tensor, tmp_path: Path) -> None:
+    """As every decoder in transformers does: the backbone's weights under a new head, and no craft needed."""
+    base = make_transformer(pad_token_id=0, num_labels=3)
+    base.save_pretrained(tmp_path / "base")
+    torch.save(text, tmp_path / "text.pt")
+    for auto, shape in {
+        "SequenceClassification": (2, 3), "TokenClassification": (2, 12, 3), "QuestionAnswering": (2, 12)
+    }.items():  # fmt: skip
+        model = getattr(transformers, f"AutoModelFor{auto}").from_pretrained(tmp_path / "base")
+        hidden = model.model(text).last_hidden_state
+        torch.testing.assert_close(hidden, base.model(text).last_hidden_state)
+        head = model.qa_outputs if auto == "QuestionAnswering" else model.score
+        torch.nn.init.normal_(head.weight)
+        scores = model(text)[0]
+        assert scores.shape == shape
+        assert scores.std() > 0
+        torch.save(scores, tmp_path / "out.pt")
+        model.save_pretrained(tmp_path / auto)
+        (tmp_path / "out.pt").rename(tmp_path / auto / "out.pt")
+    subprocess.run(
+        [sys.executable, "-I", "-c", HEADS, str(tmp_path)],
+        env={**os.environ, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"},
+        stdin=subprocess.DEVNULL,
+        check=True,
+    )
+
+
+def test_a_text_is_classified_in_a_pipeline(tmp_path: Path) -> None:
+    config = make_transformer(pad_token_id=0).config
+    tokenizer = CharTokenizer.train(["abcdefghi"], unknown="unk")
+    TransformerForSequenceClassification(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    classify = transformers.pipeline("text-classification", model=str(tmp_path))
+    assert {answer["label"] for answer in classify(["abc", "deafbed"], batch_size=2)} <= {
+        "LABEL_0",
+        "LABEL_1",
+    }
