@@ -100,10 +100,13 @@ def make_tiny_models(folder: Path) -> None:
 
     tokenizer = CharTokenizer.train([bytes(range(32, 127)).decode()], unknown="unk")
     summary = {}
-    for name in ("CharLSTMModel", "CharLSTMForCausalLM", "TransformerModel", "TransformerForCausalLM"):
+    lstm = ("CharLSTMModel", "CharLSTMForCausalLM")
+    heads = ("Model", "ForCausalLM", "ForSequenceClassification", "ForTokenClassification")
+    for name in (*lstm, *(f"Transformer{ending}" for ending in heads)):
         maker = getattr(models, name)
-        fields = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": len(tokenizer), "pad_token_id": 0}
-        place = folder / maker.config_class.model_type / f"tiny-random-{name}"
+        fields = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": len(tokenizer)}
+        fields |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+        place = folder / maker.config_class.model_type / name
         maker(maker.config_class(**fields)).save_pretrained(place)
         tokenizer.save_pretrained(place)
         summary[name] = {"tokenizer_classes": ["PreTrainedTokenizerFast"], "processor_classes": []}

@@ -75,7 +75,7 @@ def test_a_tree_is_completed_and_never_overwritten(run: ModuleType, tmp_path: Pa
     assert (tree / "tests/generation/test_utils.py").read_text() == "checkout"
     assert "class ExportTesterMixin" in (tree / "tests/exporters/test_export.py").read_text()
     assert (tree / "tests/models/craft/test_char_lstm.py").is_file()
-    assert (tree / "tiny/char_lstm/tiny-random-CharLSTMForCausalLM/tokenizer.json").is_file()
+    assert (tree / "tiny/char_lstm/CharLSTMForCausalLM/tokenizer.json").is_file()
 
 
 def test_results_are_counted_beside_llamas(run: ModuleType, tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ class Tester:
     vocab_size, hidden_size, num_hidden_layers, num_attention_heads = 99, 32, 2, 2
     pad_token_id, bos_token_id, eos_token_id = 0, 1, 2
 
-    def __init__(self, base: type, head: type, **fields: Any) -> None:
+    def __init__(self, base: type, head: type, *others: type, **fields: Any) -> None:
+        self.all_model_classes = (base, head, *others)
         self.base_model_class, self.causal_lm_class, self.config_class = base, head, base.config_class
         self.fields = {
             name: getattr(self, name) for name in ("vocab_size", "hidden_size", "num_hidden_layers")
@@ -68,9 +69,16 @@ class Mixins(
 
     def setUp(self: Any) -> None:
         self.model_tester = self.make_tester()
-        base, head = self.model_tester.base_model_class, self.model_tester.causal_lm_class
-        self.all_model_classes = (base, head)
+        self.all_model_classes = self.model_tester.all_model_classes
+        base, head, *others = self.all_model_classes
         self.pipeline_model_mapping = {"feature-extraction": base, "text-generation": head}
+        if others:
+            texts, characters, _ = others
+            self.pipeline_model_mapping |= {
+                "text-classification": texts,
+                "zero-shot": texts,
+                "token-classification": characters,
+            }
         self._torch_compile_train_cls = head
 
     def test_config(self: Any) -> None:

@@ -2,9 +2,23 @@
 
 from typing import ClassVar
 
-from craft.models import TransformerForCausalLM, TransformerModel
+from craft.models import (
+    TransformerForCausalLM,
+    TransformerForQuestionAnswering,
+    TransformerForSequenceClassification,
+    TransformerForTokenClassification,
+    TransformerModel,
+)
 
 from .common import Mixins, Tester, unittest
+
+CLASSES = (
+    TransformerModel,
+    TransformerForCausalLM,
+    TransformerForSequenceClassification,
+    TransformerForTokenClassification,
+    TransformerForQuestionAnswering,
+)
 
 
 class Transformer(Mixins):
@@ -12,7 +26,7 @@ class Transformer(Mixins):
 
     def make_tester(self):
         shape = {"num_attention_heads": 2, "max_position_embeddings": 512}
-        return Tester(TransformerModel, TransformerForCausalLM, **shape, **self.fields)
+        return Tester(*CLASSES, **shape, **self.fields)
 
     def setUp(self):
         super().setUp()
@@ -44,7 +58,7 @@ class TransformerGatedTest(Transformer, unittest.TestCase):
     }
 
     def make_tester(self):
-        return Tester(TransformerModel, TransformerForCausalLM, max_position_embeddings=512, **self.fields)
+        return Tester(*CLASSES, max_position_embeddings=512, **self.fields)
 
 
 class TransformerGPT2Test(Transformer, unittest.TestCase):
