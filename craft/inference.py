@@ -105,8 +105,8 @@ def load(
         **overrides: fields of the model's config to change, such as `dropout`.
 
     Raises:
-        UserError: if there is no such model, it isn't one of craft's, its weights and tokenizer don't belong
-            together, or it can't be trusted (see `craft.sharing.trust`).
+        UserError: if there is no such model, it isn't one of craft's, its weights aren't all finite, weights
+            and tokenizer don't belong together, or it can't be trusted (see `craft.sharing.trust`).
         Failed: if the Hub can't be reached.
     """
     where = str(trusted(resolve(model, root), revision, trust_remote_code))
@@ -136,6 +136,12 @@ def load(
             f"can't load the model {str(model)!r}: {reason.rstrip('.')}; give a folder made by 'craft train' "
             "or a Hub id"
         ) from error
+    spoilt = [name for name, weight in network.named_parameters() if not weight.isfinite().all()]
+    if spoilt:
+        raise UserError(
+            f"{where}: the weights {spoilt[0]} are not all numbers (NaN or infinite); the model was broken "
+            "when it was saved, take an earlier checkpoint"
+        )
     tokenizer = load_tokenizer(where)
     rows = network.get_input_embeddings().weight.shape[0]
     if len(tokenizer) != rows:

@@ -153,3 +153,19 @@ def test_torn_weights_are_named(folder: Path) -> None:
     with pytest.raises(UserError, match=rf"can't load the model '{folder}'.*") as caught:
         load(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_no_numbers_are_refused(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    weights[sorted(weights)[-1]].view(-1)[3] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=rf"{sorted(weights)[-1]} are not all numbers.*earlier checkpoint"):
+        load(folder)
+
+
+def test_a_missing_tokenizer_is_told(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"there is no tokenizer\.json"):
+        load(folder)

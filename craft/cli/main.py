@@ -160,8 +160,8 @@ def refuse_tokens(arguments: Sequence[str]) -> None:
     for word in arguments:
         if has_secret(word):
             raise UserError(
-                f"there is a token on the command line ({mask(word)}), where others can read it; set the "
-                "environment variable HF_TOKEN, or run 'hf auth login'"
+                f"there is a token or password on the command line ({mask(word)}), where others can read it; "
+                "for the Hub run 'hf auth login' or set HF_TOKEN, from elsewhere download the file yourself"
             )
 
 

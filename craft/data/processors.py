@@ -182,6 +182,12 @@ def _unseen(char: str, position: int, where: str) -> str:
 
 
 def _surrogate(char: str, position: int, where: str) -> str:
+    if "\udc80" <= char <= "\udcff":  # Python's stand-in for a byte of the command line that it can't read
+        return (
+            f"byte 0x{ord(char) - 0xDC00:02x} at position {position} of {where} can't be read as a character "
+            f"(unpaired surrogate U+{ord(char):04X}); write UTF-8, and set PYTHONUTF8=1 where the language "
+            "settings of the terminal aren't UTF-8"
+        )
     return (
         f"unpaired surrogate U+{ord(char):04X} at position {position} of {where} isn't a character; "
         "open files with encoding='utf-8', or drop it with text.encode('utf-8', 'ignore').decode()"

@@ -240,6 +240,8 @@ def load_tokenizer(path: str | Path, **kwargs: Any) -> CharTokenizer:
         tokenizer = CharTokenizer.from_pretrained(str(path), **kwargs)
     except (OSError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0].rstrip(":")
+        if Path(path).is_dir() and not (Path(path) / "tokenizer.json").is_file():
+            reason = "there is no tokenizer.json"  # of which they say "can't instantiate from one of: ;"
         raise UserError(f"no tokenizer in {path}: {reason}; is the folder complete?") from error
     if "unknown" not in tokenizer.init_kwargs:
         raise UserError(

@@ -78,7 +78,9 @@ def test_strict_names_character_code_point_and_position(text: str) -> None:
 
 @pytest.mark.parametrize("processor", [TextProcessor(["a"], "unk"), TextProcessor([], "bytes")])
 def test_unpaired_surrogates_are_refused(processor: TextProcessor) -> None:
-    with pytest.raises(UserError, match=r"unpaired surrogate U\+DC80 at position 2 of the text"):
+    with pytest.raises(UserError, match=r"unpaired surrogate U\+D83D at position 2 of the text"):
+        processor.encode("aa\ud83d")
+    with pytest.raises(UserError, match=r"byte 0x80 at position 2 of the text.*PYTHONUTF8"):
         processor.encode("aa\udc80")
 
 

@@ -246,7 +246,7 @@ def test_mistakes_and_failures_are_told_in_one_line(hub: Hub, desk: Desk) -> Non
     assert "USER/NAME" in push("just-a-name")
     assert "USER/NAME" in push("ada/b:c")
     assert "No such option '--token'" in push("ada/x", "--token", "x")
-    assert "token on the command line (***)" in push("ada/x", "--tag", "hf_abcdefghijklmnop1234")
+    assert "token or password on the command line (***)" in push("ada/x", "--tag", "hf_abcdefghijklmnop1234")
     assert "isn't an identifier" in push("ada/x", "--license", "Do what you want\n---")
     desk.craft("push", "model", "ada/x", "--tag", "v1")
     assert "'v1' is taken" in push("ada/x", "--tag", "v1")

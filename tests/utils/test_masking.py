@@ -162,7 +162,7 @@ def test_a_token_on_the_command_line_is_refused(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "craft", "train", word]
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 2
-        assert done.stderr.startswith("error: there is a token on the command line (")
+        assert done.stderr.startswith("error: there is a token or password on the command line (")
         assert word.partition("=")[2] not in done.stderr
 
 
