@@ -21,13 +21,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .decoding import first_ids, settings, stream
 from .heads import classes_of
-
-
-def embed(table: nn.Module, ids: torch.Tensor | None, embeds: torch.Tensor | None) -> torch.Tensor:
-    """The embeddings [B, T, C] of exactly one of `ids` [B, T] and ready-made `embeds`."""
-    if (ids is None) == (embeds is None):
-        raise ValueError("give exactly one of input_ids and inputs_embeds")
-    return table(ids) if embeds is None else embeds
+from .inputs import either_cache
 
 
 class BaseModel(PreTrainedModel):
@@ -101,7 +95,7 @@ class LanguageModel(GenerativeModel):
 
         `labels` alone are shifted here, as always in transformers (T-1 predictions); `shift_labels` [B, T]
         are the next characters themselves (T predictions). Training builds no cache unless `use_cache=True`.
-        `cache` is what transformers calls `past_key_values` from 5.24 on.
+        `cache` is another name of `past_key_values`, see inputs.py.
         """
         if use_cache is None and self.training:
             use_cache = False
@@ -111,7 +105,7 @@ class LanguageModel(GenerativeModel):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values if cache is None else cache,
+            past_key_values=either_cache(past_key_values, cache, kwargs),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,

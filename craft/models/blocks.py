@@ -142,7 +142,7 @@ class Attention(nn.Module):
         if position_embeddings is not None:
             query, key = rotate(query, *position_embeddings), rotate(key, *position_embeddings)
         if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+            key, value = past_key_values.update(key, value, self.layer_idx, kwargs=kwargs)
         backend = self.config._attn_implementation
         out, weights = ALL_ATTENTION_FUNCTIONS.get_interface(backend, eager_attention_forward)(
             self,

@@ -21,8 +21,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .base import BaseModel, LanguageModel, embed
+from .base import BaseModel, LanguageModel
 from .decoding import has_plain_weights
+from .inputs import either_cache, embed
 from .lora import tell_peft
 from .lstm_cache import LAYER_TYPE
 from .recurrence import Recurrence, lay_apart
@@ -193,7 +194,7 @@ class CharLSTMModel(CharLSTMPreTrainedModel):
         Raises:
             ValueError: a mask that isn't one of padding, or a cache of another kind of model.
         """
-        past_key_values = past_key_values if cache is None else cache  # the name from transformers 5.24 on
+        past_key_values = either_cache(past_key_values, cache, kwargs)
         hidden = embed(self.embed_tokens, input_ids, inputs_embeds)
         if attention_mask is not None and attention_mask.ndim != 2:
             raise ValueError(

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch._higher_order_ops.scan import scan
 
-_UNROLLED = 32  # steps that a compiler may read one by one; longer stretches go through PyTorch's own kernel
+_UNROLLED = 32  # steps that a compiler may read one by one; longer stretches stay with PyTorch's own kernel
 _SHUT = 1e4  # far beyond where a sigmoid is 0 or 1 exactly, in every floating-point type
 
 
@@ -32,6 +32,14 @@ def lay_apart(texts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     places = torch.arange(steps, device=texts.device) + texts + most - texts[:, -1:]
     empty = torch.ones(batch, steps + most, dtype=torch.bool, device=texts.device).scatter(1, places, False)
     return places, empty
+
+
+@torch.compiler.disable(reason=f"an LSTM is compiled in one graph only up to {_UNROLLED} characters")
+def _kernel(
+    read: torch.Tensor, state: tuple[torch.Tensor, ...], weights: list[torch.Tensor], training: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """PyTorch's own loop, out of reach of compilers: they would write out every step, for minutes."""
+    return torch.lstm(read, state, weights, True, 1, 0.0, training, False, True)
 
 
 class Recurrence(nn.RNNBase):
@@ -157,7 +165,7 @@ class Recurrence(nn.RNNBase):
     def _by_kernel(
         self, read: torch.Tensor, state: tuple[torch.Tensor, ...], weights: list[torch.Tensor]
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        out, h, c = torch.lstm(read, state, weights, True, 1, 0.0, self.training, False, True)
+        out, h, c = _kernel(read, state, weights, self.training)
         return out, (h, c)
 
     def _empty(self, batch: int) -> tuple[torch.Tensor, torch.Tensor]:

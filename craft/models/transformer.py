@@ -27,9 +27,10 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .base import BaseModel, LanguageModel, embed
+from .base import BaseModel, LanguageModel
 from .blocks import Attention, RotaryEmbedding, TransformerLayer, make_norm
 from .decoding import has_plain_weights
+from .inputs import either_cache, embed
 from .lora import tell_peft
 from .ring import Ring
 
@@ -239,12 +240,13 @@ class TransformerModel(TransformerPreTrainedModel):
         Raises:
             ValueError: more characters than a model with learned positions has positions for.
         """
-        past_key_values = past_key_values if cache is None else cache  # the name from transformers 5.24 on
+        past_key_values = either_cache(past_key_values, cache, kwargs)
         hidden = embed(self.embed_tokens, input_ids, inputs_embeds)
         if past_key_values is None and use_cache:
             past_key_values = DynamicCache(config=self.config)
         length = hidden.shape[1]
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        # A paged cache can't be asked; it comes with positions and a mask.
+        past = past_key_values.get_seq_length() if isinstance(past_key_values, Cache) else 0
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             counted = attention_mask.long().cumsum(dim=1) - 1  # padding takes no position
             position_ids = counted.clamp(min=0)[:, -length:]
@@ -255,7 +257,7 @@ class TransformerModel(TransformerPreTrainedModel):
         # A mask of four dimensions is ready-made: what each position adds to its products with the others.
         window = self.config.sliding_window
         windowed = window is not None and length > 1 and past + length > window
-        # By place: the cache has another name from transformers 5.24 on.
+        # By place, for the sake of the name of the cache.
         mask = (create_sliding_window_causal_mask if windowed else create_causal_mask)(
             self.config, hidden, attention_mask, past_key_values, position_ids
         )
