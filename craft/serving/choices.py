@@ -6,12 +6,16 @@ import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from craft.serving.refusals import Refusal
+
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
 
 
 class Choices:
     """An answer put together.
+
+    If a text fails, the answer is the first failure as it came; in a stream that has begun, an error there.
 
     Args:
         texts: how many there are.
@@ -23,8 +27,9 @@ class Choices:
         self.copies, self.send = copies, send
         self.open = self.uncounted = texts
         self.usage: dict[str, int] = {}
+        self.starts: dict[int, Message] = {}
         self.whole: dict[int, bytes] = {}
-        self.start: Message | None = None
+        self.streams = False
 
     def part(self, index: int) -> Send:
         """Takes the answer with the text `index`."""
@@ -32,18 +37,18 @@ class Choices:
 
         async def take(message: Message) -> None:
             if message["type"] == "http.response.start":
-                if self.start is None:
-                    self.start = message
-                    if self._streams():
-                        await self.send(message)
+                self.starts[index] = message
+                if not self.streams and self._failed() is None and _is_stream(message):
+                    self.streams = True
+                    await self.send(message)
                 return
             whole.extend(message.get("body", b""))
             more = message.get("more_body", False)
             self.open -= not more
-            if self._streams():
-                events = [self._event(index, event) for event in bytes(whole).split(b"\n\n") if event]
+            if self.streams and (self.starts[index]["status"] == 200 or not more):
+                events = self._events(index, bytes(whole))
                 whole.clear()
-                await self.send({**message, "body": b"".join(events), "more_body": self.open > 0})
+                await self.send({**message, "body": events, "more_body": self.open > 0})
             elif not more:
                 self.whole[index] = bytes(whole)
 
@@ -51,23 +56,32 @@ class Choices:
 
     async def finish(self) -> None:
         """Sends the answer, unless it was sent piece by piece or its client is gone."""
-        if self.start is None or self.open or self._streams():
+        if self.open or self.streams:
+            return
+        if (failed := self._failed()) is not None:
+            await self.send(self.starts[failed])
+            await self.send({"type": "http.response.body", "body": self.whole[failed]})
             return
         parts = [self._numbered(index, json.loads(self.whole[index])) for index in sorted(self.whole)]
         answer = {**parts[-1], "choices": [choice for part in parts for choice in part["choices"]]}
         body = json.dumps({**answer, "usage": self.usage}).encode()
-        headers = [(n, v) for n, v in self.start["headers"] if n != b"content-length"]
+        headers = [(n, v) for n, v in self.starts[0]["headers"] if n != b"content-length"]
         headers.append((b"content-length", str(len(body)).encode()))
-        await self.send({**self.start, "headers": headers})
+        await self.send({**self.starts[0], "headers": headers})
         await self.send({"type": "http.response.body", "body": body})
 
-    def _streams(self) -> bool:
-        headers = dict(self.start["headers"]) if self.start is not None else {}
-        return bool(headers.get(b"content-type", b"").startswith(b"text/event-stream"))
+    def _failed(self) -> int | None:
+        """The first text whose answer isn't one."""
+        return next((index for index, start in self.starts.items() if start["status"] != 200), None)
 
-    def _event(self, index: int, event: bytes) -> bytes:
-        read = self._numbered(index, json.loads(event.removeprefix(b"data: ")))
-        return b"data: " + json.dumps(read, separators=(",", ":")).encode() + b"\n\n"
+    def _events(self, index: int, body: bytes) -> bytes:
+        """What a text adds to a stream."""
+        status = self.starts[index]["status"]
+        if status != 200:
+            return b"data: " + Refusal(status, body.decode(errors="replace")).body() + b"\n\n"
+        events = [json.loads(event.removeprefix(b"data: ")) for event in body.split(b"\n\n") if event]
+        numbered = [json.dumps(self._numbered(index, event), separators=(",", ":")) for event in events]
+        return b"".join(b"data: " + event.encode() + b"\n\n" for event in numbered)
 
     def _numbered(self, index: int, read: dict[str, Any]) -> dict[str, Any]:
         """With the number of its choice; the counts come with the last text that ends, those of all."""
@@ -81,3 +95,7 @@ class Choices:
             if not self.uncounted:
                 read["usage"] = self.usage
         return read
+
+
+def _is_stream(start: Message) -> bool:
+    return any(n == b"content-type" and v.startswith(b"text/event-stream") for n, v in start["headers"])

@@ -72,16 +72,22 @@ class Gate:
                     await self._write(scope, body, receive, answer)
 
     @contextlib.contextmanager
-    def _place(self, texts: int = 1) -> Iterator[None]:
-        """Counts what is answered at the same time; refuses what there is no room for."""
-        if self.running + texts > self.served.limits.max_requests:
-            busy = f"{self.running} texts are being written, as many as this server takes; try again"
+    def _place(self, needed: int = 1, held: int = 0) -> Iterator[None]:
+        """Counts what is answered at the same time; refuses what there is no room for.
+
+        Args:
+            needed: places of the request, one for each text.
+            held: how many of them it has.
+        """
+        others, places = self.running - held, self.served.limits.max_requests
+        if others + needed > places:
+            busy = f"{others} of {places} places are taken and this request needs {needed}; try again"
             raise Refusal(429, busy, header=(b"retry-after", b"1"))
-        self.running += texts
+        self.running += needed - held
         try:
             yield
         finally:
-            self.running -= texts
+            self.running -= needed - held
 
     def _models(self, path: str) -> bytes:
         served = {"id": self.served.name, "object": "model", "created": self.started, "owned_by": "craft"}
@@ -114,9 +120,9 @@ class Gate:
         asked = check(scope["path"], body, self.served)
         answer.usage_apart = asked[0][1].usage
 
-        async def one(body: dict[str, Any], wish: Wish, send: Send) -> None:
+        async def one(request: dict[str, Any], wish: Wish, send: Send) -> None:
             WISH.set(wish)
-            await self._pass_on(scope, json.dumps(body).encode(), body["stream"], receive, send)
+            await self._pass_on(scope, json.dumps(request).encode(), request["stream"], receive, send)
 
         if len(asked) == 1:
             await one(*asked[0], answer)
@@ -124,7 +130,7 @@ class Gate:
         # One answer has one id; that of a client, which stands before it, wins.
         scope = {**scope, "headers": [*scope["headers"], (b"x-request-id", str(uuid.uuid4()).encode())]}
         choices = Choices(len(asked), body.get("n") or 1, answer)
-        with self._place(len(asked) - 1):
+        with self._place(len(asked), held=1):
             tasks = [asyncio.ensure_future(one(*each, choices.part(n))) for n, each in enumerate(asked)]
             try:
                 await asyncio.gather(*tasks)

@@ -30,23 +30,25 @@ class Refusal(Exception):
 
     def body(self) -> bytes:
         """As OpenAI's clients read it."""
-        kind = {429: "rate_limit_error", 503: "server_error"}.get(self.status, "invalid_request_error")
+        other = "server_error" if self.status >= 500 else "invalid_request_error"
+        kind = "rate_limit_error" if self.status == 429 else other
         error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
         return json.dumps({"error": error}, ensure_ascii=False).encode("utf-8", "replace")
 
 
-def parse(raw: bytes | str, what: str = "the request's body") -> dict[str, Any]:
-    """The JSON object of a request, or of something in it.
+def parse(raw: bytes | str, field: str | None = None) -> dict[str, Any]:
+    """The JSON object of a request, or of a field in it.
 
     Raises:
         Refusal: if it is none.
     """
+    what = field or "the request's body"
     try:
         body = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise Refusal(400, f"{what} isn't JSON: {error}") from error
+        raise Refusal(400, f"{what} isn't JSON: {error}", field) from error
     if not isinstance(body, dict):
-        raise Refusal(400, f"{what} must be a JSON object, not {word(body)}")
+        raise Refusal(400, f"{what} must be a JSON object, not {word(body)}", field)
     return body
 
 

@@ -17,9 +17,9 @@ from craft.serving.settings import (
     LENGTHS,
     READ_BY_HANDLERS,
     SETTINGS,
+    Fields,
     length,
     settings,
-    unpacked,
 )
 from craft.utils.common import UserError, did_you_mean
 
@@ -79,7 +79,7 @@ class Served:
 
     Args:
         called: other names by which it may be asked for.
-        own: its generation config; what a request repeats of it asks for nothing.
+        defaults: its generation config.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Served:
     context: int | None
     limits: Limits
     called: tuple[str, ...] = ()
-    own: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 def check(path: str, body: Mapping[str, Any], served: Served) -> list[tuple[dict[str, Any], Wish]]:
@@ -100,29 +100,29 @@ def check(path: str, body: Mapping[str, Any], served: Served) -> list[tuple[dict
         Refusal: for the first thing that is wrong with it.
     """
     own = "prompt" if path == COMPLETIONS else "messages"
-    body = unpacked(path, body, served.own)
-    _check_names(path, body, own)
-    check_name(body, served)
-    stream = body.get("stream", False)
+    fields = Fields(path, body, served.defaults)
+    _check_names(path, fields, own)
+    check_name(fields, served)
+    stream = fields.get("stream", False)
     if not isinstance(stream, bool):
-        raise Refusal(400, f"stream={word(stream)} must be true or false", "stream")
+        raise fields.wrong("stream", "must be true or false")
     asked: dict[str, Any] = {"model": served.name, "stream": stream}
     starts: list[Any]
     if path == COMPLETIONS:
-        starts = texts = _prompts(body)
+        starts = texts = _prompts(fields)
     else:
-        starts = [_messages(body)]
+        starts = [_messages(fields)]
         texts = [_rendered(starts[0], served.tokenizer)]
-    copies = _copies(body, len(texts), served.limits)
+    copies = _copies(fields, len(texts), served.limits)
     for index, text in enumerate(texts):
         _check_text(text, own if len(texts) == 1 else f"{own}[{index}]", served)
-    asked["max_tokens"] = length(body, path, served.limits)
-    sampling = settings(body)
+    asked["max_tokens"] = length(fields, path, served.limits)
+    sampling = settings(fields)
     asked |= {name: sampling.pop(name) for name in READ_BY_HANDLERS if name in sampling}
-    seed = body.get("seed")
+    seed = fields.get("seed")
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
-        raise Refusal(400, f"seed={word(seed)} must be a whole number from 0 to 2^63 - 1", "seed")
-    wish = Wish(_stop(body), seed, _usage(body), sampling)
+        raise fields.wrong("seed", "must be a whole number from 0 to 2^63 - 1")
+    wish = Wish(_stop(fields), seed, _usage(fields), sampling)
     return [
         ({**asked, own: start}, wish if seed is None else replace(wish, seed=(seed + copy) % 2**63))
         for start in starts
@@ -136,8 +136,8 @@ def check_name(body: Mapping[str, Any], served: Served) -> None:
     Raises:
         Refusal: with status 404.
     """
-    name = body.get("model", served.name)
-    if name not in (served.name, *served.called, NAMELESS):
+    name = body.get("model")
+    if name not in (None, served.name, *served.called, NAMELESS):
         raise Refusal(
             404,
             f"there is no model {word(name)} here; this server has {served.name!r}",
@@ -146,41 +146,40 @@ def check_name(body: Mapping[str, Any], served: Served) -> None:
         )
 
 
-def _check_names(path: str, body: Mapping[str, Any], own: str) -> None:
+def _check_names(path: str, fields: Fields, own: str) -> None:
     known = (own, *LENGTHS[path], *PLAIN, *SETTINGS, *NOTED, *NEUTRAL)
-    for key, value in body.items():
+    for key, value in fields.items():
         if key not in known:
             raise Refusal(400, f"unknown field {key[:60]!r}{did_you_mean(key[:60], known)}", key[:60])
         if key in NEUTRAL and value not in NEUTRAL[key]:
-            raise Refusal(400, f"{key}={word(value)} isn't supported; leave it out", key)
+            raise fields.wrong(key, "isn't supported; leave it out")
 
 
-def _prompts(body: Mapping[str, Any]) -> list[str]:
-    prompt = body.get("prompt")
+def _prompts(fields: Fields) -> list[str]:
+    prompt = fields.get("prompt")
     prompts: list[Any] = prompt if isinstance(prompt, list) else [prompt]
     if not prompts or not all(isinstance(text, str) for text in prompts):
-        raise Refusal(400, f"prompt={word(prompt)} must be a text, or a list of texts", "prompt")
+        raise fields.wrong("prompt", "must be a text, or a list of texts")
     return prompts
 
 
-def _copies(body: Mapping[str, Any], prompts: int, limits: Limits) -> int:
+def _copies(fields: Fields, prompts: int, limits: Limits) -> int:
     """How many texts to write for each prompt."""
-    copies = body.get("n", 1)
+    copies = fields.get("n", 1)
     if isinstance(copies, bool) or not isinstance(copies, int) or copies < 1:
-        raise Refusal(400, f"n={word(copies)} must be a whole number, at least 1", "n")
-    if body.get("best_of", copies) != copies:
-        wrong = f"best_of={word(body['best_of'])} isn't supported unless it is n; leave it out"
-        raise Refusal(400, wrong, "best_of")
+        raise fields.wrong("n", "must be a whole number, at least 1")
+    if fields.get("best_of", copies) != copies:
+        raise fields.wrong("best_of", "isn't supported unless it is n; leave it out")
     if (texts := prompts * copies) > limits.max_requests:
         wrong = f"{word(texts)} texts in one request; this server writes {limits.max_requests} at once"
         raise Refusal(400, wrong, "n" if prompts <= limits.max_requests else "prompt")
     return copies
 
 
-def _messages(body: Mapping[str, Any]) -> list[dict[str, str]]:
-    messages = body.get("messages")
+def _messages(fields: Fields) -> list[dict[str, str]]:
+    messages = fields.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise Refusal(400, f"messages={word(messages)} must be a list of at least one message", "messages")
+        raise fields.wrong("messages", "must be a list of at least one message")
     plain = []
     for index, message in enumerate(messages):
         where = f"messages[{index}]"
@@ -235,23 +234,19 @@ def _check_text(text: str, field: str, served: Served) -> None:
         )
 
 
-def _stop(body: Mapping[str, Any]) -> tuple[str, ...]:
-    stop = body.get("stop", [])
+def _stop(fields: Fields) -> tuple[str, ...]:
+    stop = fields.get("stop", [])
     texts = [stop] if isinstance(stop, str) else stop
     if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
-        raise Refusal(400, f"stop={word(stop)} must be a text or a list of texts, none empty", "stop")
+        raise fields.wrong("stop", "must be a text or a list of texts, none empty")
     if len(texts) > 16 or any(len(text) > 1024 for text in texts):
-        raise Refusal(400, "stop may have 16 texts of 1,024 characters at the most", "stop")
+        raise fields.wrong("stop", "must be at the most 16 texts of 1,024 characters")
     return tuple(texts)
 
 
-def _usage(body: Mapping[str, Any]) -> bool:
-    options = body.get("stream_options", {})
+def _usage(fields: Fields) -> bool:
+    options = fields.get("stream_options", {})
     wanted = options.get("include_usage") or False if isinstance(options, dict) else None
     if not isinstance(wanted, bool):
-        raise Refusal(
-            400,
-            f"stream_options={word(options)} must be an object with include_usage true or false",
-            "stream_options",
-        )
+        raise fields.wrong("stream_options", "must be an object with include_usage true or false")
     return wanted

@@ -29,51 +29,78 @@ LEAST_TEMPERATURE = 1e-3
 """Below it a division overflows, and the likeliest character is all that is left anyway."""
 
 
-def unpacked(path: str, body: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that say something, with those of `generation_config` among them.
+class Fields(dict[str, Any]):
+    """The fields of a request that say something, with those inside its `generation_config` among them.
 
     That is a GenerationConfig as JSON in a text, by which `transformers chat` says what OpenAI's protocol has
-    no words for. What stands outside of it wins; what repeats the model's `own` config asks for nothing.
+    no words for. What stands outside of it wins; what repeats the model's own asks for nothing.
+
+    Args:
+        path: of the request.
+        body: its fields as they were sent.
+        defaults: the model's generation config.
 
     Raises:
-        Refusal: for a field that isn't supported.
+        Refusal: for a `generation_config` that isn't JSON, or says what isn't supported.
     """
-    given: dict[str, Any] = {}
-    written = body.get("generation_config")
-    if written is not None and not isinstance(written, str):
-        raise Refusal(400, "generation_config must be a text that holds a JSON object", "generation_config")
-    for key, value in parse(written or "{}", "generation_config").items():
-        name = ELSEWHERE.get(key, key)
-        if name in (*SETTINGS, "max_tokens", "stop"):
-            given[name] = value
-        elif value is not None and value != own.get(key) and key != "transformers_version":
-            wrong = f"generation_config.{key[:60]}={word(value)} isn't supported; leave it out"
+
+    def __init__(self, path: str, body: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+        super().__init__(
+            {key: value for key, value in body.items() if value is not None and key != "generation_config"}
+        )
+        self._inside: dict[str, str] = {}
+        taken = {*self, "max_tokens"} if any(name in self for name in LENGTHS[path]) else set(self)
+        written = body.get("generation_config")
+        if written is not None and not isinstance(written, str):
+            wrong = f"generation_config={word(written)} must be a text that holds a JSON object"
             raise Refusal(400, wrong, "generation_config")
-    if any(body.get(name) is not None for name in LENGTHS[path]):
-        given.pop("max_tokens", None)
-    outside = {key: value for key, value in body.items() if value is not None and key != "generation_config"}
-    return {key: value for key, value in given.items() if value is not None} | outside
+        for key, value in parse(written or "{}", "generation_config").items():
+            name = ELSEWHERE.get(key, key)
+            if value is None:
+                continue
+            if name in (*SETTINGS, "max_tokens", "stop"):
+                if name not in taken:
+                    self[name], self._inside[name] = value, key
+            elif value != defaults.get(key) and key != "transformers_version":
+                wrong = f"generation_config.{key[:60]}={word(value)} isn't supported; leave it out"
+                raise Refusal(400, wrong, "generation_config")
+
+    def wrong(self, name: str, why: str) -> Refusal:
+        """What to raise for the value of a field, which it quotes as it was sent."""
+        if name in self._inside:
+            where, field = f"generation_config.{self._inside[name]}", "generation_config"
+        else:
+            where = field = name
+        return Refusal(400, f"{where}={word(self.get(name))} {why}", field)
 
 
-def length(body: Mapping[str, Any], path: str, limits: Limits) -> int:
-    """How many characters to write."""
+def length(fields: Fields, path: str, limits: Limits) -> int:
+    """How many characters to write.
+
+    Raises:
+        Refusal: if that is no whole number from 1 to the server's limit.
+    """
     for name in LENGTHS[path]:
-        wanted = body.get(name)
+        wanted = fields.get(name)
         if wanted is None:
             continue
         if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
-            raise Refusal(400, f"{name}={word(wanted)} must be a whole number, at least 1", name)
+            raise fields.wrong(name, "must be a whole number, at least 1")
         if wanted > limits.max_tokens:
-            raise Refusal(400, f"{name}={word(wanted)} is more than this server's {limits.max_tokens}", name)
+            raise fields.wrong(name, f"is more than this server's {limits.max_tokens}")
         return wanted
     return min(SAMPLE_CHARACTERS, limits.max_tokens)
 
 
-def settings(body: Mapping[str, Any]) -> dict[str, Any]:
-    """How the next character is chosen, under the names of `SETTINGS`."""
+def settings(fields: Fields) -> dict[str, Any]:
+    """How the next character is chosen, under the names of `SETTINGS`.
+
+    Raises:
+        Refusal: for a value of another type, or out of its range.
+    """
     chosen: dict[str, Any] = {}
     for name in SETTINGS:
-        value = body.get(name)
+        value = fields.get(name)
         if value is None:
             continue
         if name == "do_sample":
@@ -87,7 +114,7 @@ def settings(body: Mapping[str, Any]) -> dict[str, Any]:
             above = "above 0 and at most 1" if low == math.ulp(0) else f"from {low:g} to {high:g}"
             right, words = low <= value <= high, f"a number {above}"
         if not right:
-            raise Refusal(400, f"{name}={word(value)} must be {words}", name)
+            raise fields.wrong(name, f"must be {words}")
         chosen[name] = float(value) if name in RANGES else value
     if chosen.get("temperature", 1) < LEAST_TEMPERATURE:
         chosen |= {"temperature": 0.0, "do_sample": False}

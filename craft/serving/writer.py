@@ -130,7 +130,7 @@ class Writer(BaseGenerateManager):
                 loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
         wish = WISH.get(Wish())
-        vars(gen_config).update(wish.settings)
+        gen_config.update(**wish.settings)
         text = Text(model, processor, inputs, gen_config, wish, emit)
         self._new.put(text)
         return pieces, text

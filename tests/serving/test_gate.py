@@ -4,66 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
-from craft.data.tokenization import CharTokenizer
-from craft.serving.gate import Gate
-from craft.serving.limits import Limits
-from craft.serving.names import Names
-from craft.serving.refusals import Refusal
-from craft.serving.requests import WISH, Served, Wish, check
-from craft.serving.settings import CHAT, COMPLETIONS
-from craft.utils.common import UserError
+from craft.serving.requests import WISH, Wish
+from craft.serving.settings import COMPLETIONS
 
-JSON = {"content-type": "application/json", "host": "localhost:8000"}
-PROMPT = b'{"prompt": "a", "max_tokens": 2}'
-
-
-class Client:
-    """One request: sends `pieces` and then stays silent; keeps what it is told."""
-
-    def __init__(self, *pieces: bytes, path: str = COMPLETIONS, method: str = "POST", **headers: str) -> None:
-        self.pieces = list(pieces)
-        sent = JSON | {name.replace("_", "-"): value for name, value in headers.items()}
-        pairs = [(name.encode(), value.encode()) for name, value in sent.items()]
-        self.scope = {"type": "http", "path": path, "method": method, "headers": pairs}
-        self.told: list[Any] = []
-
-    async def receive(self) -> dict[str, Any]:
-        if not self.pieces:
-            await asyncio.Event().wait()
-        body = self.pieces.pop(0)
-        return {"type": "http.request", "body": body, "more_body": bool(self.pieces) or body[-1:] == b","}
-
-    async def send(self, message: Any) -> None:
-        self.told.append(message)
-
-    async def ask(self, gate: Gate) -> tuple[int, str]:
-        await gate(self.scope, self.receive, self.send)
-        return self.told[0]["status"], b"".join(part.get("body", b"") for part in self.told[1:]).decode()
-
-
-async def echo(scope: Any, receive: Any, send: Any) -> None:
-    body = (await receive())["body"]
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    await send({"type": "http.response.body", "body": body})
-
-
-def served(**limits: Any) -> Served:
-    tokenizer = CharTokenizer.train(["abc\n"])
-    tokenizer.chat_template = "{{ messages[0].content }}"
-    return Served("model", tokenizer, 32, Limits(**limits), ("latest",), {"eos_token_id": 2})
-
-
-def gate(app: Callable[..., Awaitable[None]] = echo, **limits: Any) -> Gate:
-    return Gate(app, served(**limits), Names(["127.0.0.1"]))
-
-
-def reason(answer: tuple[int, str]) -> str:
-    return str(json.loads(answer[1])["error"]["message"])
+from .conftest import PROMPT, Client, echo, gate, letters, reason
 
 
 async def nobody(scope: Any, receive: Any, send: Any) -> None:
@@ -237,135 +185,9 @@ def test_a_wrong_method_is_told_the_right_one() -> None:
     assert not [name for name in headers if name.startswith(b"access-control")]
 
 
-OURS = ["localhost", "LocalHost:8000", "127.0.0.1:1", "127.0.0.2", "[::1]", "[::1]:80", "named.example:8000"]
-THEIRS = [
-    "evil.example",
-    "127.0.0.1.evil.example",
-    "localhost.evil.example:80",
-    "169.254.1.1",
-    "[::1",
-    "",
-    "x:y",
-]
-
-
-@pytest.mark.parametrize("host", OURS + THEIRS)
-def test_only_names_of_this_machine_are_answered(host: str) -> None:
-    names = Names(["named.example", "127.0.0.1"])
-    for headers in ({b"host": host.encode()}, {b"host": b"localhost", b"origin": f"http://{host}".encode()}):
-        if host in OURS:
-            names.check(headers)
-        else:
-            with pytest.raises(Refusal, match="--allow-host") as caught:
-                names.check(headers)
-            assert caught.value.status == 403
-
-
-def everyone(monkeypatch: pytest.MonkeyPatch) -> Names:
-    monkeypatch.setattr("socket.gethostname", lambda: "Box")
-    monkeypatch.setattr("socket.getfqdn", lambda: "box.home.example")
-    return Names(["0.0.0.0", "proxy.example"], everywhere=True)
-
-
-@pytest.mark.parametrize(
-    "host", [*OURS[:-1], "box", "box.home.example:1", "proxy.example", "10.0.0.7", "[fe80::1]:8000"]
-)
-def test_a_server_for_everyone_answers_to_its_names_and_any_address(
-    monkeypatch: pytest.MonkeyPatch, host: str
-) -> None:
-    names = everyone(monkeypatch)
-    names.check({b"host": host.encode()})
-    names.check({b"host": host.encode(), b"origin": f"http://{host}".encode()})
-    for origin in (b"https://evil.example", b"http://10.0.0.8", b"null", b"file://"):
-        with pytest.raises(Refusal, match="pages of"):
-            names.check({b"host": host.encode(), b"origin": origin})
-
-
-@pytest.mark.parametrize(
-    "host", ["evil.example", "box.evil.example", "10.0.0.7.evil.example:8000", "10.0.0", ""]
-)
-def test_a_name_that_somebody_has_point_here_is_not_answered(
-    monkeypatch: pytest.MonkeyPatch, host: str
-) -> None:
-    """The page and its server seem to be one to the browser; only the name gives it away."""
-    names = everyone(monkeypatch)
-    for headers in ({}, {b"origin": f"http://{host}".encode()}):
-        with pytest.raises(Refusal, match="--allow-host") as caught:
-            names.check({b"host": host.encode(), **headers})
-        assert caught.value.status == 403
-
-
 def test_the_gate_asks_for_the_name() -> None:
     status, _ = asyncio.run(Client(PROMPT, host="evil.example").ask(gate()))
     assert status == 403
-
-
-@pytest.mark.parametrize("patience", [0, -1, float("nan"), float("inf")])
-def test_patience_is_a_time(patience: float) -> None:
-    with pytest.raises(UserError, match="--patience is"):
-        Limits(patience=patience)
-
-
-async def letters(scope: Any, receive: Any, send: Any) -> None:
-    """Answers as transformers' handlers do: the prompt, and the seed as so many characters."""
-    body = json.loads((await receive())["body"])
-    seed, asked = WISH.get().seed or 0, len(body["prompt"])
-    pieces = [body["prompt"], *"x" * seed]
-    usage = {"prompt_tokens": asked, "completion_tokens": len(pieces), "total_tokens": asked + len(pieces)}
-    name = dict(scope["headers"])[b"x-request-id"].decode()
-
-    def choice(text: str, **more: Any) -> dict[str, Any]:
-        return {"id": name, "choices": [{"index": 0, "text": text}], **more}
-
-    kind = b"text/event-stream" if body["stream"] else b"application/json"
-    headers = [(b"content-type", kind), (b"content-length", b"1")]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    if not body["stream"]:
-        whole = json.dumps(choice("".join(pieces), usage=usage)).encode()
-        await send({"type": "http.response.body", "body": whole})
-        return
-    for event in (*map(choice, pieces), choice("", usage=usage)):
-        await asyncio.sleep(0)
-        part = b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n"
-        await send({"type": "http.response.body", "body": part, "more_body": True})
-    await send({"type": "http.response.body", "body": b""})
-
-
-SEVERAL = {"prompt": ["a", "bb"], "n": 2, "seed": 1}
-TEXTS = {0: "ax", 1: "axx", 2: "bbx", 3: "bbxx"}
-COUNTS = {"prompt_tokens": 3, "completion_tokens": 10, "total_tokens": 13}
-"""Each prompt is counted once, whatever is written of it."""
-
-
-def test_several_texts_are_the_choices_of_one_answer() -> None:
-    door = gate(letters)
-    client = Client(json.dumps(SEVERAL).encode())
-    status, body = asyncio.run(client.ask(door))
-    answer = json.loads(body)
-    assert (status, answer["usage"], door.running) == (200, COUNTS, 0)
-    assert [(choice["index"], choice["text"]) for choice in answer["choices"]] == list(TEXTS.items())
-    assert dict(client.told[0]["headers"])[b"content-length"] == str(len(body)).encode()
-
-
-@pytest.mark.parametrize("apart", [True, False])
-def test_several_texts_are_one_stream(apart: bool) -> None:
-    wanted = SEVERAL | {"stream": True, "stream_options": {"include_usage": apart}}
-    client = Client(json.dumps(wanted).encode())
-    status, body = asyncio.run(client.ask(gate(letters)))
-    *events, done, nothing = body.split("\n\n")
-    assert (status, done, nothing) == (200, "data: [DONE]", "")
-    assert [message["type"] for message in client.told].count("http.response.start") == 1
-    assert [message.get("more_body", False) for message in client.told[1:]].count(False) == 1
-    read = [json.loads(event.removeprefix("data: ")) for event in events]
-    assert len({event["id"] for event in read}) == 1
-    texts = dict.fromkeys(TEXTS, "")
-    for event in read:
-        for choice in event["choices"]:
-            texts[choice["index"]] += choice["text"]
-    assert texts == TEXTS
-    assert [event["usage"] for event in read if "usage" in event] == [COUNTS]
-    assert read[-1]["usage"] == COUNTS
-    assert (read[-1]["choices"] == []) == apart
 
 
 def test_each_text_takes_a_place() -> None:
@@ -380,10 +202,15 @@ def test_each_text_takes_a_place() -> None:
         first = asyncio.ensure_future(Client(b'{"prompt": "a", "n": 3}').ask(door))
         await asyncio.sleep(0.1)
         assert door.running == 3
-        assert (await Client(b'{"prompt": "a", "n": 2}').ask(door))[0] == 429
+        answer = await Client(b'{"prompt": "a", "n": 2}').ask(door)
+        taken = "3 of 4 places are taken and this request needs 2; try again"
+        assert (answer[0], reason(answer), door.running) == (429, taken, 3)
         gone = asyncio.ensure_future(Client(PROMPT).ask(door))
         await asyncio.sleep(0.1)
         assert door.running == 4
+        answer = await Client(PROMPT).ask(door)
+        taken = "4 of 4 places are taken and this request needs 1; try again"
+        assert (answer[0], reason(answer), door.running) == (429, taken, 4)
         gone.cancel()
         assert (await gone)[0] == 503
         done.set()
@@ -395,56 +222,9 @@ def test_each_text_takes_a_place() -> None:
     asyncio.run(main())
 
 
-def test_one_of_several_texts_that_fails_ends_the_others() -> None:
-    ended = []
-
-    async def fail(scope: Any, receive: Any, send: Any) -> None:
-        if (WISH.get().seed or 0) == 2:
-            raise RuntimeError("no memory")
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended.append(True)
-
-    door = gate(fail)
-    with pytest.raises(RuntimeError, match="no memory"):
-        asyncio.run(Client(b'{"prompt": "a", "n": 3, "seed": 1}').ask(door))
-    assert (ended, door.running) == ([True, True], 0)
-
-
-def test_settings_may_stand_in_a_generation_config() -> None:
-    config = {"max_new_tokens": 7, "top_k": 5, "temperature": 0.5, "eos_token_id": 2, "num_beams": None}
-    body = {"messages": [{"role": "user", "content": "a"}], "generation_config": json.dumps(config)}
-    ((asked, wish),) = check(CHAT, body, served())
-    assert (asked["max_tokens"], asked["temperature"], wish.settings) == (7, 0.5, {"top_k": 5})
-    outside = {"max_completion_tokens": 3, "temperature": 0, "model": "latest"}
-    ((asked, wish),) = check(CHAT, body | outside, served())
-    assert (asked["max_tokens"], asked["temperature"]) == (3, 0)
-    assert wish.settings == {"top_k": 5, "do_sample": False}
-    assert asked["model"] == "model"
-
-
-@pytest.mark.parametrize(
-    ("config", "said"),
-    [
-        ("{", "generation_config isn't JSON"),
-        ("[1]", "generation_config must be a JSON object, not [1]"),
-        ({"top_k": 3}, "generation_config must be a text that holds a JSON object"),
-        ('{"num_beams": 3}', "generation_config.num_beams=3 isn't supported; leave it out"),
-        ('{"eos_token_id": 5}', "generation_config.eos_token_id=5 isn't supported"),
-        ('{"max_new_tokens": 0}', "max_tokens=0 must be a whole number, at least 1"),
-        ('{"top_k": -1}', "top_k=-1 must be a whole number, 0 (all) or more"),
-    ],
-)
-def test_a_bad_generation_config_is_refused(config: Any, said: str) -> None:
-    with pytest.raises(Refusal) as caught:
-        check(COMPLETIONS, {"prompt": "a", "generation_config": config}, served())
-    assert caught.value.status == 400
-    assert said in caught.value.message
-
-
 def test_a_client_may_wait_for_the_model_to_be_loaded() -> None:
-    for name, status in (("model", 200), ("latest", 200), ("dummy", 200), ("gpt2", 404)):
+    names = {"model": 200, "latest": 200, "dummy": 200, None: 200, "gpt2": 404}
+    for name, status in names.items():
         client = Client(json.dumps({"model": name}).encode(), path="/load_model")
         answer = asyncio.run(client.ask(gate()))
         assert answer[0] == status

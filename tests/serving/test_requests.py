@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from craft.data.tokenization import CharTokenizer
-from craft.serving.limits import LONGEST_PATIENCE, UNBOUNDED_PROMPT, Limits
-from craft.serving.refusals import Refusal, parse
+from craft.serving.limits import Limits
+from craft.serving.refusals import Refusal
 from craft.serving.requests import Served, Wish, check
 from craft.serving.settings import CHAT, COMPLETIONS
-from craft.utils.common import SAMPLE_CHARACTERS, UserError
+from craft.utils.common import SAMPLE_CHARACTERS
 
 SERVED = Served("mine", CharTokenizer.train(["abc9\n"]), 32, Limits(max_tokens=4096))
 SAID = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
@@ -67,8 +67,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"stop": ["a", ""]}, "none empty"),
     ({"stop": ["a", 1]}, "must be a text or a list of texts"),
     ({"stop": 7}, "stop=7"),
-    ({"stop": ["a"] * 17}, "16 texts of 1,024 characters at the most"),
-    ({"stop": "a" * 1025}, "16 texts of 1,024 characters at the most"),
+    ({"stop": ["a"] * 17}, "must be at the most 16 texts of 1,024 characters"),
+    ({"stop": "a" * 1025}, "must be at the most 16 texts of 1,024 characters"),
     ({"stream": "yes"}, "true or false"),
     ({"stream": 1}, "true or false"),
     ({"stream_options": True}, "stream_options=true must be an object"),
@@ -77,6 +77,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"n": True}, "n=true must be a whole number"),
     ({"n": 33}, "33 texts in one request; this server writes 32 at once"),
     ({"best_of": 3}, "best_of=3 isn't supported unless it is n"),
+    ({"best_of": 3, "n": 2}, "best_of=3 isn't supported unless it is n"),
     ({"min_p": 1.1}, "min_p=1.1 must be a number from 0 to 1"),
     ({"typical_p": 0}, "above 0 and at most 1"),
     ({"repetition_penalty": 0}, "repetition_penalty=0 must be a number from 0.01 to 100"),
@@ -153,6 +154,12 @@ def test_what_is_left_out_or_null_or_asks_for_nothing_has_its_default() -> None:
     assert asked(served=small)["max_tokens"] == 7
 
 
+def test_the_prompt_that_is_wrong_is_named() -> None:
+    with pytest.raises(Refusal, match=r"'Ä' \(U\+00C4\) at position 0 of prompt\[1\]") as caught:
+        asked(prompt=["9", "Ä"])
+    assert (caught.value.param, caught.value.code) == ("prompt[1]", "unknown_character")
+
+
 def test_another_model_is_none_of_this_server() -> None:
     with pytest.raises(Refusal, match="no model \"gpt-5\" here; this server has 'mine'") as caught:
         asked(model="gpt-5")
@@ -174,30 +181,47 @@ def test_a_chat_is_one_text_by_its_template() -> None:
         asked(CHAT, chatty("{{ messages[0].content + 1 }}"))
 
 
-@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}"])
-def test_what_is_no_json_object_is_refused(raw: bytes) -> None:
-    with pytest.raises(Refusal) as caught:
-        parse(raw)
-    assert caught.value.status == 400
+def test_settings_may_stand_in_a_generation_config() -> None:
+    config = {"max_new_tokens": 7, "top_k": 5, "temperature": 0.5, "eos_token_id": 2, "num_beams": None}
+    served = replace(chatty(), defaults={"eos_token_id": 2})
+    body = {"messages": SAID, "generation_config": json.dumps(config)}
+    ((asked, wish),) = check(CHAT, body, served)
+    assert (asked["max_tokens"], asked["temperature"], wish.settings) == (7, 0.5, {"top_k": 5})
+    ((asked, wish),) = check(CHAT, body | {"max_completion_tokens": 3, "temperature": 0}, served)
+    assert (asked["max_tokens"], asked["temperature"]) == (3, 0)
+    assert wish.settings == {"top_k": 5, "do_sample": False}
 
 
-def test_a_refusal_reads_as_openais_clients_expect() -> None:
-    kinds = {400: "invalid_request_error", 429: "rate_limit_error", 503: "server_error"}
-    for status, kind in kinds.items():
-        said = json.loads(Refusal(status, "why", "field", "word").body())
-        assert said == {"error": {"message": "why", "type": kind, "param": "field", "code": "word"}}
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ("{", "generation_config isn't JSON"),
+        ("[1]", "generation_config must be a JSON object, not [1]"),
+        ({"top_k": 3}, 'generation_config={"top_k": 3} must be a text that holds a JSON object'),
+        ('{"num_beams": 3}', "generation_config.num_beams=3 isn't supported; leave it out"),
+        ('{"eos_token_id": 5}', "generation_config.eos_token_id=5 isn't supported"),
+        ('{"seed": 5}', "generation_config.seed=5 isn't supported"),
+        ('{"max_new_tokens": 0}', "generation_config.max_new_tokens=0 must be a whole number, at least 1"),
+        ('{"max_new_tokens": "a"}', 'generation_config.max_new_tokens="a" must be a whole number'),
+        ('{"max_new_tokens": 9999}', "generation_config.max_new_tokens=9999 is more than this server's 4096"),
+        ('{"stop_strings": 7}', "generation_config.stop_strings=7 must be a text or a list of texts"),
+        ('{"top_k": -1}', "generation_config.top_k=-1 must be a whole number, 0 (all) or more"),
+    ],
+)
+def test_a_bad_generation_config_is_refused(config: Any, said: str) -> None:
+    with pytest.raises(Refusal, match=f"^{re.escape(said)}") as caught:
+        asked(generation_config=config, seed=1)
+    assert (caught.value.status, caught.value.param) == (400, "generation_config")
 
 
-@pytest.mark.parametrize("name", ["max_tokens", "max_prompt", "max_requests"])
-def test_a_limit_is_at_least_one(name: str) -> None:
-    assert getattr(Limits(**{name: 1}), name) == 1
-    with pytest.raises(UserError, match=f"--{name.replace('_', '-')} is 0; it must be at least 1"):
-        Limits(**{name: 0})
-
-
-def test_the_longest_prompt_is_what_was_said_or_the_context_or_a_bound() -> None:
-    assert Limits(max_prompt=9).prompt(32) == Limits(max_prompt=9).prompt(None) == 9
-    assert (Limits().prompt(32), Limits().prompt(None)) == (32, UNBOUNDED_PROMPT)
-    assert Limits(patience=LONGEST_PATIENCE).patience == LONGEST_PATIENCE
-    with pytest.raises(UserError, match="at most 3600 seconds"):
-        Limits(patience=LONGEST_PATIENCE + 1)
+def test_what_stands_outside_of_a_generation_config_wins() -> None:
+    config = json.dumps({"max_new_tokens": "a", "top_k": -1, "stop_strings": 7})
+    ((made, wished),) = check(
+        COMPLETIONS,
+        {"prompt": "a", "generation_config": config, "max_tokens": 3, "top_k": 2, "stop": "b"},
+        SERVED,
+    )
+    assert (made["max_tokens"], wished.settings, wished.stop) == (3, {"top_k": 2}, ("b",))
+    with pytest.raises(Refusal, match=r"^top_k=-2 must be") as caught:
+        asked(generation_config=config, max_tokens=3, top_k=-2)
+    assert caught.value.param == "top_k"

@@ -14,6 +14,7 @@ from transformers import GenerationConfig
 
 from craft.data.tokenization import CharTokenizer
 from craft.serving.requests import WISH, Wish
+from craft.serving.settings import READ_BY_HANDLERS, SETTINGS
 from craft.serving.writer import Text, Writer
 
 LETTERS = CharTokenizer.train(["ab"])
@@ -136,7 +137,7 @@ def test_texts_take_turns_and_a_cancelled_one_costs_nothing_more() -> None:
     async def main() -> None:
         writer = Writer()
         begin: Any = lambda one: writer.generate_non_streaming(  # noqa: E731
-            one, LETTERS, {"input_ids": torch.zeros(1, 1)}, SimpleNamespace(max_new_tokens=9), "id"
+            one, LETTERS, {"input_ids": torch.zeros(1, 1)}, GenerationConfig(max_new_tokens=9), "id"
         )
         short = model(LETTERS.encode_ids("abba").tolist())
         long = asyncio.ensure_future(begin(SimpleNamespace(device=short.device, stream=endless)))
@@ -151,3 +152,24 @@ def test_texts_take_turns_and_a_cancelled_one_costs_nothing_more() -> None:
         writer.stop()
 
     asyncio.run(main())
+
+
+def test_a_text_is_written_by_the_settings_of_its_wish() -> None:
+    """`update` lets fall what a GenerationConfig doesn't know: it knows them all."""
+    told: list[Any] = []
+    wished = {"top_k": 3, "min_p": 0.5, "typical_p": 0.5, "repetition_penalty": 2.0, "do_sample": False}
+    assert set(wished) == {*SETTINGS} - {*READ_BY_HANDLERS}
+
+    def note(inputs: Any, config: Any) -> Any:
+        told.append({name: getattr(config, name) for name in wished})
+        return iter(())
+
+    async def main() -> None:
+        writer, inputs = Writer(), {"input_ids": torch.zeros(1, 1)}
+        WISH.set(Wish(settings=wished))
+        silent = SimpleNamespace(device=torch.device("cpu"), stream=note)
+        await writer.generate_non_streaming(silent, LETTERS, inputs, GenerationConfig(), "id")
+        writer.stop()
+
+    asyncio.run(main())
+    assert told == [wished]
