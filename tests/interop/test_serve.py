@@ -187,8 +187,9 @@ def test_the_clients_of_hugging_face_get_an_answer(server: Server, trained: Trai
     network, tokenizer = load(trained.model)
     ((expected,),) = sample(network, tokenizer, ["9 green"], max_new_tokens=20, greedy=True)
     chat = ["from transformers.cli.transformers import main; main()", "chat", str(trained.model), server.url]
-    chat += ["max_new_tokens=20", "do_sample=False", "--user", "me"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "0"}  # else they don't ask this machine either
+    chat += ["max_new_tokens=20", "top_k=1", "--user", "me"]  # it samples, here from the likeliest alone
+    # Offline they don't ask this machine either; in wide lines none is broken.
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "COLUMNS": "500"}
 
     def run(*arguments: str, said: str = "") -> str:
         command = [sys.executable, "-c", *arguments]
@@ -199,7 +200,9 @@ def test_the_clients_of_hugging_face_get_an_answer(server: Server, trained: Trai
     assert run(NAMELESS, f"{server.url}/v1").split("\n") == [repr(expected), repr(expected), ""]
     said = run(*chat, said="9 green\nn\n!exit\n")
     assert "was already loaded" in said
-    assert expected.strip()[:8] in said
+    _, _, answer = said.partition(f"<{trained.model}>:\n")
+    written = answer.partition("tokens in")[0].rsplit("\n", 1)[0].split()  # rich changes the blanks
+    assert written == expected.split() != []
 
 
 def test_sixteen_clients_write_at_once(server: Server) -> None:
@@ -229,40 +232,13 @@ def test_sixteen_clients_write_at_once(server: Server) -> None:
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"prompt": ""}, "prompt is empty"),
-    ({"prompt": None}, "must be a text"),
-    ({"prompt": ["9", "Ä"]}, "position 0 of prompt[1]"),
-    ({"prompt": ["9"] * 33}, "33 texts in one request; this server writes 32 at once"),
-    ({"prompt": []}, "prompt=[] must be a text, or a list of texts"),
-    ({"prompt": [[1, 2]]}, "must be a text"),
-    ({"prompt": "9 Ä"}, "character 'Ä' (U+00C4) at position 2 of the prompt"),
-    ({"prompt": "\ud800"}, "unpaired surrogate U+D800"),
+    ({"prompt": ["9", "Ä"]}, "character 'Ä' (U+00C4) at position 0 of prompt[1]"),
     ({"max_tokens": -1}, "max_tokens=-1 must be a whole number, at least 1"),
-    ({"max_tokens": 0}, "at least 1"),
-    ({"max_tokens": 1.5}, "whole number"),
-    ({"max_tokens": True}, "whole number"),
-    ({"max_tokens": 10**9}, "more than this server's 4096"),
-    ({"temperature": -1}, "temperature=-1 must be a number from 0 to 2"),
-    ({"temperature": float("nan")}, "temperature=NaN"),
-    ({"temperature": "hot"}, 'temperature="hot"'),
-    ({"top_p": 0}, "above 0 and at most 1"),
-    ({"frequency_penalty": -1}, "from 0 to 2"),
-    ({"seed": -1}, "seed=-1"),
-    ({"stop": [""]}, "none empty"),
-    ({"stop": 7}, "stop=7"),
-    ({"stream": "yes"}, "true or false"),
-    ({"stream_options": True}, "stream_options=true must be an object"),
-    ({"stream_options": {"include_usage": 1}}, "include_usage true or false"),
-    ({"n": 0}, "n=0 must be a whole number, at least 1"),
-    ({"n": 2, "best_of": 3}, "best_of=3 isn't supported unless it is n"),
-    ({"min_p": 2}, "min_p=2 must be a number from 0 to 1"),
-    ({"repetition_penalty": 0}, "repetition_penalty=0 must be a number from 0.01 to 100"),
-    ({"do_sample": 1}, "do_sample=1 must be true or false"),
-    ({"top_k": 1.5}, "top_k=1.5 must be a whole number, 0 (all) or more"),
-    ({"logprobs": 3}, "logprobs=3 isn't supported"),
+    ({"temperature": float("nan")}, "temperature=NaN must be a number from 0 to 2"),
     ({"temprature": 1}, "unknown field 'temprature', did you mean 'temperature'?"),
     ({"generation_config": '{"num_beams": 2}'}, "generation_config.num_beams=2 isn't supported"),
 ]
+"""Some of those of tests/serving/test_requests.py: refusals reach the client."""
 
 
 @pytest.mark.parametrize(("wrong", "said"), BAD, ids=[str(wrong)[:40] for wrong, _ in BAD])
@@ -290,9 +266,6 @@ def test_openai_raises_its_own_errors(server: Server, trained: Trained) -> None:
     ("messages", "said"),
     [
         ([], "at least one message"),
-        ("9", "must be a list"),
-        ([{"role": "user", "content": ""}], "messages is empty"),
-        ([{"content": "9"}], "a role and a content"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], "must be text"),
     ],
 )
@@ -440,7 +413,10 @@ def test_caps_templates_and_ctrl_c(transformer: Trained, tmp_path: Path) -> None
         assert {answer.status_code for answer in answers} == {200, 429}
         refused = next(answer for answer in answers if answer.status_code == 429)
         assert refused.headers["retry-after"] == "1"
-        assert "as many as this server takes" in refused.json()["error"]["message"]
+        assert (
+            refused.json()["error"]["message"]
+            == "1 of 1 places are taken and this request needs 1; try again"
+        )
         hang_up(running)
         fall_silent(running)
         crowd_in(running)
