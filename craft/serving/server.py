@@ -123,14 +123,14 @@ def serve(
     """
     require_extra("serve", "fastapi", "uvicorn", "openai")
     where = resolve(model)
-    own = read_template(template) if template is not None else None
+    chat_template = read_template(template) if template is not None else None
     limits = limits or Limits()
     with listen(host, port) as listener:
         from craft.inference import load
         from craft.serving.http import Server
 
         network, tokenizer = load(where, **of_the_hub)
-        tokenizer.chat_template = own or tokenizer.chat_template or plain_template(tokenizer)
+        tokenizer.chat_template = chat_template or tokenizer.chat_template or plain_template(tokenizer)
         name = slug(Path(where).resolve().name) if Path(where).is_dir() else where
         address, bound = listener.getsockname()[:2]
         private = is_loopback(address)
