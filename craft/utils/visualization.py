@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import warnings
+from bisect import bisect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from craft.utils.logging import get_logger
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 logger = get_logger(__name__)
 
 TRAIN, VALIDATION, BEST = "#8da0b8", "#d1495b", "#2e4057"
-LONGEST = 90
-"""Characters of a title."""
 
 
 def plot_loss_curve(history: Sequence[dict[str, Any]], path: Path, title: str = "") -> Path | None:
@@ -25,7 +27,7 @@ def plot_loss_curve(history: Sequence[dict[str, Any]], path: Path, title: str = 
             `eval_bits_per_char` (losses wouldn't do: training's is per id, which may be one of a
             character's bytes) and, where known, `characters` (training characters seen so far).
         path: the PNG to write.
-        title: one line above the picture.
+        title: one line above the picture, cut where that ends.
 
     Returns:
         `path`, or `None` (and one log line that says why) if matplotlib is missing or nothing was logged.
@@ -81,20 +83,30 @@ def plot_loss_curve(history: Sequence[dict[str, Any]], path: Path, title: str = 
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines["top"].set_visible(False)
     axes.legend(framealpha=0.85, edgecolor="none")
-    if title:
-        axes.set_title(shorten(title), loc="left", fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():  # of the signs of a name that the font lacks
         warnings.filterwarnings("ignore", message="Glyph")
+        figure.draw_without_rendering()  # which lays it out, so that the room for a title is known
+        if title:
+            _set_title(axes, " ".join(title.split()))
         figure.savefig(path)
     return path
 
 
-def shorten(title: str) -> str:
-    """A title that fits above the picture; `$`, which matplotlib would read as mathematics, as itself."""
-    title = " ".join(title.split())
-    short = title if len(title) <= LONGEST else title[: LONGEST - 1] + "…"
-    return short.replace("$", r"\$")
+def _set_title(axes: Axes, title: str) -> None:
+    """Writes a title above axes that are laid out, and cuts what would reach beyond the picture.
+
+    How wide a character is, only its font knows; `$` is one, not the start of mathematics.
+    """
+    text = axes.set_title(title, loc="left", fontsize=11, parse_math=False)
+    right = 0.99 * axes.figure.bbox.width
+
+    def reach(length: int) -> float:
+        text.set_text(f"{title[:length].rstrip()}…")
+        return text.get_window_extent().x1
+
+    if text.get_window_extent().x1 > right:
+        reach(bisect(range(1, len(title)), right, key=reach))
 
 
 def _points(history: Sequence[dict[str, Any]], key: str) -> list[tuple[dict[str, Any], float]]:

@@ -43,15 +43,37 @@ def test_both_curves_are_in_bits_per_character(tmp_path: Path, monkeypatch: pyte
     assert drawn == [[4.5], [3.5]]
 
 
-@pytest.mark.parametrize("name", ["小说", "$x^2$ and $", "two\nlines", "long " * 60])
+LONG = ["小说" * 45, "W" * 200, "i" * 400, "long " * 60, "x" * 9999]
+
+
+@pytest.mark.parametrize("name", ["小说", "$x^2$ and $", r"\$_{x^\frac", "two\nlines", *LONG])
 @pytest.mark.parametrize("history", [HISTORY[:1], HISTORY[-1:], HISTORY])
-def test_any_name_and_any_length(history: list[dict[str, float]], name: str, tmp_path: Path) -> None:
-    """Nothing is warned of, and nothing reaches beyond the picture."""
+def test_any_name_and_any_length(
+    history: list[dict[str, float]], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is warned of or reaches beyond the picture; of a title is shown what has room there."""
     pytest.importorskip("matplotlib", reason="the plots extra is not installed")
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+    drawn: list[Figure] = []
+    save = Figure.savefig
+
+    def remember(self: Figure, path: Path) -> None:
+        drawn.append(self)
+        save(self, path)
+
+    monkeypatch.setattr(Figure, "savefig", remember)
+    title = f"char_lstm 1.1M on {name}"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert plot_loss_curve(history, tmp_path / "loss.png", f"char_lstm 1.1M on {name}")
-    assert len(visualization.shorten(name)) <= 92
+        assert plot_loss_curve(history, tmp_path / "loss.png", title)
+        (text,) = drawn[0].findobj(lambda each: isinstance(each, Text) and each.get_text()[:9] == title[:9])
+        shown, whole = text.get_text(), " ".join(title.split())
+        warnings.filterwarnings("ignore", message="Glyph")
+        box, width = text.get_window_extent(), drawn[0].bbox.width
+    assert 0 <= box.x0 < box.x1 <= width
+    assert shown == whole or (whole.startswith(shown[:-1]) and shown[-1] == "…" and box.x1 > 0.9 * width)
 
 
 def test_what_is_written_beside_the_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
