@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
+from difflib import SequenceMatcher
 from typing import Any
-
-from craft.utils.common import did_you_mean
 
 LISTED = """
 apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0
@@ -13,11 +12,12 @@ bigcode-openrail-m openrail++ afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-
 c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0
 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0
 cdla-sharing-1.0 cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1
-eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 lgpl-lr isc lppl-1.3c ms-pl mpl-2.0 odc-by
-odbl osl-3.0 pddl postgresql ofl-1.1 ncsa unlicense zlib deepfloyd-if-license gemma llama2 llama3 llama3.1
-llama3.2 llama3.3 llama4 other unknown
+eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 lgpl-lr isc h-research intel-research
+lppl-1.3c ms-pl apple-ascl apple-amlr mpl-2.0 odc-by odbl openmdw-1.0 openmdw-1.1 osl-3.0 pddl postgresql
+ofl-1.1 ncsa unlicense zlib deepfloyd-if-license fair-noncommercial-research-license gemma llama2 llama3
+llama3.1 llama3.2 llama3.3 llama4 grok2-community other unknown
 """
-"""Licences that the Hub lists. It refuses any other word, but takes it as the name of one of your own."""
+"""Licences that the Hub listed in August 2026. It takes other words as names of licences of your own only."""
 LICENCES = tuple(LISTED.split())
 LICENCE_TEXTS = ("LICENSE", "LICENSE.md", "LICENSE.txt")
 """Where the words of one are looked for, by the Hub and here."""
@@ -40,7 +40,10 @@ NAMES = {
 
 
 def is_licence(word: Any) -> bool:
-    return isinstance(word, str) and not wrong_licence(word, "")
+    """Whether a word is a licence that the Hub lists, or may be the name of another one."""
+    if not isinstance(word, str) or not re.fullmatch(r"[a-z0-9][a-z0-9.+-]{1,63}", word):
+        return False
+    return word in LICENCES or _is_known_elsewhere(word) or not _meant(word)
 
 
 def is_language(word: Any) -> bool:
@@ -56,19 +59,47 @@ def wrong_licence(word: str, where: str) -> str:
     Args:
         where: the option or setting, to begin with: `--license `, `data.language=`.
     """
-    meant = next((known for known in LICENCES if _bare(known) == _bare(word)), word)
-    if meant == word and re.fullmatch(r"[a-z0-9][a-z0-9.+-]{1,63}", word):
+    if is_licence(word):
         return ""
-    near = f", did you mean {meant!r}?" if meant != word else ""
-    near = near or did_you_mean("-".join(word.lower().split()), LICENCES)
+    if meant := _meant(word):
+        return f"{where}{word!r} isn't an identifier of the Hub, did you mean {meant!r}?"
     return (
-        f"{where}{word!r} isn't an identifier of the Hub{near}; write for example apache-2.0, mit, "
-        "cc-by-4.0, or a name such as my-licence-1.0 for one of your own"
+        f"{where}{word!r} isn't an identifier of the Hub; write for example apache-2.0, mit, cc-by-4.0, or a "
+        "name such as my-licence-1.0 for one of your own"
     )
 
 
-def _bare(licence: str) -> str:
-    return re.sub(r"[\s._-]", "", licence.lower())
+def _meant(word: str) -> str:
+    """The licence of the Hub that a word begins to say (`gpl3`, `cc-by`) or misspells (`mti`), if any.
+
+    A version is never misspelt: `llama5` isn't a slip for `llama4`.
+    """
+    letters, digits = _parts(word)
+    found = []
+    for known in LICENCES:
+        known_letters, known_digits = _parts(known)
+        likeness = SequenceMatcher(None, letters, known_letters).ratio()
+        alike = likeness >= 0.8 or sorted(letters) == sorted(known_letters)
+        begun = len(letters + digits) > 2 and letters != "" and known_letters.startswith(letters)
+        if (alike or begun) and known_digits.startswith(digits):
+            found.append((likeness, digits == known_digits, known_digits, -len(known), known))
+    return max(found)[-1] if found else ""
+
+
+def _parts(licence: str) -> tuple[str, str]:
+    """What it is called and its version: `("gpl", "30")` of `GPL v3.0`, `("mit", "")` of `MIT License`."""
+    bare = re.sub(r"[^a-z0-9]|licen[cs]e|v(ersion)?(?=[\s._-]*\d)", "", licence.lower())
+    return re.sub(r"\d", "", bare), re.sub(r"\D", "", bare)
+
+
+def _is_known_elsewhere(word: str) -> bool:
+    """Whether SPDX knows it, as `bsd-4-clause`: then it is no slip of the pen, whatever it is near."""
+    from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
+
+    try:
+        return bool(canonicalize_license_expression(word))
+    except InvalidLicenseExpression:
+        return False
 
 
 def wrong_language(word: str, where: str) -> str:
