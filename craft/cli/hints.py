@@ -23,7 +23,7 @@ COMMANDS = {
 OPTIONS = {
     **dict.fromkeys(("length", "tokens", "max_tokens", "num_tokens", "chars", "steps"), "max-new-tokens"),
     **dict.fromkeys(("start", "primetext", "prime", "prefix", "text"), "prompt"),
-    **dict.fromkeys(("temp", "sample"), "temperature"),
+    "temp": "temperature",
     **dict.fromkeys(("samples", "n_samples"), "num-samples"),
 }
 """Of `craft generate`."""
@@ -44,11 +44,13 @@ def misuse(error: click.UsageError) -> str:
     typed = error.option_name
     name = typed.lstrip("-").replace("-", "_")
     command = error.ctx.info_name if error.ctx else None
-    if command in ("train", "resume") and typed.startswith("--") and not error.possibilities:
+    if command in ("train", "resume") and typed.startswith("--"):
         from craft.config.command_line import suggest_setting
+        from craft.config.fields import elsewhere
 
-        setting = suggest_setting(name)
-        return f"No such option {typed!r}; settings are written KEY=VALUE without dashes{setting}"
+        if elsewhere(name) or not error.possibilities:
+            setting = suggest_setting(name)
+            return f"No such option {typed!r}; settings are written KEY=VALUE without dashes{setting}"
     if command == "generate" and name in OPTIONS:
         return f"No such option {typed!r}, did you mean '--{OPTIONS[name]}'?"
     return error.format_message()

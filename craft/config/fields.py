@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from craft.utils.common import UserError, did_you_mean
 
 SECTIONS = ("models", "data", "training")
 GROUPS = (*SECTIONS, "experiments")
+NEAR = 0.65
+"""Likeness of two names of which one may be a slip for the other."""
 
 START = {
     "init_from": Field("init_from", (Kind("str"), Kind("null")), None),
@@ -164,10 +167,13 @@ def suggest(key: str, model_type: object = None) -> str:
     if near := of_another_model(key, model_type) or elsewhere(key):
         return near
     name = key.rpartition(".")[2]
-    same_section = [k for k in keys if k.partition(".")[0] == key.partition(".")[0]]
-    return (
-        did_you_mean(key, same_section) or did_you_mean(key, keys) or did_you_mean(f"training.{name}", keys)
-    )
+    names = {k.partition(".")[2]: k for k in reversed(keys)}
+    same_section = {n: k for n, k in names.items() if k.partition(".")[0] == key.partition(".")[0]}
+    # Names alone are compared: with the section before them any two would look alike.
+    for known in (same_section, names):
+        if found := get_close_matches(name, known, n=1, cutoff=NEAR):
+            return f", did you mean {known[found[0]]!r}?"
+    return ""
 
 
 def of_another_model(key: str, model_type: object) -> str:

@@ -35,6 +35,8 @@ def refusal(*overrides: str, **kwargs: object) -> str:
         ("models=transformer,char_lstm", ["models=transformer,char_lstm"]),
         ("learning_rate=1", ["'learning_rate'", "did you mean 'training.learning_rate'?"]),
         ("lr=1", ["did you mean 'training.learning_rate'?"]),
+        ("foo=1", ["unknown setting 'foo' in 'foo=1' (groups are models, data, training, experiments)"]),
+        ("training.blocksize=8", ["did you mean 'data.block_size'?"]),
         ("n_layer=1", ["did you mean 'models.num_hidden_layers'?"]),
         ("training.lerning_rate=1", ["'training.lerning_rate'", "did you mean 'training.learning_rate'?"]),
         (
@@ -175,6 +177,7 @@ def refusal(*overrides: str, **kwargs: object) -> str:
         ("experiments=nanogpt_cpu training.lr_scheduler_kwargs.x=1", ["x", "takes min_lr"]),
         ("training.hub_token=hf_x", ["HF_TOKEN"]),
         ("training.hub_license=MIT", ["training.hub_license='MIT'", "did you mean 'mit'?"]),
+        ("training.hub_license=apche-2.0", ["'apche-2.0' isn't an identifier", "did you mean 'apache-2.0'?"]),
         ("data.language=English", ["data.language='English'", "did you mean 'en'?"]),
         ("data.language=de-AT", ["did you mean 'de'?"]),
         ("data.language=xx", ["data.language='xx'", "ISO 639"]),
@@ -184,6 +187,11 @@ def test_a_mistake_on_the_command_line(override: str, phrases: list[str]) -> Non
     message = refusal(*override.split())
     for phrase in phrases:
         assert phrase in message
+
+
+@pytest.mark.parametrize("override", ["foo=1", "training.foo=1", "models.verbose=true", "data.cuda=1"])
+def test_what_is_near_to_nothing_gets_no_guess(override: str) -> None:
+    assert "did you mean" not in refusal(override)
 
 
 @pytest.mark.parametrize(
