@@ -74,7 +74,7 @@ class ValidatingTrainer(Trainer):
             raise EvaluationStopped
         metrics = self._metrics(result, metric_key_prefix, seconds)
         if self.is_world_process_zero():
-            self._say(result, seconds)
+            self._say(result)
         self.log(metrics)
         if sample is not None:
             self._log_sample(sample)
@@ -138,17 +138,18 @@ class ValidatingTrainer(Trainer):
             f"{prefix}_runtime": round(seconds, 3),
         }
 
-    def _say(self, result: Evaluation, seconds: float) -> None:
+    def _say(self, result: Evaluation) -> None:
+        """One line that fits a terminal of 80 columns; the other figures are in metrics.jsonl."""
         compared, best = "", self.state.best_metric
         if best is not None:
             name = str(self.args.metric_for_best_model).removeprefix("eval_")
             value = result.nats_per_char if name == "loss" else getattr(result, name)
             better = value > best if self.args.greater_is_better else value < best
-            compared = ", best so far" if better else f", best {name} {best:.4f}"
+            of = "" if name == "loss" else f"{name} "
+            compared = ", best so far" if better else f", best {of}{best:.4f}"
         logger.info(
-            f"step {self.state.global_step:,}  validation {result.nats_per_char:.4f} nats/char  "
-            f"{result.bits_per_char:.4f} bits/char  accuracy {result.accuracy:.1%}  ({result.protocol}, "
-            f"{result.characters:,} characters, {seconds:.1f} s{compared})"
+            f"step {self.state.global_step:,}  validation {result.nats_per_char:.4f} nats = "
+            f"{result.bits_per_char:.4f} bits/char  ({result.protocol}{compared})"
         )
 
     @contextmanager

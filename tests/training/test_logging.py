@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import sys
 from pathlib import Path
 
@@ -57,7 +58,11 @@ def test_plain_lines_in_a_pipe(tmp_path: Path, capsys: pytest.CaptureFixture[str
     losses = [line for line in lines if "bits/char" in line and "chars/s" in line]
     assert [line.split()[1] for line in losses] == ["5/20", "10/20", "15/20", "20/20"]
     assert all("left" in line for line in losses[:-1])
-    assert any(line.startswith("step 20  validation ") and "best so far" in line for line in lines)
+    scores = [line for line in lines if "  validation " in line]
+    assert re.fullmatch(
+        r"step 20  validation \d\.\d{4} nats = \d\.\d{4} bits/char  \(blocks, best so far\)", scores[-1]
+    )
+    assert all(len(line) <= 80 for line in losses + scores)
     assert any(line == "sample:" for line in lines)
     assert "\x1b" not in "".join(lines)
     assert "step  5/20" in (tmp_path / "log.txt").read_text()
