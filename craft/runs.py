@@ -22,7 +22,7 @@ from craft.utils.logging import get_logger, setup_logging
 from craft.utils.outputs import RUN_CONFIG, RUN_NAMES, RunPaths
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from craft.config.schema import Run
     from craft.data.loaders import Corpus
@@ -33,8 +33,10 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 
-LATE = 0.75
-"""Of a run; a best step before it is worth a word of advice."""
+EARLY = 0.75
+"""Part of a run; a best step within it is worth a word of advice."""
+DROPOUT = 0.2
+"""What helps a model that learns its text by heart; one that has as much of it needs something else."""
 AUTO = "auto"
 """As what to resume: the run in `training.output_dir`, or nothing if none was begun there."""
 
@@ -182,16 +184,23 @@ def export(trainer: LanguageModelTrainer, model_dir: Path) -> None:
         logger.info(f"exported  the best weights, of step {best:,} of {last:,}")
         if learnt_by_heart(trainer.state.log_history, best, last):
             logger.info(
-                "          later ones knew the training text better and the validation text worse; "
-                "more text, models.dropout=0.2 or a smaller model help"
+                "          later ones knew the training text better, the validation text worse;\n"
+                f"          {remedies(trainer.model.config)} help"
             )
 
 
 def learnt_by_heart(history: Sequence[dict[str, Any]], best: int, last: int) -> bool:
-    """Whether the training loss went on falling for a good part of the run after the best step."""
+    """Whether the best step was early, and the training loss at the end lower than at that step."""
     losses = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
     until = [loss for step, loss in losses if step <= best]
-    return best <= LATE * last and bool(until) and losses[-1][1] < until[-1]
+    return best <= EARLY * last and bool(until) and losses[-1][1] < until[-1]
+
+
+def remedies(config: PreTrainedConfig) -> str:
+    """What a model hasn't tried yet against learning by heart; dropout only if it has the field."""
+    dropout = getattr(config, "dropout", DROPOUT)
+    more = f", models.dropout={DROPOUT}" if dropout < DROPOUT else ""
+    return f"more text{more} or a smaller model"
 
 
 def weights_sum(model_dir: Path) -> str:

@@ -7,10 +7,11 @@ import shlex
 from pathlib import Path
 
 import pytest
+from transformers import PreTrainedConfig
 
 from craft.building import new_model
 from craft.data.tokenization import CharTokenizer
-from craft.runs import learnt_by_heart, writable
+from craft.runs import learnt_by_heart, remedies, writable
 from craft.train import farewell
 from craft.utils.common import UserError
 from craft.utils.outputs import RunPaths
@@ -69,3 +70,17 @@ def test_a_text_that_was_learnt_by_heart(losses: dict[int, float], best: int, to
         {"step": 200, "eval_loss": 9}
     ]
     assert learnt_by_heart(history, best, 200) is told
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"dropout": 0.0}, "more text, models.dropout=0.2 or a smaller model"),
+        ({"dropout": 0.1}, "more text, models.dropout=0.2 or a smaller model"),
+        ({"dropout": 0.2}, "more text or a smaller model"),
+        ({"dropout": 0.3}, "more text or a smaller model"),
+        ({}, "more text or a smaller model"),  # which has no such field
+    ],
+)
+def test_nobody_is_told_to_do_what_the_run_does(fields: dict[str, float], said: str) -> None:
+    assert remedies(PreTrainedConfig(**fields)) == said
