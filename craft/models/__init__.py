@@ -14,19 +14,19 @@ import transformers
 from transformers.models.auto import modeling_auto
 
 from .base import LanguageModel
-from .heads import classes_of
+from .heads import MUST, classes_of
 
 __all__ = ["LanguageModel", "register"]
 
-NAMES = {
+NAME_TABLES = {
     "AutoModel": "MODEL_MAPPING_NAMES",
     "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
     "AutoModelForSequenceClassification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
     "AutoModelForTokenClassification": "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES",
     "AutoModelForQuestionAnswering": "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES",
 }
-"""Plain tables of transformers, which `register` leaves alone: pipelines, label smoothing and upstream's
-tests look there for what a class is."""
+"""Auto class -> transformers' plain table of its names, which its own `register` leaves alone: pipelines,
+label smoothing and upstream's tests look there for what a class is."""
 
 
 def register(module_name: str) -> list[str]:
@@ -42,7 +42,7 @@ def register(module_name: str) -> list[str]:
     stems = [
         n.removesuffix("Config") for n, v in own.items() if n.endswith("Config") and hasattr(v, "model_type")
     ]
-    names = [stem + ending for stem in stems for ending in ("Config", "Model", "ForCausalLM")]
+    names = [stem + ending for stem in stems for ending in MUST.values()]
     missing = [name for name in names if not hasattr(module, name)]
     if missing:
         raise ImportError(f"{module_name} must also define {', '.join(missing)}")
@@ -52,9 +52,9 @@ def register(module_name: str) -> list[str]:
         transformers.AutoConfig.register(config.model_type, config, exist_ok=True)
         for auto, found in classes_of(config).items():
             offered.append(found.__name__)
-            if auto in NAMES:
+            if auto in NAME_TABLES:
                 getattr(transformers, auto).register(config, found, exist_ok=True)
-                getattr(modeling_auto, NAMES[auto])[config.model_type] = found.__name__
+                getattr(modeling_auto, NAME_TABLES[auto])[config.model_type] = found.__name__
     return offered
 
 

@@ -8,15 +8,14 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+MUST = {"AutoConfig": "Config", "AutoModel": "Model", "AutoModelForCausalLM": "ForCausalLM"}
 ENDINGS = {
-    "AutoConfig": "Config",
-    "AutoModel": "Model",
-    "AutoModelForCausalLM": "ForCausalLM",
+    **MUST,
     "AutoModelForSequenceClassification": "ForSequenceClassification",
     "AutoModelForTokenClassification": "ForTokenClassification",
     "AutoModelForQuestionAnswering": "ForQuestionAnswering",
 }
-"""Auto class -> how the name of its class ends in the module of a config. The first three are a must."""
+"""Auto class -> how the name of its class ends in the module of a config; `MUST` is there of each."""
 
 
 def classes_of(config_class: type) -> dict[str, type[Any]]:

@@ -174,7 +174,7 @@ class TransformerConfig(PreTrainedConfig):
 
 
 class TransformerPreTrainedModel(BaseModel):
-    """Flags and initialisation shared by TransformerModel and TransformerForCausalLM."""
+    """Flags and initialisation of TransformerModel and all of its heads."""
 
     config_class = TransformerConfig
     config: TransformerConfig
