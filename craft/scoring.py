@@ -44,7 +44,7 @@ class Scores:
     def save(self, root: Path = OUTPUTS) -> Path:
         """Writes the figures to `root/evaluation/eval_….json`, as a training run does, and says where."""
         file = evaluation_file(self.model_type, self.evaluations[0].dataset, root)
-        save(self.evaluations, self.model, file)
+        save_scores(self.evaluations, self.model, file)
         return file
 
 
@@ -131,7 +131,7 @@ def score(
     return [evaluate_split(model, ids, protocol=protocol, **lengths, **settings) for protocol in protocols]
 
 
-def save(evaluations: Sequence[Evaluation], model: str, file: Path) -> None:
+def save_scores(evaluations: Sequence[Evaluation], model: str, file: Path) -> None:
     """Writes the figures of a model as JSON.
 
     Args:

@@ -213,10 +213,10 @@ def evaluate(
 
 def keep_scores(evaluations: list[Evaluation], model_dir: Path, file: Path) -> None:
     """Shows scores as a table and keeps them as JSON."""
-    from craft.scoring import save
+    from craft.scoring import save_scores
     from craft.training.evaluation import table
 
-    save(evaluations, str(model_dir), file)
+    save_scores(evaluations, str(model_dir), file)
     logger.info(f"\n{table(evaluations)}\n")
 
 

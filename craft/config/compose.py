@@ -154,8 +154,8 @@ def _load_saved(
 
 
 def _told_apart(run: dict[str, Any]) -> dict[str, Any]:
-    """A folder that is read as a data set of the Hub is written as one (`./my/texts`): wherever the record of
-    the run is read, the name of one on the Hub is such a name."""
+    """A folder that is read as a data set of the Hub gets a leading `./`, so that no reader of the record
+    takes it for a name on the Hub."""
     data = run.get("data")
     if isinstance(data, dict) and data.get("source") == "hub":
         path = data.get("path")

@@ -186,7 +186,14 @@ def refuse_conflicts(init_from: str, found: Mapping[str, Any], said: Mapping[str
 
 
 def refuse_tokenizer_settings(init_from: str, typed: Sequence[str]) -> None:
-    """Refuses settings of a new tokenizer, which there won't be."""
+    """Refuses settings of a new tokenizer, which there won't be.
+
+    Args:
+        typed: the keys of the command line, dotted.
+
+    Raises:
+        UserError: naming all of them.
+    """
     useless = [f"data.{key}" for key in OF_ITS_TOKENIZER if f"data.{key}" in typed]
     if useless:
         raise UserError(
@@ -196,7 +203,16 @@ def refuse_tokenizer_settings(init_from: str, typed: Sequence[str]) -> None:
 
 
 def agree(config: Any, start: Mapping[str, Any], typed: set[str]) -> None:
-    """Refuses typed fields that contradict the model; a window that nobody typed isn't longer than its."""
+    """Refuses typed fields that contradict the model; a window that nobody typed isn't longer than its.
+
+    Args:
+        config: the composed run; its fields of the model that were left open are filled in.
+        start: what `start_from` returned.
+        typed: the keys of the command line, dotted.
+
+    Raises:
+        UserError: as `refuse_conflicts`.
+    """
     models, data = resolved(config.models), config.get("data") or {}
     refuse_conflicts(start["init_from"], start, {k: v for k, v in models.items() if f"models.{k}" in typed})
     for key, value in models.items():

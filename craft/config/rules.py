@@ -185,7 +185,11 @@ OTHER_NAMES = {
 
 
 def check_effect(section: str, field: Field, value: Any, locate: Locate) -> None:
-    """Refuses what would be accepted and have no effect."""
+    """Refuses what would be accepted and have no effect.
+
+    Raises:
+        UserError: with what to do instead.
+    """
     if field.name in IGNORED and value not in (None, [], field.default):
         name = f"{section}.{field.name}"
         raise UserError(
@@ -194,7 +198,11 @@ def check_effect(section: str, field: Field, value: Any, locate: Locate) -> None
 
 
 def check_range(section: str, key: str, value: Any, locate: Locate) -> None:
-    """Refuses a number outside the range of its key."""
+    """Refuses a number outside the range of its key.
+
+    Raises:
+        UserError: with the range.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
     limit = RANGES[section].get(key)
@@ -206,7 +214,11 @@ def check_range(section: str, key: str, value: Any, locate: Locate) -> None:
 
 
 def check_word(section: str, key: str, value: Any, locate: Locate) -> None:
-    """Refuses words that name no language, licence or protocol, and secrets, which would be saved."""
+    """Refuses words that name no language, licence or protocol, and secrets, which would be saved.
+
+    Raises:
+        UserError: with what to write instead, as far as that is known.
+    """
     name = f"{section}.{key}"
     wrong = ""
     if name == "training.hub_token" and value:

@@ -1,6 +1,7 @@
 """Values typed on the command line, read by the type of their field.
 
-So `data.path=my (1).txt` and `training.sample_prompt=ROMEO:` need no quotes, and `training.seed=7` is one.
+So `data.path=my (1).txt` and `training.sample_prompt=ROMEO:` need no quotes, and `training.seed=7` is a
+number.
 """
 
 from __future__ import annotations
@@ -16,7 +17,14 @@ from craft.utils.common import UserError, did_you_mean
 
 
 def set_value(config: Any, key: str, text: str, locate: Locate) -> None:
-    """Writes one command-line value into the composed configuration."""
+    """Writes one command-line value into the composed configuration.
+
+    Args:
+        locate: says where a key was written.
+
+    Raises:
+        UserError: if there is no such section or key, or the text can't be read.
+    """
     from omegaconf import DictConfig, OmegaConf
 
     section, _, rest = key.partition(".")
@@ -46,7 +54,11 @@ def set_value(config: Any, key: str, text: str, locate: Locate) -> None:
 
 
 def overruled(key: str, text: str) -> dict[str, Any]:
-    """What typing `key=text` takes back of what a file has set, as key -> neutral value."""
+    """What typing `key=text` takes back of what a file has set, as key -> neutral value.
+
+    Raises:
+        UserError: as `parse_value`.
+    """
     value = parse_value(text)
     if value is False:
         value = "no"
@@ -56,7 +68,11 @@ def overruled(key: str, text: str) -> dict[str, Any]:
 
 
 def read_value(text: str, field: Field) -> Any:
-    """A command-line value by the type of its field: text stays as it was typed, unless it is quoted."""
+    """A command-line value by the type of its field: text stays as it was typed, unless it is quoted.
+
+    Raises:
+        UserError: as `parse_value`.
+    """
     if field.textual:
         if text == "" or text.startswith("#"):
             return text
@@ -71,7 +87,11 @@ def read_value(text: str, field: Field) -> Any:
 
 
 def parse_value(text: str) -> Any:
-    """A value in YAML, read as Hydra reads files (`1e-3` is a number); text that isn't YAML stays text."""
+    """A value in YAML, read as Hydra reads files (`1e-3` is a number); text that isn't YAML stays text.
+
+    Raises:
+        UserError: for `${` without the rest of an interpolation.
+    """
     import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import GrammarParseError

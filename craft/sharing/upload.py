@@ -28,8 +28,10 @@ from craft.utils.outputs import OUTPUTS, RUN_CONFIG, RUN_NAMES, RunPaths, slug
 
 logger = get_logger(__name__)
 
-PAUSES, LONGEST_PAUSE = (0.5, 2.0), 60.0
-"""Seconds before a commit is tried again, and how many more a busy Hub may ask for."""
+PAUSES = (0.5, 2.0)
+"""Seconds before a commit is tried again, at the least: a busy Hub may ask for more."""
+LONGEST_PAUSE = 60.0
+"""Seconds that are waited for a Hub that asks for more."""
 LAST = "last-checkpoint"
 """Where a repository keeps the checkpoint to resume from, as transformers does."""
 
@@ -125,15 +127,15 @@ def commit_items(client: Any, repo_id: str, items: list[Item], message: str, rev
 
     Twice is as good as once: of a commit whose answer was lost nothing is left to do.
     """
-    for seconds in (*PAUSES, None):
+    for pause in PAUSES:
         try:
             return _commit(client, repo_id, items, message, revision)
         except Exception as error:
             asked = may_pass(error)
-            if seconds is None or asked is None:
+            if asked is None:
                 raise
-            time.sleep(min(max(asked, seconds), LONGEST_PAUSE))
-    raise AssertionError
+            time.sleep(min(max(asked, pause), LONGEST_PAUSE))
+    return _commit(client, repo_id, items, message, revision)
 
 
 def _commit(client: Any, repo_id: str, items: list[Item], message: str, revision: str | None) -> Any:

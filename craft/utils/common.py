@@ -49,7 +49,11 @@ class PeerLost(TrainingFailed):
 
 
 def require_extra(extra: str, *packages: str) -> None:
-    """Refuses to start `craft <extra>` without the packages of the extra of that name."""
+    """Refuses to start `craft <extra>` without the packages of the extra of that name.
+
+    Raises:
+        UserError: with what is missing and the command that installs it.
+    """
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
         raise UserError(
