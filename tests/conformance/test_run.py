@@ -67,6 +67,7 @@ def test_a_tree_is_completed_and_never_overwritten(run: ModuleType, tmp_path: Pa
         (tree / "tests/utils/here.py", "sdist"),
         (checkout / "tests/utils/here.py", "checkout"),
         (checkout / "tests/generation/test_utils.py", "checkout"),
+        (checkout / "tests/pipelines/test_pipelines_text_generation.py", "checkout"),
     ):
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(text)
@@ -76,6 +77,14 @@ def test_a_tree_is_completed_and_never_overwritten(run: ModuleType, tmp_path: Pa
     assert "class ExportTesterMixin" in (tree / "tests/exporters/test_export.py").read_text()
     assert (tree / "tests/models/craft/test_char_lstm.py").is_file()
     assert (tree / "tiny/char_lstm/CharLSTMForCausalLM/tokenizer.json").is_file()
+
+
+def test_without_the_tests_of_pipelines_they_are_skipped_for_want_of_models(
+    run: ModuleType, tmp_path: Path
+) -> None:
+    run.lay_out(tmp_path, None)
+    assert (tmp_path / "tiny/reports/tiny_model_summary.json").read_text() == "{}"
+    assert not list((tmp_path / "tiny").rglob("*.safetensors"))
 
 
 def test_results_are_counted_beside_llamas(run: ModuleType, tmp_path: Path) -> None:
