@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import runs
 
@@ -41,9 +42,13 @@ def test_a_disk_that_fills_up(case: runs.Case, disk: Path, tmp_path: Path) -> No
     running = runs.start(runs.train_words(case), folder)
     first = folder / "run" / "checkpoint-6"
     assert running.until(first.exists)
+    process = psutil.Process(running.ranks[0].pid)
+    process.suspend()  # or it writes on while the disk is measured and filled
+    assert running.until(lambda: process.status() == psutil.STATUS_STOPPED)
     size = sum(path.stat().st_size for path in first.iterdir())
     room = shutil.disk_usage(disk).free - size // 2  # for the log, and half a checkpoint
     ballast.write_bytes(b"\0" * room)
+    process.resume()
     assert running.wait() == [1], running.err()
     assert "Traceback" not in running.err()
     (line,) = [line for line in running.err().splitlines() if line.startswith("error: ")]
