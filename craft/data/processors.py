@@ -9,6 +9,7 @@ Every vocabulary starts with four special ids; byte values, where a vocabulary h
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -82,7 +83,7 @@ class TextProcessor:
     """
 
     def __init__(self, alphabet: Sequence[str], unknown: str) -> None:
-        self.unknown = unknown
+        self.alphabet, self.unknown = list(alphabet), unknown
         self._bytes = BytesProcessor()
         byte_values = [bytes([b]) for b in range(256)] if unknown == "bytes" else []
         self._first_char = FIRST_ID + len(byte_values)
@@ -95,7 +96,7 @@ class TextProcessor:
         # One-byte ids of ASCII text come from bytes.translate, several times faster than indexing.
         self._ascii = self._table[:256].tobytes() if self.dtype == np.uint8 else None
 
-    @property
+    @cached_property
     def id_chars(self) -> np.ndarray:
         """int64 [vocab]: characters an id stands for; one in bytes is counted at its first byte."""
         counts = np.ones(self.vocab_size, np.int64)
@@ -104,7 +105,7 @@ class TextProcessor:
             counts[CONTINUATION] = 0
         return counts
 
-    @property
+    @cached_property
     def id_bytes(self) -> np.ndarray:
         """int64 [vocab]: the UTF-8 bytes an id stands for; unknowable for `<unk>`, which counts 1."""
         counts = np.array([len(b) for b in self.token_bytes], np.int64)

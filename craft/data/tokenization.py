@@ -12,9 +12,9 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
@@ -156,23 +156,28 @@ class CharTokenizer(PreTrainedTokenizerFast):
         """The policy for unseen characters: `strict`, `unk` or `bytes`."""
         return self.init_kwargs["unknown"]
 
-    @cached_property
+    @property
     def alphabet(self) -> list[str]:
         """The characters with an id of their own, in the order of their ids."""
-        vocab = self.backend_tokenizer.get_vocab(with_added_tokens=False)
-        return [token for token, _ in sorted(vocab.items(), key=lambda item: item[1]) if len(token) == 1]
+        return self.processor.alphabet
 
-    @cached_property
+    @property
     def processor(self) -> TextProcessor:
         """The numpy fast path over the same vocabulary."""
-        return TextProcessor(self.alphabet, self.unknown)
+        processor = _PROCESSORS.get(self)
+        if processor is None:
+            vocab = self.backend_tokenizer.get_vocab(with_added_tokens=False)
+            by_id = [token for token, _ in sorted(vocab.items(), key=lambda item: item[1])]
+            processor = TextProcessor([token for token in by_id if len(token) == 1], self.unknown)
+            _PROCESSORS[self] = processor
+        return processor
 
-    @cached_property
+    @property
     def id_chars(self) -> np.ndarray:
         """int64 [vocab]: how many characters each id stands for (specials 0, `<unk>` 1)."""
         return self.processor.id_chars
 
-    @cached_property
+    @property
     def id_bytes(self) -> np.ndarray:
         """int64 [vocab]: how many UTF-8 bytes each id stands for (specials 0, `<unk>` 1)."""
         return self.processor.id_bytes
@@ -216,6 +221,11 @@ class CharTokenizer(PreTrainedTokenizerFast):
                     json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
                 )
         return super()._save_pretrained(save_directory, file_names, *args, **kwargs)
+
+
+# Beside the tokenizers, not in them: `datasets` hashes all that a tokenizer holds for the name of its cache, and
+# the tables of a tokenizer that has been called are a megabyte more than those of one that hasn't.
+_PROCESSORS: WeakKeyDictionary[CharTokenizer, TextProcessor] = WeakKeyDictionary()
 
 
 class ByteTokenizer(CharTokenizer):
