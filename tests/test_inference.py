@@ -141,10 +141,53 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
             resolve(name, tmp_path)
 
 
-def test_weights_and_tokenizer_of_different_runs_are_refused(folder: Path) -> None:
-    CharTokenizer.train(["abc"]).save_pretrained(folder)
-    with pytest.raises(UserError, match=r"7 entries.*rows"):
+def test_more_entries_than_rows_are_refused(folder: Path) -> None:
+    entries = len(CharTokenizer.train([TEXT + "XYZ"]))
+    CharTokenizer.train([TEXT + "XYZ"]).save_pretrained(folder)
+    with pytest.raises(UserError, match=rf"{entries} entries.* {entries - 3} rows"):
         load(folder)
+
+
+def test_rows_without_an_entry_are_neither_written_nor_expected(folder: Path) -> None:
+    model, tokenizer = load(folder)
+    ids = torch.tensor([tokenizer.encode("to be")], device=model.device)
+    expected = model(ids).logits
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|user|>"]})
+    model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
+    model.lm_head.weight.data[len(tokenizer) :] = 100 * torch.randn(64 - len(tokenizer), 16)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    again, known = load(folder)
+    logits = again(ids).logits
+    assert logits.shape[-1] == again.config.vocab_size == len(known) == expected.shape[-1] + 1
+    assert torch.allclose(logits[..., :-1], expected, atol=1e-6)
+    # The added token, which shows as nothing, is written like any other.
+    again.lm_head.weight.data[-1] = 0
+    (texts,) = sample(again, known, ["to"], num_samples=8, max_new_tokens=40, temperature=10.0, seed=1)
+    assert min(map(len, texts)) < 40
+    assert set("".join(texts)) <= set(TEXT)
+
+
+@pytest.mark.parametrize("stop", ["ü", "\n漢ü"])
+def test_a_stop_text_that_the_model_cannot_write_is_refused(folder: Path, stop: str) -> None:
+    model, tokenizer = load(folder)
+    with pytest.raises(UserError, match=r"'ü' \(U\+00FC\)") as caught:
+        stream_text(model, tokenizer, "to", stop=(stop,))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"'\\xa0' \(U\+00A0\).*' ' \(U\+0020\)"):
+        sample(model, tokenizer, ["to"], stop=("or\xa0not",))
+
+
+def test_a_byte_tokenizer_may_stop_at_any_text() -> None:
+    tokenizer = ByteTokenizer.create()
+    model = build_model(TINY["char_lstm"], tokenizer, block_size=8, documents=False)
+    stream_text(model, tokenizer, "a", stop=("ü",))
+
+
+def test_a_prompt_is_answered_with_its_look_alike_in_the_alphabet(folder: Path) -> None:
+    model, tokenizer = load(folder)
+    with pytest.raises(UserError, match=r"'\u0301' \(U\+0301\) at position 4 of the prompt.*'é' \(U\+00E9\)"):
+        stream_text(model, tokenizer, "to e\u0301")
 
 
 def test_torn_weights_are_named(folder: Path) -> None:

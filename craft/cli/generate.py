@@ -108,9 +108,9 @@ def command(
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     network, tokenizer = load(model, revision=revision, trust_remote_code=trust_remote_code)
     if len(texts) * num_samples == 1:
-        tokenizer.encode_ids(texts[0], "the prompt")  # refused before it is shown
+        pieces = stream_text(network, tokenizer, texts[0], **sampling)  # refused before it is shown
         click.echo(texts[0], nl=False)
-        for piece in stream_text(network, tokenizer, texts[0], **sampling):
+        for piece in pieces:
             click.echo(piece, nl=False)
         click.echo()
         return

@@ -149,6 +149,8 @@ def _splits(run: Parts) -> Complaint:
 
 
 def _source(run: Parts) -> Complaint:
+    from craft.data.arguments import without_alphabet
+
     source = run.data["source"]
     if not run.data["path"]:
         ways = {
@@ -176,12 +178,7 @@ def _source(run: Parts) -> Complaint:
             "data.streaming",
             "data.streaming=true has no length to count epochs by; set training.max_steps",
         )
-    if run.data["max_vocab_size"] and run.data["tokenizer"] == "byte":
-        return (
-            "data.max_vocab_size",
-            "data.max_vocab_size means characters; data.tokenizer=byte has none (leave it null)",
-        )
-    return None
+    return without_alphabet(run.data)
 
 
 def _precision(run: Parts) -> Complaint:

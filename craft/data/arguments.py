@@ -6,9 +6,10 @@ Torch-free and literal: the fields below are the keys of the YAML files and of `
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 from craft.utils.common import UserError, did_you_mean
 from craft.utils.labels import wrong_language
@@ -89,6 +90,8 @@ class DataArguments:
                 raise UserError(
                     f"data.{key}={size} must be a fraction below 1 or a whole number of characters"
                 )
+        if complaint := without_alphabet(vars(self)):
+            raise UserError(complaint[1])
         if self.language is not None and (wrong := wrong_language(self.language, "data.language=")):
             raise UserError(wrong)
 
@@ -98,3 +101,27 @@ class DataArguments:
         that is no pattern."""
         stems = [part.strip("/").split(".")[0] for part in PurePath(self.path or "").parts]
         return self.name or next((s for s in reversed(stems) if s and not set(s) & set("*?[")), "corpus")
+
+
+OF_ALPHABET = ("unknown", "min_frequency", "max_vocab_size")
+"""Settings of the alphabet, which a byte tokenizer doesn't have."""
+
+
+def without_alphabet(data: Mapping[str, Any]) -> tuple[str, str] | None:
+    """A setting of the alphabet that the byte tokenizer would ignore: its key, and what to say.
+
+    `unknown=bytes` is what that tokenizer does anyway.
+    """
+    for key in OF_ALPHABET if data["tokenizer"] == "byte" else ():
+        if data[key] not in (getattr(DataArguments, key), "bytes"):
+            return (
+                f"data.{key}",
+                f"data.{key}={data[key]} is about an alphabet; data.tokenizer=byte has none, leave it out",
+            )
+    return None
+
+
+def of_saved_run(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The section `data` of a saved run, without what earlier versions accepted beside the byte tokenizer."""
+    byte = data.get("tokenizer") == "byte"
+    return {key: value for key, value in data.items() if not (byte and key in OF_ALPHABET)}

@@ -19,6 +19,7 @@ from craft.data.base import BaseDataset
 from craft.data.cache import Cache
 from craft.data.char_dataset import CharDataset
 from craft.data.finding import find_source
+from craft.data.lookalikes import doubled, instead, named
 from craft.data.prepare import Scan, ids, ids_key, scan
 from craft.data.sources import Source
 from craft.data.stream_splits import open_stream
@@ -136,7 +137,11 @@ def build_tokenizer(args: DataArguments, scans: dict[str, Scan]) -> CharTokenize
     """The tokenizer of `args` over the characters of all splits (as nanoGPT's, which sees the whole text)."""
     if args.tokenizer == "byte":
         return ByteTokenizer.create()
-    return CharTokenizer.from_counts(_counts(scans), args.unknown, args.min_frequency, args.max_vocab_size)
+    counts = _counts(scans)
+    tokenizer = CharTokenizer.from_counts(counts, args.unknown, args.min_frequency, args.max_vocab_size)
+    if ways := doubled(tokenizer.alphabet):
+        logger.info(f"alphabet  holds look-alikes: {'; '.join(ways[:NAMED])}")
+    return tokenizer
 
 
 def fit_tokenizer(
@@ -151,14 +156,16 @@ def fit_tokenizer(
         return tokenizer.extended(counts)
     if new := tokenizer.unseen(counts):
         commonest = sorted(new, key=lambda char: (-counts[char], char))
-        listed = [f"{c!r} (U+{ord(c):04X}) {counts[c]:,} times" for c in commonest[:NAMED]]
+        listed = [f"{named(c)} {counts[c]:,} times" for c in commonest[:NAMED]]
+        known = [f"{has} for {c!r}" for c in commonest[:NAMED] if (has := instead(c, tokenizer.alphabet))]
         more = f" and {len(new) - NAMED} more" if len(new) > NAMED else ""
         what = f"{len(new)} character{'s' if len(new) > 1 else ''} of {name}"
-        listing = f"{', '.join(listed)}{more}"
+        listing = f"{', '.join(listed)}{more}" + (f"; it has {', '.join(known)}" if known else "")
         if tokenizer.unknown == "strict":
             raise UserError(
                 f"{what} {'are' if len(new) > 1 else 'is'} new to the model: {listing}; "
-                "give them ids with models.extend_vocab=true, or remove them from the text"
+                "give them ids with models.extend_vocab=true, or "
+                f"{'write what it has' if known else 'remove them from the text'}"
             )
         become = "<unk>" if tokenizer.unknown == "unk" else "their bytes"
         logger.info(f"alphabet  {what} become {become}: {listing}")

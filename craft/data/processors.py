@@ -13,6 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
+from craft.data import lookalikes
 from craft.utils.common import UserError
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
@@ -136,7 +137,9 @@ class TextProcessor:
             return ids
         if self.unknown == "strict":
             position = int(unseen.argmax())
-            raise UserError(_unseen(text[position], position + offset, where))
+            around = text[max(0, position - 1) : position], text[position + 1 : position + 3]
+            instead = lookalikes.instead(text[position], self.alphabet, around)
+            raise UserError(_unseen(text[position], position + offset, where, instead))
         return self._with_bytes(text, ids, unseen)
 
     def decode(self, ids: np.ndarray | Sequence[int]) -> str:
@@ -175,10 +178,11 @@ class TextProcessor:
             raise UserError(_surrogate(text[error.start], error.start + offset, where)) from None
 
 
-def _unseen(char: str, position: int, where: str) -> str:
+def _unseen(char: str, position: int, where: str, instead: str) -> str:
+    has, way_out = (f", which has {instead} instead", "write that") if instead else ("", "remove it")
     return (
-        f"character {char!r} (U+{ord(char):04X}) at position {position} of {where} isn't in the alphabet; "
-        "remove it, or train with data.unknown=unk (shown as <unk>) or data.unknown=bytes (lossless)"
+        f"character {lookalikes.named(char)} at position {position} of {where} isn't in the alphabet{has}; "
+        f"{way_out}, or train with data.unknown=unk (shown as <unk>) or data.unknown=bytes (lossless)"
     )
 
 

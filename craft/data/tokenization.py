@@ -21,6 +21,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import BatchEncoding, PreTrainedTokenizerFast
 
+from craft.data.lookalikes import instead, named
 from craft.data.processors import TextProcessor
 from craft.utils.common import UserError
 
@@ -182,6 +183,29 @@ class CharTokenizer(PreTrainedTokenizerFast):
         """int64 [vocab]: how many UTF-8 bytes each id stands for (specials 0, `<unk>` 1)."""
         return self.processor.id_bytes
 
+    @property
+    def token_bytes(self) -> list[bytes]:
+        """What each id shows in a text, tokens that a user added among them: nothing for special ones."""
+        added = sorted((i, t) for i, t in self.added_tokens_decoder.items() if i >= self.processor.vocab_size)
+        return [*self.processor.token_bytes, *(b"" if t.special else t.content.encode() for _, t in added)]
+
+    def check_writable(self, text: str, where: str) -> None:
+        """Refuses a text that no model with this tokenizer can write.
+
+        Raises:
+            UserError: naming the first character, and what the alphabet has instead.
+        """
+        if self.unknown == "bytes":
+            return
+        known = set(b"".join(self.token_bytes).decode())
+        for position, char in enumerate(text):
+            if char not in known:
+                has = instead(char, self.alphabet, (text[:position], text[position + 1 :]))
+                raise UserError(
+                    f"{where} {text!r} can't be written by this model: {named(char)} isn't in its alphabet"
+                    + (f", which has {has} instead; write that" if has else "; leave it out")
+                )
+
     def encode_ids(self, text: str, where: str = "the text", offset: int = 0) -> np.ndarray:
         """The ids of `tok(text).input_ids`, by numpy: unsigned [len], hundreds of MB/s.
 
@@ -223,8 +247,8 @@ class CharTokenizer(PreTrainedTokenizerFast):
         return super()._save_pretrained(save_directory, file_names, *args, **kwargs)
 
 
-# Beside the tokenizers, not in them: `datasets` hashes all that a tokenizer holds for the name of its cache, and
-# the tables of a tokenizer that has been called are a megabyte more than those of one that hasn't.
+# Not attributes: `datasets` hashes all that a tokenizer holds for the name of its cache, so a tokenizer that
+# has been called would be another one, and its pickle a megabyte larger.
 _PROCESSORS: WeakKeyDictionary[CharTokenizer, TextProcessor] = WeakKeyDictionary()
 
 

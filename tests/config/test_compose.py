@@ -223,6 +223,21 @@ def test_a_group_replaces_a_section_of_a_saved_run(tmp_path: Path) -> None:
     assert run.training["seed"] == 5
 
 
+def test_a_saved_run_may_hold_what_has_no_effect_beside_the_byte_tokenizer(tmp_path: Path) -> None:
+    run = compose(["data.tokenizer=byte"])
+    file = tmp_path / "run.yaml"
+    file.write_text(run.to_yaml().replace("min_frequency: 1", "min_frequency: 3"), encoding="utf-8")
+    assert compose([], config_file=file).data == run.data
+    with pytest.raises(UserError, match=r"data\.min_frequency=2"):
+        compose(["data.min_frequency=2"], config_file=file)
+
+
+def test_the_defaults_and_what_bytes_do_may_be_said_of_a_byte_tokenizer() -> None:
+    defaults = ["data.min_frequency=1", "data.max_vocab_size=null"]
+    for unknown in ("strict", "bytes"):
+        compose(["data.tokenizer=byte", *defaults, f"data.unknown={unknown}"])
+
+
 def test_a_saved_run_does_not_depend_on_later_defaults() -> None:
     run = compose(["data=text_file", "data.path=a.txt"])
     assert run.data["block_size"] == 64  # a default of the class, written out

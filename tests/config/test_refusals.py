@@ -99,7 +99,9 @@ def refusal(*overrides: str, **kwargs: object) -> str:
         ("data.source=hub data.path=null", ["data.source=hub", "data.path=USER/DATASET"]),
         ("data.validation_size=0.6 data.test_size=0.4", ["data.test_size=0.4", "below 1"]),
         ("data.validation_split=dev", ["data.validation_split", "data.source=hub"]),
-        ("data.tokenizer=byte data.max_vocab_size=9", ["data.max_vocab_size", "byte"]),
+        ("data.tokenizer=byte data.max_vocab_size=9", ["data.max_vocab_size=9", "data.tokenizer=byte"]),
+        ("data.tokenizer=byte data.min_frequency=2", ["data.min_frequency=2", "data.tokenizer=byte"]),
+        ("data.tokenizer=byte data.unknown=unk", ["data.unknown=unk", "data.tokenizer=byte"]),
         (
             "training.eval_strategy=steps data.validation_size=0",
             ["data.validation_size=0", "eval_strategy=no"],

@@ -50,6 +50,10 @@ def test_the_standard_corpora_are_cut_as_the_field_cuts_them() -> None:
             "data.test_size=-0.1 must be a fraction below 1 or a whole number of characters",
         ),
         ({"block_size": 0}, "data.block_size=0 must be at least 1"),
+        (
+            {"tokenizer": "byte", "min_frequency": 2},
+            "data.min_frequency=2 is about an alphabet; data.tokenizer=byte has none, leave it out",
+        ),
     ],
 )
 def test_values_out_of_range_are_named(values: dict[str, Any], message: str) -> None:
