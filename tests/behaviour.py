@@ -21,23 +21,25 @@ import argparse
 import hashlib
 import importlib.util
 import json
+import multiprocessing
 import os
 import re
+import runpy
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from multiprocessing import forkserver
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-CRAFT = [sys.executable, "-m", "craft"]
-TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+TWO = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "craft.train"]
+forks = multiprocessing.get_context("forkserver")
 
 STEPS, THIRD = 120, 40
 MODEL = f"run_step_{STEPS}"
@@ -69,25 +71,6 @@ PROTOCOLS = {"lstm": ("blocks", "sliding-8", "stateful"), "transformer": ("block
 EXPERIMENTS = sorted(path.stem for path in (CHECKOUT / "configs" / "experiments").glob("*.yaml"))
 OF_A_CLOCK = ("elapsed", "runtime", "per_second")
 
-USE = """
-import hashlib, json, sys
-import torch
-from transformers import AutoModelForCausalLM
-folder, prompts = sys.argv[1], sys.argv[2:]
-elsewhere = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
-import craft  # not before: the model above was to do without
-model, tokenizer = craft.load(folder)
-batch = tokenizer(prompts, return_tensors="pt", padding=True)
-assert not batch.attention_mask[:, 0].all(), "padded on the left"
-def logits(network):
-    with torch.no_grad():
-        found = network(**batch).logits[batch.attention_mask.bool()]
-    return hashlib.sha256(found.float().numpy().tobytes()).hexdigest()
-beams = model.generate(**batch, num_beams=3, max_new_tokens=40, do_sample=False)
-texts = tokenizer.batch_decode(beams, skip_special_tokens=True)
-print(json.dumps({"logits": logits(model), "logits elsewhere": logits(elsewhere), "beams": texts}))
-"""
-
 Facts = dict[str, str]
 
 
@@ -95,36 +78,90 @@ class Failure(Exception):
     """What a fact should have been made of didn't work; the message says what was seen."""
 
 
+class Ended(NamedTuple):
+    """A process that came to its end; its status is minus the number of a signal that killed it."""
+
+    status: int
+    out: str
+    err: str
+
+
+def prepare(home: Path) -> None:
+    """Makes an environment in which the user's own settings and caches are unknown, and the server from which
+    all processes are forked: it has torch and transformers imported, which costs each more than its work."""
+    own = ("CRAFT_", "HF_", "WANDB_", "ACCELERATE_", "TRANSFORMERS_", "XDG_")
+    for name in [name for name in os.environ if name.startswith(own)]:
+        del os.environ[name]
+    home.mkdir()
+    os.environ |= {
+        **{"HOME": str(home), "CRAFT_CACHE": str(home / "craft"), "HF_HOME": str(home / "huggingface")},
+        **{"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(CHECKOUT)},
+        **{"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    }
+    sys.path[0] = str(CHECKOUT)  # instead of tests/; forked processes get it
+    forks.set_forkserver_preload(["torch", "transformers.trainer"])
+    forkserver.ensure_running()
+
+
+def forked(folder: Path, variables: dict[str, str], function: Callable[..., None], *words: str) -> None:
+    """In a process of its own: the function, in a folder to whose files .out-PID and .err-PID it prints."""
+    os.chdir(folder)
+    os.environ |= variables
+    for name, number in ((f".out-{os.getpid()}", 1), (f".err-{os.getpid()}", 2)):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT, 0o644), number)
+    function(*words)
+
+
+def module(name: str, *words: str) -> None:
+    """`python -m NAME WORDS`."""
+    sys.argv = [name, *words]
+    runpy.run_module(name, run_name="__main__", alter_sys=True)
+
+
+def pad_and_beam(folder: str, *prompts: str) -> None:
+    """Prints the logits of a batch padded on the left, also by the code beside the weights, and beams."""
+    from transformers import AutoModelForCausalLM
+
+    elsewhere = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+
+    import craft  # not before: the model above does without
+
+    model, tokenizer = craft.load(folder)
+    batch = tokenizer(list(prompts), return_tensors="pt", padding=True)
+    seen = batch.attention_mask.bool()
+    assert not seen[:, 0].all(), "nothing is padded on the left"
+    logits = [network(**batch).logits[seen].detach().float() for network in (model, elsewhere)]
+    sums = [hashlib.sha256(each.numpy().tobytes()).hexdigest() for each in logits]
+    beams = model.generate(**batch, num_beams=3, max_new_tokens=40, do_sample=False)
+    print(json.dumps([*sums, tokenizer.batch_decode(beams, skip_special_tokens=True)]))
+
+
 class Net:
-    """The facts of this checkout, by processes to which the user's own settings and caches are unknown.
+    """The facts of this checkout; each run has a folder of its own in `folder`."""
 
-    Args:
-        folder: each run has a folder of its own in it.
-        home: of the processes, with their caches.
-    """
-
-    def __init__(self, folder: Path, home: Path) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.jobs: dict[str, Future[Facts]] = {}
-        home.mkdir(parents=True)
-        own = ("CRAFT_", "HF_", "WANDB_", "ACCELERATE_", "TRANSFORMERS_", "XDG_")
-        self.environment = {k: v for k, v in os.environ.items() if not k.startswith(own)} | {
-            **{"HOME": str(home), "CRAFT_CACHE": str(home / "craft"), "HF_HOME": str(home / "huggingface")},
-            **{"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "PYTHONPATH": str(CHECKOUT)},
-            **{"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        }
 
-    def process(self, where: str, *command: str, **more: str) -> subprocess.CompletedProcess[str]:
-        environment = self.environment | more
-        keywords: Any = {"capture_output": True, "text": True, "timeout": 280}
-        return subprocess.run(command, cwd=self.folder / where, env=environment, **keywords)
+    def start(self, where: str, function: Callable[..., None], *words: str, **variables: str) -> Any:
+        process = forks.Process(target=forked, args=(self.folder / where, variables, function, *words))
+        process.start()
+        return process
 
-    def done(self, where: str, *command: str, **more: str) -> str:
+    def end(self, where: str, process: Any) -> Ended:
+        process.join(280)
+        process.kill()
+        process.join()
+        out, err = (self.folder / where / f".{name}-{process.pid}" for name in ("out", "err"))
+        said = [file.read_text(encoding="utf-8") if file.exists() else "" for file in (out, err)]
+        return Ended(process.exitcode, *said)
+
+    def craft(self, where: str, *words: str) -> Ended:
+        return self.end(where, self.start(where, module, "craft", *words))
+
+    def done(self, where: str, *words: str) -> str:
         """What a command printed that must succeed."""
-        ended = self.process(where, *command, **more)
-        if ended.returncode:
-            raise Failure(f"status {ended.returncode}: {last_words(ended.stderr)}")
-        return ended.stdout
+        return successful(self.craft(where, *words))
 
     # ---- The jobs
 
@@ -132,41 +169,33 @@ class Net:
         """A run from its start to its end."""
         if name == "init-from":
             self.jobs["lstm"].result()
-        words = [*TWO, "-m", "craft.train"] if name == "processes" else [*CRAFT, "train"]
-        more = {"ACCELERATE_USE_CPU": "true"} if name == "processes" else {}
         write_text(self.folder / name)
-        said = self.done(name, *words, *SETTINGS, *RUNS[name], **more)
+        settings = [*SETTINGS, *RUNS[name]]
+        if name == "processes":
+            both = self.start(name, module, *TWO, *settings, ACCELERATE_USE_CPU="true")
+            said = successful(self.end(name, both))
+        else:
+            said = self.done(name, "train", *settings)
         return {"final": final(said), **logged(said)}
 
-    def kill(self, name: str) -> Facts:
+    def kill(self, name: str) -> None:
         """A run that is killed once it has a checkpoint."""
-        folder = self.folder / name
-        write_text(folder)
-        with (folder / "stderr.txt").open("w+") as stderr:
-            words = [*CRAFT, "train", *SETTINGS, *RUNS[KILLED[name]]]
-            running = subprocess.Popen(
-                words, cwd=folder, env=self.environment, stdout=subprocess.DEVNULL, stderr=stderr
-            )
-            until = time.monotonic() + 240
-            while running.poll() is None and time.monotonic() < until:
-                if (folder / "run" / f"checkpoint-{THIRD}").exists():
-                    break
-                time.sleep(0.002)
-            running.kill()
-            if running.wait() >= 0:
-                stderr.seek(0)
-                raise Failure(f"ended before it was killed: {last_words(stderr.read())}")
-        return {}
+        write_text(self.folder / name)
+        running = self.start(name, module, "craft", "train", *SETTINGS, *RUNS[KILLED[name]])
+        while running.is_alive() and not (self.folder / name / "run" / f"checkpoint-{THIRD}").exists():
+            time.sleep(0.002)
+        running.kill()
+        ended = self.end(name, running)
+        if ended.status >= 0:
+            raise Failure(f"ended before it was killed: {last_words(ended.err)}")
 
     def resume(self, name: str, undisturbed: Callable[[], str], may_refuse: bool = False) -> Facts:
         """An unfinished run to its end, which must be that of the run to which nothing happened."""
-        ended = self.process(name, *CRAFT, "resume", "run")
-        errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
-        if may_refuse and ended.returncode == 2 and len(errors) == 1 and "Traceback" not in ended.stderr:
+        ended = self.craft(name, "resume", "run")
+        errors = [line for line in ended.err.splitlines() if line.startswith("error: ")]
+        if may_refuse and ended.status == 2 and len(errors) == 1 and "Traceback" not in ended.err:
             return {"resumed": f"refused: {errors[0]}"}
-        if ended.returncode:
-            raise Failure(f"status {ended.returncode}: {last_words(ended.stderr)}")
-        facts = {"resumed": final(ended.stdout), "undisturbed": undisturbed()}
+        facts = {"resumed": final(successful(ended)), "undisturbed": undisturbed()}
         if facts["resumed"] != facts["undisturbed"]:
             raise Failure(f"resumed to {facts['resumed']}, undisturbed it is {facts['undisturbed']}")
         return facts
@@ -180,13 +209,13 @@ class Net:
     def evaluate(self, name: str) -> Facts:
         self.wait_for(name)
         words = [word for protocol in PROTOCOLS[name] for word in ("--protocol", protocol)]
-        scores = json.loads(self.done(name, *CRAFT, "evaluate", MODEL, "--json", *words))
+        scores = json.loads(self.done(name, "evaluate", MODEL, "--json", *words))
         figures = {f"{each['protocol']} bits_per_char": repr(each["bits_per_char"]) for each in scores}
         return {**figures, "all figures": sha256(json.dumps(scores, sort_keys=True))}
 
     def generate(self, name: str) -> Facts:
         self.wait_for(name)
-        words = [*CRAFT, "generate", MODEL, "-n", "200", "-p", "Grö"]
+        words = ["generate", MODEL, "-n", "200", "-p", "Grö"]
         several = ["--greedy", "-p", "the quick", "-p", ""]
         sampled = ["--seed", "7", "-t", "0.9", "--top-k", "20", "--top-p", "0.95", "--min-p", "0.01"]
         return {
@@ -195,33 +224,33 @@ class Net:
         }
 
     def use(self, name: str) -> Facts:
-        """By Python: the logits of a padded batch, also by the code beside the weights, and beams."""
+        """By Python; see `pad_and_beam`."""
         self.wait_for(name)
-        said = self.done(name, sys.executable, "-c", USE, MODEL, "the quick", "a", "")
-        found = json.loads(said.splitlines()[-1])
-        if found["logits"] != found["logits elsewhere"]:
+        ended = self.end(name, self.start(name, pad_and_beam, MODEL, "the quick", "a", ""))
+        logits, elsewhere, beams = json.loads(successful(ended))
+        if logits != elsewhere:
             raise Failure("the code beside the weights gives other logits than craft")
-        return {"logits": found["logits"], "beams": sha256(json.dumps(found["beams"]))}
+        return {"logits": logits, "beams": sha256(json.dumps(beams))}
 
     def finished(self, name: str) -> Facts:
         """What happens when a run that is finished should be resumed."""
         self.wait_for(name)
-        ended = self.process(name, *CRAFT, "resume", "run")
-        said = "says" if "is finished" in ended.stdout + ended.stderr else "doesn't say"
-        return {"resume": f"status {ended.returncode}, {said} that it is finished"}
+        ended = self.craft(name, "resume", "run")
+        said = "says" if "is finished" in ended.out + ended.err else "doesn't say"
+        return {"resume": f"status {ended.status}, {said} that it is finished"}
 
     def export(self, name: str) -> Facts:
         """The command compares the file with torch before it ends."""
         if not all(importlib.util.find_spec(package) for package in ("onnx", "onnxruntime")):
             return {"onnx": "not installed"}
         self.wait_for(name)
-        self.done(name, *CRAFT, "export", MODEL, "--output", "onnx")
+        self.done(name, "export", MODEL, "--output", "onnx")
         shutil.rmtree(self.folder / name / "onnx")
         return {"onnx": "equals torch"}
 
     def configuration(self) -> Facts:
         """The composed settings of each experiment."""
-        printed = partial(self.done, ".", *CRAFT, "train", "--print-config")
+        printed = partial(self.done, ".", "train", "--print-config")
         return {name: sha256(printed(f"experiments={name}")) for name in EXPERIMENTS}
 
     def wait_for(self, name: str) -> None:
@@ -241,6 +270,12 @@ def write_text(folder: Path) -> None:
     lines = (" ".join(text[start : start + 10]) + "\n" for start in range(0, len(text), 10))
     folder.mkdir()
     (folder / "text.txt").write_bytes("".join(lines).encode())
+
+
+def successful(ended: Ended) -> str:
+    if ended.status:
+        raise Failure(f"status {ended.status}: {last_words(ended.err)}")
+    return ended.out
 
 
 def final(said: str) -> str:
@@ -330,7 +365,8 @@ def look(options: Any, scratch: Path) -> int:
         shutil.copytree(options.load, scratch / "runs")  # a saved folder stays as it is
     else:
         (scratch / "runs").mkdir()
-    net = Net(scratch / "runs", scratch / "home")
+    prepare(scratch / "home")
+    net = Net(scratch / "runs")
     jobs = planned(net, saved, options.save)
     lines, wrong = [], []
     with ThreadPoolExecutor(2) as pool:
@@ -339,15 +375,16 @@ def look(options: Any, scratch: Path) -> int:
         for job, future in net.jobs.items():
             try:
                 facts = future.result()
-            except (Failure, OSError, ValueError, KeyError, subprocess.TimeoutExpired) as error:
+            except (Failure, OSError, ValueError, KeyError) as error:
                 facts = {"failed": " ".join(str(error).split())}
                 wrong.append(f"{job}: {facts['failed']}")
             for what, value in facts.items():
                 line = f"{job} {what}  {value}"
                 print(line, flush=True)
                 lines.append(line)
-                if saved and not value.startswith("refused: ") and saved.get(f"{job} {what}") != value:
-                    wrong.append(f"{job} {what}: it was {saved.get(f'{job} {what}')} when it was saved")
+                was = value if saved is None else saved.get(f"{job} {what}")
+                if was != value and what != "failed" and not value.startswith("refused: "):
+                    wrong.append(f"{job} {what}: it was {was} when it was saved")
     text = "".join(f"{line}\n" for line in lines)
     if options.out:
         options.out.write_text(text, encoding="utf-8")
