@@ -12,7 +12,7 @@ others). `--only lstm export` takes the facts of such names. An older commit is 
 into its tests/: it uses the command line and public names alone. `--load` compares with what was saved, and
 resumes the runs that the old code left unfinished: to the end that they would have had, or they are refused
 in one sentence, which is the fact then. The status is 1 where a fact must equal another one and doesn't, or
-something failed; else 0. Some three minutes on two cores, in a temporary folder.
+something failed; else 0. Some minutes on two cores, in a temporary folder.
 """
 
 from __future__ import annotations
