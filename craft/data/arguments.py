@@ -22,8 +22,12 @@ class DataArguments:
         name: label in the names of outputs; None derives it from `path` (`input.txt` -> `input`).
         source: `builtin` (a corpus that needs no download), `files` (text or tables on this machine, or
             a URL) or `hub` (a dataset of the Hugging Face Hub, or a local dataset folder).
-        path: builtin: `python_docs`. files: a file, folder, glob or http(s) URL; text may be compressed
-            (.gz .bz2 .xz .zst .zip), tables are .jsonl .json .csv .parquet. hub: the dataset id.
+        path: builtin: `python_docs`. files: a file, folder, glob or http(s) URL, or a list of them; text may
+            be compressed (.gz .bz2 .xz .zst .zip), tables are .jsonl .json .csv .parquet. hub: the id.
+        exclude: a name or list of names that are left out of `path` at any depth, such as `node_modules` or
+            `*.min.js`; one with slashes is compared with the end of a path (`docs/api`).
+        format: what files are read as; `auto` goes by their suffixes.
+        separator: put between text files, such as `\\n`; None joins them as they are.
         language: the language of the text for the model card, as a code of ISO 639 (`en`, `de`, `yue`),
             `multilingual`, or `code` for programs; where it is known.
         config_name: the configuration of a Hub dataset.
@@ -53,7 +57,10 @@ class DataArguments:
 
     name: str | None = None
     source: Literal["builtin", "files", "hub"] = "files"
-    path: str | None = None
+    path: str | list[str] | None = None
+    exclude: str | list[str] | None = None
+    format: Literal["auto", "text", "jsonl", "json", "csv", "tsv", "parquet"] = "auto"
+    separator: str | None = None
     language: str | None = None
     config_name: str | None = None
     revision: str | None = None
@@ -80,6 +87,19 @@ class DataArguments:
             if choices and value not in choices:
                 hint = did_you_mean(str(value), choices)
                 raise UserError(f"data.{key}={value!r} is none of {', '.join(choices)}{hint}")
+        for key in ("path", "exclude"):
+            value = getattr(self, key)
+            if isinstance(value, list) and not all(isinstance(each, str) and each for each in value):
+                raise UserError(f"data.{key}={value} must hold texts alone, none of them empty")
+        if self.source != "files":
+            if isinstance(self.path, list):
+                raise UserError(f"data.path={self.path} is a list; data.source={self.source} takes one name")
+            for key, default in (("exclude", None), ("format", "auto"), ("separator", None)):
+                if (value := getattr(self, key)) != default:
+                    raise UserError(
+                        f"data.{key}={value!r} is about files, but data.source={self.source} reads none; "
+                        "leave it out"
+                    )
         for key in ("block_size", "min_frequency", "lanes"):
             if getattr(self, key) < 1:
                 raise UserError(f"data.{key}={getattr(self, key)} must be at least 1")
@@ -93,8 +113,24 @@ class DataArguments:
             raise UserError(wrong)
 
     @property
+    def paths(self) -> list[str]:
+        """Every `path`."""
+        return self.path if isinstance(self.path, list) else [self.path] if self.path else []
+
+    @property
+    def shown(self) -> str:
+        """`path` in messages: of a list the first, and how many follow."""
+        first, *more = self.paths or [""]
+        return f"{first} and {len(more)} more" if more else first
+
+    @property
     def label(self) -> str:
         """The name of the corpus in the names of outputs: `name`, else the stem of the last part of `path`
-        that is no pattern."""
-        stems = [part.strip("/").split(".")[0] for part in PurePath(self.path or "").parts]
-        return self.name or next((s for s in reversed(stems) if s and not set(s) & set("*?[")), "corpus")
+        that is no pattern; of several the first, and how many follow."""
+        first, *more = dict.fromkeys(map(_stem, self.paths)) or ["corpus"]
+        return self.name or (f"{first}-and-{len(more)}-more" if more else first)
+
+
+def _stem(path: str) -> str:
+    stems = [part.strip("/").split(".")[0] for part in PurePath(path).parts]
+    return next((s for s in reversed(stems) if s and not set(s) & set("*?[")), "corpus")

@@ -82,12 +82,12 @@ def load_corpus(
     for split, found in scans.items():
         if not found.characters:
             raise UserError(
-                f"data.path={args.path} is empty" + (f" in its {split} split" if len(scans) > 1 else "")
+                f"data.path={args.shown} is empty" + (f" in its {split} split" if len(scans) > 1 else "")
             )
     if tokenizer is None:
         tokenizer = build_tokenizer(args, scans)
     elif extend is not None:
-        tokenizer = fit_tokenizer(tokenizer, _counts(scans), extend, str(args.path))
+        tokenizer = fit_tokenizer(tokenizer, _counts(scans), extend, args.shown)
     whole = {split: ids(source, scans[split], tokenizer, cache) for split, source in sources.items()}
     # The dataset's own splits are kept; those it doesn't have are cut from the end of its train split.
     validation_size = 0 if args.validation_split else args.validation_size
@@ -210,8 +210,8 @@ def _long_enough(corpus: Corpus, args: DataArguments) -> None:
     assert isinstance(train, np.ndarray)
     if test is not None and len(test) < 2:
         raise UserError(
-            f"data.test_size={args.test_size} of {args.path} is {len(test)} characters, of which none can be "
-            "predicted; make it larger, or 0"
+            f"data.test_size={args.test_size} of {args.shown} is {len(test)} characters, of which none can "
+            "be predicted; make it larger, or 0"
         )
     # Shuffled windows start at a random phase, so one window needs the room of two.
     room = len(train) - 1 if args.order == "random" else len(train) // 2
@@ -224,7 +224,7 @@ def _long_enough(corpus: Corpus, args: DataArguments) -> None:
     way_out = f"the largest data.block_size that works is {largest}" if largest > 0 else "give a longer text"
     if room >= args.block_size:
         way_out = f"make data.validation_size larger, or {way_out}"
-    raise UserError(f"{args.path} has {sizes}, too few for data.block_size={args.block_size}; {way_out}")
+    raise UserError(f"{args.shown} has {sizes}, too few for data.block_size={args.block_size}; {way_out}")
 
 
 def _something_to_learn(train: np.ndarray, args: DataArguments) -> None:
@@ -233,7 +233,7 @@ def _something_to_learn(train: np.ndarray, args: DataArguments) -> None:
         if (train[start : start + (1 << 20)] != train[0]).any():
             return
     raise UserError(
-        f"the training text of {args.path} is one and the same character {len(train)} times over, or has "
+        f"the training text of {args.shown} is one and the same character {len(train)} times over, or has "
         "none that the alphabet knows: there is nothing to learn"
     )
 

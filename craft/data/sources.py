@@ -88,12 +88,14 @@ class TextFiles:
     """Text files, one after the other.
 
     Args:
-        files: (path on the disk, suffix of the original name) in order.
+        files: (path on the disk, suffix of the original name) in order, each once.
         errors: `strict` or `replace`, for invalid UTF-8.
+        separator: before each file but the first.
     """
 
     files: list[tuple[Path, str]]
     errors: str
+    separator: str = ""
     documents = False
 
     def pieces(self) -> Iterator[Piece]:
@@ -106,13 +108,16 @@ class TextFiles:
     def _pieces(self, spans: list[Span]) -> Iterator[Piece]:
         for span in spans:
             where = f"{span.path} behind byte {span.start}" if span.start else str(span.path)
+            if self.separator and not span.start and span.path != self.files[0][0]:
+                yield Piece(self.separator, "data.separator", 0)
             offset = 0
             for text in read_text(span, self.errors):
                 yield Piece(text, where, offset)
                 offset += len(text)
 
     def signature(self) -> list[Any]:
-        return [self.errors, *(file_signature(path) for path, _ in self.files)]
+        joined = [self.separator] if self.separator else []  # as it was before there were separators
+        return [self.errors, *joined, *(file_signature(path) for path, _ in self.files)]
 
 
 @dataclass(frozen=True)

@@ -354,7 +354,7 @@ def test_a_text_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for words, phrase in [
         (["stroy.txt"], "did you mean 'story.txt'?"),
         (["quickstart"], "did you mean experiments=quickstart?"),
-        (["story.txt", "other.txt"], "two texts given"),
+        (["story.txt", "other.txt"], "no file 'other.txt'"),
         (["a" * 5000], "no file 'aaa"),
         (["~nosuchuser/x"], "no file '~nosuchuser/x'"),
         (["=1"], "settings are written KEY=VALUE"),
