@@ -10,14 +10,13 @@ from pathlib import Path, PurePath
 from urllib.parse import urlparse
 
 from craft.data.arguments import DataArguments
+from craft.data.containers import format_of, look_into, looks_like_text
 from craft.data.hub_dataset import A_COPY, SAVED_TO_DISK, HubDataset
-from craft.data.reading import COMPRESSED, looks_like_text
 from craft.data.sources import BuiltIn, Source, Tables, TextFiles
 from craft.utils.common import UserError
+from craft.utils.encodings import codec_name
 from craft.utils.hub import meant_as_repo_id
 from craft.utils.logging import get_logger
-
-TABLES = {".jsonl": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
 def find_source(args: DataArguments, split: str | None = None) -> Source:
@@ -47,7 +46,7 @@ def find_source(args: DataArguments, split: str | None = None) -> Source:
     if args.path.startswith(("http://", "https://")):
         name = PurePath(urlparse(args.path).path)
         return _files([(download(args.path), name)], args)
-    return _files([(path, PurePath(path.name)) for path in _local(args.path)], args)
+    return _files([(path, PurePath(path.name)) for path in _local(args.path, _codec(args))], args)
 
 
 def download(url: str) -> Path:
@@ -82,31 +81,29 @@ def _unreachable(url: str, error: Exception) -> str:
 
 
 def _files(files: list[tuple[Path, PurePath]], args: DataArguments) -> Source:
-    """Text files or tables, by the suffixes of their original names."""
-    formats = sorted({_format(name) for _, name in files})
+    """Text files or tables, by what is in them."""
+    found = [look_into(path, name) for path, name in files]
+    formats = sorted({contents.format for contents in found})
     if len(formats) > 1:
         raise UserError(
             f"{args.path} mixes {' and '.join(formats)} files; choose one kind with a pattern, such as "
             f"data.path='{args.path}/**/*.txt'"
         )
-    named = [(path, name.suffix.lower()) for path, name in files]
+    packed = [(path, contents.packing) for (path, _), contents in zip(files, found)]
+    encoding = _codec(args)
     if formats == ["text"]:
-        return TextFiles(named, args.errors)
-    return Tables(named, formats[0], args.text_column, args.errors)
+        return TextFiles(packed, args.errors, encoding)
+    return Tables(packed, formats[0], args.text_column, args.errors, encoding)
 
 
-def _format(name: PurePath) -> str:
-    """`text`, or the name of a table format: the suffix under that of a compression counts."""
-    suffixes = [s.lower() for s in name.suffixes]
-    if suffixes and suffixes[-1] in COMPRESSED:
-        suffixes.pop()
-    return TABLES.get(suffixes[-1], "text") if suffixes else "text"
+def _codec(args: DataArguments) -> str:
+    return codec_name(args.encoding) or "utf-8"
 
 
-def _local(pattern: str) -> list[Path]:
+def _local(pattern: str, encoding: str) -> list[Path]:
     path = Path(os.path.expanduser(pattern))
     if path.is_dir():
-        return _folder(path)
+        return _folder(path, encoding)
     if path.exists():
         return [path]
     files = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if os.path.isfile(p))
@@ -125,7 +122,7 @@ def _local(pattern: str) -> list[Path]:
     )
 
 
-def _folder(folder: Path) -> list[Path]:
+def _folder(folder: Path, encoding: str) -> list[Path]:
     """Every text or table under a folder, sorted; hidden files are left out, and so is what isn't text."""
     if any((folder / name).is_file() for name in SAVED_TO_DISK):
         raise UserError(f"{folder} is a saved dataset: say data.source=hub data.path={folder}")
@@ -133,7 +130,7 @@ def _folder(folder: Path) -> list[Path]:
     unreadable = [p for p in candidates if not os.access(p, os.R_OK)]
     if unreadable:
         raise UserError(f"{unreadable[0]} can't be read: permission denied; leave it out with a pattern")
-    files = [p for p in candidates if _format(p) != "text" or looks_like_text(p)]
+    files = [p for p in candidates if format_of(p) != "text" or looks_like_text(p, encoding)]
     if not files:
         raise UserError(f"the folder {folder} holds no text file (.txt, .txt.gz, .jsonl, .csv, .parquet, …)")
     if len(files) < len(candidates):
