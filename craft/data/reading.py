@@ -91,7 +91,8 @@ def _likely(data: bytes) -> str:
     """Encodings that the bytes may be of. In languages with Latin letters those beyond ASCII stand alone;
     0x80 to 0x9f are punctuation in cp1252, but control codes in Latin-1, so that isn't among them."""
     runs = re.findall(rb"[\x80-\xff]+", data)
-    alone = sum(map(len, runs)) < 2.5 * len(runs)
+    beyond = sum(map(len, runs))
+    alone = beyond < 2.5 * len(runs) and beyond < 0.4 * len(data)
     likely = []
     for encoding in _ONE_BYTE if alone else _MANY_BYTES:
         try:

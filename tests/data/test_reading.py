@@ -16,7 +16,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import craft.data.reading as reading
+from craft.data.arguments import DataArguments
 from craft.data.containers import Span, look_into, looks_like_text
+from craft.data.finding import find_source
 from craft.data.reading import read_text
 from craft.utils.common import UserError
 
@@ -210,3 +212,66 @@ def test_zstandard_is_optional_and_missed_by_name(tmp_path: Path, monkeypatch: p
         UserError, match=r"text.zst needs the zstandard package: pip install 'craft-lm\[zstd\]'"
     ):
         read(file)
+
+
+WRITTEN = {
+    "cp1252": "“quoted” – it’s…\r\n€\r",
+    "shift_jis": "日本語、テスト\n\r\nｱｲｳ ソ表",
+    "gb18030": "中文😀 test\r\n€",
+    "euc_kr": "한국어\n",
+    "iso2022_jp": "日本語\nabc\n",
+    "utf-16": "a😀é\r\n\x85",
+    "utf-16-le": "\ufeffa😀\n",
+    "utf-32": "a😀\r",
+    "utf-8-sig": "née\n",
+    "utf-7": "née 日\n",
+}
+
+
+@pytest.mark.parametrize("encoding", WRITTEN)
+@pytest.mark.parametrize("piece", [1, 2, 3, 7])
+def test_any_encoding_is_exact_whatever_the_pieces(
+    encoding: str, piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "PIECE", piece)
+    text = WRITTEN[encoding] * 5
+    file = tmp_path / "a.txt"
+    file.write_bytes(text.encode(encoding))
+    source = find_source(DataArguments(path=str(file), encoding=encoding))
+    assert "".join(p.text for p in source.pieces()) == text
+    assert "".join(p.text for unit in source.units(1) for p in unit.pieces()) == text
+
+
+def test_the_encoding_is_a_part_of_the_signature_only_where_it_is_another(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_bytes(b"text")
+    signatures = [
+        find_source(DataArguments(path=str(file), encoding=encoding)).signature()
+        for encoding in (None, "UTF8", "cp1252", "windows-1252")
+    ]
+    assert signatures[0] == signatures[1]
+    assert signatures[2] == signatures[3] != signatures[0]
+
+
+def test_a_folder_is_read_in_its_encoding(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("“a”".encode("cp1252"))
+    (tmp_path / "b.bin").write_bytes(bytes(range(256)) * 8)
+    source = find_source(DataArguments(path=str(tmp_path), encoding="cp1252"))
+    assert [piece.text for piece in source.pieces()] == ["“a”"]
+
+
+def test_bytes_that_are_not_of_the_encoding_are_refused_by_their_place(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+
+    def said(data: bytes, **fields: str) -> str:
+        file.write_bytes(data)
+        with pytest.raises(UserError) as caught:
+            list(find_source(DataArguments(path=str(file), **fields)).pieces())  # type: ignore[arg-type]
+        return str(caught.value)
+
+    assert "byte 4 (0xff)" in said("日本".encode("shift_jis") + b"\xff", encoding="shift_jis")
+    assert "isn't text in iso8859-1" in said(bytes(range(256)) * 8, encoding="latin-1")
+    assert "data.encoding=cp1252" in said("He said “hello”\n".encode("cp1252"))
+    assert "data.encoding=shift_jis" in said("日本語のテスト、表示\n".encode("shift_jis") * 9)
+    assert "data.encoding=gb18030" in said("中文文本测试，这里有很多字。\n".encode("gb18030") * 9)
+    assert "data.encoding=cp1251" in said("Привет, мир. Как дела?\n".encode("cp1251") * 9)
