@@ -12,16 +12,16 @@ from urllib.parse import urlparse
 
 from craft.data.arguments import DataArguments
 from craft.data.cache import Cache
+from craft.data.containers import format_of, look_into, looks_like_text
 from craft.data.download import download
 from craft.data.hub_dataset import SAVED_TO_DISK, HubDataset
-from craft.data.reading import COMPRESSED, looks_like_text
 from craft.data.sources import BuiltIn, Source, Tables, TextFiles
 from craft.data.walking import Walk
 from craft.utils.common import UserError
+from craft.utils.encodings import codec_name
 from craft.utils.hub import meant_as_repo_id
 from craft.utils.logging import get_logger
 
-TABLES = {".jsonl": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 SHOWN = 3
 """How many files a message names."""
 
@@ -59,40 +59,37 @@ def find_source(args: DataArguments, split: str | None = None) -> Source:
 
 
 def _files(files: list[tuple[Path, PurePath]], args: DataArguments) -> Source:
-    """Text files or tables, by `data.format` or the suffixes of their original names."""
-    by_format = {_format(name): str(path) for path, name in reversed(files)}
-    if args.format != "auto":
-        by_format = {args.format: args.shown}
+    """Text files or tables, by `data.format` or by what is in them."""
+    found = [look_into(path, name, args.format) for path, name in files]
+    by_format = {contents.format: str(path) for (path, _), contents in reversed(list(zip(files, found)))}
     if len(by_format) > 1:
-        found = " and ".join(f"{format} ({example})" for format, example in sorted(by_format.items()))
+        kinds = " and ".join(f"{format} ({example})" for format, example in sorted(by_format.items()))
         pattern = _fixed(args.paths[0]) / "**" / "*.txt"
         odd = next(PurePath(example).suffix for format, example in by_format.items() if format != "text")
         raise UserError(
-            f"data.path={args.shown} mixes {found}; choose one kind with a pattern (data.path='{pattern}'), "
+            f"data.path={args.shown} mixes {kinds}; choose one kind with a pattern (data.path='{pattern}'), "
             f"leave others out (data.exclude='*{odd}'), or read all of them as text (data.format=text)"
         )
-    named = [(path, name.suffix.lower()) for path, name in files]
+    packed = [(path, contents.packing) for (path, _), contents in zip(files, found)]
+    encoding, by_name = _codec(args), args.format == "auto"
     (format,) = by_format
     if format != "text":
-        if args.separator is not None:
-            raise UserError(
-                f"data.separator={args.separator!r} is put between text files, and {args.shown} is {format}, "
-                "whose rows are documents of their own; leave it out"
-            )
-        return Tables(named, format, args.text_column, args.errors)
-    if args.separator is None and (fused := next(filter(_open_ended, named[:-1]), None)):
+        return Tables(packed, format, args.text_column, args.errors, encoding, by_name)
+    if args.separator is None and (
+        fused := next((f for f in packed[:-1] if _open_ended(*f, encoding)), None)
+    ):
         get_logger(__name__).warning(
             f"{fused[0]} ends without a line end, so its last line and the first of the next file become "
             "one; data.separator='\\n' puts a line end between all files"
         )
-    return TextFiles(named, args.errors, _unescaped(args.separator or ""))
+    separator = _unescaped(args.separator or "")
+    return TextFiles(packed, args.errors, encoding, "text" if by_name else None, separator)
 
 
-def _open_ended(file: tuple[Path, str]) -> bool:
-    """Whether a file is plain text whose last line has no end."""
-    path, suffix = file
+def _open_ended(path: Path, packing: str, encoding: str) -> bool:
+    """Whether a file is plain text whose last line has no end, as far as its last byte tells."""
     try:
-        if suffix in COMPRESSED or not path.is_file() or not path.stat().st_size:
+        if packing or len("\n".encode(encoding)) > 1 or not path.is_file() or not path.stat().st_size:
             return False
         with path.open("rb") as stream:
             stream.seek(-1, os.SEEK_END)
@@ -107,12 +104,8 @@ def _unescaped(text: str) -> str:
     return re.sub(r"\\([nrt\\])", lambda found: meant[found[1]], text)
 
 
-def _format(name: PurePath) -> str:
-    """`text`, or the name of a table format: the suffix under that of a compression counts."""
-    suffixes = [s.lower() for s in name.suffixes]
-    if suffixes and suffixes[-1] in COMPRESSED:
-        suffixes.pop()
-    return TABLES.get(suffixes[-1], "text") if suffixes else "text"
+def _codec(args: DataArguments) -> str:
+    return codec_name(args.encoding) or "utf-8"
 
 
 def _find(args: DataArguments) -> list[tuple[Path, PurePath]]:
@@ -126,7 +119,7 @@ def _find(args: DataArguments) -> list[tuple[Path, PurePath]]:
         if path.startswith(("http://", "https://")):
             named = [(download(path, args.format == "text"), PurePath(urlparse(path).path))]
         else:
-            named = [(file, PurePath(file.name)) for file in _local(path, walk, args.format)]
+            named = [(file, PurePath(file.name)) for file in _local(path, walk, args)]
         for file, name in named:
             real = os.path.realpath(file)
             again += [file] if real in found else []
@@ -151,7 +144,7 @@ def _listed(paths: list[Path]) -> str:
     return f"{shown} and {len(paths) - SHOWN} more" if len(paths) > SHOWN else shown
 
 
-def _local(pattern: str, walk: Walk, format: str) -> list[Path]:
+def _local(pattern: str, walk: Walk, args: DataArguments) -> list[Path]:
     """The files of one path, folder or pattern; what isn't text is left out of the latter two.
 
     Raises:
@@ -172,12 +165,12 @@ def _local(pattern: str, walk: Walk, format: str) -> list[Path]:
     for file in candidates:
         if not os.access(file, os.R_OK) and (os.path.exists(file) or not os.path.islink(file)):
             raise UserError(f"{file} can't be read: permission denied; leave it out with data.exclude={file}")
-    tables = format not in ("auto", "text")
-    files = [
-        p
-        for p in candidates
-        if os.path.isfile(p) and (tables or (format == "auto" and _format(p) != "text") or looks_like_text(p))
-    ]
+
+    def readable(file: Path) -> bool:
+        format = format_of(file) if args.format == "auto" else args.format
+        return os.path.isfile(file) and (format != "text" or looks_like_text(file, _codec(args)))
+
+    files = list(filter(readable, candidates))
     if not files and walk.excluding.total() == excluded:
         raise _nothing(pattern, path, walk, candidates)
     if odd := sorted(set(candidates) - set(files)):

@@ -70,10 +70,15 @@ def load_corpus(
     Raises:
         UserError: if the source is missing, empty or no text.
     """
+    source = find_source(args)
+    if (
+        tokenizer is None or extend is not None
+    ):  # to train on it; a text that is scored takes a run's settings
+        _without_effect(args, source)
     if args.streaming:
-        return _streamed(args, tokenizer)
+        return _streamed(args, source, tokenizer)
     cache = Cache(args.cache_dir)
-    sources: dict[str, Source] = {"train": find_source(args)}
+    sources: dict[str, Source] = {"train": source}
     if args.validation_split:
         sources["validation"] = find_source(args, args.validation_split)
     if args.test_split:
@@ -238,8 +243,18 @@ def _something_to_learn(train: np.ndarray, args: DataArguments) -> None:
     )
 
 
-def _streamed(args: DataArguments, tokenizer: CharTokenizer | None) -> Corpus:
-    source = find_source(args)
+def _without_effect(args: DataArguments, source: Source) -> None:
+    """Refuses settings that decide nothing about this source."""
+    for name in ("text_column", "encoding", "separator"):
+        value = getattr(args, name)
+        if name not in source.uses and value != getattr(DataArguments, name):
+            raise UserError(
+                f"data.{name}={value} has no effect on {args.shown}, which is read as "
+                f"{getattr(source, 'format', args.source)}; leave it out"
+            )
+
+
+def _streamed(args: DataArguments, source: Source, tokenizer: CharTokenizer | None) -> Corpus:
     own = {
         split: find_source(args, name)
         for split, name in (("validation", args.validation_split), ("test", args.test_split))

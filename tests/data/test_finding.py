@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import logging
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from craft.data.arguments import DataArguments
 from craft.data.finding import find_source
+from craft.data.loaders import load_corpus
 from craft.utils.common import UserError
 
 
@@ -218,6 +220,21 @@ def test_a_separator_stands_between_files(
     assert not caplog.text
 
 
+def test_a_separator_stands_between_the_files_of_an_archive(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.writestr("1.txt", "one")
+        archive.writestr("2.txt", "two")
+    (tmp_path / "a.txt").write_text("first")
+    assert text_of(tmp_path, separator="|") == "first|one|two"
+
+
+def test_a_format_decides_what_files_are_read_as(tmp_path: Path) -> None:
+    (tmp_path / "rows").write_text('{"text": "row"}\n')
+    (tmp_path / "more.csv").write_text('{"text": "other"}\n')
+    assert text_of(tmp_path, format="jsonl") == "otherrow"
+    assert text_of(tmp_path / "more.csv", format="text") == '{"text": "other"}\n'
+
+
 def test_a_separator_changes_the_signature_and_belongs_to_texts(tmp_path: Path) -> None:
     write(tmp_path, **{"a_txt": "A", "b_txt": "B", "t.jsonl": '{"text": "x"}\n'})
 
@@ -226,15 +243,12 @@ def test_a_separator_changes_the_signature_and_belongs_to_texts(tmp_path: Path) 
 
     assert signature() == signature(separator="") == signature(format="text", exclude="nothing")
     assert signature() != signature(separator=" ") != signature(separator="-")
-    assert "data.separator=' '" in refusal(tmp_path / "t.jsonl", separator=" ")
+    with pytest.raises(UserError) as caught:
+        load_corpus(DataArguments(path=str(tmp_path / "t.jsonl"), separator="--"))
+    assert "data.separator=--" in str(caught.value)
 
 
-def test_settings_of_files_are_refused_elsewhere() -> None:
-    for fields in ({"exclude": "x"}, {"separator": "x"}, {"format": "text"}):
-        ((key, value),) = fields.items()
-        with pytest.raises(UserError) as caught:
-            DataArguments(source="hub", path="user/name", **fields)  # type: ignore[arg-type]
-        assert f"data.{key}={value!r}" in str(caught.value)
+def test_a_list_must_hold_texts_and_names_files() -> None:
     for path in (["a.txt", 3], [""]):
         with pytest.raises(UserError):
             DataArguments(path=path)  # type: ignore[arg-type]
