@@ -182,6 +182,8 @@ def _data_arguments(folder: Path, data: str | None) -> DataArguments:
         block_size=own.block_size,
         errors=own.errors,
         text_column=own.text_column,
+        encoding=own.encoding,
+        separator=own.separator,
         cache_dir=own.cache_dir,
         **sizes,
     )

@@ -11,7 +11,7 @@ from craft.utils.common import UserError
 
 
 @click.command("train")
-@click.argument("arguments", nargs=-1, metavar="[TEXT] [KEY=VALUE]...")
+@click.argument("arguments", nargs=-1, metavar="[TEXT]... [KEY=VALUE]...")
 @click.option(
     "--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="Repeat a saved run."
 )
@@ -45,8 +45,8 @@ def command(
 ) -> None:
     """Train a model.
 
-    TEXT is a file, folder, glob or URL. A setting KEY=VALUE picks a file of a group (models, data, training,
-    experiments; 'craft configs' lists them) or sets one field.
+    TEXT is a file, folder, glob or URL; several are read one after the other. A setting KEY=VALUE picks a
+    file of a group (models, data, training, experiments; 'craft configs' lists them) or sets one field.
 
     \b
     craft train

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -21,21 +20,16 @@ OVERRIDE = re.compile(r"\+*([A-Za-z_]\w*(?:\.\w+)*)=(.*)", re.DOTALL)
 
 
 def split_text(arguments: Sequence[str]) -> list[str]:
-    """The overrides of a command line: a word that isn't `KEY=VALUE` is the user's text, and trains on it.
+    """The overrides of a command line: words that aren't `KEY=VALUE` are the user's texts, and train on them.
 
     Raises:
-        UserError: for a text that doesn't exist, or more than one.
+        UserError: for a text that doesn't exist.
     """
     texts = [word for word in arguments if not OVERRIDE.fullmatch(word)]
     settings = [word for word in arguments if OVERRIDE.fullmatch(word)]
     if any(word.startswith("=") for word in texts):
         raise UserError(
             f"can't read {' '.join(arguments)!r}: settings are written KEY=VALUE, without spaces around the ="
-        )
-    if len(texts) > 1:
-        raise UserError(
-            f"two texts given, {texts[0]!r} and {texts[1]!r}; give a folder or a quoted glob, "
-            "and write settings KEY=VALUE"
         )
     for path in texts:
         if "://" not in path and not any(char in path for char in "*?[") and not _exists(path):
@@ -45,8 +39,10 @@ def split_text(arguments: Sequence[str]) -> list[str]:
                     "training.max_steps=500"
                 )
             raise UserError(f"no file {path!r}{_suggest_text(path)}")
-        return ["data=text_file", f"data.path={_verbatim(path)}", *settings]
-    return settings
+    if not texts:
+        return settings
+    path = f"[{', '.join(map(_quoted, texts))}]" if len(texts) > 1 else _verbatim(texts[0])
+    return ["data=text_file", f"data.path={path}", *settings]
 
 
 def _exists(path: str) -> bool:
@@ -59,7 +55,13 @@ def _exists(path: str) -> bool:
 def _verbatim(path: str) -> str:
     """A path that would be read as YAML (`'a'`, `null`, `[x]`) in quotes."""
     plain = re.match(r"[^\s\"'\[{~#]", path) and path.lower() not in ("null", "true", "false")
-    return path if plain else json.dumps(path)
+    return path if plain else _quoted(path)
+
+
+def _quoted(path: str) -> str:
+    """A path in YAML, whatever bytes it holds."""
+    kept = (c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in path)
+    return f'"{"".join(kept)}"'
 
 
 def _suggest_text(path: str) -> str:

@@ -61,7 +61,7 @@ def compose(
             set_value(config, key, text, locate)
         if start is not None:
             agree(config, start, typed)
-        return Run.of(_told_apart(resolved(config)), locate)
+        return Run.of(_told_apart(resolved(config)), locate, typed if config_file is not None else None)
 
 
 def _compose_groups(choices: Mapping[str, str], folders: Sequence[Path]) -> tuple[Any, dict[str, list[Path]]]:

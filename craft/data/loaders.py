@@ -71,10 +71,15 @@ def load_corpus(
     Raises:
         UserError: if the source is missing, empty or no text.
     """
+    source = find_source(args)
+    if (
+        tokenizer is None or extend is not None
+    ):  # to train on it; a text that is scored takes a run's settings
+        _without_effect(args, source)
     if args.streaming:
-        return _streamed(args, tokenizer)
+        return _streamed(args, source, tokenizer)
     cache = Cache(args.cache_dir)
-    sources: dict[str, Source] = {"train": find_source(args)}
+    sources: dict[str, Source] = {"train": source}
     if args.validation_split:
         sources["validation"] = find_source(args, args.validation_split)
     if args.test_split:
@@ -83,12 +88,12 @@ def load_corpus(
     for split, found in scans.items():
         if not found.characters:
             raise UserError(
-                f"data.path={args.path} is empty" + (f" in its {split} split" if len(scans) > 1 else "")
+                f"data.path={args.shown} is empty" + (f" in its {split} split" if len(scans) > 1 else "")
             )
     if tokenizer is None:
         tokenizer = build_tokenizer(args, scans)
     elif extend is not None:
-        tokenizer = fit_tokenizer(tokenizer, _counts(scans), extend, str(args.path))
+        tokenizer = fit_tokenizer(tokenizer, _counts(scans), extend, args.shown)
     whole = {split: ids(source, scans[split], tokenizer, cache) for split, source in sources.items()}
     # The dataset's own splits are kept; those it doesn't have are cut from the end of its train split.
     validation_size = 0 if args.validation_split else args.validation_size
@@ -217,8 +222,8 @@ def _long_enough(corpus: Corpus, args: DataArguments) -> None:
     assert isinstance(train, np.ndarray)
     if test is not None and len(test) < 2:
         raise UserError(
-            f"data.test_size={args.test_size} of {args.path} is {len(test)} characters, of which none can be "
-            "predicted; make it larger, or 0"
+            f"data.test_size={args.test_size} of {args.shown} is {len(test)} characters, of which none can "
+            "be predicted; make it larger, or 0"
         )
     # Shuffled windows start at a random phase, so one window needs the room of two.
     room = len(train) - 1 if args.order == "random" else len(train) // 2
@@ -231,7 +236,7 @@ def _long_enough(corpus: Corpus, args: DataArguments) -> None:
     way_out = f"the largest data.block_size that works is {largest}" if largest > 0 else "give a longer text"
     if room >= args.block_size:
         way_out = f"make data.validation_size larger, or {way_out}"
-    raise UserError(f"{args.path} has {sizes}, too few for data.block_size={args.block_size}; {way_out}")
+    raise UserError(f"{args.shown} has {sizes}, too few for data.block_size={args.block_size}; {way_out}")
 
 
 def _something_to_learn(train: np.ndarray, args: DataArguments) -> None:
@@ -240,13 +245,23 @@ def _something_to_learn(train: np.ndarray, args: DataArguments) -> None:
         if (train[start : start + (1 << 20)] != train[0]).any():
             return
     raise UserError(
-        f"the training text of {args.path} is one and the same character {len(train)} times over, or has "
+        f"the training text of {args.shown} is one and the same character {len(train)} times over, or has "
         "none that the alphabet knows: there is nothing to learn"
     )
 
 
-def _streamed(args: DataArguments, tokenizer: CharTokenizer | None) -> Corpus:
-    source = find_source(args)
+def _without_effect(args: DataArguments, source: Source) -> None:
+    """Refuses settings that decide nothing about this source."""
+    for name in ("text_column", "encoding", "separator"):
+        value = getattr(args, name)
+        if name not in source.uses and value != getattr(DataArguments, name):
+            raise UserError(
+                f"data.{name}={value} has no effect on {args.shown}, which is read as "
+                f"{getattr(source, 'format', args.source)}; leave it out"
+            )
+
+
+def _streamed(args: DataArguments, source: Source, tokenizer: CharTokenizer | None) -> Corpus:
     own = {
         split: find_source(args, name)
         for split, name in (("validation", args.validation_split), ("test", args.test_split))

@@ -43,7 +43,8 @@ CUT = ("data.block_size", "data.order", "data.streaming")
 """How windows are cut from a text, beside the text itself."""
 OF_A_STREAM = (
     *("data.lanes", "data.validation_size", "data.test_size", "data.validation_split", "data.test_split"),
-    *("data.split", "data.text_column", "data.config_name", "data.revision"),
+    *("data.split", "data.text_column", "data.encoding", "data.separator"),
+    *("data.config_name", "data.revision"),
 )
 """A stream has no fingerprint of its ids: what decides them is compared as it is written."""
 NOT_OF_THE_TEXT = ("cache_dir", "name")

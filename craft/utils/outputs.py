@@ -29,6 +29,14 @@ RUN_NAMES = "run.json"
 RUN_CONFIG = "craft_run.yaml"
 """The resolved run, saved beside the weights; `craft train --config` repeats it."""
 
+WRITTEN = (
+    *(f"models/*/{RUN_CONFIG}", "logs/train_*.log", "samples/sample_*.txt", "evaluation/eval_*.json"),
+    *("visualizations/*.png", "benchmarks/benchmark_*.json", "onnx/*/*.onnx"),
+)
+"""Files by which `outputs/` is known as craft's."""
+MARKS = ((RUN_CONFIG, RUN_NAMES), (RUN_CONFIG, "config.json"), ("model.onnx", "config.json"))
+"""Files that lie together only in a run, a model, an export."""
+
 
 def timestamp(now: datetime | None = None) -> str:
     """`{date}_{timestamp}`: `20260131_142501`, local time, so that names sort by age."""
@@ -111,6 +119,13 @@ class RunPaths:
             return cls(**{**names, "root": Path(names["root"]), "folder": run_dir})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{run_dir} isn't a run of craft: it has no readable {RUN_NAMES}") from error
+
+
+def written_by_craft(folder: Path) -> bool:
+    """Whether a folder is a run, a model that craft saved, or the `outputs/` that holds all it writes."""
+    if any(all((folder / name).is_file() for name in names) for names in MARKS):
+        return True
+    return folder.name == OUTPUTS.name and any(next(folder.glob(each), None) for each in WRITTEN)
 
 
 def sample_file(root: Path = OUTPUTS, stamp: str | None = None) -> Path:

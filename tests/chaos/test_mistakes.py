@@ -92,7 +92,7 @@ SETTINGS = [
     Mistake("train text.txt training.lerning_rate=1", "did you mean 'training.learning_rate'?"),
     Mistake("train text.txt lr=1", "training.learning_rate"),
     Mistake("train text.txt +a.b=1", "unknown section 'a'"),
-    Mistake("train text.txt ~models", "two texts given"),
+    Mistake("train text.txt ~models", "no file '~models'"),
     Mistake("train =1", "KEY=VALUE"),
     Mistake("train text.txt models=", "there are: char_lstm"),
     Mistake("train text.txt models=char_lstm,transformer", "char_lstm,transformer"),
@@ -142,7 +142,7 @@ def text(name: str, data: bytes, phrase: str, more: str = "") -> Mistake:
 DATA = [
     Mistake("train nowhere.txt", "no file 'nowhere.txt'"),
     Mistake("train tekst.txt", "did you mean 'text.txt'?"),
-    Mistake("train text.txt other.txt", "two texts given"),
+    Mistake("train text.txt other.txt", "no file 'other.txt'"),
     Mistake("train http://127.0.0.1:9/x.txt", "can't be reached"),
     Mistake("train data.source=hub data.path=no/such", "no/such can't be loaded: HF_HUB_OFFLINE is set"),
     Mistake("train data.source=builtin data.path=python_dcs", "did you mean 'python_docs'?"),

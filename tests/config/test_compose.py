@@ -169,6 +169,15 @@ def test_a_text_as_first_argument(tiny_text: Path, monkeypatch: pytest.MonkeyPat
         file.write_bytes(tiny_text.read_bytes())
         monkeypatch.chdir(file.parent)
         assert compose(split_text([name])).data["path"] == name
+    several = [str(tiny_text), "**/[x]", 'a "b", c', "\U0001f600 é", os.fsdecode(b"caf\xe9"), "\x7f\\n"]
+    for name in several:
+        if not Path(name).exists():
+            Path(name).parent.mkdir(exist_ok=True)
+            Path(name).write_bytes(b"x")
+    assert compose(split_text([*several, "models=char_lstm"])).data["path"] == several
+    assert compose(["data=text_file", "data.path=[a.txt, b.txt]"]).data["path"] == ["a.txt", "b.txt"]
+    assert compose(["data=text_file", "data.path=a", "data.exclude=[b, c]"]).data["exclude"] == ["b", "c"]
+    assert compose(["data=text_file", "data.path=a", r"data.separator=\n"]).data["separator"] == r"\n"
     run = compose(split_text([str(tiny_text), "experiments=quickstart"]))
     assert run.data["path"] == str(tiny_text)
     assert run.data["source"] == "files"
