@@ -12,7 +12,7 @@ from typing import Literal, get_args, get_type_hints
 
 from craft.utils.common import UserError, did_you_mean
 from craft.utils.labels import wrong_language
-from craft.utils.paths import typed_path
+from craft.utils.paths import typed_setting
 
 
 @dataclass
@@ -77,8 +77,7 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         for key in ("path", "cache_dir"):
-            if (typed := getattr(self, key)) is not None:
-                setattr(self, key, typed_path(typed, f"data.{key}="))
+            setattr(self, key, typed_setting(getattr(self, key), f"data.{key}="))
         for key, kind in get_type_hints(DataArguments).items():
             value, choices = getattr(self, key), [c for c in get_args(kind) if isinstance(c, str)]
             if choices and value not in choices:

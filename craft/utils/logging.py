@@ -37,8 +37,7 @@ def first_to_say(text: str) -> bool:
     own_file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # below a folder of this launch
     if own_file is None or int(os.environ.get("WORLD_SIZE") or 1) == 1:
         return True
-    digest = hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()
-    said = Path(own_file).parent.parent / f"said-{digest[:16]}"
+    said = Path(own_file).parent.parent / f"said-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     try:
         os.close(os.open(said, os.O_CREAT | os.O_EXCL))
     except FileExistsError:
@@ -50,7 +49,7 @@ def first_to_say(text: str) -> bool:
 
 def say_at_once(line: str) -> None:
     """Writes an error with this process' rank to stderr, from any thread, without waiting for a lock."""
-    os.write(2, f"error: {rank_prefix()}{line}\n".encode(errors="backslashreplace"))
+    os.write(2, f"error: {rank_prefix()}{line}\n".encode())
 
 
 class _SaidOnce(logging.Filter):
@@ -118,6 +117,6 @@ def setup_logging(log_file: Path | None = None, main_process: bool = True, level
     root.addHandler(terminal)
     if log_file is not None and main_process:
         log_file.parent.mkdir(parents=True, exist_ok=True)
-        to_file = _LogFile(log_file, encoding="utf-8", errors="backslashreplace")
+        to_file = _LogFile(log_file, encoding="utf-8")
         to_file.setFormatter(_Masked("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root.addHandler(to_file)

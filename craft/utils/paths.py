@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from typing import Any
 
 from craft.utils.common import UserError
 
@@ -41,3 +42,10 @@ def typed_path(text: str | os.PathLike[str], where: str = "") -> str:
             f"that very name write ./{path}"
         )
     return expanded
+
+
+def typed_setting(value: Any, where: str) -> Any:
+    """The value of a setting that holds a path or a list of them, as `typed_path`; anything else as it is."""
+    if isinstance(value, list):
+        return [typed_setting(each, where) for each in value]
+    return typed_path(value, where) if isinstance(value, str | os.PathLike) else value

@@ -255,8 +255,5 @@ def snapshot(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): runs.sha256(path)
         for path in folder.rglob("*")
-        if path.is_file()
-        and path.suffix != ".log"
-        and path.name != ".lock"
-        and path.parent.name != ".stamps"
+        if path.is_file() and path.suffix != ".log" and path.name != ".lock" and path.parent.name != ".stamps"
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from craft.utils.common import UserError
-from craft.utils.paths import typed_path
+from craft.utils.paths import typed_path, typed_setting
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +23,11 @@ def test_a_tilde_is_the_home_folder(home: Path) -> None:
     assert typed_path("~") == str(home)
     assert typed_path("~root/x") == os.path.expanduser("~root/x")
     assert typed_path(Path("~/x")) == f"{home}/x"
+
+
+def test_a_setting_holds_a_path_or_several_or_none(home: Path) -> None:
+    assert typed_setting(["~/a", "b"], "data.path=") == [f"{home}/a", "b"]
+    assert typed_setting(None, "data.path=") is None
 
 
 @pytest.mark.parametrize(
