@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
+from craft.cli.options import PATH
+
 
 @click.command("configs")
-@click.option(
-    "--config-dir", type=click.Path(path_type=Path), metavar="DIR", help="List your own YAML files as well."
-)
+@click.option("--config-dir", type=PATH, metavar="DIR", help="List your own YAML files as well.")
 def command(config_dir: Path | None) -> None:
     """List every configuration by group; pick one with GROUP=NAME.
 

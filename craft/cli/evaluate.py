@@ -36,6 +36,9 @@ from craft.scoring import SPLITS
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Windows scored at once."
 )
+@click.option(
+    "--allow-changes", is_flag=True, help="Score the model's own text although it changed since training."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @from_the_hub
 def command(
@@ -45,6 +48,7 @@ def command(
     split: str,
     window: int | None,
     batch_size: int,
+    allow_changes: bool,
     as_json: bool,
     revision: str | None,
     trust_remote_code: bool,
@@ -52,8 +56,8 @@ def command(
     """Score a model over a whole split: every character is predicted once.
 
     MODEL is 'latest', a folder, or a model on the Hugging Face Hub. DATA is a file, folder, glob, URL or data
-    set of the Hub; without it, the data that the model was trained on. The figures are also kept under
-    outputs/evaluation.
+    set of the Hub; without it, the data that the model was trained on, which must be the same as then. The
+    figures are also kept under outputs/evaluation, with the sha256 of the text.
 
     \b
     craft evaluate latest
@@ -71,6 +75,7 @@ def command(
         window=window,
         revision=revision,
         trust_remote_code=trust_remote_code,
+        allow_changes=allow_changes,
     )
     from craft.training.evaluation import table
 

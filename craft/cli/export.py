@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from craft.cli.options import of_a_revision
+from craft.cli.options import PATH, of_a_revision
 
 
 @click.command("export")
@@ -17,7 +17,7 @@ from craft.cli.options import of_a_revision
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="DIR",
     help="An empty or new folder.  [default: outputs/onnx/MODEL]",
 )

@@ -15,6 +15,7 @@ from craft.cli.options import from_the_hub
 from craft.inference import Sampling
 from craft.utils.common import UserError
 from craft.utils.outputs import sample_file
+from craft.utils.paths import typed_path
 
 PATIENCE = 0.5
 """Seconds that a pipe on stdin has to bring a prompt."""
@@ -129,7 +130,10 @@ def _read_prompt(prompt_file: str | None) -> str:
     if prompt_file is None and not _is_piped():
         return ""
     try:
-        data = sys.stdin.buffer.read() if prompt_file in (None, "-") else Path(str(prompt_file)).read_bytes()
+        if prompt_file in (None, "-"):
+            data = sys.stdin.buffer.read()
+        else:
+            data = Path(typed_path(str(prompt_file), "--prompt-file ")).read_bytes()
         return data.decode("utf-8")
     except OSError as error:
         raise UserError(f"can't read --prompt-file {prompt_file}: {error.strerror}") from error

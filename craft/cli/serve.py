@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from craft.cli.options import from_the_hub
+from craft.cli.options import PATH, from_the_hub
 from craft.serving.limits import UNBOUNDED_PROMPT, Limits
 
 
@@ -52,7 +52,7 @@ from craft.serving.limits import UNBOUNDED_PROMPT, Limits
 )
 @click.option(
     "--chat-template",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="Jinja template that makes a text of a chat.  [default: the model's, else the messages as lines]",
 )

@@ -6,18 +6,17 @@ from pathlib import Path
 
 import click
 
+from craft.cli.options import PATH
 from craft.cli.resume import go_on
 from craft.utils.common import UserError
 
 
 @click.command("train")
 @click.argument("arguments", nargs=-1, metavar="[TEXT]... [KEY=VALUE]...")
-@click.option(
-    "--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="Repeat a saved run."
-)
+@click.option("--config", "config_file", type=PATH, metavar="FILE", help="Repeat a saved run.")
 @click.option(
     "--config-dir",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="DIR",
     help="Your own YAML files; they add to craft's and go before them.",
 )

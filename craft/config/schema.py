@@ -16,6 +16,7 @@ from craft.config import combinations, rules
 from craft.config.fields import SECTIONS, Locate, model_source, own_fields, section_fields, suggest
 from craft.config.sources import UNKNOWN, Field, Kind, yaml_word
 from craft.utils.common import UserError, did_you_mean
+from craft.utils.paths import HOLDS_PATH, typed_setting
 
 SECTIONS_ARE = "(a run has the sections models, data and training)"
 
@@ -110,6 +111,8 @@ def check_section(section: str, values: Mapping[str, Any], locate: Locate) -> di
                 f"{name}={yaml_word(value)}{locate(name)} is not valid{_nearest(value, known[key])}; "
                 f"expected {known[key].describe()}"
             ) from None
+        if HOLDS_PATH.search(str(key)):
+            checked[key] = typed_setting(checked[key], f"{name}=")
         rules.check_range(section, str(key), checked[key], locate)
         rules.check_effect(section, known[key], checked[key], locate)
         rules.check_word(section, str(key), checked[key], locate)

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from craft.utils.common import UserError, did_you_mean
 from craft.utils.encodings import wrong_encoding
 from craft.utils.labels import wrong_language
+from craft.utils.paths import typed_setting
 
 
 @dataclass
@@ -88,6 +89,8 @@ class DataArguments:
     cache_dir: str | None = None
 
     def __post_init__(self) -> None:
+        for key in ("path", "cache_dir"):
+            setattr(self, key, typed_setting(getattr(self, key), f"data.{key}="))
         for key, kind in get_type_hints(DataArguments).items():
             value, choices = getattr(self, key), [c for c in get_args(kind) if isinstance(c, str)]
             if choices and value not in choices:

@@ -150,7 +150,7 @@ def _local(pattern: str, walk: Walk, args: DataArguments) -> list[Path]:
     Raises:
         UserError: if there is none, unless they are excluded.
     """
-    path, excluded = Path(os.path.expanduser(pattern)), walk.excluding.total()
+    path, excluded = Path(pattern), walk.excluding.total()
     if os.path.isdir(path):
         if any((path / name).is_file() for name in SAVED_TO_DISK):
             raise UserError(f"{path} is a saved dataset: say data.source=hub data.path={path}")
@@ -182,7 +182,7 @@ def _local(pattern: str, walk: Walk, args: DataArguments) -> list[Path]:
 
 def _fixed(pattern: str) -> Path:
     """The folder above everything that a path or pattern names."""
-    path = Path(os.path.expanduser(pattern))
+    path = Path(pattern)
     if os.path.exists(path):
         return path if path.is_dir() else path.parent
     return Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))

@@ -23,6 +23,7 @@ from craft.training.precision import PRECISIONS, Hardware, choose_precision
 from craft.utils.common import UserError, did_you_mean, parsed_stride
 from craft.utils.labels import wrong_licence
 from craft.utils.logging import get_logger
+from craft.utils.paths import typed_setting
 
 logger = get_logger(__name__)
 
@@ -92,6 +93,7 @@ class CraftTrainingArguments(transformers.TrainingArguments):
     ddp_timeout: int = 600
 
     def __post_init__(self) -> None:
+        self.output_dir = typed_setting(self.output_dir, "training.output_dir=")  # type: ignore[has-type]
         self._check_names()
         self._check_ranges()
         self._prepare_devices()

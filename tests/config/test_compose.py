@@ -164,7 +164,7 @@ def test_a_text_as_first_argument(tiny_text: Path, monkeypatch: pytest.MonkeyPat
         "models=char_lstm",
     ]
     assert split_text(["https://example.org/a.txt?x=1"])[1] == "data.path=https://example.org/a.txt?x=1"
-    for name in ("'a' b", '"x"', "[x]", "null", "~", "- x", "# x", "it's"):
+    for name in ("'a' b", '"x"', "[x]", "null", "- x", "# x", "it's"):
         file = tiny_text.with_name(name)
         file.write_bytes(tiny_text.read_bytes())
         monkeypatch.chdir(file.parent)
@@ -355,3 +355,18 @@ def test_a_text_of_another_source_is_in_a_language_that_nobody_stated() -> None:
     own = ["data.source=files", "data.path=x.txt"]
     assert compose(own).data["language"] is None
     assert compose([*own, "data.language=de"]).data["language"] == "de"
+
+
+def test_a_tilde_in_a_path_is_the_home_folder(
+    own: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Typed or in a file; nothing is written to a folder called `~`, and the saved run is complete."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    own(**{"training/mine": "output_dir: ~/runs/a\n", "data/mine": "path: ~/a.txt\n"})
+    run = compose(["training=mine", "data=mine", "data.cache_dir=~/cache"], config_dir="~/own")
+    assert run.training["output_dir"] == f"{tmp_path}/runs/a"
+    assert (run.data["path"], run.data["cache_dir"]) == (f"{tmp_path}/a.txt", f"{tmp_path}/cache")
+    (tmp_path / "run.yaml").write_text(run.to_yaml())
+    assert compose(config_file="~/run.yaml") == run
+    assert split_text(["~/run.yaml"])[1] == 'data.path="~/run.yaml"'
+    assert compose(split_text(["~/run.yaml"])).data["path"] == f"{tmp_path}/run.yaml"

@@ -384,7 +384,7 @@ def test_a_text_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (["quickstart"], "did you mean experiments=quickstart?"),
         (["story.txt", "other.txt"], "no file 'other.txt'"),
         (["a" * 5000], "no file 'aaa"),
-        (["~nosuchuser/x"], "no file '~nosuchuser/x'"),
+        (["~nosuchuser/x"], "no user 'nosuchuser'"),
         (["=1"], "settings are written KEY=VALUE"),
         (["training.=1"], "settings are written KEY=VALUE"),
     ]:

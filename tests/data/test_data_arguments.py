@@ -84,3 +84,9 @@ def test_the_schema_imports_neither_torch_nor_transformers() -> None:
     code = f"import sys, craft.data.arguments; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_tilde_in_a_path_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    data = DataArguments(path="~/a.txt", cache_dir="~/cache")
+    assert (data.path, data.cache_dir) == (f"{tmp_path}/a.txt", f"{tmp_path}/cache")

@@ -151,3 +151,12 @@ def test_a_world_that_nobody_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("WORLD_SIZE", "8")
     with pytest.raises(UserError, match="8 processes were launched, but this one sees a world of 1"):
         args._check_world()
+
+
+def test_a_tilde_in_the_run_folder_is_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert CraftTrainingArguments(output_dir="~/x").output_dir == str(tmp_path / "x")
+    with pytest.raises(UserError):
+        CraftTrainingArguments(output_dir="~no-such-user/x")
