@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from craft.benchmarks import NAMES
+from craft.utils.terminal import echo
 
 
 @click.command("benchmark")
@@ -46,4 +47,4 @@ def command(
             report = run_benchmark(name, options, tell=status.update)
         for table in tables(report):
             console.print(table)
-        click.echo(f"{save(report, output)}\n")
+        echo(f"{save(report, output)}\n")

@@ -18,8 +18,9 @@ import transformers
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
-from craft.training import distributed
+from craft.training import distributed, tracking
 from craft.training.precision import PRECISIONS, Hardware, choose_precision
+from craft.utils import launch
 from craft.utils.common import UserError, did_you_mean, parsed_stride
 from craft.utils.labels import wrong_licence
 from craft.utils.logging import get_logger
@@ -92,6 +93,7 @@ class CraftTrainingArguments(transformers.TrainingArguments):
     ddp_timeout: int = 600
 
     def __post_init__(self) -> None:
+        launch.check()
         self._check_names()
         self._check_ranges()
         self._prepare_devices()
@@ -106,7 +108,7 @@ class CraftTrainingArguments(transformers.TrainingArguments):
             self.metric_for_best_model = "loss"
         if self.metric_for_best_model and self.greater_is_better is None:  # type: ignore[has-type]
             self.greater_is_better = self.metric_for_best_model.removeprefix("eval_") == "accuracy"
-        if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        if launch.world_size() == 1:
             self.ddp_backend = None  # of a run that had several processes, or was to have them
         # NCCL's own watchdog ends the process without a word of who is missing: it comes after ours.
         self.ddp_timeout += 2 * distributed.MARGIN
@@ -121,6 +123,8 @@ class CraftTrainingArguments(transformers.TrainingArguments):
         self.precision_reason = ""
         self._check_world()
         self._derive_batch_size(rows)
+        if "wandb" in (self.report_to or []) and self.process_index == 0:
+            tracking.check()
 
     def settle_precision(self) -> None:
         """Decides `precision` on this machine; `bf16`, `fp16`, `mixed_precision` follow.
@@ -137,7 +141,7 @@ class CraftTrainingArguments(transformers.TrainingArguments):
 
     @property
     def on_cpu(self) -> bool:
-        return self.use_cpu or _flag("ACCELERATE_USE_CPU")
+        return self.use_cpu or launch.flag("ACCELERATE_USE_CPU")
 
     @property
     def shares(self) -> int:
@@ -188,7 +192,7 @@ class CraftTrainingArguments(transformers.TrainingArguments):
 
     def _prepare_devices(self) -> None:
         """Chooses the CPU where there is nothing else; joins several CPU processes, with a time limit."""
-        world = int(os.environ.get("WORLD_SIZE") or 1)
+        world = launch.world_size()
         if not self.on_cpu and not torch.accelerator.is_available():
             if world > 1:
                 raise UserError(
@@ -196,6 +200,8 @@ class CraftTrainingArguments(transformers.TrainingArguments):
                     "train by itself; launch one process, or set ACCELERATE_USE_CPU=true for CPU processes"
                 )
             self.use_cpu = True
+            if (wanted := os.environ.get("CUDA_VISIBLE_DEVICES", "")) not in ("", "-1"):
+                logger.warning(f"CUDA_VISIBLE_DEVICES={wanted} is no GPU that torch can use: the CPU is used")
         if not self.on_cpu:
             return
         self.use_cpu = True
@@ -216,7 +222,7 @@ class CraftTrainingArguments(transformers.TrainingArguments):
                 setattr(self, name, False)
 
     def _check_world(self) -> None:
-        launched = int(os.environ.get("WORLD_SIZE") or 1)
+        launched = launch.world_size()
         if launched != self.world_size:
             raise UserError(
                 f"{launched} processes were launched, but this one sees a world of {self.world_size}: each "
@@ -251,10 +257,6 @@ class CraftTrainingArguments(transformers.TrainingArguments):
                 f"{self.gradient_accumulation_steps} accumulation steps that is "
                 f"{self.per_device_train_batch_size} per device); give one of them"
             )
-
-
-def _flag(variable: str) -> bool:
-    return os.environ.get(variable, "").lower() in ("1", "true", "yes", "on")
 
 
 def _value(choice: Any) -> Any:
