@@ -155,7 +155,7 @@ def workflow(
     trainer.train(resume_from_checkpoint=str(resume) if resume else None, allow_changes=allow_changes)
     if args.process_index != 0:
         return None
-    end.state = f"the run is trained; 'craft resume {paths.run_dir}' makes the model of it"
+    end.state = trainer.once_trained()
     claims.enter_context(writing("the finished model", OUTPUTS, lambda: end.state))
     model_dir = paths.export_dir(trainer.state.global_step)
     export(trainer, model_dir)

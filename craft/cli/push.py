@@ -68,7 +68,7 @@ def command(
             f"{sum(item.size for item in items):>14,}  bytes in {len(items)} files for {name}; not uploaded\n"
         )
         (card,) = (item.content for item in items if item.name == "README.md")
-        echo(card)
+        echo((card if isinstance(card, bytes) else card.read_bytes()).decode())
         return
     from craft.utils.logging import setup_logging
 

@@ -60,6 +60,8 @@ class CraftTrainingArguments(transformers.TrainingArguments):
             log; None for none.
         hub_license: the licence for the model card, as an identifier of the Hub (`apache-2.0`, `cc-by-4.0`);
             without it the card says that none is stated.
+        eval_chars: how many characters of the validation split are scored while training, counted from its
+            beginning, at every evaluation the same ones; None for all of it. Once trained, all of it is.
         eval_protocol: "blocks" | "stateful" | "sliding-N" | "auto" (stateful for recurrent models).
 
     Raises:
@@ -79,6 +81,7 @@ class CraftTrainingArguments(transformers.TrainingArguments):
     sample_prompt: str | None = None
     hub_license: str | None = None
     eval_protocol: str = "auto"
+    eval_chars: int | None = 200_000
     skip_nonfinite_batches: int = 0
     stall_seconds: float | None = 60.0
     # Hugging Face's fields with other defaults: it would log a loss of 0 for NaN, keep all checkpoints,
@@ -175,7 +178,7 @@ class CraftTrainingArguments(transformers.TrainingArguments):
     def _check_ranges(self) -> None:
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise UserError(f"training.ema_decay={self.ema_decay} must lie between 0 and 1; 0.999 is usual")
-        counts = ("early_stopping_patience", "global_batch_size", "gradient_accumulation_steps")
+        counts = ("early_stopping_patience", "eval_chars", "global_batch_size", "gradient_accumulation_steps")
         for key in (*counts, "per_device_train_batch_size"):
             value = getattr(self, key)
             if value is not None and value < 1:

@@ -48,8 +48,8 @@ def write_at_once(text: str) -> None:
 
 
 def take_any_text() -> None:
-    """Makes the standard streams write `\\u2019` where their encoding lacks a character, instead of failing; opens
-    those that the shell has closed (`craft train >&-`)."""
+    """Makes the standard streams write `\\u2019` where their encoding lacks a character, instead of failing;
+    opens those that the shell has closed (`craft train >&-`)."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
