@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -104,34 +105,55 @@ def test_what_the_user_says_by_variables_is_in_the_run(
 ) -> None:
     said = {
         "WANDB_DIR": str(tmp_path / "elsewhere"),
-        "WANDB_ENTITY": "my-team",
         "WANDB_MODE": "dryrun",
         "WANDB_NAME": "from the variable",
         "WANDB_NOTES": "a note",
         "WANDB_PROJECT": "my-project",
-        "WANDB_RESUME": "never",
         "WANDB_RUN_GROUP": "my-group",
         "WANDB_RUN_ID": "abc12345",
         "WANDB_TAGS": "first,second",
     }
     for name, value in said.items():
         monkeypatch.setenv(name, value)
-    tracking.check()
-    assert tracking.start(tmp_path, "craft", {}, None) == "abc12345"
-    settings = wandb.run.settings  # of these two an offline file keeps nothing
-    assert (settings.resume, settings.entity) == ("never", "my-team")
-    wandb.finish()
+    train(tmp_path / "run", max_steps=1, eval_strategy="no")
     (file,) = (tmp_path / "elsewhere" / "wandb").glob("offline-run-*/run-abc12345.wandb")
-    (run,) = (r.run for r in records(file) if r.WhichOneof("record_type") == "run")
+    run = next(r.run for r in records(file) if r.WhichOneof("record_type") == "run")
     named = (run.project, run.display_name, run.notes, run.run_group, list(run.tags))
     assert named == ("my-project", "from the variable", "a note", "my-group", ["first", "second"])
 
 
-def test_the_name_in_the_configuration_is_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_NAME", "from the variable")
-    trainer = tiny_run.trainer("char_lstm", tmp_path / "run", report_to="wandb", run_name="mine", max_steps=1)
-    trainer.train()
-    assert wandb.run.name == "mine"
+@pytest.mark.parametrize(
+    ("variables", "configured", "expected"),
+    [
+        ({}, None, {"name": "run", "resume": "allow", "project": "craft"}),
+        ({"WANDB_NAME": "varied", "WANDB_RESUME": "never"}, None, {"name": "varied", "resume": "never"}),
+        ({"WANDB_NAME": "varied"}, "mine", {"name": "mine"}),
+        ({"WANDB_NAME": "", "WANDB_PROJECT": ""}, None, {"name": "run", "project": "craft"}),
+        ({"WANDB_ENTITY": "my-team"}, None, {}),
+    ],
+    ids=str,
+)
+def test_what_wandb_is_told(
+    variables: dict[str, str],
+    configured: str | None,
+    expected: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What isn't passed on, as the entity, wandb reads from its variable itself."""
+    told: dict[str, Any] = {}
+
+    def init(**settings: Any) -> Any:
+        told.update(settings)
+        return SimpleNamespace(offline=True)
+
+    monkeypatch.setattr(wandb, "init", init)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "run").mkdir()
+    tracking.start(tmp_path / "run", "craft", {}, None, configured)
+    assert expected.items() <= told.items()
+    assert "entity" not in told
 
 
 @pytest.mark.parametrize(("variable", "value"), [("WANDB_DISABLED", "true"), ("WANDB_MODE", "disabled")])
