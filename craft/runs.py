@@ -6,7 +6,6 @@ A refused run writes nothing, so that a slip of the pen costs no record of an ea
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from craft.config.command_line import Finished
+from craft.utils import launch
 from craft.utils.claims import is_claimed
 from craft.utils.common import Failed, UserError, human
 from craft.utils.files import replace_text, sha256
@@ -55,7 +55,7 @@ def begun(run: Run, args: CraftTrainingArguments, resume: str | Path | None) -> 
     from craft.training.agreement import decided_by_first
     from craft.training.checkpoints import checkpoints
 
-    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
+    restarts = launch.number("TORCHELASTIC_MAX_RESTARTS", 0) > 0
     if resume not in (None, AUTO):
         return typed_path(resume)
     if resume is None and not restarts:

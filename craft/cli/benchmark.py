@@ -9,6 +9,7 @@ import click
 
 from craft.benchmarks import NAMES
 from craft.cli.options import PATH
+from craft.utils.terminal import echo
 
 
 @click.command("benchmark")
@@ -47,4 +48,4 @@ def command(
             report = run_benchmark(name, options, tell=status.update)
         for table in tables(report):
             console.print(table)
-        click.echo(f"{save(report, output)}\n")
+        echo(f"{save(report, output)}\n")

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import click
 
+from craft.utils.terminal import echo
+
 PACKAGES = (
     "craft-lm",
     "torch",
@@ -37,8 +39,8 @@ def command(quick: bool) -> None:
     backward and generating, torch.compile. Ends with status 1 if something fails.
     """
     for name, value in facts():
-        click.echo(f"{name:<24} {value}")
-    click.echo()
+        echo(f"{name:<24} {value}")
+    echo()
     failed = 0
     for name, check in checks(quick):
         start = time.perf_counter()
@@ -47,8 +49,8 @@ def command(quick: bool) -> None:
         except Exception as error:
             failed += 1
             result, mark = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", "FAILED"
-        click.echo(f"{name:<24} {mark:<7} {time.perf_counter() - start:6.2f} s  {result}")
-    click.echo(f"\n{failed} of the checks failed" if failed else "\neverything works")
+        echo(f"{name:<24} {mark:<7} {time.perf_counter() - start:6.2f} s  {result}")
+    echo(f"\n{failed} of the checks failed" if failed else "\neverything works")
     sys.exit(1 if failed else 0)
 
 

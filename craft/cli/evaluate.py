@@ -8,6 +8,7 @@ import click
 
 from craft.cli.options import from_the_hub
 from craft.scoring import SPLITS
+from craft.utils.terminal import echo
 
 
 @click.command("evaluate")
@@ -80,7 +81,7 @@ def command(
     from craft.training.evaluation import table
 
     if as_json:
-        click.echo(json.dumps([each.to_dict() for each in scores.evaluations], indent=2))
+        echo(json.dumps([each.to_dict() for each in scores.evaluations], indent=2))
     else:
-        click.echo(table(scores.evaluations))
-    click.echo(f"saved {scores.save()}", err=True)  # stdout is for the figures alone
+        echo(table(scores.evaluations))
+    echo(f"saved {scores.save()}", err=True)  # stdout is for the figures alone

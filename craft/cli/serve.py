@@ -9,6 +9,7 @@ import click
 
 from craft.cli.options import PATH, from_the_hub
 from craft.serving.limits import UNBOUNDED_PROMPT, Limits
+from craft.utils.terminal import echo
 
 
 @click.command("serve")
@@ -86,7 +87,7 @@ def command(
         caps,
         chat_template,
         allow_host,
-        say=lambda line: click.echo(line, err=True),
+        say=lambda line: echo(line, err=True),
         revision=revision,
         trust_remote_code=trust_remote_code,
     )

@@ -9,6 +9,7 @@ import click
 from craft.cli.options import PATH
 from craft.cli.resume import go_on
 from craft.utils.common import UserError
+from craft.utils.terminal import echo
 
 
 @click.command("train")
@@ -72,7 +73,7 @@ def command(
         raise UserError("--allow-changes belongs to a run that goes on: craft resume RUN_DIR --allow-changes")
     run = compose(overrides, config_dir=config_dir, config_file=config_file)
     if print_config:
-        click.echo(run.to_yaml(), nl=False)
+        echo(run.to_yaml(), nl=False)
         return
     from craft.train import train
 

@@ -26,7 +26,9 @@ DECISIVE = (
     *("torch_compile", "torch_compile_backend", "torch_compile_mode"),
 )
 """Of the training arguments. The number of steps is looked at apart."""
-WITH_EVALUATIONS = ("eval_strategy", "eval_steps", "eval_delay", "eval_protocol", "metric_for_best_model")
+WITH_EVALUATIONS = (
+    *("eval_strategy", "eval_steps", "eval_delay", "eval_protocol", "eval_chars", "metric_for_best_model"),
+)
 """Decisive where the learning rate follows the evaluations."""
 PER_PROCESS = ("training.gradient_accumulation_steps", "training.average_tokens_across_devices")
 """How a global batch is shared out; it changes with the number of processes, which is free."""

@@ -140,7 +140,9 @@ def test_processes_for_gpus_that_are_not_there(tmp_path: Path, monkeypatch: pyte
     """What `accelerate launch --multi_gpu --num_processes 8` does on a machine without GPUs."""
     monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
-    monkeypatch.setenv("WORLD_SIZE", "8")
+    for name, value in {"WORLD_SIZE": 8, "RANK": 0, "LOCAL_RANK": 0, "MASTER_PORT": 29500}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     with pytest.raises(UserError, match="8 processes were launched for GPUs, but this machine has none"):
         CraftTrainingArguments(output_dir=str(tmp_path))
 

@@ -136,6 +136,23 @@ def test_a_pickle_is_not_read(run_dir: Path) -> None:
         tiny_run.trainer("char_lstm", run_dir, dropout=0.1, **QUIET).train(True)
 
 
+def test_weights_alone_are_not_resumed_but_a_finished_model_is_made_of_them(tmp_path: Path) -> None:
+    spec: dict[str, Any] = {**QUIET, "save_only_model": True}
+    trained = tiny_run.trainer("char_transformer", tmp_path / "run", **spec)
+    trained.train()
+    again = tiny_run.trainer("char_transformer", tmp_path / "run", **spec)
+    assert again.train(True).global_step == 20
+    for a, b in zip(trained.model.parameters(), again.model.parameters()):
+        assert torch.equal(a, b)
+    shutil.rmtree(tmp_path / "run" / "checkpoint-20")
+    lost = tiny_run.trainer("char_transformer", tmp_path / "run", **spec)
+    left = f"models.init_from={tmp_path / 'run' / 'checkpoint-16'}"
+    assert left in lost.way_out()
+    with pytest.raises(UserError) as refusal:
+        lost.train(True)
+    assert left in str(refusal.value)
+
+
 def test_a_run_without_a_checkpoint_starts_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     whole = tiny_run.trainer("char_lstm", tmp_path, **QUIET)
     whole.train()
