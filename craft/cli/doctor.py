@@ -98,7 +98,7 @@ def _formats() -> str:
 
     if found := bf16_instructions():
         return f"float32, and bfloat16 by {' and '.join(found)}: training.precision=auto is bf16 on the CPU"
-    return "float32; bfloat16 is only imitated, up to thirty times slower: training.precision=auto is fp32 on the CPU"
+    return "float32; bfloat16 is imitated, up to 30 times slower: training.precision=auto is fp32 on the CPU"
 
 
 def checks(quick: bool) -> Iterator[Check]:
