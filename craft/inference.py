@@ -108,11 +108,13 @@ def load(
         root: where `latest` looks.
         revision: a branch, tag or commit of a model on the Hub.
         trust_remote_code: run the Python files beside the weights, for a model that craft doesn't know.
-        **overrides: fields of the model's config to change, such as `dropout`.
+        **overrides: fields of the model's config to change, such as `dropout`. Without `dtype` the model
+            computes in the format of its weights, or in float32 (and says so) where that is only imitated.
 
     Raises:
         UserError: if there is no such model, it isn't one of craft's, its weights aren't all finite, weights
-            and tokenizer don't belong together, or it can't be trusted (see `craft.sharing.trust`).
+            and tokenizer don't belong together, this machine can't compute in `dtype`, or it can't be trusted
+            (see `craft.sharing.trust`).
         Failed: if the Hub can't be reached.
     """
     where = str(trusted(resolve(model, root), revision, trust_remote_code))
@@ -123,6 +125,7 @@ def load(
 
     import craft.models  # noqa: F401  (makes craft's classes known to AutoModel)
     from craft.data.tokenization import load_tokenizer
+    from craft.utils.hardware import Hardware
 
     disable_progress_bar()  # small models load at once, and the bar would stand between prompt and text
     try:
@@ -159,7 +162,35 @@ def load(
         logger.info(f"{where}: {rows - len(tokenizer)} rows behind the tokenizer's last entry are left out")
         network.resize_token_embeddings(len(tokenizer))
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    return network.eval().to(device), tokenizer
+    network = network.eval().to(device)
+    if network.dtype not in (torch.bfloat16, torch.float16):
+        return network, tokenizer
+    if overrides.get("dtype", "auto") != "auto":
+        _try_dtype(network)
+    elif not Hardware.detect().computes_in(network.dtype):
+        logger.warning(
+            f"{where} has {str(network.dtype)[6:]} weights, a format that this machine only imitates: it "
+            "computes with the same weights in float32, which is faster and rounds less"
+        )
+        network = network.float()
+        network.config.dtype = torch.float32
+    return network, tokenizer
+
+
+def _try_dtype(network: PreTrainedModel) -> None:
+    """Reads a few characters in the format of the weights, beside float32."""
+    import torch
+
+    from craft.utils.hardware import try_format
+
+    ids = torch.zeros(1, 16, dtype=torch.long, device=network.device)
+    exact = copy.deepcopy(network).float()
+    with torch.inference_mode():
+        warning = try_format(
+            f"dtype={str(network.dtype)[6:]}", lambda: network(ids), lambda: exact(ids), "use dtype=float32"
+        )
+    if warning:
+        logger.warning(warning)
 
 
 def stream_text(

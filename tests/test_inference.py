@@ -10,7 +10,10 @@ import torch
 from craft.building import build_model
 from craft.data.tokenization import ByteTokenizer, CharTokenizer
 from craft.inference import Sampling, load, sample, stream_text
+from craft.scoring import evaluate
+from craft.utils import hardware
 from craft.utils.common import UserError
+from craft.utils.hardware import Hardware
 from craft.utils.outputs import resolve
 
 TEXT = "to be or not to be, that is the question:\nwhether 'tis nobler in the mind to suffer é 漢\n"
@@ -212,3 +215,72 @@ def test_a_missing_tokenizer_is_told(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"there is no tokenizer\.json"):
         load(folder)
+
+
+@pytest.fixture
+def halved(folder: Path) -> Path:
+    """The same model, saved in bfloat16."""
+    model, _ = load(folder)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_bfloat16_model_computes_in_float32_where_bfloat16_is_imitated(
+    native: bool, halved: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Hardware, "detect", lambda: Hardware("cpu", native_bf16=native))
+    model, _ = load(halved)
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16 if native else torch.float32}
+    assert model.config.dtype == model.dtype
+    assert [str(halved) in message for message in caplog.messages] == [] if native else [True]
+    exact, _ = load(halved, dtype=torch.float32)
+    for a, b in zip(model.parameters(), exact.parameters()):
+        assert torch.equal(a.float(), b)
+
+
+@pytest.mark.precision
+@pytest.mark.parametrize("dtype", [None, "bfloat16", "float16"])
+def test_half_precision_writes_and_is_scored(
+    dtype: str | None, halved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On processors of every kind, near what float32 gives."""
+    monkeypatch.setattr("craft.scoring.load", lambda *args, **settings: load(halved, **asked))
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT * 20, encoding="utf-8")
+    scores = []
+    for asked in ({"dtype": dtype} if dtype else {}, {"dtype": "float32"}):
+        model, tokenizer = load(halved, **asked)
+        assert len("".join(stream_text(model, tokenizer, "to be", max_new_tokens=30, seed=1))) == 30
+        assert model.generate(torch.ones(2, 3, dtype=torch.long), max_new_tokens=4).shape == (2, 7)
+        (score,) = evaluate(halved, str(text), root=tmp_path).evaluations
+        scores.append(score.nats_per_char)
+    assert scores[0] == pytest.approx(scores[1], rel=2e-2)
+
+
+def test_a_dtype_that_was_asked_for_is_tried(
+    halved: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    times = iter([1.0, 4.0])  # in float32, in bfloat16
+    monkeypatch.setattr(hardware, "seconds", lambda step: (step(), next(times))[1])
+    model, _ = load(halved, dtype="bfloat16")
+    assert model.dtype == torch.bfloat16
+    (said,) = caplog.messages
+    assert all(words in said for words in ("dtype=bfloat16", " 4.0 times ", "dtype=float32"))
+
+
+def test_a_dtype_that_cannot_be_computed_is_refused(halved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.nn import Embedding
+
+    read = Embedding.forward
+
+    def broken(self: Embedding, ids: torch.Tensor) -> torch.Tensor:
+        if self.weight.dtype == torch.bfloat16:
+            raise RuntimeError("no kernel for this")
+        return read(self, ids)
+
+    monkeypatch.setattr(Embedding, "forward", broken)
+    with pytest.raises(UserError) as refusal:
+        load(halved, dtype=torch.bfloat16)
+    words = str(refusal.value)
+    assert all(part in words for part in ("dtype=bfloat16", "no kernel for this", "dtype=float32"))

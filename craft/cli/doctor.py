@@ -72,7 +72,8 @@ def facts() -> Iterator[tuple[str, str]]:
     threads = torch.get_num_threads()
     used = f"{cores} core{'s' * (cores != 1)} for this process, {threads} thread{'s' * (threads != 1)}"
     yield "processor", f"{_processor()}, {used}"
-    yield "instructions", f"{torch.backends.cpu.get_cpu_capability()}{_bf16_instructions()}"
+    yield "instructions", torch.backends.cpu.get_cpu_capability()
+    yield "number formats", _formats()
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
         memory = f"{device.total_memory / 2**30:.0f} GiB"
@@ -93,12 +94,13 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _bf16_instructions() -> str:
-    import torch
+def _formats() -> str:
+    """What the processor computes in natively, and what that means for training on it."""
+    from craft.utils.hardware import bf16_instructions
 
-    known = {"_is_avx512_bf16_supported": "AVX512-BF16", "_is_amx_tile_supported": "AMX"}
-    found = [name for test, name in known.items() if getattr(torch.cpu, test, lambda: False)()]
-    return f", bfloat16 by {' and '.join(found)}" if found else ", no bfloat16"
+    if found := bf16_instructions():
+        return f"float32, and bfloat16 by {' and '.join(found)}: training.precision=auto is bf16 on the CPU"
+    return "float32; bfloat16 is imitated, up to 30 times slower: training.precision=auto is fp32 on the CPU"
 
 
 def checks(quick: bool) -> Iterator[Check]:

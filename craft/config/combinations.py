@@ -216,7 +216,7 @@ def _precision(run: Parts) -> Complaint:
     if (precision == "fp16" or run.training["fp16"]) and run.on_cpu:
         written = "training.precision=fp16" if precision == "fp16" else "training.fp16=true"
         why = "training.use_cpu=true" if run.training["use_cpu"] else "this machine has none"
-        return "training.precision", f"{written} needs a GPU and {why}; use training.precision=bf16, or auto"
+        return "training.precision", f"{written} needs a GPU and {why}; use training.precision=auto"
     return None
 
 

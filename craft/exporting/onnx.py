@@ -72,8 +72,8 @@ def export_onnx(
         from craft.exporting.step import AttentionStep, RecurrentStep
         from craft.inference import load
 
-        network, tokenizer = load(where, revision=revision)
-        network = network.float().cpu()
+        network, tokenizer = load(where, revision=revision, dtype="float32")
+        network = network.cpu()
         step = RecurrentStep(network) if network.carries_state else AttentionStep(network)
         _write(step, staging / FILE)
         vars(network.config).pop("auto_map", None)  # it leads to code that isn't here and that nobody needs

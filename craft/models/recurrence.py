@@ -39,6 +39,12 @@ def _kernel(
     read: torch.Tensor, state: tuple[torch.Tensor, ...], weights: list[torch.Tensor], training: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """PyTorch's own loop, out of reach of compilers: they would write out every step, for minutes."""
+    if read.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        # Autocast would send these to oneDNN in its format, also where oneDNN has no LSTM of that format.
+        # Tensors that have the format already go there only if it has one, and the result is the same.
+        dtype = torch.get_autocast_dtype("cpu")
+        read, state = read.to(dtype), tuple(part.to(dtype) for part in state)
+        weights = [weight.to(dtype) for weight in weights]
     return torch.lstm(read, state, weights, True, 1, 0.0, training, False, True)
 
 

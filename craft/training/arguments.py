@@ -19,7 +19,7 @@ from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 from craft.training import distributed, tracking
-from craft.training.precision import PRECISIONS, Hardware, choose_precision
+from craft.training.precision import ASKED, LAUNCHED, PRECISIONS, Hardware, choose_precision
 from craft.utils import launch
 from craft.utils.common import UserError, did_you_mean, parsed_stride
 from craft.utils.labels import wrong_licence
@@ -125,14 +125,15 @@ class CraftTrainingArguments(transformers.TrainingArguments):
         self.load_best_model_at_end = keep_best
         if optim == "muon":
             self.optim = optim
-        self.precision_reason = ""
+        self.precision_reason = self.precision_wanted = ""
         self._check_world()
         self._derive_batch_size(rows)
         if "wandb" in (self.report_to or []) and self.process_index == 0:
             tracking.check()
 
     def settle_precision(self) -> None:
-        """Decides `precision` on this machine; `bf16`, `fp16`, `mixed_precision` follow.
+        """Decides `precision` on this machine; `bf16`, `fp16`, `mixed_precision` follow, and
+        `precision_wanted`: the words of whoever asked for less than float32, else nothing.
 
         Raises:
             UserError: see `choose_precision`.
@@ -141,6 +142,8 @@ class CraftTrainingArguments(transformers.TrainingArguments):
             return
         name, reason = choose_precision(self.precision, hardware=Hardware.detect(self.on_cpu))
         self.precision, self.precision_reason = name, reason
+        if name != "fp32" and reason in (ASKED, LAUNCHED):
+            self.precision_wanted = f"{'training.precision' if reason == ASKED else reason}={name}"
         self.bf16, self.fp16 = name == "bf16", name == "fp16"
         self.mixed_precision = {"fp32": "no"}.get(name, name)
 

@@ -146,6 +146,7 @@ class Trainer(EndingTrainer):
         state = together(lambda: self._look_back(planned, allow_changes))
         if state is not None:
             return self._stay_finished(state)
+        together(self.try_precision)
         with ExitStack() as claims:
             decided_by_first(lambda: self._take_folder(planned, claims))
             return self._train(**kwargs)

@@ -39,7 +39,8 @@ def first_to_say(text: str) -> bool:
     own_file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # below a folder of this launch
     if own_file is None or launch.world_size() == 1:
         return True
-    said = Path(own_file).parent.parent / f"said-{hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:16]}"
+    name = hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:16]
+    said = Path(own_file).parent.parent / f"said-{name}"
     try:
         os.close(os.open(said, os.O_CREAT | os.O_EXCL))
     except FileExistsError:

@@ -106,7 +106,7 @@ SETTINGS = [
     Mistake("train text.txt models.hidden_size=130", "multiple of"),
     Mistake("train text.txt training.optim=adamw", "training.optim=adamw"),
     Mistake("train text.txt training.optim=lomo", "lomo_optim"),
-    Mistake("train text.txt training.precision=fp16 training.use_cpu=true", "training.precision=bf16"),
+    Mistake("train text.txt training.precision=fp16 training.use_cpu=true", "training.precision=auto"),
     Mistake("train text.txt training.eval_protocol=stateful models=transformer", "recurrent"),
     Mistake("train text.txt training.output_dir=text.txt", "is no folder"),
     Mistake("train text.txt training.output_dir=.", "training.output_dir=."),

@@ -65,6 +65,24 @@ def test_the_trainer_settles_precision(native: bool, tmp_path: Path, monkeypatch
     assert "fp16 doesn't exist on a CPU" in trainer.args.precision_reason
 
 
+@pytest.mark.parametrize(
+    ("requested", "launcher", "words"),
+    [
+        ("bf16", "no", "training.precision=bf16"),
+        ("auto", "bf16", "accelerate's mixed_precision=bf16"),
+        ("auto", "no", ""),
+        ("fp32", "bf16", ""),
+    ],
+)
+def test_only_a_precision_that_was_asked_for_is_to_be_tried(
+    requested: str, launcher: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
+    args = CraftTrainingArguments(output_dir=str(tmp_path), precision=requested)
+    args.settle_precision()
+    assert args.precision_wanted == words
+
+
 def test_bf16_is_another_word_for_precision(tmp_path: Path) -> None:
     args = CraftTrainingArguments(output_dir=str(tmp_path), bf16=True)
     args.settle_precision()

@@ -46,7 +46,7 @@ def run_dir(stopped: Path, tmp_path: Path) -> Path:
         ({"learning_rate": 0.1, "weight_decay": 0.5}, ["learning_rate 0.01 → 0.1", "weight_decay 0.0 → 0.5"]),
         ({"gradient_accumulation_steps": 2}, ["training.gradient_accumulation_steps 1 → 2"]),
         ({"optim": "muon"}, ["training.optim adamw_torch_fused → muon"]),
-        ({"precision": "bf16"}, ["training.precision fp32 → bf16"]),
+        pytest.param({"precision": "bf16"}, ["training.precision fp32 → bf16"], marks=pytest.mark.precision),
         ({"ema_decay": 0.9}, ["training.ema_decay null → 0.9"]),
         ({"carry_state": False}, ["training.carry_state true → false", "data.order streams → shuffled"]),
         ({"dropout": 0.2}, ["models.dropout 0.1 → 0.2"]),

@@ -268,6 +268,7 @@ def test_epochs_instead_of_steps(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-12", "checkpoint-24"]
 
 
+@pytest.mark.precision
 def test_bf16_trains_and_is_scored_in_fp32(tmp_path: Path) -> None:
     trainer = tiny_run.trainer("char_lstm", tmp_path, precision="bf16")
     trainer.train()
