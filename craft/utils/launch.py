@@ -14,7 +14,8 @@ COUNTS = {"WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0, "T
 """Whole numbers, and the least that each may be."""
 MEETING = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What a process needs to join others; of one process alone, none of them need be there."""
-BELOW = (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE"), ("LOCAL_RANK", "WORLD_SIZE"))
+BELOW = (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "WORLD_SIZE"))
+"""Not LOCAL_WORLD_SIZE, which Accelerate writes itself where a launcher left it out."""
 PRECISIONS = ("no", "fp16", "bf16")
 EMPTY_IS_UNSET = ("ACCELERATE_", "CRAFT_", "GLOO_", "HF_", "NCCL_", "OMP_", "TORCHELASTIC_", "WANDB_", "XDG_")
 """How such variables begin. An empty CUDA_VISIBLE_DEVICES means something: no GPU."""

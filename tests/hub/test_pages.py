@@ -52,14 +52,22 @@ def reader(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]
     (folder / "my.txt").write_text(text)
     (folder / "new.txt").write_text(FOX[::-1] * 60)
     (folder / "notes" / "monday.md").write_text(text)
+    (folder / "preface.txt").write_text(text)
+    (folder / "old.txt").write_text(text + "\u201cquoted\u201d", encoding="cp1252")
+    for place in ("chapters/1.txt", "poems/1.txt", "poems/2.txt", "src/a/b.py", "src/c.js"):
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        (folder / place).write_text(text)
     rows = [{"body": f"row {n}: {FOX}", "text": f"row {n}: {FOX}"} for n in range(300)]
     for name in ("rows.jsonl", "shards/a.jsonl", "shards/b.jsonl"):
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "my.txt.gz").write_bytes(gzip.compress(text.encode()))
     (folder / "my.txt.bz2").write_bytes(bz2.compress(text.encode()))
     (folder / "my.txt.xz").write_bytes(lzma.compress(text.encode()))
-    with zipfile.ZipFile(folder / "my.txt.zip", "w") as archive:
-        archive.writestr("my.txt", text)
+    for name in ("my.txt.zip", "export.zip"):
+        with zipfile.ZipFile(folder / name, "w") as archive:
+            archive.writestr("my.txt", text)
+    chat = [{"messages": [{"role": "user", "content": FOX}, {"role": "bot", "content": FOX}]}] * 60
+    (folder / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chat))
     table = parquet(**{column: [row[column] for row in rows] for column in ("body", "text")})
     parts = ("train", "validation")
     files = {f"data/{part}-00000-of-00001.parquet": table for part in parts}

@@ -25,7 +25,6 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"LOCAL_RANK": "0"}, ["LOCAL_RANK=0", "WORLD_SIZE"]),
         ({"RANK": "0"}, ["RANK=0", "WORLD_SIZE"]),
         ({**TWO, "RANK": "5"}, ["RANK=5", "WORLD_SIZE=2"]),
-        ({**TWO, "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "1"}, ["LOCAL_RANK=1", "LOCAL_WORLD_SIZE=1"]),
         ({**TWO, "MASTER_ADDR": ""}, ["WORLD_SIZE=2", "MASTER_ADDR"]),
         ({**TWO, "MASTER_PORT": "x"}, ["MASTER_PORT=x"]),
         ({"MASTER_PORT": "65536"}, ["MASTER_PORT=65536"]),
