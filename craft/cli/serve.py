@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from craft.cli.options import PATH, from_the_hub
-from craft.serving.limits import UNBOUNDED_PROMPT, Limits
+from craft.serving.server import CAPS, serve
 from craft.utils.terminal import echo
 
 
@@ -20,29 +20,22 @@ from craft.utils.terminal import echo
 )
 @click.option(
     "--max-tokens",
-    type=int,
-    default=Limits.max_tokens,
+    type=click.IntRange(min=1),
+    default=CAPS["max_tokens"],
     show_default=True,
-    help="Characters that one request may have written.",
+    help="Characters that a text may have.",
 )
 @click.option(
     "--max-prompt",
-    type=int,
-    help=f"Characters of a prompt.  [default: the model's context; without one {UNBOUNDED_PROMPT}]",
+    type=click.IntRange(min=1),
+    help="Characters of a prompt.  [default: the model's context; without one 16384]",
 )
 @click.option(
     "--max-requests",
-    type=int,
-    default=Limits.max_requests,
+    type=click.IntRange(min=1),
+    default=CAPS["max_requests"],
     show_default=True,
     help="Texts written at once; requests for more are told to try again.",
-)
-@click.option(
-    "--patience",
-    type=float,
-    default=Limits.patience,
-    show_default=True,
-    help="Seconds that a client may take to send a request, or not read its answer.",
 )
 @click.option(
     "--allow-host",
@@ -66,7 +59,7 @@ def command(
     chat_template: Path | None,
     revision: str | None,
     trust_remote_code: bool,
-    **limits: Any,
+    **caps: Any,
 ) -> None:
     """Serve a model to OpenAI's clients: completions and chat, whole or streamed.
 
@@ -77,17 +70,14 @@ def command(
     craft serve latest
     craft serve outputs/models/MODEL --port 9000 --max-tokens 1000
     """
-    caps = Limits(**limits)
-    from craft.serving.server import serve
-
     serve(
         model,
         host,
         port,
-        caps,
         chat_template,
         allow_host,
         say=lambda line: echo(line, err=True),
+        caps=caps,
         revision=revision,
         trust_remote_code=trust_remote_code,
     )

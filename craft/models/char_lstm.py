@@ -8,7 +8,7 @@ Hub-safe: copied beside the weights by `save_pretrained`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -226,12 +226,24 @@ class CharLSTMModel(CharLSTMPreTrainedModel):
 
 @dataclass
 class LSTMDecodeState:
-    """What `step` works on: per layer weights [2H, 4H] and bias [4H], gates as i, f, o, g; h and c [B, H]."""
+    """What `step` works on: per layer h and c [B, H]; from the first step on also per layer weights [2H, 4H]
+    and bias [4H], gates as i, f, o, g."""
 
-    weights: list[torch.Tensor]
-    biases: list[torch.Tensor]
     hidden: list[torch.Tensor]
     cell: list[torch.Tensor]
+    weights: list[torch.Tensor] = field(default_factory=list)
+    biases: list[torch.Tensor] = field(default_factory=list)
+
+    def take(self, rows: list[int]) -> LSTMDecodeState:
+        """The state of these rows."""
+        return replace(self, hidden=[h[rows] for h in self.hidden], cell=[c[rows] for c in self.cell])
+
+    def join(self, others: list[LSTMDecodeState]) -> LSTMDecodeState:
+        """One state for the rows of this one and then those of the others."""
+        states = (self, *others)
+        hidden = [torch.cat(layer) for layer in zip(*(state.hidden for state in states))]
+        cell = [torch.cat(layer) for layer in zip(*(state.cell for state in states))]
+        return replace(self, hidden=hidden, cell=cell)
 
 
 class CharLSTMForCausalLM(CharLSTMPreTrainedModel, LanguageModel, GenerationMixin):
@@ -258,25 +270,28 @@ class CharLSTMForCausalLM(CharLSTMPreTrainedModel, LanguageModel, GenerationMixi
     generate_batch = continuous_batching_context_manager = init_continuous_batching
 
     def prefill(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        """Read prompts [B, T]; lay the weights out so that a step is one matrix product a layer."""
+        """Read prompts [B, T]."""
         logits, cache = super().prefill(input_ids)
         if not has_plain_weights(self):
             return logits, cache
-        state = LSTMDecodeState([], [], [], [])
-        for layer, cached in zip(self.model.layers, cache.layers):
+        hidden, cell = [c.keys[:, 0, 0] for c in cache.layers], [c.values[:, 0, 0] for c in cache.layers]
+        return logits, LSTMDecodeState(hidden, cell)
+
+    def _lay_out(self, state: LSTMDecodeState) -> None:
+        """Copies the weights so that a step is one matrix product a layer; it takes as long as many steps."""
+        for layer in self.model.layers:
             w_ih, w_hh, b_ih, b_hh = layer.lstm.all_weights[0]
             i, f, g, o = torch.cat([w_ih, w_hh], dim=1).chunk(4)
             state.weights.append(torch.cat([i, f, o, g]).t().contiguous())
             i, f, g, o = (b_ih + b_hh).chunk(4)
             state.biases.append(torch.cat([i, f, o, g]))
-            state.hidden.append(cached.keys[:, 0, 0])
-            state.cell.append(cached.values[:, 0, 0])
-        return logits, state
 
     def step(self, ids: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
         """Read one character per row; `state` is updated in place and returned."""
         if not isinstance(state, LSTMDecodeState):
             return super().step(ids, state)
+        if not state.weights:
+            self._lay_out(state)
         width = self.config.hidden_size
         x = self.model.embed_tokens(ids)
         for n, layer in enumerate(self.model.layers):

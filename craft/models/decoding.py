@@ -7,8 +7,8 @@ Hub-safe: copied beside the weights by `save_pretrained`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -120,6 +120,32 @@ def stream(
     Examples:
         for ids in model.stream(prompt, do_sample=True, temperature=0.8, max_new_tokens=500): ...
     """
+    return _steps(
+        model,
+        plan(model, input_ids, generation_config, logits_processor, stopping_criteria, **overrides),
+    )
+
+
+class Plan(NamedTuple):
+    """What `stream` goes by: where it begins, what is done to the scores, when it stops."""
+
+    input_ids: torch.Tensor
+    processors: LogitsProcessorList
+    criteria: StoppingCriteriaList
+    do_sample: bool
+    pad: Any
+    limit: int | None
+
+
+def plan(
+    model: Any,
+    input_ids: torch.Tensor,
+    generation_config: GenerationConfig | None = None,
+    logits_processor: list[Any] | None = None,
+    stopping_criteria: list[Any] | None = None,
+    **overrides: Any,
+) -> Plan:
+    """The arguments of `stream`, checked and made into what its steps need."""
     tokenizer = overrides.pop("tokenizer", None)
     given = (generation_config or GenerationConfig(), model.generation_config)
     no_length, no_min = (
@@ -164,21 +190,19 @@ def stream(
     config.max_length = None  # counted by the loop below, without a tensor
     criteria = model._get_stopping_criteria(config, StoppingCriteriaList(stopping_criteria or []), tokenizer)
     pad = config._pad_token_tensor
-    return _steps(model, input_ids, processors, criteria, bool(config.do_sample), pad, limit)
+    return Plan(input_ids, processors, criteria, bool(config.do_sample), pad, limit)
+
+
+def need_history(rules: Iterable[Any]) -> bool:
+    """Whether one of these logits processors or stopping criteria looks back further than one character."""
+    return not all(isinstance(rule, _WITHOUT_HISTORY) for rule in rules)
 
 
 @torch.no_grad()
-def _steps(
-    model: Any,
-    input_ids: torch.Tensor,
-    processors: LogitsProcessorList,
-    criteria: StoppingCriteriaList,
-    do_sample: bool,
-    pad: Any,
-    limit: int | None,
-) -> Iterator[torch.Tensor]:
+def _steps(model: Any, planned: Plan) -> Iterator[torch.Tensor]:
+    input_ids, processors, criteria, do_sample, pad, limit = planned
     batch, length = input_ids.shape
-    remember = not all(isinstance(rule, _WITHOUT_HISTORY) for rule in (*processors, *criteria))
+    remember = need_history((*processors, *criteria))
     text = torch.cat([input_ids, input_ids.new_empty(batch, length + 256)], dim=1) if remember else input_ids
     seen: Any = input_ids
     unfinished = torch.ones(batch, dtype=torch.long, device=input_ids.device)

@@ -7,6 +7,7 @@ Hub-safe: copied beside the weights by `save_pretrained`.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ _TURNS = 1024  # rotary angles are computed for this many positions at a time
 class Ring:
     """Decoding state of a transformer after a prefill; position p lives in slot p % size.
 
+    Rows that were joined have positions of their own, `late` behind `length`. All of them write to the same
+    slot, and each sees as many slots back as it has characters.
+
     Args:
         model: the backbone; its attention weights are copied here, so a later training step does not show.
         cache: keys and values of the prompt, as `generate` keeps them (a sliding window: the last size - 1).
@@ -29,6 +33,7 @@ class Ring:
         config = model.config
         self.size: int = config.sliding_window or config.max_position_embeddings
         self.length: int = input_ids.shape[1]
+        self._place([0] * len(input_ids), input_ids.device)
         self.text: torch.Tensor | None = None
         if model.rotary_emb is None:
             self.text = input_ids.new_zeros(input_ids.shape[0], config.max_position_embeddings)
@@ -60,16 +65,59 @@ class Ring:
             self.layers.append((layer, weight, bias, keys, values))
         self.turns = torch.empty(0)
 
+    def _place(self, late: list[int], device: Any) -> None:
+        self.late = late
+        self.lag = torch.tensor(late, device=device) if any(late) else None
+        self.rows = torch.arange(len(late), device=device)
+
+    def take(self, rows: list[int]) -> Ring:
+        """The state of these rows."""
+        taken = copy.copy(self)
+        taken._place([self.late[row] for row in rows], self.rows.device)
+        taken.text = None if self.text is None else self.text[rows]
+        taken.layers = [(*layer, keys[rows], values[rows]) for *layer, keys, values in self.layers]
+        return taken
+
+    def join(self, others: list[Ring]) -> Ring:
+        """One state for the rows of this one and then those of the others."""
+        rings, joined = (self, *others), copy.copy(self)
+        joined.length = max(self.length, *(ring.length for ring in others))
+        shifts = [joined.length - ring.length for ring in rings]
+        late = [row + shift for ring, shift in zip(rings, shifts) for row in ring.late]
+        joined._place(late, self.rows.device)
+        if self.text is not None:
+            joined.text = torch.cat([ring.text for ring in rings if ring.text is not None])
+        joined.layers = []
+        for n, (*layer, _, _) in enumerate(self.layers):
+            keys, values = (
+                torch.cat([_rolled(r.layers[n][which], s % self.size) for r, s in zip(rings, shifts)])
+                for which in (-2, -1)
+            )
+            joined.layers.append((*layer, keys, values))
+        joined.turns = torch.empty(0)
+        return joined
+
+    def exhausted(self) -> list[int]:
+        """The rows for which there is no further learned position."""
+        if self.text is None:
+            return []
+        return [row for row, late in enumerate(self.late) if self.length - late == self.text.shape[1]]
+
     def advance(self, model: Any, ids: torch.Tensor) -> torch.Tensor:
         """Read one character per row, ids [B]: its last hidden state [B, hidden_size], normed."""
         config, dim, both = model.config, self.dim, self.heads + self.shared
         slot, filled = self.length % self.size, min(self.length + 1, self.size)
+        at: Any = self.length if self.lag is None else self.length - self.lag
+        seen = None
+        if self.length - max(self.late) + 1 < filled:
+            ages = (self.length - torch.arange(filled, device=ids.device)) % self.size
+            seen = (ages <= at[:, None])[:, None, None]
         hidden = model.embed_tokens(ids)
         if self.text is not None:
-            self.text[:, self.length] = ids
-            hidden = hidden + model.embed_positions.weight[self.length]
+            self.text[self.rows, at] = ids
+            hidden = hidden + model.embed_positions.weight[at]
         else:
-            turn = self._turn(model, hidden)
+            turn = self._turn(model, hidden, at)
         self.length += 1
         for layer, weight, bias, keys, values in self.layers:
             qkv = F.linear(layer.input_layernorm(hidden), weight, bias).view(-1, both + self.shared, dim)
@@ -85,6 +133,7 @@ class Ring:
                 query_key[:, : self.heads].unflatten(1, (self.shared, -1)),
                 keys[:, :, :filled],
                 values[:, :, :filled],
+                attn_mask=seen,
                 scale=config.attention_scale,
             )
             hidden = _add_linear(hidden, attended.reshape(len(hidden), -1), layer.self_attn.o_proj)
@@ -92,8 +141,11 @@ class Ring:
             hidden = _add_linear(hidden, inner, layer.mlp.down_proj)
         return model.norm(hidden)
 
-    def _turn(self, model: Any, like: torch.Tensor) -> torch.Tensor:
-        """e^(i angle) of the present position, [head_dim / 2]."""
+    def _turn(self, model: Any, like: torch.Tensor, at: Any) -> torch.Tensor:
+        """e^(i angle) of the present position, [head_dim / 2]; of each row's [B, 1, head_dim / 2]."""
+        if self.lag is not None:
+            cos, sin = (t[..., : self.dim // 2] for t in model.rotary_emb(like.float(), at[:, None]))
+            return torch.complex(cos, sin)
         offset = self.length % _TURNS
         if offset == 0 or not len(self.turns):
             start = self.length - offset
@@ -101,6 +153,10 @@ class Ring:
             cos, sin = (t[0, :, : self.dim // 2] for t in model.rotary_emb(like.float(), positions))
             self.turns = torch.complex(cos, sin)
         return self.turns[offset]
+
+
+def _rolled(slots: torch.Tensor, shift: int) -> torch.Tensor:
+    return slots.roll(shift, dims=2) if shift else slots
 
 
 def _add_linear(hidden: torch.Tensor, x: torch.Tensor, linear: nn.Linear) -> torch.Tensor:

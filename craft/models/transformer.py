@@ -312,10 +312,21 @@ class TransformerForCausalLM(TransformerPreTrainedModel, LanguageModel, Generati
         """Read one character per row; learned positions that run out are started anew with the last half."""
         if not isinstance(state, Ring):
             return super().step(ids, state)
-        if state.text is not None and state.length == state.text.shape[1]:
-            kept = (state.length - 1) // 2
-            return self.prefill(torch.cat([state.text[:, state.length - kept :], ids[:, None]], dim=1))
+        if ended := state.exhausted():
+            return self._start_anew(ended, ids, state)
         return self.lm_head(state.advance(self.model, ids)), state
+
+    def _start_anew(self, ended: list[int], ids: torch.Tensor, state: Ring) -> tuple[torch.Tensor, Any]:
+        text: Any = state.text
+        kept = text[ended, text.shape[1] - (text.shape[1] - 1) // 2 :]
+        logits, anew = self.prefill(torch.cat([kept, ids[ended, None]], dim=1))
+        others = [row for row in range(len(ids)) if row not in ended]
+        if not others:
+            return logits, anew
+        rest = state.take(others)
+        logits = torch.cat([self.lm_head(rest.advance(self.model, ids[others])), logits])
+        order = sorted(range(len(ids)), key=[*others, *ended].__getitem__)
+        return logits[order], rest.join([anew]).take(order)
 
     def flops_per_token(self) -> float:
         """6 per multiplying weight, plus 12 x layers x heads x head_dim x context (the whole square)."""

@@ -31,7 +31,7 @@ print("\\n" + json.dumps([ids.tolist(), logits, *texts]))
 """
 """What is put behind a program, to see what its model and tokenizer do; and its pipeline, which is to do the
 same."""
-EXTRAS = {"export": ("onnx", "onnxscript", "onnxruntime"), "serve": ("fastapi", "uvicorn", "openai")}
+EXTRAS = {"export": ("onnx", "onnxscript", "onnxruntime"), "serve": ("fastapi", "uvicorn")}
 
 
 SCRIPTS = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", page("sharing.md"), re.DOTALL))

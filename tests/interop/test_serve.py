@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
 from itertools import combinations
 from pathlib import Path
 from threading import Barrier
@@ -31,16 +30,15 @@ from craft.inference import load, sample
 from .conftest import CONTEXT, Trained
 
 HEADERS = {"Content-Type": "application/json"}
-LONG = {"prompt": "9", "max_tokens": 100_000, "stream": True}
+LONG = {"prompt": "9", "max_tokens": 1_000_000, "stream": True}
 
 
 class Server:
     """A `craft serve` process."""
 
-    def __init__(self, model: Path, *options: str, files: int = 1024) -> None:
+    def __init__(self, model: Path, *options: str) -> None:
         self.name = model.name
-        command = ["bash", "-c", f'ulimit -S -n {files}; exec "$@"', "serve"]
-        command += [sys.executable, "-m", "craft", "serve", str(model), "--port", "0", *options]
+        command = [sys.executable, "-m", "craft", "serve", str(model), "--port", "0", *options]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
         assert self.process.stderr is not None
@@ -233,12 +231,12 @@ def test_sixteen_clients_write_at_once(server: Server) -> None:
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"prompt": ["9", "Ä"]}, "character 'Ä' (U+00C4) at position 0 of prompt[1]"),
-    ({"max_tokens": -1}, "max_tokens=-1 must be a whole number, at least 1"),
-    ({"temperature": float("nan")}, "temperature=NaN must be a number from 0 to 2"),
+    ({"max_tokens": -1}, "max_tokens=-1"),
+    ({"temperature": float("nan")}, "temperature=nan"),
     ({"temprature": 1}, "unknown field 'temprature', did you mean 'temperature'?"),
     ({"generation_config": '{"num_beams": 2}'}, "generation_config.num_beams=2 isn't supported"),
 ]
-"""Some of those of tests/serving/test_requests.py: refusals reach the client."""
+"""Some of those of tests/serving/test_protocol.py: refusals reach the client."""
 
 
 @pytest.mark.parametrize(("wrong", "said"), BAD, ids=[str(wrong)[:40] for wrong, _ in BAD])
@@ -249,7 +247,7 @@ def test_a_bad_request_is_answered_with_a_reason(server: Server, wrong: dict[str
 
 
 def test_openai_raises_its_own_errors(server: Server, trained: Trained) -> None:
-    with pytest.raises(openai.BadRequestError, match=r"'é' \(U\+00E9\) at position 1 of the messages"):
+    with pytest.raises(openai.BadRequestError, match=r"'é' \(U\+00E9\) at position 1 of messages"):
         server.client.chat.completions.create(
             model=server.name, messages=[{"role": "user", "content": "9é"}], max_tokens=3
         )
@@ -265,8 +263,8 @@ def test_openai_raises_its_own_errors(server: Server, trained: Trained) -> None:
 @pytest.mark.parametrize(
     ("messages", "said"),
     [
-        ([], "at least one message"),
-        ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], "must be text"),
+        ([], "messages=[]"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], "image_url"),
     ],
 )
 def test_a_bad_chat_is_answered_with_a_reason(server: Server, messages: Any, said: str) -> None:
@@ -279,9 +277,9 @@ def test_what_is_no_request_is_refused(server: Server) -> None:
     for headers in ({"Host": "evil.example"}, {"Origin": "https://evil.example"}):
         answer = server.post("/v1/completions", {"prompt": "9"}, headers=HEADERS | headers)
         assert (answer.status_code, "evil.example" in answer.json()["error"]["message"]) == (403, True)
-    with bare(server, "\0" * 9, cut=150) as broken:
+    with socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1])), timeout=30) as broken:
         broken.sendall(b"\0\r\n\r\n")
-        assert json.loads(broken.recv(1000).partition(b"\r\n\r\n")[2])["error"]["message"]
+        assert broken.recv(1000).startswith(b"HTTP/1.1 400 ")
     for content in (b"{", b"[]", b"\xff", b"[" * 100_000, b'{"prompt": ' + b"9" * 5000 + b"}"):
         assert server.post("/v1/completions", content).status_code == 400
     assert server.post("/v1/completions", {"prompt": "9" * 2_000_000}).status_code == 413
@@ -338,47 +336,10 @@ def hang_up(server: Server) -> None:
     with httpx.stream(
         "POST", f"{server.url}/v1/completions", content=json.dumps(LONG), headers=HEADERS
     ) as answer:
-        assert next(answer.iter_lines()).startswith("data:")
-    patiently(server)
-    with bare(server, LONG) as deaf:  # which is there, but doesn't read
-        time.sleep(0.5)
+        lines = answer.iter_lines()
+        assert next(lines).startswith("data:")
         assert server.post("/v1/completions", {"prompt": "9"}).status_code == 429
-        patiently(server)
-        deaf.settimeout(5)
-        while deaf.recv(1 << 16):
-            pass
-
-
-def fall_silent(server: Server) -> None:
-    """In the middle of a request: before its body the connection ends, within it there is an answer."""
-    with bare(server, {"prompt": "9"}, cut=3) as silent:
-        assert server.post("/v1/completions", {"prompt": "9"}).status_code == 429
-        assert silent.recv(1000).startswith(b"HTTP/1.1 408 ")
     patiently(server)
-    with bare(server, {"prompt": "9"}, cut=60) as silent:
-        assert silent.recv(1000) == b""
-
-
-def crowd_in(server: Server) -> None:
-    """More connections than files: those there is no room for are hung up on, and no error is told."""
-    address = "127.0.0.1", int(server.url.rsplit(":", 1)[1])
-    with ExitStack() as held:
-        crowd = [held.enter_context(socket.create_connection(address, timeout=30)) for _ in range(400)]
-        for connection in crowd:  # idle all of them: in the end each is hung up on
-            with suppress(ConnectionResetError):
-                assert connection.recv(1) == b""
-        patiently(server)
-
-
-def bare(server: Server, body: Any, cut: int = 0) -> socket.socket:
-    """A connection on which a request was sent, but for the last bytes."""
-    connection = socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1])), timeout=30)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    written = json.dumps(body)
-    head = "POST /v1/completions HTTP/1.1", "Host: localhost", "Content-Type: application/json"
-    request = "\r\n".join((*head, f"Content-Length: {len(written)}", "", written))
-    connection.sendall(request[: len(request) - cut].encode())
-    return connection
 
 
 def patiently(server: Server) -> None:
@@ -396,12 +357,12 @@ def test_caps_templates_and_ctrl_c(transformer: Trained, tmp_path: Path) -> None
         "{% for m in messages %}{% generation %}{{ m.role }} {% endgeneration %}"
         "{{ m.content + (1 if m.role == 'sum' else '') }}{% endfor %}"
     )
-    options = ("--max-tokens", "100000", "--max-prompt", "100", "--max-requests", "1", "--patience", "1")
-    running = Server(transformer.model, *options, "--chat-template", str(template), files=256)
+    options = ("--max-tokens", "1000000", "--max-prompt", "100", "--max-requests", "1")
+    running = Server(transformer.model, *options, "--chat-template", str(template))
     try:
         usage = running.post("/v1/completions", {"prompt": "9" * 100}).json()["usage"]
         assert (usage["prompt_tokens"], usage["completion_tokens"]) == (100, 500)
-        assert running.post("/v1/completions", {"prompt": "9", "max_tokens": 100_001}).status_code == 400
+        assert running.post("/v1/completions", {"prompt": "9", "max_tokens": 1_000_001}).status_code == 400
         chat = running.post("/v1/chat/completions", {"messages": [{"role": "women", "content": "9"}]})
         assert chat.json()["usage"]["prompt_tokens"] == len("women 9")
         chat = running.post("/v1/chat/completions", {"messages": [{"role": "sum", "content": "9"}]})
@@ -418,8 +379,6 @@ def test_caps_templates_and_ctrl_c(transformer: Trained, tmp_path: Path) -> None
             == "1 of 1 places are taken and this request needs 1; try again"
         )
         hang_up(running)
-        fall_silent(running)
-        crowd_in(running)
         with httpx.stream(
             "POST", f"{running.url}/v1/completions", content=json.dumps(LONG), headers=HEADERS
         ) as answer:
@@ -439,7 +398,7 @@ def test_caps_templates_and_ctrl_c(transformer: Trained, tmp_path: Path) -> None
     ("options", "said"),
     [
         (["/no/model/here"], "no model at '/no/model/here'"),
-        (["latest", "--max-tokens", "0"], "--max-tokens is 0; it must be at least 1"),
+        (["latest", "--max-tokens", "0"], "0 is not in the range x>=1"),
         (
             ["MODEL", "--host", "203.0.113.7"],
             "can't listen on 203.0.113.7:8000: Cannot assign requested address; choose another --host",
