@@ -65,7 +65,7 @@ class Scheduler:
     """The thread; it is used from an event loop, in which it counts the texts that are `running`."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
-        self.model, self.table, self.eos = model, tokenizer.processor.token_bytes, tokenizer.eos_token_id
+        self.model, self.table, self.eos = model, tokenizer.token_bytes, tokenizer.eos_token_id
         self.running, self._ended = 0, ""
         self._new: queue.SimpleQueue[Text | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
