@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import GenerationMixin, PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.processing_utils import Unpack
@@ -123,17 +123,13 @@ class LanguageModel(GenerativeModel):
             attentions=outputs.attentions,
         )
 
-    def state_tensors(self, state: Cache) -> list[torch.Tensor]:
+    def state_tensors(self, state: Any) -> list[torch.Tensor]:
         """A carried state as tensors, batch first and detached, for the trainer to keep, save and restore."""
-        layers: list[Any] = state.layers
-        return [tensor.detach() for layer in layers for tensor in (layer.keys, layer.values)]
+        raise NotImplementedError
 
-    def state_from_tensors(self, tensors: list[torch.Tensor]) -> Cache:
+    def state_from_tensors(self, tensors: list[torch.Tensor]) -> Any:
         """The inverse of `state_tensors`; feed it back as `past_key_values`."""
-        cache = DynamicCache(config=self.config)
-        for index, (keys, values) in enumerate(zip(tensors[::2], tensors[1::2])):
-            cache.update(keys, values, index)
-        return cache
+        raise NotImplementedError
 
     def flops_per_token(self) -> float:
         """Training FLOPs per character: 6 for each weight that multiplies (2 forward, 4 backward)."""
