@@ -89,7 +89,7 @@ def _scanned(cell: Any, hidden: Tensor, state: State, layout: Layout) -> tuple[T
         output, after = _advance(cell, projected, tuple(carry), real, None)
         return list(after), output.clone()
 
-    after, outputs = scan(step, list(state), inputs, dim=1)
+    after, outputs = scan(step, [part.contiguous() for part in state], inputs, dim=1)
     return outputs, tuple(after)
 
 
@@ -152,6 +152,12 @@ def packed_layout(real: Tensor | None, begins: Tensor | None) -> Layout:
 def _kernel(cell: Any, hidden: Tensor, state: State) -> tuple[Tensor, State]:
     """PyTorch's own loop over whole windows."""
     weights, state = cell.all_weights[0], tuple(part[None] for part in state)
+    if hidden.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        # Autocast would send these to oneDNN in its format, also where oneDNN has no LSTM of that format.
+        # Tensors that have the format already go there only if it has one, and the result is the same.
+        dtype = torch.get_autocast_dtype("cpu")
+        hidden, state = hidden.to(dtype), tuple(part.to(dtype) for part in state)
+        weights = [weight.to(dtype) for weight in weights]
     out, h, c = torch.lstm(hidden, state, weights, True, 1, 0.0, cell.training, False, True)
     return out, (h[0], c[0])
 

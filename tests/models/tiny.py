@@ -7,7 +7,13 @@ from typing import Any
 
 import torch
 
-from craft.models import CharLSTMConfig, CharLSTMForCausalLM, TransformerConfig, TransformerForCausalLM
+from craft.models import (
+    CharLSTMConfig,
+    CharLSTMForCausalLM,
+    TransformerConfig,
+    TransformerForCausalLM,
+    register,
+)
 from craft.models.cells import Cell, LSTMCell, State
 from craft.models.char_lstm import CharLSTMModel
 
@@ -74,6 +80,21 @@ class GRUCell(Cell):
         return hidden, (hidden,)
 
 
+class CharGRUConfig(CharLSTMConfig):
+    model_type = "tiny_gru"
+
+
+class CharGRUModel(CharLSTMModel):
+    config_class, cell_class = CharGRUConfig, GRUCell
+
+
+class CharGRUForCausalLM(CharLSTMForCausalLM):
+    config_class, backbone = CharGRUConfig, CharGRUModel
+
+
+register(__name__)
+
+
 def make_recurrent(cell_class: type[Any], **fields: Any) -> CharLSTMForCausalLM:
     """A CharLSTM with another cell."""
     backbone = type("OtherModel", (CharLSTMModel,), {"cell_class": cell_class})
@@ -88,7 +109,7 @@ def make_lstm(made: type[Any] = CharLSTMForCausalLM, **fields: Any) -> CharLSTMF
         "layer_norm_eps": 0.01,
         **fields,
     }
-    return enliven(made(CharLSTMConfig(**config)), 0.7)
+    return enliven(made(made.config_class(**config)), 0.7)
 
 
 def make_transformer(kind: str = "modern", **fields: Any) -> TransformerForCausalLM:
@@ -98,7 +119,7 @@ def make_transformer(kind: str = "modern", **fields: Any) -> TransformerForCausa
 
 MAKERS: dict[str, Callable[[], Any]] = {
     "lstm": make_lstm,
-    "gru": lambda: make_recurrent(GRUCell),
+    "gru": lambda: make_lstm(CharGRUForCausalLM),
     "lstm-tied": lambda: make_lstm(tie_word_embeddings=True, layer_norm="head"),
     **{kind: (lambda kind=kind: make_transformer(kind)) for kind in TRANSFORMERS},
 }
