@@ -109,7 +109,7 @@ def model_types() -> dict[str, Path]:
 
 @functools.cache
 def model_source(model_type: str) -> ModelSource:
-    """The model of that type, read from its file; it may inherit from one of the same file or of a sibling."""
+    """The model of that type, read from its file; it may inherit from others, there or in siblings."""
     path = model_types()[model_type]
     config = next(
         name for name, cls in classes(path).items() if class_constant(cls, "model_type") == model_type

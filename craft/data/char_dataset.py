@@ -113,8 +113,8 @@ class CharDataset(TextDataset):
             ways_out.append(f"a global batch of {n // size - 1} at this block_size")
         best = " or ".join(ways_out) or f"block_size {n // 2} with a global batch of 1"
         return (
-            f"{len(self.ids)} characters of training text are too few for a global batch of {batch} windows of "
-            f"data.block_size={size}; the largest that works is {best}"
+            f"{len(self.ids)} characters of training text are too few for a global batch of {batch} windows "
+            f"of data.block_size={size}; the largest that works is {best}"
         )
 
 
@@ -165,8 +165,7 @@ def train_loader(
 
 
 def next_characters(windows: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Windows [B, T + 1] -> `input_ids` [B, T], `labels` [B, T] (the next characters) and `shift_labels`, which
-    are the same tensor."""
+    """Windows [B, T + 1] -> `input_ids` [B, T]; as `labels` and `shift_labels` [B, T] the next characters."""
     labels = windows[:, 1:].contiguous()
     return {"input_ids": windows[:, :-1].contiguous(), "labels": labels, "shift_labels": labels}
 

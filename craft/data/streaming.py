@@ -90,8 +90,8 @@ class StreamDataset:
 
     Args:
         stream: the training ids.
-        block_size: T; windows hold T + lookahead ids and begin T apart, so every id of a lane but the first is
-            predicted. Less than a window at the end of a lane's pass is left out.
+        block_size: T; windows hold T + lookahead ids and begin T apart, so every id of a lane but the first
+            is predicted. Less than a window at the end of a lane's pass is left out.
         global_batch_size: windows per optimizer step, over all processes and accumulation steps.
         seed: decides the order.
         lanes: how many places are read at once; fewer if there are fewer units or rows.
@@ -121,7 +121,7 @@ class StreamDataset:
         self._deals: dict[int, list[list[int]]] = {}
 
     def batch(self, epoch: int, step: int, rows: np.ndarray) -> Tensor:
-        """LongTensor [len(rows), T + lookahead]: those rows of the global batch of a step, counted from the first."""
+        """LongTensor [len(rows), T + lookahead]: those rows of the global batch of a step of the run."""
         windows = np.empty((len(rows), self.block_size + self.lookahead), np.int64)
         lanes = self.lanes_of(rows)
         for number in np.unique(lanes).tolist():

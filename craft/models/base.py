@@ -1,4 +1,4 @@
-"""What every model shares: saving with its own code, streaming, the language-modelling head and its objective.
+"""What every model shares: saving with its own code, streaming, the language-modelling head, the objective.
 
 Hub-safe: `save_pretrained` copies this file beside the weights, so it imports only stdlib, torch,
 transformers and its siblings. A model file defines `XConfig`, `XModel(BaseModel)` and
@@ -63,7 +63,7 @@ class GenerativeModel(BaseModel, GenerationMixin):
 
 @dataclass
 class LanguageModelOutput(CausalLMOutputWithPast):
-    """As in transformers, and `auxiliary_losses`: by name, what `loss` holds beside the nats per prediction."""
+    """As in transformers; `auxiliary_losses`: by name, what `loss` holds beside the nats per prediction."""
 
     auxiliary_losses: dict[str, torch.Tensor] | None = None
 
@@ -75,8 +75,9 @@ class LanguageModel(GenerativeModel):
     `compute_loss` and `count_predictions`, which trainer, data sets and evaluation ask.
 
     Attributes:
-        lookahead: how many ids a window holds beyond the inputs; 0 for a model that predicts no next character.
-        carries_state: `past_key_values` of one window is the start of the next in training.
+        lookahead: how many ids a window holds beyond the inputs; 0: it predicts no next character.
+        carries_state: `past_key_values` of one window is the start of the next in training. `state_tensors`
+            are how the trainer detaches, saves and restores it, batch first; `state_from_tensors` goes back.
     """
 
     lookahead: ClassVar[int] = 1
@@ -130,11 +131,12 @@ class LanguageModel(GenerativeModel):
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
-        loss, auxiliary = None, {}
+        loss: Any = None
+        auxiliary: dict[str, torch.Tensor] = {}
         if labels is not None or kwargs.get("shift_labels") is not None:
             loss, auxiliary = self.compute_loss(outputs.last_hidden_state, logits, labels, **kwargs)
         return LanguageModelOutput(
-            loss=sum(auxiliary.values(), start=loss) if auxiliary else loss,
+            loss=sum(auxiliary.values(), start=loss),
             auxiliary_losses=auxiliary or None,
             logits=logits,
             past_key_values=outputs.past_key_values,
@@ -162,14 +164,6 @@ class LanguageModel(GenerativeModel):
                 divided by the predictions of several batches.
         """
         return self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **targets), {}
-
-    def state_tensors(self, state: Any) -> list[torch.Tensor]:
-        """A carried state as tensors, batch first and detached, for the trainer to keep, save and restore."""
-        raise NotImplementedError
-
-    def state_from_tensors(self, tensors: list[torch.Tensor]) -> Any:
-        """The inverse of `state_tensors`; feed it back as `past_key_values`."""
-        raise NotImplementedError
 
     def flops_per_token(self) -> float:
         """Training FLOPs per character: 6 for each weight that multiplies (2 forward, 4 backward)."""

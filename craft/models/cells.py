@@ -1,7 +1,7 @@
 """What a recurrent layer does at one character: the cell, which is there to be edited or replaced.
 
-All else follows from it: training, padding, packed texts, the carried state and its cache, beam search, decoding
-and export (recurrence.py). Hub-safe: copied beside the weights by `save_pretrained`.
+All else follows from it: training, padding, packed texts, the carried state and its cache, beam search,
+decoding and export (recurrence.py). Hub-safe: copied beside the weights by `save_pretrained`.
 """
 
 from __future__ import annotations

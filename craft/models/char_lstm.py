@@ -1,8 +1,7 @@
 """A multi-layer LSTM over characters whose state is carried from window to window and through `generate`.
 
 Special here: what happens at one character is the cell (cells.py), which a model may replace; the state of a
-layer is a transformers cache layer, so beam search, chunked prefill and continued caches work unchanged; padding
-never touches the state; LayerNorm sits between the layers.
+layer is a transformers cache layer, so beam search, chunked prefill and continued caches work unchanged.
 Hub-safe: copied beside the weights by `save_pretrained`.
 """
 # ruff: noqa: RUF012  (transformers reads its plans and flags from plain class attributes)
@@ -233,7 +232,7 @@ class CharLSTMModel(CharLSTMPreTrainedModel):
 
 @dataclass
 class DecodeState:
-    """What `step` works on: the state of each layer, and from the first step on each layer's way of reading."""
+    """What `step` works on: the state of each layer, and from the first step on the way that each reads."""
 
     states: list[State]
     ways: list[Callable[[torch.Tensor, State], tuple[torch.Tensor, State]]] = field(default_factory=list)

@@ -1,7 +1,7 @@
 """Reads a stretch of text by a cell: whole, padded, packed, one character at a time, in an exported graph.
 
-Special here: any cell is read by one loop, which exporters find as a loop; padding never touches the state and
-packed texts don't see each other. PyTorch's kernels do the same for the standard cell, faster.
+Special here: any cell is read by one loop, which exporters find as a loop; padding never touches the state
+and packed texts don't see each other. For the standard cell PyTorch's kernels do the same, faster.
 Hub-safe: copied beside the weights by `save_pretrained`.
 """
 
@@ -21,16 +21,16 @@ _UNROLLED = 32  # steps that a compiler may read one by one; longer stretches st
 
 
 class Layout(NamedTuple):
-    """What is no plain batch of windows: `real` [B, T] is false where there is padding, `begins` [B, T] true
-    where a text begins behind another one. The rest is `packed_layout`'s, for kernels."""
+    """Of a batch that isn't plain: `real` [B, T] is false where there is padding, `begins` [B, T] true where
+    a text begins behind another one. The rest is `packed_layout`'s, for kernels."""
 
     real: Tensor | None = None
     begins: Tensor | None = None
-    sequences: Tensor | None = None
     chunks: list[tuple[Tensor, Tensor]] | None = None
+    last: Tensor | None = None
 
 
-def read(cell: Any, hidden: Tensor, state: State | None, layout: Layout = Layout()) -> tuple[Tensor, State]:
+def read(cell: Any, hidden: Tensor, state: State | None, layout: Layout) -> tuple[Tensor, State]:
     """`hidden` [B, T, H] and the state before it (None: zeros) -> outputs [B, T, H] and the state after it.
 
     Padding has no output; a row of nothing else keeps its state.
@@ -38,17 +38,17 @@ def read(cell: Any, hidden: Tensor, state: State | None, layout: Layout = Layout
     hook = getattr(cell, "_hf_hook", None)
     if hook is not None:  # Accelerate fetches weights when their module is called, and a step is too late
         hook.pre_forward(cell)
+    weight = cell.weight_ih_l0
     if state is None:
-        like, shape = cell.weight_ih_l0, (hidden.shape[0], cell.hidden_size)
-        state = tuple(like.new_zeros(shape) for _ in cell.state_names)
-    state = tuple(part.to(cell.weight_ih_l0.dtype) for part in state)
+        state = tuple(weight.new_zeros(hidden.shape[0], cell.hidden_size) for _ in cell.state_names)
+    state = tuple(part.to(weight.dtype) for part in state)
     if isinstance(hidden.shape[1], torch.SymInt):  # in torch.export, of any length
         return _scanned(cell, hidden, state, layout)
     return (_loop if in_steps(hidden.shape[1]) else _long)(cell, hidden, state, layout)
 
 
 def in_steps(steps: int) -> bool:
-    """Whether a stretch is read by the loop whatever the cell: kernels gain nothing, or a compiler reads it."""
+    """Whether the loop reads so much whatever the cell: no kernel is worth it, or a compiler unrolls it."""
     return steps == 1 or (torch.compiler.is_compiling() and steps <= _UNROLLED)
 
 
@@ -100,53 +100,48 @@ def _long(cell: Any, hidden: Tensor, state: State, layout: Layout) -> tuple[Tens
     """Out of reach of compilers: they would write out every step, for minutes."""
     if not is_fused(cell):
         return _loop(cell, hidden, state, layout)
-    if layout.chunks is None or layout.sequences is None:
+    if layout.chunks is None:
         return _kernel(cell, hidden, state)
-    if layout.begins is not None:
-        state = tuple(part.new_zeros(int(layout.sequences.max()) + 1, part.shape[1]) for part in state)
-    characters, outputs = hidden.flatten(0, 1), [hidden.new_zeros(0, hidden.shape[2])]
-    for rows, places in layout.chunks:
-        out, after = _kernel(cell, characters[places], tuple(part[rows] for part in state))
-        state = tuple(old.index_copy(0, rows, new.to(old.dtype)) for old, new in zip(state, after))
-        outputs.append(out.flatten(0, 1))
-    places = torch.cat([layout.sequences.new_zeros(0), *(places.flatten() for _, places in layout.chunks)])
-    read = torch.cat(outputs)
-    out = read.new_zeros(characters.shape).index_copy(0, places, read).view_as(hidden)
-    if layout.begins is not None:
-        state = tuple(part[layout.sequences[:, -1]] for part in state)
-    return out, state
+    if layout.last is not None:
+        state = tuple(part.new_zeros(int(layout.last[-1]) + 1, part.shape[1]) for part in state)
+    characters = hidden.flatten(0, 1)
+    out = torch.zeros_like(characters)
+    for texts, places in layout.chunks:
+        read, after = _kernel(cell, characters[places], tuple(part[texts] for part in state))
+        out = out.index_copy(0, places.flatten(), read.flatten(0, 1).to(out.dtype))
+        state = tuple(old.index_copy(0, texts, new.to(old.dtype)) for old, new in zip(state, after))
+    return out.view_as(hidden), state if layout.last is None else tuple(part[layout.last] for part in state)
 
 
-@torch.compiler.disable(reason="lengths decide how packed and padded texts are read")
+@torch.compiler.disable(reason="lengths decide how padded and packed texts are read")
 def packed_layout(real: Tensor | None, begins: Tensor | None) -> Layout:
     """How kernels, which know no padding, read texts of unequal lengths in few calls and no step too many.
 
-    A length is a sum of powers of two. So all texts whose length holds 2^k are read that far side by side, from
-    the largest power to the smallest, each going on where it was.
+    A length is a sum of powers of two. So all texts whose length holds 2^k are read that far side by side,
+    from the largest power to the smallest, each going on where it was.
 
     Returns:
-        `sequences` [B, T]: which text a character belongs to, -1 for padding. `chunks`: the texts that are read
-        together, [n], and the places of their next characters in the batch, [n, 2^k].
+        `chunks`: which texts are read together, [n], and the places of their next characters, [n, 2^k].
+        `last`: of texts behind one another the last one of each row, [B].
     """
-    if real is not None:
-        rows = torch.arange(len(real), device=real.device)[:, None]
-        sequences, count = torch.where(real, rows, -1), len(real)
+    if begins is None:  # a text is what is real of a row
+        assert real is not None
+        texts, last = torch.arange(len(real), device=real.device)[:, None].expand(real.shape)[real], None
+        characters, count = real.flatten().nonzero()[:, 0], len(real)
     else:
-        assert begins is not None
-        first = torch.ones_like(begins[:, :1])
-        sequences = torch.cat([first, begins[:, 1:]], dim=1).flatten().cumsum(0).view_as(begins) - 1
-        count = int(sequences.max()) + 1
-    flat = sequences.flatten()
-    characters = (flat >= 0).nonzero()[:, 0]
-    lengths = flat[characters].bincount(minlength=count)
+        rows = torch.cat([torch.ones_like(begins[:, :1]), begins[:, 1:]], dim=1)
+        texts = rows.flatten().cumsum(0) - 1
+        last = texts.view_as(begins)[:, -1]
+        characters, count = torch.arange(len(texts), device=texts.device), int(last[-1]) + 1
+    lengths = texts.bincount(minlength=count)
     read, chunks = lengths.cumsum(0) - lengths, []
     for power in reversed(range(int(lengths.max()).bit_length())):
-        texts = (lengths >> power & 1).nonzero()[:, 0]
-        if len(texts):
-            steps = torch.arange(2**power, device=flat.device)
-            chunks.append((texts, characters[read[texts, None] + steps]))
-            read[texts] += 2**power
-    return Layout(real, begins, sequences, chunks)
+        together = (lengths >> power & 1).nonzero()[:, 0]
+        if len(together):
+            steps = torch.arange(2**power, device=read.device)
+            chunks.append((together, characters[read[together, None] + steps]))
+            read[together] += 2**power
+    return Layout(real, begins, chunks, last)
 
 
 def _kernel(cell: Any, hidden: Tensor, state: State) -> tuple[Tensor, State]:
@@ -165,15 +160,14 @@ def _kernel(cell: Any, hidden: Tensor, state: State) -> tuple[Tensor, State]:
 def one_step(cell: Any) -> Callable[[Tensor, State], tuple[Tensor, State]]:
     """How to read one character at a time: x [B, H] and the state -> the output and the state after it.
 
-    The weights of the standard cell are copied, so that a step is one matrix product; its state is overwritten.
+    The standard cell's weights are copied, so that a step is one matrix product; its state is overwritten.
     """
     if not is_fused(cell):
         return lambda x, state: cell(project(cell, x), state)
     w_ih, w_hh, b_ih, b_hh = cell.all_weights[0]
-    (i, f, g, o), width = torch.cat([w_ih, w_hh], dim=1).chunk(4), cell.hidden_size
-    weight = torch.cat([i, f, o, g]).t().contiguous()
-    i, f, g, o = (b_ih + b_hh).chunk(4)
-    bias = torch.cat([i, f, o, g])
+    i, f, g, o = torch.cat([torch.cat([w_ih, w_hh], dim=1), (b_ih + b_hh)[:, None]], dim=1).chunk(4)
+    weight, width = torch.cat([i, f, o, g]).t().contiguous(), cell.hidden_size
+    weight, bias = weight[:-1], weight[-1]
 
     def step(x: Tensor, state: State) -> tuple[Tensor, State]:
         hidden, c = state

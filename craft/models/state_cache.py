@@ -1,8 +1,8 @@
 """The state of a recurrent layer as a transformers cache layer.
 
-Special here: importing this file makes DynamicCache and StaticCache build it for the layer type below, so that
-everything transformers does with caches it does with a recurrent state. However much was read, both kinds hold
-the state after it and no more; they differ in whether an update replaces the tensor.
+Special here: importing this file makes DynamicCache and StaticCache build it for the layer type below, so
+that everything transformers does with caches it does with a recurrent state. However much was read, both
+kinds hold the state after it and no more; they differ in whether an update replaces the tensor.
 Hub-safe: copied beside the weights by `save_pretrained`.
 """
 
@@ -43,9 +43,12 @@ class StateCacheLayer(CacheLayerMixin):
         """Replace the state after `steps` characters (padding included, as generate() counts columns)."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.keys, self.values = key_states, value_states
+        self.keys, self.values = self._kept(key_states), value_states
         self.cumulative_length += steps
-        return key_states, value_states
+        return self.keys, self.values
+
+    def _kept(self, states: torch.Tensor) -> torch.Tensor:
+        return states
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.cumulative_length + query_length, 0
@@ -85,20 +88,14 @@ class StaticStateCacheLayer(StateCacheLayer):
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
-        self.keys, self.values = torch.zeros_like(key_states), value_states
+        self.keys = torch.zeros_like(key_states)
         self.cumulative_length = self.cumulative_length.to(self.device)
         if not torch.compiler.is_compiling():
             for tensor in (self.keys, self.cumulative_length):
                 torch._dynamo.mark_static_address(tensor)
 
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, steps: int = 1, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        self.keys.copy_(key_states)
-        self.cumulative_length.add_(steps)
-        return self.keys, self.values
+    def _kept(self, states: torch.Tensor) -> torch.Tensor:
+        return self.keys.copy_(states)
 
 
 STATIC_LAYER_TYPE_MAPPING[LAYER_TYPE] = StaticStateCacheLayer

@@ -68,8 +68,8 @@ def check_window(dataset: Any, vocab_size: int, row: int = 0, lookahead: int = 1
     window = np.asarray(dataset.batch(0, 0, np.arange(row, row + 1)))
     if window.ndim != 2 or window.shape[1] < 1 + lookahead:
         raise UserError(
-            f"windows of train_dataset have the shape {window.shape[1:]}: T + {lookahead} ids with T at least 1 "
-            "are needed, for one id has nothing to predict"
+            f"windows of train_dataset have the shape {window.shape[1:]}: T + {lookahead} ids with T at "
+            "least 1 are needed, for one id has nothing to predict"
         )
     if window.shape[1] != dataset.block_size + lookahead:
         raise UserError(
