@@ -10,10 +10,10 @@ BIN := $(VENV)/bin
 TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos lint format conformance interop run-interop clean
+.PHONY: help demo test test-avx2 chaos lint format conformance interop run-interop clean
 
 help:  ## Show this list.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.plots  ## Train a first model in about a minute and let it write.
 	$(BIN)/craft train
@@ -21,6 +21,11 @@ demo: $(VENV)/.plots  ## Train a first model in about a minute and let it write.
 
 test: lint  ## Lint, check types, run every test.
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
+
+# Common processors have no bfloat16: oneDNN and torch are told to use no more than AVX2 of this one. Says nothing
+# new on a machine that has no more; the tests marked `precision` are those whose result depends on it.
+test-avx2: $(VENV)/.dev  ## Run the tests of number formats as on a processor without bfloat16.
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest -n $(TEST_PROCESSES) -m precision
 
 chaos: $(VENV)/.dev  ## Kill runs, damage checkpoints, fill disks, cut links, make mistakes.
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) -m chaos tests/chaos tests/distributed $(if $(MINUTES),--minutes $(MINUTES)) $(CHAOS)

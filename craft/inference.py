@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from craft.sharing.trust import trusted
 from craft.utils.common import SAMPLE_CHARACTERS, TEMPERATURE, UserError
+from craft.utils.logging import get_logger
 from craft.utils.outputs import OUTPUTS, resolve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from craft.data.tokenization import CharTokenizer
+
+logger = get_logger(__name__)
 
 COLDEST, HOTTEST = 0.001, 1000
 """Temperatures beyond which logits leave the range of float32; the text has long stopped changing by then."""
@@ -97,16 +100,21 @@ def load(
 ) -> tuple[PreTrainedModel, CharTokenizer]:
     """Loads a craft model and its tokenizer, in evaluation mode, on the accelerator if there is one.
 
+    Rows of the embedding and the head behind the tokenizer's last entry are left out, so the probabilities
+    are those of the tokenizer's entries alone.
+
     Args:
         model: a folder, a Hub id (`user/name`), or `latest`.
         root: where `latest` looks.
         revision: a branch, tag or commit of a model on the Hub.
         trust_remote_code: run the Python files beside the weights, for a model that craft doesn't know.
-        **overrides: fields of the model's config to change, such as `dropout`.
+        **overrides: fields of the model's config to change, such as `dropout`. Without `dtype` the model
+            computes in the format of its weights, or in float32 (and says so) where that is only imitated.
 
     Raises:
         UserError: if there is no such model, it isn't one of craft's, its weights aren't all finite, weights
-            and tokenizer don't belong together, or it can't be trusted (see `craft.sharing.trust`).
+            and tokenizer don't belong together, this machine can't compute in `dtype`, or it can't be trusted
+            (see `craft.sharing.trust`).
         Failed: if the Hub can't be reached.
     """
     where = str(trusted(resolve(model, root), revision, trust_remote_code))
@@ -117,6 +125,7 @@ def load(
 
     import craft.models  # noqa: F401  (makes craft's classes known to AutoModel)
     from craft.data.tokenization import load_tokenizer
+    from craft.utils.hardware import Hardware
 
     disable_progress_bar()  # small models load at once, and the bar would stand between prompt and text
     try:
@@ -144,13 +153,44 @@ def load(
         )
     tokenizer = load_tokenizer(where)
     rows = network.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) != rows:
+    if len(tokenizer) > rows:
         raise UserError(
             f"{where}: the tokenizer has {len(tokenizer)} entries but the model's embedding has {rows} rows; "
             "tokenizer.json and model.safetensors come from different runs"
         )
+    if len(tokenizer) < rows:  # as padding for speed makes them: no text has those ids
+        logger.info(f"{where}: {rows - len(tokenizer)} rows behind the tokenizer's last entry are left out")
+        network.resize_token_embeddings(len(tokenizer))
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    return network.eval().to(device), tokenizer
+    network = network.eval().to(device)
+    if network.dtype not in (torch.bfloat16, torch.float16):
+        return network, tokenizer
+    if overrides.get("dtype", "auto") != "auto":
+        _try_dtype(network)
+    elif not Hardware.detect().computes_in(network.dtype):
+        logger.warning(
+            f"{where} has {str(network.dtype)[6:]} weights, a format that this machine only imitates: it "
+            "computes with the same weights in float32, which is faster and rounds less"
+        )
+        network = network.float()
+        network.config.dtype = torch.float32
+    return network, tokenizer
+
+
+def _try_dtype(network: PreTrainedModel) -> None:
+    """Reads a few characters in the format of the weights, beside float32."""
+    import torch
+
+    from craft.utils.hardware import try_format
+
+    ids = torch.zeros(1, 16, dtype=torch.long, device=network.device)
+    exact = copy.deepcopy(network).float()
+    with torch.inference_mode():
+        warning = try_format(
+            f"dtype={str(network.dtype)[6:]}", lambda: network(ids), lambda: exact(ids), "use dtype=float32"
+        )
+    if warning:
+        logger.warning(warning)
 
 
 def stream_text(
@@ -163,10 +203,10 @@ def stream_text(
         **sampling: the fields of `Sampling`.
 
     Raises:
-        UserError: for a character that the model's tokenizer refuses, or a sampling value out of range.
+        UserError: for a character that the model's tokenizer refuses, or a sampling value out of range; at
+            once, before iterating.
     """
-    for (piece,) in _write(model, tokenizer, [prompt], Sampling(**sampling)):
-        yield piece
+    return (piece for (piece,) in _write(model, tokenizer, [prompt], Sampling(**sampling)))
 
 
 def sample(
@@ -186,7 +226,8 @@ def sample(
     texts = [[""] * num_samples for _ in prompts]
     by_length: dict[int, list[tuple[int, int]]] = {}
     for i, prompt in enumerate(prompts):
-        by_length.setdefault(len(tokenizer.encode_ids(prompt)), []).extend((i, n) for n in range(num_samples))
+        length = len(tokenizer.encode_ids(prompt, "the prompt"))
+        by_length.setdefault(length, []).extend((i, n) for n in range(num_samples))
     for rows in by_length.values():
         for pieces in _write(model, tokenizer, [prompts[i] for i, _ in rows], Sampling(**sampling)):
             for (i, n), piece in zip(rows, pieces):
@@ -199,20 +240,28 @@ def _write(
 ) -> Iterator[list[str]]:
     """One step a turn: the text that each row gained, nothing if it has ended. Prompts of equal length."""
     import torch
-    from transformers import set_seed
 
     from craft.data.tokenization import first_id
 
+    for text in sampling.stop:
+        tokenizer.check_writable(text, "stop")
+    ids = [tokenizer.encode_ids(prompt, "the prompt").tolist() or [first_id(tokenizer)] for prompt in prompts]
+    stream = model.stream(torch.tensor(ids, device=model.device), sampling.generation_config(model))
+    return _pieces(stream, tokenizer, len(prompts), sampling)
+
+
+def _pieces(
+    stream: Iterator[Any], tokenizer: CharTokenizer, rows: int, sampling: Sampling
+) -> Iterator[list[str]]:
+    from transformers import set_seed
+
     if sampling.seed is not None:
         set_seed(sampling.seed)
-    ids = [tokenizer.encode_ids(prompt, "the prompt").tolist() or [first_id(tokenizer)] for prompt in prompts]
-    input_ids = torch.tensor(ids, device=model.device)
-
-    table = tokenizer.processor.token_bytes
-    decoders = [codecs.getincrementaldecoder("utf-8")(errors="replace") for _ in prompts]
+    table = tokenizer.token_bytes
+    decoders = [codecs.getincrementaldecoder("utf-8")(errors="replace") for _ in range(rows)]
     longest = max(map(len, sampling.stop), default=0)
-    tails, open_rows = [""] * len(prompts), [True] * len(prompts)
-    for new in model.stream(input_ids, sampling.generation_config(model)):
+    tails, open_rows = [""] * rows, [True] * rows
+    for new in stream:
         pieces = []
         for row, token in enumerate(new.tolist()):
             piece = decoders[row].decode(table[token]) if open_rows[row] else ""

@@ -71,11 +71,12 @@ def starting_model(models: Mapping[str, Any], tokenizer: CharTokenizer) -> PreTr
     # It may have changed since the run was composed, or be another one of that name.
     refuse_conflicts(name, architecture(folder / "config.json", name), models)
     free = {key: models[key] for key in models if "dropout" in key or key == "attn_implementation"}
-    model, known = load(folder, **{key: value for key, value in free.items() if value is not None})
+    given = {key: value for key, value in free.items() if value is not None}
+    model, known = load(folder, dtype="float32", **given)
     if tokenizer.alphabet[: len(known.alphabet)] != known.alphabet:
         raise UserError(f"models.init_from={name} has another alphabet by now; start the run again")
     if len(tokenizer) > len(known):
         model.resize_token_embeddings(len(tokenizer))
         new = tokenizer.alphabet[len(known.alphabet) :]
         logger.info(f"alphabet  {len(new)} new: {' '.join(repr(char)[1:-1] for char in new[:40])}")
-    return model.float().cpu()
+    return model.cpu()

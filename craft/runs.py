@@ -6,7 +6,6 @@ A refused run writes nothing, so that a slip of the pen costs no record of an ea
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,12 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from craft.config.command_line import Finished
+from craft.utils import launch
 from craft.utils.claims import is_claimed
 from craft.utils.common import Failed, UserError, human
 from craft.utils.files import replace_text, sha256
 from craft.utils.history import add_event, finished_at
 from craft.utils.logging import get_logger, setup_logging
-from craft.utils.outputs import RUN_CONFIG, RUN_NAMES, RunPaths
+from craft.utils.outputs import OUTPUTS, RUN_CONFIG, RUN_NAMES, RunPaths, claim_stamp
+from craft.utils.paths import typed_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -54,9 +55,11 @@ def begun(run: Run, args: CraftTrainingArguments, resume: str | Path | None) -> 
     from craft.training.agreement import decided_by_first
     from craft.training.checkpoints import checkpoints
 
-    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
-    if resume not in (None, AUTO) or (resume is None and not restarts):
-        return resume
+    restarts = launch.number("TORCHELASTIC_MAX_RESTARTS", 0) > 0
+    if resume not in (None, AUTO):
+        return typed_path(resume)
+    if resume is None and not restarts:
+        return None
     folder = run.training.get("output_dir")
     if folder is None and resume == AUTO:
         raise UserError(
@@ -118,9 +121,12 @@ def name_run(
         size, text = human(model.num_parameters()), corpus.fingerprint
 
         def name() -> RunPaths:
-            made = RunPaths(run.models["model_type"], size, args.precision, folder=folder, text=text)
-            check_folder(made.run_dir)
-            return made
+            if folder is not None:
+                check_folder(folder)
+            with writable(OUTPUTS):
+                stamp = claim_stamp()
+            kind = run.models["model_type"]
+            return RunPaths(kind, size, args.precision, stamp=stamp, folder=folder, text=text)
 
         paths = decided_by_first(name)
     args.output_dir = str(paths.run_dir)

@@ -13,6 +13,7 @@ from craft.inference import load
 from craft.sharing.trust import trusted
 from craft.utils.common import UserError
 from craft.utils.hub import meant_as_repo_id
+from craft.utils.logging import get_logger
 from craft.utils.outputs import OUTPUTS, RUN_CONFIG, evaluation_file, resolve
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from craft.data.loaders import Corpus
     from craft.data.tokenization import CharTokenizer
     from craft.training.evaluation import Evaluation
+
+logger = get_logger(__name__)
 
 SPLITS = ("train", "validation", "test", "all")
 
@@ -59,6 +62,7 @@ def evaluate(
     window: int | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    allow_changes: bool = False,
 ) -> Scores:
     """Scores a model over a whole split, once for each protocol.
 
@@ -71,9 +75,11 @@ def evaluate(
         batch_size: windows scored at once.
         window: characters of a window; `None` for the one that the model was trained on.
         revision, trust_remote_code: as for `craft.inference.load`.
+        allow_changes: score what the model was trained on although it is another text by now.
 
     Raises:
-        UserError: for an unknown model, protocol or split, or text that the model's tokenizer refuses.
+        UserError: for an unknown model, protocol or split, for text that the model's tokenizer refuses, or
+            that changed since training.
     """
     from craft.training.protocols import natural_protocol, stride_of
 
@@ -84,7 +90,12 @@ def evaluate(
     where = resolve(model, root)
     folder = trusted(where, revision, trust_remote_code)
     network, tokenizer = load(folder, trust_remote_code=trust_remote_code)
+
+    from craft.data.loaders import load_corpus
+
     arguments = _data_arguments(folder, data)
+    if data is None:
+        _check_text(folder, load_corpus(arguments, tokenizer), split, allow_changes)
     if split == "all":
         arguments = dataclasses.replace(arguments, validation_size=0, test_size=0)
     context = getattr(network.config, "max_position_embeddings", None)
@@ -92,9 +103,6 @@ def evaluate(
         arguments = dataclasses.replace(arguments, block_size=context)
     if window is not None:
         arguments = dataclasses.replace(arguments, block_size=window)
-
-    from craft.data.loaders import load_corpus
-
     corpus = load_corpus(arguments, tokenizer=tokenizer)
     evaluations = score(
         network,
@@ -125,10 +133,13 @@ def score(
     Raises:
         UserError: as `evaluate_split`.
     """
+    from craft.data.facts import split_facts
     from craft.training.evaluation import evaluate_split
 
     lengths: dict[str, Any] = {"id_chars": tokenizer.id_chars, "id_bytes": tokenizer.id_bytes}
-    return [evaluate_split(model, ids, protocol=protocol, **lengths, **settings) for protocol in protocols]
+    found = [evaluate_split(model, ids, protocol=protocol, **lengths, **settings) for protocol in protocols]
+    sha256 = split_facts(ids, tokenizer)["sha256"]
+    return [dataclasses.replace(evaluation, sha256=sha256) for evaluation in found]
 
 
 def save_scores(evaluations: Sequence[Evaluation], model: str, file: Path) -> None:
@@ -140,6 +151,37 @@ def save_scores(evaluations: Sequence[Evaluation], model: str, file: Path) -> No
     file.parent.mkdir(parents=True, exist_ok=True)
     scores = {"model": model, "evaluations": [evaluation.to_dict() for evaluation in evaluations]}
     file.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+
+
+def _check_text(folder: Path, corpus: Corpus, split: str, allow: bool) -> None:
+    """Compares what is scored with what the model was trained with, by the hashes that its run left.
+
+    Raises:
+        UserError: if a split is another text, unless that is allowed.
+    """
+    import numpy as np
+
+    from craft.data.facts import split_facts
+    from craft.sharing.record import Record
+    from craft.training.settings import Changes, listed
+
+    recorded = {name: facts["sha256"] for name, facts in Record.of(folder).splits.items()}
+    if not any(recorded.values()):
+        logger.warning(f"{folder} doesn't record what text it was trained with: this may be another one")
+    changes: Changes = {}
+    for name in SPLITS[:-1] if split == "all" else [split]:
+        before, ids = recorded.get(name), getattr(corpus, name)
+        if before and isinstance(ids, np.ndarray):
+            now = split_facts(ids, corpus.tokenizer)["sha256"]
+            if now != before:
+                changes[f"sha256 of its {name} split"] = before[:12], now[:12]
+    if changes and not allow:
+        raise UserError(
+            f"{corpus.name} changed since {folder.name} was trained with it: {listed(changes)}; put it back, "
+            "name the text to score (craft evaluate MODEL my.txt), or go on all the same with --allow-changes"
+        )
+    if changes:
+        logger.warning(f"scoring another text than in training, as allowed: {listed(changes)}")
 
 
 def _split(corpus: Corpus, split: str) -> np.ndarray:
@@ -182,6 +224,8 @@ def _data_arguments(folder: Path, data: str | None) -> DataArguments:
         block_size=own.block_size,
         errors=own.errors,
         text_column=own.text_column,
+        encoding=own.encoding,
+        separator=own.separator,
         cache_dir=own.cache_dir,
         **sizes,
     )
@@ -190,11 +234,11 @@ def _data_arguments(folder: Path, data: str | None) -> DataArguments:
 def _read(saved: Path) -> DataArguments:
     import yaml
 
-    from craft.data.arguments import DataArguments
+    from craft.data.arguments import DataArguments, of_saved_run
 
     try:
         run: Any = yaml.safe_load(saved.read_text(encoding="utf-8"))
-        return DataArguments(**run["data"])
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+        return DataArguments(**of_saved_run(run["data"]))
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split()).replace("DataArguments.__init__() got an ", "")
         raise UserError(f"{saved} isn't a run that craft saved: {reason}") from error

@@ -21,6 +21,7 @@ from craft.building import build_model
 from craft.config.command_line import Finished
 from craft.pretrained import saved_tokenizers, starting_tokenizer
 from craft.runs import begun, describe_model, export, finish, name_run, record, share, weights_sum
+from craft.utils import launch
 from craft.utils.claims import claimed
 from craft.utils.common import SAMPLE_CHARACTERS, human
 from craft.utils.logging import get_logger, setup_logging
@@ -72,6 +73,7 @@ def train(run: Run, resume: str | Path | None = None, allow_changes: bool = Fals
         UserError: for a mistake of the user; nothing was trained then.
         TrainingFailed: if training can't go on, for example at a loss that isn't a number.
     """
+    launch.check()
     with leaving("nothing was trained yet, and nothing is lost") as end:
         from craft.training.distributed import among_peers
 
@@ -153,7 +155,7 @@ def workflow(
     trainer.train(resume_from_checkpoint=str(resume) if resume else None, allow_changes=allow_changes)
     if args.process_index != 0:
         return None
-    end.state = f"the run is trained; 'craft resume {paths.run_dir}' makes the model of it"
+    end.state = trainer.once_trained()
     claims.enter_context(writing("the finished model", OUTPUTS, lambda: end.state))
     model_dir = paths.export_dir(trainer.state.global_step)
     export(trainer, model_dir)

@@ -10,7 +10,10 @@ import torch
 from craft.building import build_model
 from craft.data.tokenization import ByteTokenizer, CharTokenizer
 from craft.inference import Sampling, load, sample, stream_text
+from craft.scoring import evaluate
+from craft.utils import hardware
 from craft.utils.common import UserError
+from craft.utils.hardware import Hardware
 from craft.utils.outputs import resolve
 
 TEXT = "to be or not to be, that is the question:\nwhether 'tis nobler in the mind to suffer é 漢\n"
@@ -141,10 +144,53 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
             resolve(name, tmp_path)
 
 
-def test_weights_and_tokenizer_of_different_runs_are_refused(folder: Path) -> None:
-    CharTokenizer.train(["abc"]).save_pretrained(folder)
-    with pytest.raises(UserError, match=r"7 entries.*rows"):
+def test_more_entries_than_rows_are_refused(folder: Path) -> None:
+    entries = len(CharTokenizer.train([TEXT + "XYZ"]))
+    CharTokenizer.train([TEXT + "XYZ"]).save_pretrained(folder)
+    with pytest.raises(UserError, match=rf"{entries} entries.* {entries - 3} rows"):
         load(folder)
+
+
+def test_rows_without_an_entry_are_neither_written_nor_expected(folder: Path) -> None:
+    model, tokenizer = load(folder)
+    ids = torch.tensor([tokenizer.encode("to be")], device=model.device)
+    expected = model(ids).logits
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|user|>"]})
+    model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
+    model.lm_head.weight.data[len(tokenizer) :] = 100 * torch.randn(64 - len(tokenizer), 16)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    again, known = load(folder)
+    logits = again(ids).logits
+    assert logits.shape[-1] == again.config.vocab_size == len(known) == expected.shape[-1] + 1
+    assert torch.allclose(logits[..., :-1], expected, atol=1e-6)
+    # The added token, which shows as nothing, is written like any other.
+    again.lm_head.weight.data[-1] = 0
+    (texts,) = sample(again, known, ["to"], num_samples=8, max_new_tokens=40, temperature=10.0, seed=1)
+    assert min(map(len, texts)) < 40
+    assert set("".join(texts)) <= set(TEXT)
+
+
+@pytest.mark.parametrize("stop", ["ü", "\n漢ü"])
+def test_a_stop_text_that_the_model_cannot_write_is_refused(folder: Path, stop: str) -> None:
+    model, tokenizer = load(folder)
+    with pytest.raises(UserError, match=r"'ü' \(U\+00FC\)") as caught:
+        stream_text(model, tokenizer, "to", stop=(stop,))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"'\\xa0' \(U\+00A0\).*' ' \(U\+0020\)"):
+        sample(model, tokenizer, ["to"], stop=("or\xa0not",))
+
+
+def test_a_byte_tokenizer_may_stop_at_any_text() -> None:
+    tokenizer = ByteTokenizer.create()
+    model = build_model(TINY["char_lstm"], tokenizer, block_size=8, documents=False)
+    stream_text(model, tokenizer, "a", stop=("ü",))
+
+
+def test_a_prompt_is_answered_with_its_look_alike_in_the_alphabet(folder: Path) -> None:
+    model, tokenizer = load(folder)
+    with pytest.raises(UserError, match=r"'\u0301' \(U\+0301\) at position 4 of the prompt.*'é' \(U\+00E9\)"):
+        stream_text(model, tokenizer, "to e\u0301")
 
 
 def test_torn_weights_are_named(folder: Path) -> None:
@@ -169,3 +215,72 @@ def test_a_missing_tokenizer_is_told(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"there is no tokenizer\.json"):
         load(folder)
+
+
+@pytest.fixture
+def halved(folder: Path) -> Path:
+    """The same model, saved in bfloat16."""
+    model, _ = load(folder)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_bfloat16_model_computes_in_float32_where_bfloat16_is_imitated(
+    native: bool, halved: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Hardware, "detect", lambda: Hardware("cpu", native_bf16=native))
+    model, _ = load(halved)
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16 if native else torch.float32}
+    assert model.config.dtype == model.dtype
+    assert [str(halved) in message for message in caplog.messages] == [] if native else [True]
+    exact, _ = load(halved, dtype=torch.float32)
+    for a, b in zip(model.parameters(), exact.parameters()):
+        assert torch.equal(a.float(), b)
+
+
+@pytest.mark.precision
+@pytest.mark.parametrize("dtype", [None, "bfloat16", "float16"])
+def test_half_precision_writes_and_is_scored(
+    dtype: str | None, halved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On processors of every kind, near what float32 gives."""
+    monkeypatch.setattr("craft.scoring.load", lambda *args, **settings: load(halved, **asked))
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT * 20, encoding="utf-8")
+    scores = []
+    for asked in ({"dtype": dtype} if dtype else {}, {"dtype": "float32"}):
+        model, tokenizer = load(halved, **asked)
+        assert len("".join(stream_text(model, tokenizer, "to be", max_new_tokens=30, seed=1))) == 30
+        assert model.generate(torch.ones(2, 3, dtype=torch.long), max_new_tokens=4).shape == (2, 7)
+        (score,) = evaluate(halved, str(text), root=tmp_path).evaluations
+        scores.append(score.nats_per_char)
+    assert scores[0] == pytest.approx(scores[1], rel=2e-2)
+
+
+def test_a_dtype_that_was_asked_for_is_tried(
+    halved: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    times = iter([1.0, 4.0])  # in float32, in bfloat16
+    monkeypatch.setattr(hardware, "seconds", lambda step: (step(), next(times))[1])
+    model, _ = load(halved, dtype="bfloat16")
+    assert model.dtype == torch.bfloat16
+    (said,) = caplog.messages
+    assert all(words in said for words in ("dtype=bfloat16", " 4.0 times ", "dtype=float32"))
+
+
+def test_a_dtype_that_cannot_be_computed_is_refused(halved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.nn import Embedding
+
+    read = Embedding.forward
+
+    def broken(self: Embedding, ids: torch.Tensor) -> torch.Tensor:
+        if self.weight.dtype == torch.bfloat16:
+            raise RuntimeError("no kernel for this")
+        return read(self, ids)
+
+    monkeypatch.setattr(Embedding, "forward", broken)
+    with pytest.raises(UserError) as refusal:
+        load(halved, dtype=torch.bfloat16)
+    words = str(refusal.value)
+    assert all(part in words for part in ("dtype=bfloat16", "no kernel for this", "dtype=float32"))

@@ -75,6 +75,19 @@ def test_without_new_characters_it_is_the_model_itself(tmp_path: Path) -> None:
         starting_model({"init_from": str(tmp_path), **fields, "hidden_size": 17}, tokenizer)
 
 
+@pytest.mark.parametrize("kind", MODELS)
+def test_rows_without_an_entry_are_not_trained_on(tmp_path: Path, kind: str) -> None:
+    model, tokenizer, fields = save(tmp_path, kind)
+    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+    model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
+    model.save_pretrained(tmp_path)
+    started = starting_model({"init_from": str(tmp_path), **fields}, tokenizer)
+    assert all(torch.equal(weights[name], weight) for name, weight in started.state_dict().items())
+    wider = tokenizer.extended("ß")
+    started = starting_model({"init_from": str(tmp_path), "extend_vocab": True, **fields}, wider)
+    assert started.config.vocab_size == len(wider)
+
+
 def test_a_byte_tokenizer_has_nothing_to_learn() -> None:
     tokenizer = ByteTokenizer.create()
     assert tokenizer.extended("größe 你") is tokenizer
@@ -126,6 +139,9 @@ def test_new_characters_are_listed_with_counts(here: Path) -> None:
     said = str(caught.value)
     assert "3 characters of new.txt are new to the model: 'ß' (U+00DF) 40 times, 'ö' (U+00F6) 40" in said
     assert "models.extend_vocab=true" in said
+    Path("new.txt").write_text(NEW + "the\xa0dog", encoding="utf-8")
+    with pytest.raises(UserError, match=r"'\\xa0' \(U\+00A0\) 1 times.*' ' \(U\+0020\) for '\\xa0'"):
+        train(compose(settings(Path("source"))))
     assert not Path("outputs/models").exists()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -119,6 +121,45 @@ def test_a_stream_has_only_the_splits_it_held_out(folder: Path, tmp_path: Path) 
             evaluate(folder, split=split)
     with pytest.raises(UserError, match="no test split"):
         evaluate(folder, split="test")
+
+
+def trained_with(folder: Path, **texts: str) -> None:
+    """Records the texts of splits as a run does."""
+    splits = {name: {"sha256": hashlib.sha256(text.encode()).hexdigest()} for name, text in texts.items()}
+    (folder / "data.json").write_text(json.dumps({"splits": splits}))
+
+
+def test_a_text_that_changed_since_training_is_not_scored_in_silence(folder: Path, tmp_path: Path) -> None:
+    text = "abcd" * 50
+    trained_with(folder, train=text[:180], validation=text[180:])
+    assert predictions(folder) == 19
+    assert predictions(folder, split="all") == 199
+    (tmp_path / "own.txt").write_text("dbca" + text[4:])  # in its training split
+    assert predictions(folder) == 19
+    for split in ("train", "all"):
+        with pytest.raises(UserError) as caught:
+            evaluate(folder, split=split)
+        for part in ("dbca" + text[4:180], text[:180]):
+            assert hashlib.sha256(part.encode()).hexdigest()[:12] in str(caught.value)
+        assert "--allow-changes" in str(caught.value)
+        assert predictions(folder, split=split, allow_changes=True) == (179 if split == "train" else 199)
+    assert predictions(folder, str(tmp_path / "own.txt"), split="all") == 199  # named by the user
+
+
+def test_figures_carry_the_hash_of_their_text(folder: Path) -> None:
+    (figures,) = evaluate(folder, protocols=["blocks"]).evaluations
+    assert figures.to_dict()["sha256"] == hashlib.sha256(b"abcd" * 5).hexdigest()
+
+
+def test_a_model_without_a_record_of_its_text_is_scored_with_a_word(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("craft").propagate = True  # a test before this may have set up craft's own handlers
+    evaluate(folder)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    caplog.clear()
+    evaluate(folder, str(tmp_path / "own.txt"))
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ from pathlib import Path
 import click
 
 from craft.benchmarks import NAMES
+from craft.cli.options import PATH
+from craft.utils.terminal import echo
 
 
 @click.command("benchmark")
@@ -20,7 +22,7 @@ from craft.benchmarks import NAMES
               help="encode: megabytes of the text whose whole preparation is measured.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="Of weights, texts and data order.")
 @click.option("--quick", is_flag=True, help="Tiny models and texts: does it run? The figures mean nothing.")
-@click.option("--output", default="outputs", show_default=True, type=click.Path(path_type=Path),
+@click.option("--output", default="outputs", show_default=True, type=PATH,
               help="Folder under which benchmarks/ is written.")  # fmt: skip
 def command(
     names: tuple[str, ...], repeats: int, steps: int | None, size: float, seed: int, quick: bool, output: Path
@@ -46,4 +48,4 @@ def command(
             report = run_benchmark(name, options, tell=status.update)
         for table in tables(report):
             console.print(table)
-        click.echo(f"{save(report, output)}\n")
+        echo(f"{save(report, output)}\n")

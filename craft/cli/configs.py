@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
+from craft.cli.options import PATH
+from craft.utils.terminal import echo
+
 
 @click.command("configs")
-@click.option(
-    "--config-dir", type=click.Path(path_type=Path), metavar="DIR", help="List your own YAML files as well."
-)
+@click.option("--config-dir", type=PATH, metavar="DIR", help="List your own YAML files as well.")
 def command(config_dir: Path | None) -> None:
     """List every configuration by group; pick one with GROUP=NAME.
 
@@ -25,7 +26,7 @@ def command(config_dir: Path | None) -> None:
     listed = {group: list_group(group, folders) for group in GROUPS}
     width = max(len(name) for entries in listed.values() for name, _, _ in entries)
     for group, entries in listed.items():
-        click.echo(group)
+        echo(group)
         for name, description, path in entries:
             yours = "" if path.is_relative_to(folders[-1]) else "  (yours)"
-            click.echo(f"  {name:<{width}}  {description}{yours}".rstrip())
+            echo(f"  {name:<{width}}  {description}{yours}".rstrip())

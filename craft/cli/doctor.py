@@ -13,6 +13,8 @@ from pathlib import Path
 
 import click
 
+from craft.utils.terminal import echo
+
 PACKAGES = (
     "craft-lm",
     "torch",
@@ -37,8 +39,8 @@ def command(quick: bool) -> None:
     backward and generating, torch.compile. Ends with status 1 if something fails.
     """
     for name, value in facts():
-        click.echo(f"{name:<24} {value}")
-    click.echo()
+        echo(f"{name:<24} {value}")
+    echo()
     failed = 0
     for name, check in checks(quick):
         start = time.perf_counter()
@@ -47,8 +49,8 @@ def command(quick: bool) -> None:
         except Exception as error:
             failed += 1
             result, mark = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", "FAILED"
-        click.echo(f"{name:<24} {mark:<7} {time.perf_counter() - start:6.2f} s  {result}")
-    click.echo(f"\n{failed} of the checks failed" if failed else "\neverything works")
+        echo(f"{name:<24} {mark:<7} {time.perf_counter() - start:6.2f} s  {result}")
+    echo(f"\n{failed} of the checks failed" if failed else "\neverything works")
     sys.exit(1 if failed else 0)
 
 
@@ -70,7 +72,8 @@ def facts() -> Iterator[tuple[str, str]]:
     threads = torch.get_num_threads()
     used = f"{cores} core{'s' * (cores != 1)} for this process, {threads} thread{'s' * (threads != 1)}"
     yield "processor", f"{_processor()}, {used}"
-    yield "instructions", f"{torch.backends.cpu.get_cpu_capability()}{_bf16_instructions()}"
+    yield "instructions", torch.backends.cpu.get_cpu_capability()
+    yield "number formats", _formats()
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
         memory = f"{device.total_memory / 2**30:.0f} GiB"
@@ -91,12 +94,13 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _bf16_instructions() -> str:
-    import torch
+def _formats() -> str:
+    """What the processor computes in natively, and what that means for training on it."""
+    from craft.utils.hardware import bf16_instructions
 
-    known = {"_is_avx512_bf16_supported": "AVX512-BF16", "_is_amx_tile_supported": "AMX"}
-    found = [name for test, name in known.items() if getattr(torch.cpu, test, lambda: False)()]
-    return f", bfloat16 by {' and '.join(found)}" if found else ", no bfloat16"
+    if found := bf16_instructions():
+        return f"float32, and bfloat16 by {' and '.join(found)}: training.precision=auto is bf16 on the CPU"
+    return "float32; bfloat16 is imitated, up to 30 times slower: training.precision=auto is fp32 on the CPU"
 
 
 def checks(quick: bool) -> Iterator[Check]:

@@ -8,6 +8,7 @@ import click
 
 from craft.cli.options import from_the_hub
 from craft.scoring import SPLITS
+from craft.utils.terminal import echo
 
 
 @click.command("evaluate")
@@ -36,6 +37,9 @@ from craft.scoring import SPLITS
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Windows scored at once."
 )
+@click.option(
+    "--allow-changes", is_flag=True, help="Score the model's own text although it changed since training."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @from_the_hub
 def command(
@@ -45,6 +49,7 @@ def command(
     split: str,
     window: int | None,
     batch_size: int,
+    allow_changes: bool,
     as_json: bool,
     revision: str | None,
     trust_remote_code: bool,
@@ -52,8 +57,8 @@ def command(
     """Score a model over a whole split: every character is predicted once.
 
     MODEL is 'latest', a folder, or a model on the Hugging Face Hub. DATA is a file, folder, glob, URL or data
-    set of the Hub; without it, the data that the model was trained on. The figures are also kept under
-    outputs/evaluation.
+    set of the Hub; without it, the data that the model was trained on, which must be the same as then. The
+    figures are also kept under outputs/evaluation, with the sha256 of the text.
 
     \b
     craft evaluate latest
@@ -71,11 +76,12 @@ def command(
         window=window,
         revision=revision,
         trust_remote_code=trust_remote_code,
+        allow_changes=allow_changes,
     )
     from craft.training.evaluation import table
 
     if as_json:
-        click.echo(json.dumps([each.to_dict() for each in scores.evaluations], indent=2))
+        echo(json.dumps([each.to_dict() for each in scores.evaluations], indent=2))
     else:
-        click.echo(table(scores.evaluations))
-    click.echo(f"saved {scores.save()}", err=True)  # stdout is for the figures alone
+        echo(table(scores.evaluations))
+    echo(f"saved {scores.save()}", err=True)  # stdout is for the figures alone

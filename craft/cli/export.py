@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from craft.cli.options import of_a_revision
+from craft.cli.options import PATH, of_a_revision
+from craft.utils.terminal import echo
 
 
 @click.command("export")
@@ -17,7 +18,7 @@ from craft.cli.options import of_a_revision
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="DIR",
     help="An empty or new folder.  [default: outputs/onnx/MODEL]",
 )
@@ -36,7 +37,7 @@ def command(model: str, kind: str, output: Path | None, revision: str | None) ->
 
     done = export_onnx(model, output, revision=revision)
     size = sum(path.stat().st_size for path in done.folder.glob(f"{FILE}*"))
-    click.echo(f"{done.folder / FILE}  {size:,} bytes, the tokenizer beside it")
-    click.echo(f"in         {', '.join(done.inputs)}")
-    click.echo(f"out        {', '.join(done.outputs)}")
-    click.echo(f"onnxruntime's logits are torch's within {done.difference:.1e}")
+    echo(f"{done.folder / FILE}  {size:,} bytes, the tokenizer beside it")
+    echo(f"in         {', '.join(done.inputs)}")
+    echo(f"out        {', '.join(done.outputs)}")
+    echo(f"onnxruntime's logits are torch's within {done.difference:.1e}")

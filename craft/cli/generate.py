@@ -6,6 +6,7 @@ import os
 import select
 import stat
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from craft.cli.options import from_the_hub
 from craft.inference import Sampling
 from craft.utils.common import UserError
 from craft.utils.outputs import sample_file
+from craft.utils.paths import typed_path
+from craft.utils.terminal import echo, visible_pieces
 
 PATIENCE = 0.5
 """Seconds that a pipe on stdin has to bring a prompt."""
@@ -105,23 +108,22 @@ def command(
     Sampling(**sampling)  # a value out of range is refused before torch is imported
     from craft.inference import load, sample, stream_text
 
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     network, tokenizer = load(model, revision=revision, trust_remote_code=trust_remote_code)
     if len(texts) * num_samples == 1:
-        tokenizer.encode_ids(texts[0], "the prompt")  # refused before it is shown
-        click.echo(texts[0], nl=False)
-        for piece in stream_text(network, tokenizer, texts[0], **sampling):
-            click.echo(piece, nl=False)
-        click.echo()
+        streamed = stream_text(network, tokenizer, texts[0], **sampling)  # refused before it is shown
+        pieces = chain([texts[0]], streamed)
+        for piece in visible_pieces(pieces) if sys.stdout.isatty() else pieces:
+            echo(piece, nl=False)
+        echo()
         return
     written = sample(network, tokenizer, texts, num_samples=num_samples, **sampling)
     rows = [text + more for text, all_of_it in zip(texts, written) for more in all_of_it]
     page = "".join(f"--- {n} of {len(rows)}\n{row}\n" for n, row in enumerate(rows, start=1))
-    click.echo(page, nl=False)
+    echo(page, nl=False)
     file = sample_file()
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(page.encode("utf-8", errors="replace"))
-    click.echo(f"kept in {file}", err=True)
+    echo(f"kept in {file}", err=True)
 
 
 def _read_prompt(prompt_file: str | None) -> str:
@@ -129,7 +131,10 @@ def _read_prompt(prompt_file: str | None) -> str:
     if prompt_file is None and not _is_piped():
         return ""
     try:
-        data = sys.stdin.buffer.read() if prompt_file in (None, "-") else Path(str(prompt_file)).read_bytes()
+        if prompt_file in (None, "-"):
+            data = sys.stdin.buffer.read()
+        else:
+            data = Path(typed_path(str(prompt_file), "--prompt-file ")).read_bytes()
         return data.decode("utf-8")
     except OSError as error:
         raise UserError(f"can't read --prompt-file {prompt_file}: {error.strerror}") from error

@@ -15,9 +15,11 @@ import click
 
 from craft import __version__
 from craft.utils.common import Failed, PeerLost, UserError
+from craft.utils.launch import drop_empty
 from craft.utils.logging import first_to_say, rank_prefix
 from craft.utils.masking import excepthook, has_secret, mask
 from craft.utils.stopping import SIGNALS
+from craft.utils.terminal import echo, take_any_text
 
 COMMANDS = {
     "train": "Train a model on your text, or on an experiment of craft's.",
@@ -103,16 +105,15 @@ def group(ctx: click.Context) -> None:
     craft generate latest    let the newest model write
     """
     if ctx.invoked_subcommand is None:
-        click.echo(ctx.get_help())
+        echo(ctx.get_help())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command and exits: 0 done, 1 failed, 2 the user's mistake (one line on stderr), 130 stopped."""
+    drop_empty()
     for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
-    for stream in ("stdout", "stderr"):
-        if getattr(sys, stream) is None:  # closed by the shell: craft train >&-
-            setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115
+    take_any_text()
     sys.excepthook = excepthook
     try:
         refuse_tokens(sys.argv[1:] if arguments is None else arguments)
@@ -149,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         trace = mask(traceback.format_exc())
         if first_to_say(trace):
-            click.echo(f"{rank_prefix()}{trace}", err=True)
+            echo(f"{rank_prefix()}{trace}", err=True)
         sys.exit(1)
     else:
         sys.exit(status if isinstance(status, int) else 0)  # click returns what a command gave to ctx.exit()
@@ -177,7 +178,7 @@ def fail(message: str, status: int, retold: bool = False) -> None:
     if retold:
         let_another_say_it(status)
     elif line and first_to_say(line):
-        click.echo(f"{'' if status == 130 else 'error: '}{rank_prefix()}{line}", err=True)
+        echo(f"{'' if status == 130 else 'error: '}{rank_prefix()}{line}", err=True)
     if joined():  # tidying up a group that is broken may wait, or end in an abort inside of torch
         sys.stdout.flush()
         os._exit(status)

@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
+
+from craft.utils.paths import typed_path
+
+
+class TypedPath(click.ParamType):
+    """A path of the user: `--output=~/x` means what `--output ~/x` does."""
+
+    name = "path"
+
+    def convert(self, value: str | Path, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        return Path(typed_path(value, f"{param.opts[-1]} " if param else ""))
+
+
+PATH = TypedPath()
 
 of_a_revision = click.option("--revision", metavar="NAME", help="A branch, tag or commit of it on the Hub.")
 """Which version of a model or run is taken from the Hub."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from craft.utils.common import UserError
+from craft.utils.terminal import echo
 
 
 @click.command("push")
@@ -62,15 +63,15 @@ def command(
         items = bundle(folder, check_repo_id(name), licence)
         items += whole_checkpoint(folder, into) if into else []
         for item in items:
-            click.echo(f"{item.size:>14,}  {item.name}")
-        click.echo(
+            echo(f"{item.size:>14,}  {item.name}")
+        echo(
             f"{sum(item.size for item in items):>14,}  bytes in {len(items)} files for {name}; not uploaded\n"
         )
         (card,) = (item.content for item in items if item.name == "README.md")
-        click.echo(card)
+        echo((card if isinstance(card, bytes) else card.read_bytes()).decode())
         return
     from craft.utils.logging import setup_logging
 
     setup_logging()
     url = push(folder, name, private=private or None, branch=branch, tag=tag, licence=licence, resumable=into)
-    click.echo(url)
+    echo(url)

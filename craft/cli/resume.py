@@ -8,6 +8,7 @@ import click
 
 from craft.cli.options import of_a_revision
 from craft.utils.common import UserError
+from craft.utils.terminal import echo
 
 
 @click.command("resume")
@@ -58,12 +59,12 @@ def go_on(
     found = run_to_resume(_here(run_dir))
     if isinstance(found, Finished):
         if not overrides and not print_config:
-            click.echo(str(found))
+            echo(str(found))
             return
         found = found.run_dir
     run = compose(overrides, config_dir=config_dir, config_file=config_file or found / RUN_CONFIG)
     if print_config:
-        click.echo(run.to_yaml(), nl=False)
+        echo(run.to_yaml(), nl=False)
         return
     from craft.train import train
 

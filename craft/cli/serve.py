@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from craft.cli.options import from_the_hub
+from craft.cli.options import PATH, from_the_hub
 from craft.serving.limits import UNBOUNDED_PROMPT, Limits
+from craft.utils.terminal import echo
 
 
 @click.command("serve")
@@ -52,7 +53,7 @@ from craft.serving.limits import UNBOUNDED_PROMPT, Limits
 )
 @click.option(
     "--chat-template",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="Jinja template that makes a text of a chat.  [default: the model's, else the messages as lines]",
 )
@@ -86,7 +87,7 @@ def command(
         caps,
         chat_template,
         allow_host,
-        say=lambda line: click.echo(line, err=True),
+        say=lambda line: echo(line, err=True),
         revision=revision,
         trust_remote_code=trust_remote_code,
     )

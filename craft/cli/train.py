@@ -6,18 +6,18 @@ from pathlib import Path
 
 import click
 
+from craft.cli.options import PATH
 from craft.cli.resume import go_on
 from craft.utils.common import UserError
+from craft.utils.terminal import echo
 
 
 @click.command("train")
-@click.argument("arguments", nargs=-1, metavar="[TEXT] [KEY=VALUE]...")
-@click.option(
-    "--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="Repeat a saved run."
-)
+@click.argument("arguments", nargs=-1, metavar="[TEXT]... [KEY=VALUE]...")
+@click.option("--config", "config_file", type=PATH, metavar="FILE", help="Repeat a saved run.")
 @click.option(
     "--config-dir",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="DIR",
     help="Your own YAML files; they add to craft's and go before them.",
 )
@@ -45,8 +45,8 @@ def command(
 ) -> None:
     """Train a model.
 
-    TEXT is a file, folder, glob or URL. A setting KEY=VALUE picks a file of a group (models, data, training,
-    experiments; 'craft configs' lists them) or sets one field.
+    TEXT is a file, folder, glob or URL; several are read one after the other. A setting KEY=VALUE picks a
+    file of a group (models, data, training, experiments; 'craft configs' lists them) or sets one field.
 
     \b
     craft train
@@ -73,7 +73,7 @@ def command(
         raise UserError("--allow-changes belongs to a run that goes on: craft resume RUN_DIR --allow-changes")
     run = compose(overrides, config_dir=config_dir, config_file=config_file)
     if print_config:
-        click.echo(run.to_yaml(), nl=False)
+        echo(run.to_yaml(), nl=False)
         return
     from craft.train import train
 

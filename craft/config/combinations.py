@@ -15,15 +15,27 @@ from craft.utils.common import UserError, did_you_mean, parsed_stride
 
 Complaint = tuple[str, str] | None
 
+READ_BY = {
+    **dict.fromkeys(("config_name", "revision", "split"), ("hub",)),
+    **dict.fromkeys(("encoding", "errors", "exclude", "format", "separator"), ("files",)),
+    "text_column": ("files", "hub"),
+}
+"""Fields of the data that only some sources look at."""
+
 
 @dataclass(frozen=True)
 class Parts:
-    """The three sections of a run with the defaults of their classes, and whether its model is recurrent."""
+    """The three sections of a run with the defaults of their classes, and whether its model is recurrent.
+
+    Attributes:
+        stated: fields of the data that were set to something else than their default.
+    """
 
     models: Mapping[str, Any]
     data: Mapping[str, Any]
     training: Mapping[str, Any]
     recurrent: bool
+    stated: frozenset[str] = frozenset()
 
     @property
     def carried(self) -> bool:
@@ -149,6 +161,8 @@ def _splits(run: Parts) -> Complaint:
 
 
 def _source(run: Parts) -> Complaint:
+    from craft.data.arguments import without_alphabet
+
     source = run.data["source"]
     if not run.data["path"]:
         ways = {
@@ -164,7 +178,14 @@ def _source(run: Parts) -> Complaint:
                 f"data.{key}",
                 f"data.{key} names a split of a dataset (data.source=hub); texts are cut by data.{size}",
             )
+    for key, sources in READ_BY.items():
+        if key in run.stated and source not in sources:
+            written = f"data.{key}={yaml_word(run.data[key])}"
+            return f"data.{key}", f"{written} has no effect with data.source={source}; leave it out"
     streaming = run.data["streaming"]
+    if "lanes" in run.stated and not streaming:
+        lanes = run.data["lanes"]
+        return "data.lanes", f"data.lanes={lanes} has no effect without data.streaming=true; leave it out"
     if streaming and run.carried:
         return (
             "data.streaming",
@@ -176,12 +197,7 @@ def _source(run: Parts) -> Complaint:
             "data.streaming",
             "data.streaming=true has no length to count epochs by; set training.max_steps",
         )
-    if run.data["max_vocab_size"] and run.data["tokenizer"] == "byte":
-        return (
-            "data.max_vocab_size",
-            "data.max_vocab_size means characters; data.tokenizer=byte has none (leave it null)",
-        )
-    return None
+    return without_alphabet(run.data)
 
 
 def _precision(run: Parts) -> Complaint:
@@ -200,7 +216,7 @@ def _precision(run: Parts) -> Complaint:
     if (precision == "fp16" or run.training["fp16"]) and run.on_cpu:
         written = "training.precision=fp16" if precision == "fp16" else "training.fp16=true"
         why = "training.use_cpu=true" if run.training["use_cpu"] else "this machine has none"
-        return "training.precision", f"{written} needs a GPU and {why}; use training.precision=bf16, or auto"
+        return "training.precision", f"{written} needs a GPU and {why}; use training.precision=auto"
     return None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -16,15 +15,16 @@ from craft.utils.claims import is_claimed
 from craft.utils.common import UserError, did_you_mean
 from craft.utils.history import finished_at, read_history
 from craft.utils.outputs import OUTPUTS, RUN_CONFIG
+from craft.utils.paths import typed_path
 
 OVERRIDE = re.compile(r"\+*([A-Za-z_]\w*(?:\.\w+)*)=(.*)", re.DOTALL)
 
 
 def split_text(arguments: Sequence[str]) -> list[str]:
-    """The overrides of a command line: a word that isn't `KEY=VALUE` is the user's text, and trains on it.
+    """The overrides of a command line: words that aren't `KEY=VALUE` are the user's texts, and train on them.
 
     Raises:
-        UserError: for a text that doesn't exist, or more than one.
+        UserError: for a text that doesn't exist.
     """
     texts = [word for word in arguments if not OVERRIDE.fullmatch(word)]
     settings = [word for word in arguments if OVERRIDE.fullmatch(word)]
@@ -32,41 +32,38 @@ def split_text(arguments: Sequence[str]) -> list[str]:
         raise UserError(
             f"can't read {' '.join(arguments)!r}: settings are written KEY=VALUE, without spaces around the ="
         )
-    if len(texts) > 1:
-        raise UserError(
-            f"two texts given, {texts[0]!r} and {texts[1]!r}; give a folder or a quoted glob, "
-            "and write settings KEY=VALUE"
-        )
     for path in texts:
-        if "://" not in path and not any(char in path for char in "*?[") and not _exists(path):
+        pattern_or_url = "://" in path or any(char in path for char in "*?[")
+        if not pattern_or_url and not os.path.exists(typed_path(path)):
             if "=" in path:
                 raise UserError(
                     f"can't read {path!r}: it is no file, and settings are written KEY=VALUE, for example "
                     "training.max_steps=500"
                 )
             raise UserError(f"no file {path!r}{_suggest_text(path)}")
-        return ["data=text_file", f"data.path={_verbatim(path)}", *settings]
-    return settings
-
-
-def _exists(path: str) -> bool:
-    try:
-        return os.path.exists(os.path.expanduser(path))
-    except ValueError:  # a NUL
-        return False
+    if not texts:
+        return settings
+    path = f"[{', '.join(map(_quoted, texts))}]" if len(texts) > 1 else _verbatim(texts[0])
+    return ["data=text_file", f"data.path={path}", *settings]
 
 
 def _verbatim(path: str) -> str:
     """A path that would be read as YAML (`'a'`, `null`, `[x]`) in quotes."""
     plain = re.match(r"[^\s\"'\[{~#]", path) and path.lower() not in ("null", "true", "false")
-    return path if plain else json.dumps(path)
+    return path if plain else _quoted(path)
+
+
+def _quoted(path: str) -> str:
+    """A path in YAML, whatever bytes it holds."""
+    kept = (c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in path)
+    return f'"{"".join(kept)}"'
 
 
 def _suggest_text(path: str) -> str:
     for group in reversed(GROUPS):
         if path in {name for name, _, _ in list_group(group, config_folders(None))}:
             return f", did you mean {group}={path}?"
-    folder, name = os.path.split(os.path.expanduser(path))
+    folder, name = os.path.split(typed_path(path))
     names = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
     return did_you_mean(name, [other for other in names if other != name])  # a broken link
 
@@ -106,7 +103,7 @@ def run_to_resume(run_dir: str, root: Path = OUTPUTS) -> Path | Finished:
     """
     if run_dir == "latest":
         return _newest_unfinished(root / "models")
-    folder = Path(run_dir)
+    folder = Path(typed_path(run_dir))
     if re.fullmatch(r"checkpoint-\d+", folder.name):
         raise UserError(
             f"{run_dir} is one checkpoint; name its run, {folder.parent}, which goes on from the newest good "
@@ -162,7 +159,7 @@ def split_overrides(
         elif key in GROUPS:
             choices[key] = _choice(key, value, folders)
         else:
-            file = f"; for the file of that name write ./{text}" if _exists(text) else ""
+            file = f"; for the file of that name write ./{text}" if os.path.exists(text) else ""
             raise UserError(f"unknown setting {key!r} in {text!r}{suggest_setting(key)}{file}")
     return choices, values
 

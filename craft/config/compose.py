@@ -21,6 +21,7 @@ from craft.config.schema import Run
 from craft.config.values import overruled, resolved, set_value
 from craft.utils.common import UserError
 from craft.utils.hub import is_repo_id
+from craft.utils.paths import typed_path
 
 
 def compose(
@@ -40,16 +41,17 @@ def compose(
     from omegaconf import OmegaConf
 
     folders = config_folders(config_dir)
+    saved = None if config_file is None else Path(typed_path(config_file, "--config "))
     choices, values = split_overrides(overrides, folders)
     readable = [path for group in GROUPS for _, _, path in list_group(group, folders)]
-    with _yaml_errors(readable if config_file is None else [Path(config_file), *readable]):
-        if config_file is None:
+    with _yaml_errors(readable if saved is None else [saved, *readable]):
+        if saved is None:
             config, files = _compose_groups(choices, folders)
         else:
-            config, files = _load_saved(Path(config_file), choices, folders)
+            config, files = _load_saved(saved, choices, folders)
         typed = {key for key, _ in values}
         locate = Locator(typed, files)
-        start = start_from(config, values, "models" in choices, files, saved=config_file is not None)
+        start = start_from(config, values, "models" in choices, files, saved=saved is not None)
         read = ("models.init_from", *(["models.init_revision"] if start is not None else []))
         values = [(key, text) for key, text in values if key not in read]
         if start is not None:
@@ -61,7 +63,7 @@ def compose(
             set_value(config, key, text, locate)
         if start is not None:
             agree(config, start, typed)
-        return Run.of(_told_apart(resolved(config)), locate)
+        return Run.of(_told_apart(resolved(config)), locate, typed if config_file is not None else None)
 
 
 def _compose_groups(choices: Mapping[str, str], folders: Sequence[Path]) -> tuple[Any, dict[str, list[Path]]]:
@@ -145,6 +147,10 @@ def _load_saved(
         raise UserError(f"--config {file} can't be read: {_one_line(error)}") from error
     if not isinstance(config, DictConfig):
         raise UserError(f"{file} is not a saved run: it must have the sections {', '.join(SECTIONS)}")
+    if isinstance(config.get("data"), DictConfig):
+        from craft.data.arguments import of_saved_run
+
+        config.data = of_saved_run(config.data)
     files = {section: [file] for section in SECTIONS}
     if choices:
         fresh, fresh_files = _compose_groups({**choices, "experiments": "none"}, folders)

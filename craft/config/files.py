@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from craft.config.fields import GROUPS
 from craft.config.sources import CRAFT
 from craft.utils.common import UserError
+from craft.utils.paths import typed_path
 
 
 def builtin_folder() -> Path:
@@ -26,7 +26,7 @@ def config_folders(config_dir: str | Path | None) -> list[Path]:
     """
     if config_dir is None:
         return [builtin_folder()]
-    folder = Path(os.path.expanduser(config_dir)).resolve()
+    folder = Path(typed_path(config_dir, "--config-dir ")).resolve()
     if not any((folder / group).is_dir() for group in GROUPS):
         raise UserError(f"--config-dir {config_dir} holds none of the folders {', '.join(GROUPS)}")
     return [folder, builtin_folder()]

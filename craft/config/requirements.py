@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from craft.config.sources import integrations, yaml_word
+from craft.utils import launch
 from craft.utils.common import did_you_mean
 
 if TYPE_CHECKING:
@@ -51,9 +52,7 @@ def installed(package: str) -> bool:
 
 def accelerator_present() -> bool:
     """Whether this machine seems to have a GPU, judged without torch: device files, nvidia-smi, or a Mac."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or os.environ.get(
-        "ACCELERATE_USE_CPU", ""
-    ).lower() in ("1", "true"):
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or launch.flag("ACCELERATE_USE_CPU"):
         return False
     devices = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists() or Path("/dev/dxg").exists()
     return devices or shutil.which("nvidia-smi") is not None or sys.platform == "darwin"
@@ -118,7 +117,7 @@ def attention(run: Parts) -> Complaint:
 
 
 def several_processes(run: Parts) -> Complaint:
-    if run.training["fsdp"] and int(os.environ.get("WORLD_SIZE") or 1) < 2:
+    if run.training["fsdp"] and launch.world_size() < 2:
         return (
             "training.fsdp",
             f"training.fsdp={yaml_word(run.training['fsdp'])} shares a model between several processes, and "

@@ -7,6 +7,7 @@ from typing import Any
 
 from craft.config.sources import CRAFT, Field, constant, dynamo_backends, enums, yaml_word
 from craft.utils.common import UserError, did_you_mean, parsed_stride
+from craft.utils.encodings import wrong_encoding
 from craft.utils.labels import wrong_language, wrong_licence
 from craft.utils.masking import masked
 
@@ -228,6 +229,8 @@ def check_word(section: str, key: str, value: Any, locate: Locate) -> None:
             f"{name} holds a token or password, which would be saved with the run and shared with it; take "
             "it out (they are read from the environment, or the login of hf)"
         )
+    elif name == "data.encoding" and value is not None:
+        wrong = wrong_encoding(value, f"{name}=")
     elif name == "data.language" and value is not None:
         wrong = wrong_language(value, f"{name}=")
     elif name == "training.hub_license" and value is not None:

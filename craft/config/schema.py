@@ -8,7 +8,7 @@ The keys of each section are the fields of the class that receives it (`DataArgu
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from craft.config import combinations, rules
 from craft.config.fields import SECTIONS, Locate, model_source, own_fields, section_fields, suggest
 from craft.config.sources import UNKNOWN, Field, Kind, yaml_word
 from craft.utils.common import UserError, did_you_mean
+from craft.utils.paths import HOLDS_PATH, typed_setting
 
 SECTIONS_ARE = "(a run has the sections models, data and training)"
 
@@ -37,8 +38,18 @@ class Run:
     experiment: str = "none"
 
     @classmethod
-    def of(cls, mapping: Mapping[str, Any], locate: Locate = lambda key: "") -> Run:
+    def of(
+        cls,
+        mapping: Mapping[str, Any],
+        locate: Locate = lambda key: "",
+        typed: Collection[str] | None = None,
+    ) -> Run:
         """A run from plain data.
+
+        Args:
+            locate: says where a key was written.
+            typed: the keys that were typed over a saved run, which itself may hold settings without effect;
+                None where all of it is new.
 
         Raises:
             UserError: for an unknown key, a wrong type, a value out of range or an impossible combination.
@@ -63,7 +74,13 @@ class Run:
             sections[name] = check_section(name, section, locate)
         complete = {name: {**_defaults(name, section), **section} for name, section in sections.items()}
         recurrent = model_source(sections["models"]["model_type"]).carries_state
-        combinations.check(combinations.Parts(**complete, recurrent=recurrent), locate)
+        defaults = _defaults("data", sections["data"])
+        stated = frozenset(
+            key
+            for key, value in complete["data"].items()
+            if value != defaults[key] and (typed is None or f"data.{key}" in typed)
+        )
+        combinations.check(combinations.Parts(**complete, recurrent=recurrent, stated=stated), locate)
         own = {name: _own(name, complete[name], section) for name, section in sections.items()}
         return cls(experiment=mapping.get("experiment", "none"), **own)
 
@@ -94,6 +111,8 @@ def check_section(section: str, values: Mapping[str, Any], locate: Locate) -> di
                 f"{name}={yaml_word(value)}{locate(name)} is not valid{_nearest(value, known[key])}; "
                 f"expected {known[key].describe()}"
             ) from None
+        if HOLDS_PATH.search(str(key)):
+            checked[key] = typed_setting(checked[key], f"{name}=")
         rules.check_range(section, str(key), checked[key], locate)
         rules.check_effect(section, known[key], checked[key], locate)
         rules.check_word(section, str(key), checked[key], locate)

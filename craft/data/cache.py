@@ -27,6 +27,7 @@ from craft.utils.common import UserError
 from craft.utils.files import TICK_NS, replace_text, sync
 from craft.utils.logging import get_logger
 from craft.utils.manifest import difference, read_manifest, write_manifest
+from craft.utils.paths import typed_path
 
 CHECKED = "checked.json"  # when the files were last read and compared with the manifest, and their state then
 SILENT_BYTES = 10**9  # reading more than this takes seconds, which should be explained
@@ -42,7 +43,8 @@ class Cache:
     """
 
     def __init__(self, folder: str | None = None) -> None:
-        self.root = Path(os.path.expanduser(folder or os.environ.get("CRAFT_CACHE") or "~/.cache/craft"))
+        given = folder or os.environ.get("CRAFT_CACHE") or "~/.cache/craft"
+        self.root = Path(typed_path(given, "data.cache_dir=" if folder else "CRAFT_CACHE="))
 
     def entry(self, key: str, build: Callable[[Path], None]) -> Path:
         """The directory of `key`, built by `build(empty_directory)` if it isn't there or is damaged.

@@ -28,7 +28,7 @@ def facts(corpus: Corpus) -> dict[str, Any]:
         "vocabulary": len(corpus.tokenizer),
         "documents": corpus.documents,
         "splits": {
-            name: _split(ids, corpus.tokenizer)
+            name: split_facts(ids, corpus.tokenizer)
             if isinstance(ids, np.ndarray)
             else {"characters": None, "sha256": None}
             for name, ids in splits.items()
@@ -37,7 +37,8 @@ def facts(corpus: Corpus) -> dict[str, Any]:
     }
 
 
-def _split(ids: np.ndarray, tokenizer: CharTokenizer) -> dict[str, Any]:
+def split_facts(ids: np.ndarray, tokenizer: CharTokenizer) -> dict[str, Any]:
+    """How many `characters` some ids stand for, and the `sha256` of these in UTF-8."""
     table = tokenizer.processor.token_bytes
     widths = np.array([len(b) for b in table])
     spelled = np.zeros((len(table), max(1, widths.max())), np.uint8)  # [vocabulary, longest] UTF-8 bytes

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from craft.data.columns import Column, column_texts, missing_column
 from craft.data.sources import Piece, Unit
-from craft.data.tables import ROWS, missing_column
+from craft.data.tables import ROWS
 from craft.utils.common import UserError
 from craft.utils.hub import of_the_network, quiet, told
 
@@ -32,6 +34,7 @@ class HubDataset:
     text_column: str
     streaming: bool
     documents = True
+    uses = ("text_column",)
 
     def __post_init__(self) -> None:
         self._dataset = load(self.path, self.config_name, self.revision, self.split, self.streaming)
@@ -63,7 +66,7 @@ class HubDataset:
 
 
 def rows(dataset: Any, column: str, name: str) -> Iterator[Piece]:
-    """Every non-null text of a column, as one document each.
+    """Every non-null text of a column, or of a path into one, as one document each.
 
     Raises:
         UserError: if the column is missing or doesn't hold text.
@@ -71,28 +74,32 @@ def rows(dataset: Any, column: str, name: str) -> Iterator[Piece]:
     """
     import pyarrow
 
-    row = 0
     kind = (dataset.features or {}).get(column)
     if type(kind).__name__ == "Json":  # what datasets makes of texts among numbers or objects
         raise UserError(f"column {column!r} of {name} mixes texts with other values; make them all texts")
     try:
-        for table in dataset.with_format("arrow").iter(batch_size=ROWS):
-            if column not in table.column_names:
-                raise missing_column(column, table.column_names, name)
-            for text in table.column(column).to_pylist():
-                if not isinstance(text, (str, type(None))):
-                    kind = table.column(column).type
-                    raise UserError(
-                        f"column {column!r} of {name} holds {kind}, not text: choose another data.text_column"
-                    )
-                if text is not None:
-                    yield Piece(text, f"row {row} of {name}", 0)
-                row += 1
+        tables = iter(dataset.with_format("arrow").iter(batch_size=ROWS))
+        if (first := next(tables, None)) is None:
+            return
+        found = Column(column, first.column_names)
+        cells = _cells(chain([first], tables), found.top, name)
+        for text, where in column_texts(cells, found, name, "strict"):
+            yield Piece(text, where, 0)
     except (pyarrow.ArrowException, ValueError, OSError) as error:
         with told(f"{name} can't be read", A_COPY, reading=True):
             if of_the_network(error):
                 raise
         raise UserError(f"{name} can't be read: {_why(name, '', error)}") from None
+
+
+def _cells(tables: Iterable[Any], column: str, name: str) -> Iterator[tuple[dict[str, Any], str]]:
+    row = 0
+    for table in tables:
+        if column not in table.column_names:
+            raise missing_column(column, table.column_names, name)
+        for value in table.column(column).to_pylist():
+            yield {column: value}, f"row {row} of {name}"
+            row += 1
 
 
 def load(path: str, name: str | None, revision: str | None, split: str, streaming: bool) -> Any:

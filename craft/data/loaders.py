@@ -19,6 +19,7 @@ from craft.data.base import BaseDataset
 from craft.data.cache import Cache
 from craft.data.char_dataset import CharDataset
 from craft.data.finding import find_source
+from craft.data.lookalikes import doubled, instead, named
 from craft.data.prepare import Scan, ids, ids_key, scan
 from craft.data.sources import Source
 from craft.data.stream_splits import open_stream
@@ -70,10 +71,15 @@ def load_corpus(
     Raises:
         UserError: if the source is missing, empty or no text.
     """
+    source = find_source(args)
+    if (
+        tokenizer is None or extend is not None
+    ):  # to train on it; a text that is scored takes a run's settings
+        _without_effect(args, source)
     if args.streaming:
-        return _streamed(args, tokenizer)
+        return _streamed(args, source, tokenizer)
     cache = Cache(args.cache_dir)
-    sources: dict[str, Source] = {"train": find_source(args)}
+    sources: dict[str, Source] = {"train": source}
     if args.validation_split:
         sources["validation"] = find_source(args, args.validation_split)
     if args.test_split:
@@ -82,12 +88,12 @@ def load_corpus(
     for split, found in scans.items():
         if not found.characters:
             raise UserError(
-                f"data.path={args.path} is empty" + (f" in its {split} split" if len(scans) > 1 else "")
+                f"data.path={args.shown} is empty" + (f" in its {split} split" if len(scans) > 1 else "")
             )
     if tokenizer is None:
         tokenizer = build_tokenizer(args, scans)
     elif extend is not None:
-        tokenizer = fit_tokenizer(tokenizer, _counts(scans), extend, str(args.path))
+        tokenizer = fit_tokenizer(tokenizer, _counts(scans), extend, args.shown)
     whole = {split: ids(source, scans[split], tokenizer, cache) for split, source in sources.items()}
     # The dataset's own splits are kept; those it doesn't have are cut from the end of its train split.
     validation_size = 0 if args.validation_split else args.validation_size
@@ -142,7 +148,11 @@ def build_tokenizer(args: DataArguments, scans: dict[str, Scan]) -> CharTokenize
     """The tokenizer of `args` over the characters of all splits (as nanoGPT's, which sees the whole text)."""
     if args.tokenizer == "byte":
         return ByteTokenizer.create()
-    return CharTokenizer.from_counts(_counts(scans), args.unknown, args.min_frequency, args.max_vocab_size)
+    counts = _counts(scans)
+    tokenizer = CharTokenizer.from_counts(counts, args.unknown, args.min_frequency, args.max_vocab_size)
+    if ways := doubled(tokenizer.alphabet):
+        logger.info(f"alphabet  holds look-alikes: {'; '.join(ways[:NAMED])}")
+    return tokenizer
 
 
 def fit_tokenizer(
@@ -157,14 +167,16 @@ def fit_tokenizer(
         return tokenizer.extended(counts)
     if new := tokenizer.unseen(counts):
         commonest = sorted(new, key=lambda char: (-counts[char], char))
-        listed = [f"{c!r} (U+{ord(c):04X}) {counts[c]:,} times" for c in commonest[:NAMED]]
+        listed = [f"{named(c)} {counts[c]:,} times" for c in commonest[:NAMED]]
+        known = [f"{has} for {c!r}" for c in commonest[:NAMED] if (has := instead(c, tokenizer.alphabet))]
         more = f" and {len(new) - NAMED} more" if len(new) > NAMED else ""
         what = f"{len(new)} character{'s' if len(new) > 1 else ''} of {name}"
-        listing = f"{', '.join(listed)}{more}"
+        listing = f"{', '.join(listed)}{more}" + (f"; it has {', '.join(known)}" if known else "")
         if tokenizer.unknown == "strict":
             raise UserError(
                 f"{what} {'are' if len(new) > 1 else 'is'} new to the model: {listing}; "
-                "give them ids with models.extend_vocab=true, or remove them from the text"
+                "give them ids with models.extend_vocab=true, or "
+                f"{'write what it has' if known else 'remove them from the text'}"
             )
         become = "<unk>" if tokenizer.unknown == "unk" else "their bytes"
         logger.info(f"alphabet  {what} become {become}: {listing}")
@@ -216,8 +228,8 @@ def _long_enough(corpus: Corpus, args: DataArguments) -> None:
     assert isinstance(train, np.ndarray)
     if test is not None and len(test) < 2:
         raise UserError(
-            f"data.test_size={args.test_size} of {args.path} is {len(test)} characters, of which none can be "
-            "predicted; make it larger, or 0"
+            f"data.test_size={args.test_size} of {args.shown} is {len(test)} characters, of which none can "
+            "be predicted; make it larger, or 0"
         )
     # Shuffled windows start at a random phase, so one window needs the room of two.
     room = len(train) - 1 if args.order == "random" else len(train) // 2
@@ -230,7 +242,7 @@ def _long_enough(corpus: Corpus, args: DataArguments) -> None:
     way_out = f"the largest data.block_size that works is {largest}" if largest > 0 else "give a longer text"
     if room >= args.block_size:
         way_out = f"make data.validation_size larger, or {way_out}"
-    raise UserError(f"{args.path} has {sizes}, too few for data.block_size={args.block_size}; {way_out}")
+    raise UserError(f"{args.shown} has {sizes}, too few for data.block_size={args.block_size}; {way_out}")
 
 
 def _something_to_learn(train: np.ndarray, args: DataArguments) -> None:
@@ -239,13 +251,23 @@ def _something_to_learn(train: np.ndarray, args: DataArguments) -> None:
         if (train[start : start + (1 << 20)] != train[0]).any():
             return
     raise UserError(
-        f"the training text of {args.path} is one and the same character {len(train)} times over, or has "
+        f"the training text of {args.shown} is one and the same character {len(train)} times over, or has "
         "none that the alphabet knows: there is nothing to learn"
     )
 
 
-def _streamed(args: DataArguments, tokenizer: CharTokenizer | None) -> Corpus:
-    source = find_source(args)
+def _without_effect(args: DataArguments, source: Source) -> None:
+    """Refuses settings that decide nothing about this source."""
+    for name in ("text_column", "encoding", "separator"):
+        value = getattr(args, name)
+        if name not in source.uses and value != getattr(DataArguments, name):
+            raise UserError(
+                f"data.{name}={value} has no effect on {args.shown}, which is read as "
+                f"{getattr(source, 'format', args.source)}; leave it out"
+            )
+
+
+def _streamed(args: DataArguments, source: Source, tokenizer: CharTokenizer | None) -> Corpus:
     own = {
         split: find_source(args, name)
         for split, name in (("validation", args.validation_split), ("test", args.test_split))

@@ -9,9 +9,11 @@ Every vocabulary starts with four special ids; byte values, where a vocabulary h
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
+from craft.data import lookalikes
 from craft.utils.common import UserError
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
@@ -82,7 +84,7 @@ class TextProcessor:
     """
 
     def __init__(self, alphabet: Sequence[str], unknown: str) -> None:
-        self.unknown = unknown
+        self.alphabet, self.unknown = list(alphabet), unknown
         self._bytes = BytesProcessor()
         byte_values = [bytes([b]) for b in range(256)] if unknown == "bytes" else []
         self._first_char = FIRST_ID + len(byte_values)
@@ -95,7 +97,7 @@ class TextProcessor:
         # One-byte ids of ASCII text come from bytes.translate, several times faster than indexing.
         self._ascii = self._table[:256].tobytes() if self.dtype == np.uint8 else None
 
-    @property
+    @cached_property
     def id_chars(self) -> np.ndarray:
         """int64 [vocab]: characters an id stands for; one in bytes is counted at its first byte."""
         counts = np.ones(self.vocab_size, np.int64)
@@ -104,7 +106,7 @@ class TextProcessor:
             counts[CONTINUATION] = 0
         return counts
 
-    @property
+    @cached_property
     def id_bytes(self) -> np.ndarray:
         """int64 [vocab]: the UTF-8 bytes an id stands for; unknowable for `<unk>`, which counts 1."""
         counts = np.array([len(b) for b in self.token_bytes], np.int64)
@@ -135,7 +137,9 @@ class TextProcessor:
             return ids
         if self.unknown == "strict":
             position = int(unseen.argmax())
-            raise UserError(_unseen(text[position], position + offset, where))
+            around = text[max(0, position - 1) : position], text[position + 1 : position + 3]
+            instead = lookalikes.instead(text[position], self.alphabet, around)
+            raise UserError(_unseen(text[position], position + offset, where, instead))
         return self._with_bytes(text, ids, unseen)
 
     def decode(self, ids: np.ndarray | Sequence[int]) -> str:
@@ -174,10 +178,11 @@ class TextProcessor:
             raise UserError(_surrogate(text[error.start], error.start + offset, where)) from None
 
 
-def _unseen(char: str, position: int, where: str) -> str:
+def _unseen(char: str, position: int, where: str, instead: str) -> str:
+    has, way_out = (f", which has {instead} instead", "write that") if instead else ("", "remove it")
     return (
-        f"character {char!r} (U+{ord(char):04X}) at position {position} of {where} isn't in the alphabet; "
-        "remove it, or train with data.unknown=unk (shown as <unk>) or data.unknown=bytes (lossless)"
+        f"character {lookalikes.named(char)} at position {position} of {where} isn't in the alphabet{has}; "
+        f"{way_out}, or train with data.unknown=unk (shown as <unk>) or data.unknown=bytes (lossless)"
     )
 
 

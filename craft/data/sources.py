@@ -9,14 +9,15 @@ also names its units: parts, in the same order, that can each be read without re
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from craft.data.reading import COMPRESSED, Span, read_text
+from craft.data.containers import Span, marked_encoding, was_misread
+from craft.data.reading import read_text
 from craft.data.tables import row_groups, table_texts
 from craft.utils.common import UserError, did_you_mean
 from craft.utils.files import file_signature
@@ -40,9 +41,17 @@ class Unit(NamedTuple):
 
 
 class Source(Protocol):
-    """A corpus before it is tokenized."""
+    """A corpus before it is tokenized.
+
+    Attributes:
+        documents: whether its pieces are documents.
+        uses: the fields of the arguments that decide what is read of it, beside its place.
+    """
 
     documents: bool
+
+    @property
+    def uses(self) -> Sequence[str]: ...
 
     def pieces(self) -> Iterator[Piece]:
         """The text from its beginning, the same on every call."""
@@ -60,6 +69,7 @@ class BuiltIn:
 
     path: str
     documents = False
+    uses = ()
 
     def __post_init__(self) -> None:
         if self.path not in BUILTIN:
@@ -88,84 +98,125 @@ class TextFiles:
     """Text files, one after the other.
 
     Args:
-        files: (path on the disk, suffix of the original name) in order.
-        errors: `strict` or `replace`, for invalid UTF-8.
+        files: (path on the disk, how it is packed) in order, each once.
+        errors: `strict` or `replace`, for bytes that aren't of the encoding.
+        encoding: the name of a codec of Python.
+        format: `text`, or None to read the members of archives as text whatever their names say.
+        separator: before each file but the first, also of those in an archive.
     """
 
     files: list[tuple[Path, str]]
     errors: str
+    encoding: str = "utf-8"
+    format: str | None = "text"
+    separator: str = ""
     documents = False
+    uses = ("encoding", "errors", "separator")
 
     def pieces(self) -> Iterator[Piece]:
-        return self._pieces([Span(path, suffix) for path, suffix in self.files])
+        return self._pieces(_spans(self.files, self.format))
 
     def units(self, size: int) -> list[Unit]:
-        spans = chain.from_iterable(_cut(path, suffix, size) for path, suffix in self.files)
+        spans = chain.from_iterable(_cut(s, size, self.encoding) for s in _spans(self.files, self.format))
         return _grouped(spans, size, self._pieces)
 
     def _pieces(self, spans: list[Span]) -> Iterator[Piece]:
         for span in spans:
             where = f"{span.path} behind byte {span.start}" if span.start else str(span.path)
+            if self.separator and not span.start and span.path != self.files[0][0]:
+                yield Piece(self.separator, "data.separator", 0)
             offset = 0
-            for text in read_text(span, self.errors):
+            for text in read_text(span, self.errors, self.encoding, self.separator):
                 yield Piece(text, where, offset)
                 offset += len(text)
 
     def signature(self) -> list[Any]:
-        return [self.errors, *(file_signature(path) for path, _ in self.files)]
+        joined = [self.separator] if self.separator else []  # as it was before there were separators
+        return [self.errors, *joined, *_signature(self.files, self.encoding, "text")]
 
 
 @dataclass(frozen=True)
 class Tables:
-    """The text column of JSON lines, JSON, CSV or Parquet files.
+    """The text column of JSON lines, JSON, CSV, TSV or Parquet files.
 
     Args:
-        files: (path on the disk, suffix of the original name) in order.
-        format: `jsonl`, `json`, `csv` or `parquet`.
-        errors: `strict` or `replace`, for invalid UTF-8.
+        files: (path on the disk, how it is packed) in order.
+        format: `jsonl`, `json`, `csv`, `tsv` or `parquet`.
+        text_column: its name, or a path to texts in it.
+        errors: `strict` or `replace`, for bytes that aren't of the encoding.
+        encoding: the name of a codec of Python.
+        by_name: whether the members of archives must be named as of that format.
     """
 
     files: list[tuple[Path, str]]
     format: str
     text_column: str
     errors: str = "strict"
+    encoding: str = "utf-8"
+    by_name: bool = True
     documents = True
 
+    @property
+    def uses(self) -> Sequence[str]:
+        return ("text_column",) if self.format == "parquet" else ("text_column", "encoding", "errors")
+
     def pieces(self) -> Iterator[Piece]:
-        return self._pieces([Span(path, suffix) for path, suffix in self.files])
+        return self._pieces(self._spans())
 
     def units(self, size: int) -> list[Unit]:
-        return _grouped(
-            chain.from_iterable(self._cut(*file, size) for file in self.files), size, self._pieces
-        )
+        return _grouped(chain.from_iterable(self._cut(s, size) for s in self._spans()), size, self._pieces)
 
-    def _cut(self, path: Path, suffix: str, size: int) -> Iterator[tuple[Span, int]]:
+    def _spans(self) -> list[Span]:
+        return _spans(self.files, self.format if self.by_name else None)
+
+    def _cut(self, span: Span, size: int) -> Iterator[tuple[Span, int]]:
         if self.format == "jsonl":
-            yield from _cut(path, suffix, size)
+            yield from _cut(span, size, self.encoding)
         elif self.format == "parquet":
-            for i, n_bytes in enumerate(row_groups(Span(path, suffix))):
-                yield Span(path, suffix, i, i + 1), n_bytes
+            for i, n_bytes in enumerate(row_groups(span)):
+                yield span._replace(start=i, end=i + 1), n_bytes
         else:  # a line break in a CSV field and one between rows look alike
-            yield Span(path, suffix), path.stat().st_size
+            yield span, span.path.stat().st_size
 
     def _pieces(self, spans: list[Span]) -> Iterator[Piece]:
         for span in spans:
-            for text, where in table_texts(span, self.format, self.text_column, self.errors):
+            for text, where in table_texts(span, self.format, self.text_column, self.errors, self.encoding):
                 yield Piece(text, where, 0)
 
     def signature(self) -> list[Any]:
-        return [self.format, self.text_column, self.errors, *(file_signature(path) for path, _ in self.files)]
+        return [
+            self.format,
+            self.text_column,
+            self.errors,
+            *_signature(self.files, self.encoding, self.format),
+        ]
 
 
-def _cut(path: Path, suffix: str, size: int) -> Iterator[tuple[Span, int]]:
-    """A file in spans of `size` bytes, each with its size; compressed files come whole."""
-    length = path.stat().st_size
-    if suffix in COMPRESSED or length < 2 * size:
-        yield Span(path, suffix), length
+def _spans(files: list[tuple[Path, str]], format: str | None) -> list[Span]:
+    return [Span(path, packing, format=format) for path, packing in files]
+
+
+def _signature(files: list[tuple[Path, str]], encoding: str, format: str) -> list[Any]:
+    """Of the files, and of how they are read where that isn't as it has always been."""
+    archives = [packing for path, packing in files if was_misread(path, packing, format)]
+    other = [["encoding", encoding]] if encoding != "utf-8" else []
+    return [*(file_signature(path) for path, _ in files), *([archives] if archives else []), *other]
+
+
+def _cut(span: Span, size: int, encoding: str) -> Iterator[tuple[Span, int]]:
+    """A file in spans of `size` bytes, each with its size; packed ones, and others than UTF-8, come whole."""
+    length = span.path.stat().st_size
+    if span.packing or encoding != "utf-8" or length < 2 * size or _is_marked(span.path):
+        yield span, length
         return
     starts = range(0, length - size + 1, size)  # the last span takes what is left
     for start, end in zip(starts, [*starts[1:], length]):
-        yield Span(path, suffix, start, end), end - start
+        yield span._replace(start=start, end=end), end - start
+
+
+def _is_marked(path: Path) -> bool:
+    with path.open("rb") as file:
+        return marked_encoding(file.read(4)) is not None
 
 
 def _grouped(

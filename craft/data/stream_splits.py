@@ -52,7 +52,7 @@ def open_stream(
             held_out += wanted
             if len(first) < wanted:
                 raise UserError(
-                    f"{args.path} ends within the first {held_out} characters, which "
+                    f"{args.shown} ends within the first {held_out} characters, which "
                     f"data.{split}_size={size} holds out of a stream; give a smaller count, or set "
                     "data.streaming=false"
                 )
@@ -61,7 +61,7 @@ def open_stream(
     for split, array in arrays.items():
         if array is not None and len(array) <= args.block_size:
             raise UserError(
-                f"the {split} split of {args.path} has {len(array)} characters, too few for "
+                f"the {split} split of {args.shown} has {len(array)} characters, too few for "
                 f"data.block_size={args.block_size}; the largest that works is {len(array) - 1}"
             )
     return tokenizer, stream, arrays["validation"], arrays["test"]
@@ -109,5 +109,5 @@ def _stream_tokenizer(args: DataArguments, source: Source) -> CharTokenizer:
 
     counts = count_characters(beginning())
     if not counts:
-        raise UserError(f"data.path={args.path} is empty")
+        raise UserError(f"data.path={args.shown} is empty")
     return CharTokenizer.from_counts(counts, args.unknown, args.min_frequency, args.max_vocab_size)

@@ -1,4 +1,4 @@
-"""Tables on the disk to texts: JSON lines, JSON, CSV and Parquet, each row's text column as it is written.
+"""Tables on the disk to texts: JSON lines, JSON, CSV, TSV and Parquet, each row's text as it is written.
 
 The general readers of `datasets` guess types: texts that look like dates become time stamps, `01` a number, a
 number among texts makes all of them JSON. Here a text stays the text it is, and what isn't one is refused by
@@ -11,35 +11,52 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
-from craft.data.reading import COMPRESSED, Span, members, not_utf8, read_text
-from craft.utils.common import UserError, did_you_mean
+from craft.data.columns import Column, column_texts, missing_column
+from craft.data.containers import Member, Span, marked_encoding, members
+from craft.data.reading import decoded, undecodable
+from craft.utils.common import UserError
 
 ROWS = 1000  # rows of Parquet per read
-# JSON objects may leave out what they don't have: a column is only missing if none of so many rows has it.
-_SEARCHED = 10_000
+BOM = "\ufeff"
+_DELIMITERS = {"csv": ",", "tsv": "\t"}
 
 
-def table_texts(span: Span, format: str, column: str, errors: str) -> Iterator[tuple[str, str]]:
+def table_texts(
+    span: Span, format: str, column: str, errors: str, encoding: str = "utf-8"
+) -> Iterator[tuple[str, str]]:
     """(text, where) of every row whose text isn't null.
 
     Args:
         span: JSON lines may be read in part: the lines that start in it. Parquet in parts of row groups.
-        format: `jsonl`, `json`, `csv` or `parquet`.
-        errors: `strict` or `replace`, for invalid UTF-8 in all but Parquet.
+        format: `jsonl`, `json`, `csv`, `tsv` or `parquet`.
+        column: its name, or a path to texts in it.
+        errors: `strict` or `replace`, for invalid bytes in all but Parquet.
+        encoding: of all but Parquet; a byte-order mark counts more than UTF-8.
 
     Raises:
         UserError: for a missing column, a value that isn't text, or a damaged file.
     """
     if format == "parquet":
-        yield from _parquet(span, column)
-    elif format == "csv":
-        yield from _csv(span, column, errors)
-    elif format == "json":
-        yield from _json(span, column, errors)
-    else:
-        yield from _texts(_json_lines(span, errors), column, str(span.path), errors, bool(span.start))
+        yield from _parquet(span, column, errors)
+        return
+    for member in members(span if format != "jsonl" else span._replace(start=0, end=None)):
+        marked = marked_encoding(member.stream.peek(4)) if encoding == "utf-8" else None  # type: ignore[attr-defined]
+        if format in _DELIMITERS:
+            yield from _separated(member, format, column, errors, marked or encoding)
+        elif format == "json":
+            yield from _json(member, column, errors, marked or encoding)
+        else:
+            rows = _parsed_lines(
+                _lines_of(member, errors, marked or encoding, span.start, span.end), member.name
+            )
+            if span.start:
+                rows = (
+                    (row, where.replace(" of ", f" behind byte {span.start} of ", 1)) for row, where in rows
+                )
+            yield from column_texts(rows, Column(column), member.name, errors, part=bool(span.start))
 
 
 def row_groups(span: Span) -> list[int]:
@@ -48,76 +65,65 @@ def row_groups(span: Span) -> list[int]:
         return [file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups)]
 
 
-def _texts(
-    rows: Iterator[tuple[Any, str]], column: str, name: str, errors: str, known_column: bool = False
-) -> Iterator[tuple[str, str]]:
-    """The texts of JSON objects; `known_column`: that the column may be missing from all of them."""
-    known = {column: None} if known_column else {}
-    searched = 0
-    for row, where in rows:
-        if not isinstance(row, dict):
-            raise UserError(f"{where} holds {_kind(row)} instead of an object with columns")
-        if searched < _SEARCHED and column not in known:
-            searched += 1
-            known.update(dict.fromkeys(row))
-            if searched == _SEARCHED and column not in known:
-                break
-        text = row.get(column)
-        if text is not None:
-            yield _encodable(_as_text(text, column, where), errors, where), where
-    if searched and column not in known:
-        raise missing_column(column, list(known), name)
-
-
-def _json_lines(span: Span, errors: str) -> Iterator[tuple[Any, str]]:
-    start, end = span.start, span.end
-    for member in members(span._replace(start=0, end=None)):
-        stream, position, number = member.stream, 0, 0
-        if start:  # a line belongs to the part that it starts in
-            stream.seek(start - 1)
-            position = start - 1 + len(stream.readline())
-        while end is None or position < end:
-            line = stream.readline()
-            if not line:
-                break
-            number += 1
-            where = f"line {number} {f'behind byte {start} ' if start else ''}of {member.name}"
-            text = _decoded(line, errors, member.name, position)
-            position += len(line)
-            if text.strip():
-                yield _parsed(text, where), where
-
-
-def _json(span: Span, column: str, errors: str) -> Iterator[tuple[str, str]]:
-    """A list of objects; an object of columns; or JSON lines under another name."""
-    name = str(span.path)
-    first = next(_first_lines(span, errors), "").lstrip("\ufeff \t\r\n")
-    if isinstance(row := _or_none(first), dict) and not isinstance(row.get(column), list):
-        yield from _texts(_json_lines(span, errors), column, name, errors)
+def _lines_of(
+    member: Member, errors: str, encoding: str, start: int = 0, end: int | None = None
+) -> Iterator[str]:
+    """The lines of a member that start in a part of it; all of them where it isn't UTF-8."""
+    if encoding != "utf-8":
+        yield from _lines(decoded(member, errors, encoding), "\n")
         return
-    value = _parsed("".join(read_text(span, errors)) or "[]", name)
-    if isinstance(value, dict) and isinstance(value.get(column), list):
-        value = [{column: text} for text in value[column]]
-    rows = value if isinstance(value, list) else [value]
-    yield from _texts(((row, f"row {i} of {name}") for i, row in enumerate(rows)), column, name, errors)
+    stream, position = member.stream, 0
+    if start:  # a line belongs to the part that it starts in
+        stream.seek(start - 1)
+        position = start - 1 + len(stream.readline())
+    while (end is None or position < end) and (line := stream.readline()):
+        try:
+            yield line.decode("utf-8", errors)
+        except UnicodeDecodeError as error:
+            raise UserError(undecodable(member.name, error, position)) from None
+        position += len(line)
 
 
-def _first_lines(span: Span, errors: str) -> Iterator[str]:
-    for member in members(span):
-        for line in member.stream:
-            if line.strip():
-                yield _decoded(line, errors, member.name, 0)
+def _parsed_lines(lines: Iterator[str], name: str) -> Iterator[tuple[Any, str]]:
+    for number, line in enumerate(lines, start=1):
+        where = f"line {number} of {name}"
+        if line.strip().strip(BOM):
+            yield _parsed(line, where), where
 
 
-def _csv(span: Span, column: str, errors: str) -> Iterator[tuple[str, str]]:
+def _json(member: Member, column: str, errors: str, encoding: str) -> Iterator[tuple[str, str]]:
+    """A list of objects; an object of columns; or JSON lines under another name."""
+    name, lines = member.name, _lines_of(member, errors, encoding)
+    begin = []  # what is blank before the first line, and that line
+    for line in lines:
+        begin.append(line)
+        if line.strip().strip(BOM):
+            break
+    lines = chain(begin, lines)
+    rows: Iterator[tuple[Any, str]]
+    if isinstance(row := _or_none("".join(begin)), dict) and not isinstance(row.get(column), list):
+        rows = _parsed_lines(lines, name)
+    else:
+        value = _parsed("".join(lines) or "[]", name)
+        if isinstance(value, dict) and isinstance(value.get(column), list):
+            value = [{column: text} for text in value[column]]
+        rows = (
+            (r, f"row {i} of {name}") for i, r in enumerate(value if isinstance(value, list) else [value])
+        )
+    yield from column_texts(rows, Column(column), name, errors)
+
+
+def _separated(
+    member: Member, format: str, column: str, errors: str, encoding: str
+) -> Iterator[tuple[str, str]]:
     csv.field_size_limit(2**31 - 1)
-    name = str(span.path)
-    reader = csv.reader(_lines(read_text(span, errors)), strict=True)
+    name, delimiter = member.name, _DELIMITERS[format]
+    lines = _lines(_without_mark(decoded(member, errors, encoding)))
+    reader = csv.reader(lines, strict=True, delimiter=delimiter)
     try:
         header = next(reader, None)
         if header is None:
             return
-        header = [header[0].removeprefix("\ufeff"), *header[1:]] if header else []
         if column not in header:
             raise missing_column(column, header, name)
         place = header.index(column)
@@ -126,51 +132,60 @@ def _csv(span: Span, column: str, errors: str) -> Iterator[tuple[str, str]]:
             if len(row) > len(header):
                 raise UserError(
                     f"{where} has {len(row)} fields where the header has {len(header)}; put texts with "
-                    'commas in double quotes ("), and write a quote inside as two'
+                    f'{"commas" if delimiter == "," else "tabs"} in double quotes ("), and write a quote '
+                    "inside as two"
                 )
             if len(row) > place:
                 yield row[place], where
     except csv.Error as error:
-        raise UserError(f"line {reader.line_num} of {name} isn't CSV: {error}") from None
+        raise UserError(f"line {reader.line_num} of {name} isn't {format.upper()}: {error}") from None
 
 
-def _lines(pieces: Iterator[str]) -> Iterator[str]:
-    """The lines of a text with their ends, of whichever kind."""
+def _without_mark(pieces: Iterator[str]) -> Iterator[str]:
+    yield next(pieces, "").removeprefix(BOM)
+    yield from pieces
+
+
+def _lines(pieces: Iterator[str], newline: str = "") -> Iterator[str]:
+    """The lines of a text with their ends, of whichever kind or of one."""
     rest = ""
     for text in pieces:
-        lines = io.StringIO(rest + text, newline="").readlines()
-        rest = lines.pop()  # may go on in the next piece, even behind a carriage return
-        yield from lines
-    yield from io.StringIO(rest, newline="")
+        if lines := io.StringIO(rest + text, newline=newline).readlines():
+            rest = lines.pop()  # may go on in the next piece, even behind a carriage return
+            yield from lines
+    yield from io.StringIO(rest, newline=newline)
 
 
-def _parquet(span: Span, column: str) -> Iterator[tuple[str, str]]:
+def _parquet(span: Span, name: str, errors: str) -> Iterator[tuple[str, str]]:
+    with _parquet_file(span) as file:
+        column = Column(name, file.schema_arrow.names)
+        if column.top not in file.schema_arrow.names:
+            raise missing_column(column.top, file.schema_arrow.names, str(span.path))
+        yield from column_texts(_parquet_rows(span, file, column.top), column, str(span.path), errors)
+
+
+def _parquet_rows(span: Span, file: Any, column: str) -> Iterator[tuple[Any, str]]:
     import pyarrow
 
-    name = str(span.path)
-    with _parquet_file(span) as file:
-        if column not in file.schema_arrow.names:
-            raise missing_column(column, file.schema_arrow.names, name)
-        groups = range(span.start, file.metadata.num_row_groups if span.end is None else span.end)
-        row = sum(file.metadata.row_group(i).num_rows for i in range(span.start))
-        place = file.schema_arrow.names.index(column)
-        try:
-            for batch in file.iter_batches(ROWS, row_groups=list(groups), columns=[column]):
-                if not batch.num_columns:  # a column of another name that the dots of this one lead to
-                    raise UserError(f"column {column!r} of {name} holds {file.schema_arrow.types[place]}")
-                for text in batch.column(0).to_pylist():
-                    if text is not None:
-                        yield _as_text(text, column, f"row {row} of {name}"), f"row {row} of {name}"
-                    row += 1
-        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{name} can't be read near row {row}: {str(error).splitlines()[0]}") from None
+    groups = range(span.start, file.metadata.num_row_groups if span.end is None else span.end)
+    row = sum(file.metadata.row_group(i).num_rows for i in range(span.start))
+    place = file.schema_arrow.names.index(column)
+    try:
+        for batch in file.iter_batches(ROWS, row_groups=list(groups), columns=[column]):
+            if not batch.num_columns:  # a column of another name that the dots of this one lead to
+                raise UserError(f"column {column!r} of {span.path} holds {file.schema_arrow.types[place]}")
+            for value in batch.column(0).to_pylist():
+                yield {column: value}, f"row {row} of {span.path}"
+                row += 1
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{span.path} can't be read near row {row}: {str(error).splitlines()[0]}") from None
 
 
 def _parquet_file(span: Span) -> Any:
     import pyarrow
     import pyarrow.parquet
 
-    if span.suffix in COMPRESSED:
+    if span.packing:
         raise UserError(f"{span.path} is a compressed Parquet file; unpack it (Parquet compresses by itself)")
     for member in members(span._replace(start=0, end=None)):
         member.stream.close()  # it can be read, and isn't a pipe
@@ -180,58 +195,15 @@ def _parquet_file(span: Span) -> Any:
         raise UserError(f"{span.path} isn't a whole Parquet file: {str(error).splitlines()[0]}") from None
 
 
-def _decoded(line: bytes, errors: str, name: str, position: int) -> str:
-    try:
-        text = line.decode("utf-8", errors)
-    except UnicodeDecodeError as error:
-        raise UserError(not_utf8(name, error, position)) from None
-    return text if position else text.removeprefix("\ufeff")
-
-
 def _parsed(text: str, where: str) -> Any:
     try:
-        return json.loads(text.removeprefix("\ufeff"))
+        return json.loads(text.removeprefix(BOM))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} isn't JSON: {error}") from None
 
 
 def _or_none(text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text.removeprefix(BOM))
     except (ValueError, RecursionError):
         return None
-
-
-def _as_text(value: Any, column: str, where: str) -> str:
-    if not isinstance(value, str):
-        raise UserError(
-            f"{where}: column {column!r} holds {_kind(value)}, not text; choose another data.text_column"
-        )
-    return value
-
-
-def _encodable(text: str, errors: str, where: str) -> str:
-    """The text, whose escapes may stand for half a character."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        if errors == "replace":
-            return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        raise UserError(
-            f"{where} holds the unpaired surrogate U+{ord(text[error.start]):04X}, which isn't a character; "
-            "correct it, or read it with data.errors=replace"
-        ) from None
-    return text
-
-
-def _kind(value: Any) -> str:
-    kinds = {bool: "a truth value", dict: "an object", list: "a list", bytes: "bytes", type(None): "null"}
-    return kinds.get(type(value)) or f"{type(value).__name__} {value!r}"
-
-
-def missing_column(column: str, columns: list[str], name: str) -> UserError:
-    """The error of a table without the text column."""
-    return UserError(
-        f"data.text_column={column!r} isn't among the columns of {name} ({', '.join(columns)})"
-        f"{did_you_mean(column, columns) or '; name the one with the text: data.text_column=NAME'}"
-    )

@@ -12,15 +12,16 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import BatchEncoding, PreTrainedTokenizerFast
 
+from craft.data.lookalikes import instead, named
 from craft.data.processors import TextProcessor
 from craft.utils.common import UserError
 
@@ -156,26 +157,54 @@ class CharTokenizer(PreTrainedTokenizerFast):
         """The policy for unseen characters: `strict`, `unk` or `bytes`."""
         return self.init_kwargs["unknown"]
 
-    @cached_property
+    @property
     def alphabet(self) -> list[str]:
         """The characters with an id of their own, in the order of their ids."""
-        vocab = self.backend_tokenizer.get_vocab(with_added_tokens=False)
-        return [token for token, _ in sorted(vocab.items(), key=lambda item: item[1]) if len(token) == 1]
+        return self.processor.alphabet
 
-    @cached_property
+    @property
     def processor(self) -> TextProcessor:
         """The numpy fast path over the same vocabulary."""
-        return TextProcessor(self.alphabet, self.unknown)
+        processor = _PROCESSORS.get(self)
+        if processor is None:
+            vocab = self.backend_tokenizer.get_vocab(with_added_tokens=False)
+            by_id = [token for token, _ in sorted(vocab.items(), key=lambda item: item[1])]
+            processor = TextProcessor([token for token in by_id if len(token) == 1], self.unknown)
+            _PROCESSORS[self] = processor
+        return processor
 
-    @cached_property
+    @property
     def id_chars(self) -> np.ndarray:
         """int64 [vocab]: how many characters each id stands for (specials 0, `<unk>` 1)."""
         return self.processor.id_chars
 
-    @cached_property
+    @property
     def id_bytes(self) -> np.ndarray:
         """int64 [vocab]: how many UTF-8 bytes each id stands for (specials 0, `<unk>` 1)."""
         return self.processor.id_bytes
+
+    @property
+    def token_bytes(self) -> list[bytes]:
+        """What each id shows in a text, tokens that a user added among them: nothing for special ones."""
+        added = sorted((i, t) for i, t in self.added_tokens_decoder.items() if i >= self.processor.vocab_size)
+        return [*self.processor.token_bytes, *(b"" if t.special else t.content.encode() for _, t in added)]
+
+    def check_writable(self, text: str, where: str) -> None:
+        """Refuses a text that no model with this tokenizer can write.
+
+        Raises:
+            UserError: naming the first character, and what the alphabet has instead.
+        """
+        if self.unknown == "bytes":
+            return
+        known = set(b"".join(self.token_bytes).decode())
+        for position, char in enumerate(text):
+            if char not in known:
+                has = instead(char, self.alphabet, (text[:position], text[position + 1 :]))
+                raise UserError(
+                    f"{where} {text!r} can't be written by this model: {named(char)} isn't in its alphabet"
+                    + (f", which has {has} instead; write that" if has else "; leave it out")
+                )
 
     def encode_ids(self, text: str, where: str = "the text", offset: int = 0) -> np.ndarray:
         """The ids of `tok(text).input_ids`, by numpy: unsigned [len], hundreds of MB/s.
@@ -216,6 +245,11 @@ class CharTokenizer(PreTrainedTokenizerFast):
                     json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
                 )
         return super()._save_pretrained(save_directory, file_names, *args, **kwargs)
+
+
+# Not attributes: `datasets` hashes all that a tokenizer holds for the name of its cache, so a tokenizer that
+# has been called would be another one, and its pickle a megabyte larger.
+_PROCESSORS: WeakKeyDictionary[CharTokenizer, TextProcessor] = WeakKeyDictionary()
 
 
 class ByteTokenizer(CharTokenizer):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from craft.utils.claims import LOCK, claimed
 from craft.utils.common import Failed, UserError, require_extra
 from craft.utils.outputs import OUTPUTS, onnx_dir, resolve
 
@@ -71,8 +72,8 @@ def export_onnx(
         from craft.exporting.step import AttentionStep, RecurrentStep
         from craft.inference import load
 
-        network, tokenizer = load(where, revision=revision)
-        network = network.float().cpu()
+        network, tokenizer = load(where, revision=revision, dtype="float32")
+        network = network.cpu()
         step = RecurrentStep(network) if network.carries_state else AttentionStep(network)
         _write(step, staging / FILE)
         vars(network.config).pop("auto_map", None)  # it leads to code that isn't here and that nobody needs
@@ -98,30 +99,34 @@ def _made_whole(folder: Path) -> Iterator[Path]:
         Failed: if the disk fills up.
     """
     existed, staging = os.path.lexists(folder), folder / ".unfinished"
-    if existed and (not folder.is_dir() or any(inside != staging for inside in folder.iterdir())):
-        raise UserError(f"{folder} exists and isn't an empty folder; name another by --output, or delete it")
-    try:
-        if staging.is_dir():  # of an export that was killed
+    taken = UserError(f"{folder} exists and isn't an empty folder; name another by --output, or delete it")
+    if existed and not folder.is_dir():
+        raise taken
+    with claimed(folder, "written", "--output"):
+        if folder.is_dir() and any(inside.name not in (staging.name, LOCK) for inside in folder.iterdir()):
+            raise taken
+        try:
+            if staging.is_dir():  # of an export that was killed
+                shutil.rmtree(staging)
+            staging.mkdir(parents=True)
+        except OSError as error:
+            reason = f"{folder} can't be written: {error.strerror}"
+            raise UserError(f"{reason}; name another folder by --output") from error
+        try:
+            yield staging
+            for file in sorted(staging.iterdir(), key=lambda file: file.name == FILE):
+                file.replace(folder / file.name)
+            staging.rmdir()
+        except BaseException as error:
             shutil.rmtree(staging)
-        staging.mkdir(parents=True)
-    except OSError as error:
-        reason = f"{folder} can't be written: {error.strerror}"
-        raise UserError(f"{reason}; name another folder by --output") from error
-    try:
-        yield staging
-        for file in sorted(staging.iterdir(), key=lambda file: file.name == FILE):
-            file.replace(folder / file.name)
-        staging.rmdir()
-    except BaseException as error:
-        shutil.rmtree(staging)
-        for file in folder.iterdir():
-            file.unlink()
-        if not existed:
-            folder.rmdir()
-        if why := _refusal(error):
-            left = "nothing is left there: make room, or name another folder by --output"
-            raise Failed(f"{folder} can't be written: {why}; {left}") from error
-        raise
+            for file in folder.iterdir():
+                file.unlink()
+            if not existed:
+                folder.rmdir()
+            if why := _refusal(error):
+                left = "nothing is left there: make room, or name another folder by --output"
+                raise Failed(f"{folder} can't be written: {why}; {left}") from error
+            raise
 
 
 def _refusal(error: BaseException | None) -> str:

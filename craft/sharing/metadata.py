@@ -97,7 +97,9 @@ def _encodable(value: Any) -> Any:
 def corpus_name(record: Record) -> str:
     """The corpus as its owner calls it."""
     data = record.run["data"]
-    return public_words(str(record.name or data.get("name") or name_of(str(data.get("path") or "a text"))))
+    path = data.get("path") or "a text"
+    names = [name_of(str(each)) for each in (path if isinstance(path, list) else [path])]
+    return public_words(str(record.name or data.get("name") or ", ".join(names)))
 
 
 def protocol_words(e: dict[str, Any]) -> str:

@@ -11,11 +11,10 @@ from urllib.parse import urlsplit, urlunsplit
 
 from craft.utils.hub import is_repo_id
 from craft.utils.masking import mask, secrets
+from craft.utils.paths import HOLDS_PATH
 
 TEXTS = ("sample_prompt", "sample")
 """What holds a text to go on from, or by a model, where a slash is no path."""
-PATHS = re.compile(r"(^|_)(path|dir|file|folder|from|checkpoint)$")
-"""Names of settings that hold a path, if they hold text."""
 OWN_PLACES = {"data": ("cache_dir",), "training": ("output_dir",)}
 """Settings that say only where things lie here, which is nobody's business and no use elsewhere."""
 PLACES = re.compile(
@@ -85,7 +84,7 @@ def public(value: Any, key: str = "", known: dict[str, str] | None = None) -> An
                 return public_text(name_of(value))
             host = parts.netloc.rpartition("@")[2]
             value = urlunsplit((parts.scheme, host, parts.path, "", ""))
-        elif _looks_like_a_path(value) or PATHS.search(key):
+        elif _looks_like_a_path(value) or HOLDS_PATH.search(key):
             value = name_of(value)
         return public_words(value)
     return public_text(value)

@@ -18,11 +18,13 @@ import transformers
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
-from craft.training import distributed
-from craft.training.precision import PRECISIONS, Hardware, choose_precision
+from craft.training import distributed, tracking
+from craft.training.precision import ASKED, LAUNCHED, PRECISIONS, Hardware, choose_precision
+from craft.utils import launch
 from craft.utils.common import UserError, did_you_mean, parsed_stride
 from craft.utils.labels import wrong_licence
 from craft.utils.logging import get_logger
+from craft.utils.paths import typed_setting
 
 logger = get_logger(__name__)
 
@@ -59,6 +61,8 @@ class CraftTrainingArguments(transformers.TrainingArguments):
             log; None for none.
         hub_license: the licence for the model card, as an identifier of the Hub (`apache-2.0`, `cc-by-4.0`);
             without it the card says that none is stated.
+        eval_chars: how many characters of the validation split are scored while training, counted from its
+            beginning, at every evaluation the same ones; None for all of it. Once trained, all of it is.
         eval_protocol: "blocks" | "stateful" | "sliding-N" | "auto" (stateful for recurrent models).
 
     Raises:
@@ -78,6 +82,7 @@ class CraftTrainingArguments(transformers.TrainingArguments):
     sample_prompt: str | None = None
     hub_license: str | None = None
     eval_protocol: str = "auto"
+    eval_chars: int | None = 200_000
     skip_nonfinite_batches: int = 0
     stall_seconds: float | None = 60.0
     # Hugging Face's fields with other defaults: it would log a loss of 0 for NaN, keep all checkpoints,
@@ -92,6 +97,8 @@ class CraftTrainingArguments(transformers.TrainingArguments):
     ddp_timeout: int = 600
 
     def __post_init__(self) -> None:
+        launch.check()
+        self.output_dir = typed_setting(self.output_dir, "training.output_dir=")  # type: ignore[has-type]
         self._check_names()
         self._check_ranges()
         self._prepare_devices()
@@ -106,7 +113,7 @@ class CraftTrainingArguments(transformers.TrainingArguments):
             self.metric_for_best_model = "loss"
         if self.metric_for_best_model and self.greater_is_better is None:  # type: ignore[has-type]
             self.greater_is_better = self.metric_for_best_model.removeprefix("eval_") == "accuracy"
-        if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        if launch.world_size() == 1:
             self.ddp_backend = None  # of a run that had several processes, or was to have them
         # NCCL's own watchdog ends the process without a word of who is missing: it comes after ours.
         self.ddp_timeout += 2 * distributed.MARGIN
@@ -118,12 +125,15 @@ class CraftTrainingArguments(transformers.TrainingArguments):
         self.load_best_model_at_end = keep_best
         if optim == "muon":
             self.optim = optim
-        self.precision_reason = ""
+        self.precision_reason = self.precision_wanted = ""
         self._check_world()
         self._derive_batch_size(rows)
+        if "wandb" in (self.report_to or []) and self.process_index == 0:
+            tracking.check()
 
     def settle_precision(self) -> None:
-        """Decides `precision` on this machine; `bf16`, `fp16`, `mixed_precision` follow.
+        """Decides `precision` on this machine; `bf16`, `fp16`, `mixed_precision` follow, and
+        `precision_wanted`: the words of whoever asked for less than float32, else nothing.
 
         Raises:
             UserError: see `choose_precision`.
@@ -132,12 +142,14 @@ class CraftTrainingArguments(transformers.TrainingArguments):
             return
         name, reason = choose_precision(self.precision, hardware=Hardware.detect(self.on_cpu))
         self.precision, self.precision_reason = name, reason
+        if name != "fp32" and reason in (ASKED, LAUNCHED):
+            self.precision_wanted = f"{'training.precision' if reason == ASKED else reason}={name}"
         self.bf16, self.fp16 = name == "bf16", name == "fp16"
         self.mixed_precision = {"fp32": "no"}.get(name, name)
 
     @property
     def on_cpu(self) -> bool:
-        return self.use_cpu or _flag("ACCELERATE_USE_CPU")
+        return self.use_cpu or launch.flag("ACCELERATE_USE_CPU")
 
     @property
     def shares(self) -> int:
@@ -171,7 +183,7 @@ class CraftTrainingArguments(transformers.TrainingArguments):
     def _check_ranges(self) -> None:
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise UserError(f"training.ema_decay={self.ema_decay} must lie between 0 and 1; 0.999 is usual")
-        counts = ("early_stopping_patience", "global_batch_size", "gradient_accumulation_steps")
+        counts = ("early_stopping_patience", "eval_chars", "global_batch_size", "gradient_accumulation_steps")
         for key in (*counts, "per_device_train_batch_size"):
             value = getattr(self, key)
             if value is not None and value < 1:
@@ -188,7 +200,7 @@ class CraftTrainingArguments(transformers.TrainingArguments):
 
     def _prepare_devices(self) -> None:
         """Chooses the CPU where there is nothing else; joins several CPU processes, with a time limit."""
-        world = int(os.environ.get("WORLD_SIZE") or 1)
+        world = launch.world_size()
         if not self.on_cpu and not torch.accelerator.is_available():
             if world > 1:
                 raise UserError(
@@ -196,6 +208,8 @@ class CraftTrainingArguments(transformers.TrainingArguments):
                     "train by itself; launch one process, or set ACCELERATE_USE_CPU=true for CPU processes"
                 )
             self.use_cpu = True
+            if (wanted := os.environ.get("CUDA_VISIBLE_DEVICES", "")) not in ("", "-1"):
+                logger.warning(f"CUDA_VISIBLE_DEVICES={wanted} is no GPU that torch can use: the CPU is used")
         if not self.on_cpu:
             return
         self.use_cpu = True
@@ -216,7 +230,7 @@ class CraftTrainingArguments(transformers.TrainingArguments):
                 setattr(self, name, False)
 
     def _check_world(self) -> None:
-        launched = int(os.environ.get("WORLD_SIZE") or 1)
+        launched = launch.world_size()
         if launched != self.world_size:
             raise UserError(
                 f"{launched} processes were launched, but this one sees a world of {self.world_size}: each "
@@ -251,10 +265,6 @@ class CraftTrainingArguments(transformers.TrainingArguments):
                 f"{self.gradient_accumulation_steps} accumulation steps that is "
                 f"{self.per_device_train_batch_size} per device); give one of them"
             )
-
-
-def _flag(variable: str) -> bool:
-    return os.environ.get(variable, "").lower() in ("1", "true", "yes", "on")
 
 
 def _value(choice: Any) -> Any:

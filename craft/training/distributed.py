@@ -18,6 +18,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from craft.training.pulse import DONE, FAILED, MARGIN, Pulse, first_line
+from craft.utils import launch
 from craft.utils.common import PeerLost, UserError
 
 COMMUNICATION = re.compile(
@@ -85,7 +86,7 @@ def patience() -> timedelta | None:
 
 def sharding_wanted() -> bool:
     """Whether Accelerate's configuration or command line asks for FSDP."""
-    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    return launch.flag("ACCELERATE_USE_FSDP")
 
 
 def pass_on(signum: int) -> None:

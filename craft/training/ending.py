@@ -57,16 +57,16 @@ class EndingTrainer(RecordingTrainer):
 
     def _finalize_training(self, trial: Any, num_train_samples: Any, start_time: float) -> TrainOutput:
         wanted = self.args.save_strategy != SaveStrategy.NO or self.stop.signum
-        if wanted and self.saved_step != self.state.global_step:
+        saved = self.saved_step == self.state.global_step
+        if self.stop.signum and self.args.save_only_model and not self.is_fsdp_enabled:
+            self.args.save_only_model, saved = False, False  # what is stopped is to go on
+        if wanted and not saved:
             self._save_checkpoint(self.model_wrapped, trial)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
         if self.stop.signum:
             self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
             self.is_in_train = False
-            logger.info(
-                f"stopped at step {self.state.global_step:,} and saved; go on with: "
-                f"craft resume {self.run_dir}"
-            )
+            logger.info(f"stopped at step {self.state.global_step:,} and saved; {self.way_out()}")
             self.finish_uploads()
             raise TrainingInterrupted(self.stop.exit_code)
         self.stay_whole()

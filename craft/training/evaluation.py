@@ -49,6 +49,7 @@ class Evaluation:
         correct: how many times the likeliest id was the right one.
         block_size: the window.
         dataset: name of the text.
+        sha256: of the text in UTF-8, if it was taken.
     """
 
     protocol: str
@@ -61,6 +62,7 @@ class Evaluation:
     correct: int
     block_size: int
     dataset: str = ""
+    sha256: str = ""
 
     @property
     def nats_per_char(self) -> float:

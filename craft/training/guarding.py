@@ -6,6 +6,7 @@ micro-batches into parts until they fit. Neither costs anything in a run that do
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,12 +15,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from craft.training.memory import Kept, available, explanation, free_memory, in_parts, is_out_of_memory
+from craft.training.memory import (
+    Kept,
+    available,
+    explanation,
+    few,
+    free_memory,
+    in_parts,
+    is_out_of_memory,
+)
 from craft.training.resuming import ResumingTrainer
 from craft.utils.common import TrainingFailed
+from craft.utils.hardware import try_format
 from craft.utils.logging import get_logger
 
 logger = get_logger(__name__)
+
+TRIAL = 1e9
+"""Floating-point operations of the step in which a precision is tried: some 10 ms on two cores."""
 
 
 class GuardedTrainer(ResumingTrainer):
@@ -87,6 +100,42 @@ class GuardedTrainer(ResumingTrainer):
 
     def rng_devices(self) -> list[int]:
         return [torch.cuda.current_device()] if self.args.device.type == "cuda" else []
+
+    # ---- A precision that was asked for
+
+    def try_precision(self) -> None:
+        """Before anything is trained or written: a small step in the precision that was asked for, beside one
+        in float32.
+
+        Raises:
+            UserError: if this machine or model can't take it.
+        """
+        wanted, way_out = self.args.precision_wanted, "use training.precision=fp32, or auto"
+        weights = getattr(self.model, "dtype", torch.float32)
+        if weights in (torch.bfloat16, torch.float16):
+            wanted, way_out = f"models.dtype={str(weights)[6:]}", "use models.dtype=float32"
+        if not wanted or self.is_fsdp_enabled or self.is_deepspeed_enabled:  # parts of a model can't step yet
+            return
+        with self.undisturbed():  # a loader draws a random number
+            batch = self._prepare_inputs(next(iter(self.get_train_dataloader())))
+        size = TRIAL * batch["input_ids"].numel() / max(1.0, float(self.floating_point_ops(batch)))
+        batch = few(batch, int(size))
+        exact = self.model if weights == torch.float32 else copy.deepcopy(self.model).float()
+
+        def step(model: Any, context: AbstractContextManager[Any]) -> None:
+            with self.undisturbed():
+                with context:
+                    loss = self.compute_loss(model, dict(batch), num_items_in_batch=1)
+                loss.backward()
+
+        warning = try_format(
+            wanted,
+            lambda: step(self.model, self.accelerator.autocast()),
+            lambda: step(exact, nullcontext()),
+            way_out,
+        )
+        if warning and self.is_world_process_zero():
+            logger.warning(warning)
 
     # ---- Numbers that aren't finite
 

@@ -88,16 +88,18 @@ class Stopwatch:
 
 
 class Progress(TrainerCallback):
-    """What a person sees of the steps: a live bar on a terminal, plain lines in a pipe."""
+    """What a person sees of the steps: a live bar on a terminal, plain lines in a pipe.
 
-    def __init__(self, watch: Stopwatch) -> None:
-        self.watch = watch
+    The time that is left counts evaluations and saves as they were so far.
+    """
+
+    def __init__(self) -> None:
         self.bar: Any = None
         self.first_step = 0
         self.filters: list[tuple[logging.Handler, logging.Filter]] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.first_step, self.first_second = state.global_step, self.watch.total()
+        self.first_step, self.first_second = state.global_step, time.monotonic()
         if not state.is_world_process_zero or not sys.stderr.isatty():
             return
         from rich.console import Console
@@ -136,7 +138,7 @@ class Progress(TrainerCallback):
             parts.append(f"{human(logs['chars_per_second'])} chars/s")
         done, left = state.global_step - self.first_step, state.max_steps - state.global_step
         if done and left:
-            seconds = (self.watch.total() - self.first_second) / done * left
+            seconds = (time.monotonic() - self.first_second) / done * left
             parts.append(f"{human_time(seconds)} left")
         width = len(f"{state.max_steps:,}")
         line = "  ".join(parts)

@@ -103,6 +103,15 @@ def explanation(rows: int, sizes: Sizes, per_row: int | None, free: int | None) 
     return f"{took}; about {most} should fit" if most else f"{took}; not even one window fits", most
 
 
+def few(inputs: dict[str, Any], ids: int) -> dict[str, Any]:
+    """The beginnings of some windows of a micro-batch: about as many ids as that, at least 16."""
+    rows, length = inputs["input_ids"].shape
+    length = min(length, 32, max(16, ids))
+    rows = max(1, min(rows, ids // length))
+    cut = (slice(rows), slice(length))
+    return {k: v[cut[: v.ndim]] if isinstance(v, Tensor) and v.ndim else v for k, v in inputs.items()}
+
+
 def in_parts(inputs: dict[str, Any], parts: int) -> list[dict[str, Any]]:
     """A micro-batch cut into `parts` of nearly equal sizes, each with its `part`: begin, end, rows."""
     rows = len(inputs["input_ids"])

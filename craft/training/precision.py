@@ -8,41 +8,14 @@ float32, and would eat the gain.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import Any
 
 from craft.utils.common import UserError, did_you_mean
+from craft.utils.hardware import Hardware
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-
-
-@dataclass(frozen=True)
-class Hardware:
-    """What decides about precision.
-
-    Args:
-        device: "cpu", "cuda", "mps", …
-        capability: compute capability of the CUDA device, otherwise None.
-        native_bf16: the CPU multiplies bfloat16 matrices natively (AVX512-BF16 or AMX).
-    """
-
-    device: str
-    capability: tuple[int, int] | None = None
-    native_bf16: bool = False
-
-    @classmethod
-    def detect(cls, use_cpu: bool = False) -> Hardware:
-        import torch
-
-        if not use_cpu and torch.cuda.is_available():
-            return cls("cuda", torch.cuda.get_device_capability())
-        if not use_cpu and torch.accelerator.is_available():
-            return cls(torch.accelerator.current_accelerator().type)
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return cls("cpu", native_bf16=native)
-
-    def __str__(self) -> str:
-        return f"capability {'.'.join(map(str, self.capability))}" if self.capability else self.device
+ASKED, LAUNCHED = "asked for", "accelerate's mixed_precision"
+"""The reasons that are somebody's wish, not a choice that suits the hardware."""
 
 
 def choose_precision(
@@ -72,13 +45,13 @@ def choose_precision(
     launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no") if launcher is None else launcher
     on_cpu, capability = hardware.device == "cpu", hardware.capability
     if requested == "fp16" and on_cpu:
-        raise UserError("training.precision=fp16 needs a GPU, and this run is on a CPU; use bf16 or fp32")
+        raise UserError("training.precision=fp16 needs a GPU, and this run is on a CPU; use auto or fp32")
     if requested == "bf16" and capability is not None and capability < (8, 0):
         raise UserError(f"training.precision=bf16 needs a GPU of capability 8.0 (here {hardware}); use fp16")
     if requested != "auto":
-        return requested, "asked for"
+        return requested, ASKED
     if launcher in ("fp16", "bf16") and not (on_cpu and launcher == "fp16"):
-        return launcher, "accelerate's mixed_precision"
+        return launcher, LAUNCHED
     if capability is not None:
         if capability >= (8, 0):
             return "bf16", f"the GPU has {hardware}"

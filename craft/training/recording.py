@@ -53,6 +53,8 @@ class RecordingTrainer(GuardedTrainer):
         self.metrics_file.start(self.resumed_step or 0)
         if "wandb" in (self.args.report_to or []):
             known = self.progress_at(self.resumed)["wandb_id"] if self.resumed else None
-            self.wandb_id = tracking.start(self.run_dir, self.args.project, self.run_config, known)
+            self.wandb_id = tracking.start(
+                self.run_dir, self.args.project, self.run_config, known, self.args.run_name
+            )
             if self.wandb_id is None:
                 self.pop_callback(WandbCallback)

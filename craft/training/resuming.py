@@ -49,7 +49,7 @@ class ResumingTrainer(SavingTrainer):
         A run that was killed before its first checkpoint starts again.
 
         Raises:
-            UserError: if there is none, or it holds no more than a model.
+            UserError: if there is none.
         """
         if resume is None or resume is False:
             return None
@@ -62,10 +62,6 @@ class ResumingTrainer(SavingTrainer):
             raise UserError(
                 f"can't resume from {checkpoint}: its state is a pickle (optimizer.pt), which craft neither "
                 "writes nor reads, for it could run anything; load it as a model and start a new run"
-            )
-        if not (checkpoint / OPTIMIZER).is_file():
-            raise UserError(
-                f"can't resume from {checkpoint}: it was saved with training.save_only_model=true"
             )
         return checkpoint
 

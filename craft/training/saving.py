@@ -51,6 +51,7 @@ logger = get_logger(__name__)
 RAW_WEIGHTS = "training_weights.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 PROGRESS = "progress.json"
+ARGUMENTS = "training_args.json"
 
 
 def rank_file(rank: int) -> str:
@@ -155,7 +156,7 @@ class SavingTrainer(SendingTrainer):
             if is_out_of_memory(error):
                 raise TrainingFailed(
                     f"out of memory while {name} was written ({trouble}); {self.last_good}; make room in "
-                    f"memory and go on with 'craft resume {self.run_dir}'"
+                    f"memory; {self.way_out()}"
                 ) from error
             # Rust has words where Python has a class: a tokenizer that can't be written.
             if not isinstance(error, OSError | SafetensorError) and "(os error" not in str(error):
@@ -163,8 +164,8 @@ class SavingTrainer(SendingTrainer):
             needed = self.sizes.checkpoint(self.args.save_only_model)
             raise TrainingFailed(
                 f"{name} can't be written to {self.run_dir} ({trouble}): it needs about {needed:,} bytes and "
-                f"{disk.free_bytes(self.run_dir):,} bytes are free there; {self.last_good}; make room and go "
-                f"on with 'craft resume {self.run_dir}'"
+                f"{disk.free_bytes(self.run_dir):,} bytes are free there; {self.last_good}; make room; "
+                f"{self.way_out()}"
             ) from error
 
     def _write(self, folder: Path, run_dir: Path) -> None:
@@ -235,14 +236,36 @@ class SavingTrainer(SendingTrainer):
         if self.run_config:
             text = yaml.safe_dump(self.run_config, sort_keys=False, allow_unicode=True)
             (folder / RUN_CONFIG).write_text(text, encoding="utf-8")
-        (folder / "training_args.json").write_text(self.args.to_json_string() + "\n", encoding="utf-8")
+        (folder / ARGUMENTS).write_text(self.args.to_json_string() + "\n", encoding="utf-8")
         write_card(folder, self.run_dir.name)
 
     def way_out(self) -> str:
-        """How to go on after a failure."""
+        """How to go on after a failure or a signal."""
+        good = checkpoints.last_good(self.run_dir)
+        if good is None:
+            return "nothing was saved yet"
+        if not is_resumable(good):
+            return only_weights(good)
+        return f"go on from the last checkpoint with: craft resume {self.run_dir}"
+
+    def once_trained(self) -> str:
+        """What is left of a run that is trained, and ends before its model is made."""
         if any(checkpoints.checkpoints(self.run_dir)):
-            return f"go on from the last checkpoint with: craft resume {self.run_dir}"
-        return "nothing was saved yet"
+            return f"the run is trained; 'craft resume {self.run_dir}' makes the model of it"
+        return "the run is trained, but training.save_strategy=no kept nothing of it"
+
+
+def is_resumable(checkpoint: Path) -> bool:
+    """Whether a checkpoint holds more than the weights."""
+    return (checkpoint / OPTIMIZER).is_file()
+
+
+def only_weights(checkpoint: Path) -> str:
+    """Why a checkpoint can't be resumed from, and what can be done with it."""
+    return (
+        f"{checkpoint} holds weights alone (training.save_only_model=true, or FSDP) and can't be resumed "
+        f"from; start a new run from them with models.init_from={checkpoint}"
+    )
 
 
 def _nothing() -> None:

@@ -26,7 +26,9 @@ DECISIVE = (
     *("torch_compile", "torch_compile_backend", "torch_compile_mode"),
 )
 """Of the training arguments. The number of steps is looked at apart."""
-WITH_EVALUATIONS = ("eval_strategy", "eval_steps", "eval_delay", "eval_protocol", "metric_for_best_model")
+WITH_EVALUATIONS = (
+    *("eval_strategy", "eval_steps", "eval_delay", "eval_protocol", "eval_chars", "metric_for_best_model"),
+)
 """Decisive where the learning rate follows the evaluations."""
 PER_PROCESS = ("training.gradient_accumulation_steps", "training.average_tokens_across_devices")
 """How a global batch is shared out; it changes with the number of processes, which is free."""
@@ -43,7 +45,8 @@ CUT = ("data.block_size", "data.order", "data.streaming")
 """How windows are cut from a text, beside the text itself."""
 OF_A_STREAM = (
     *("data.lanes", "data.validation_size", "data.test_size", "data.validation_split", "data.test_split"),
-    *("data.split", "data.text_column", "data.config_name", "data.revision"),
+    *("data.split", "data.text_column", "data.encoding", "data.separator"),
+    *("data.config_name", "data.revision"),
 )
 """A stream has no fingerprint of its ids: what decides them is compared as it is written."""
 NOT_OF_THE_TEXT = ("cache_dir", "name")

@@ -1,15 +1,23 @@
-"""Weights & Biases: a run of ours is one run there, also when resumed; offline unless there is a key."""
+"""Weights & Biases: a run of ours is one run there, also when resumed; offline unless there is a key.
+
+What wandb reads from the environment (WANDB_ENTITY, WANDB_TAGS, WANDB_NOTES, WANDB_RUN_GROUP, …) it reads in
+our runs too: only what the user left open is filled in.
+"""
 
 from __future__ import annotations
 
 import os
 import secrets
+import tempfile
 from pathlib import Path
 from typing import Any
 
+from craft.utils import launch
+from craft.utils.common import UserError
 from craft.utils.logging import get_logger
 from craft.utils.markup import block, page
 from craft.utils.masking import mask, masked
+from craft.utils.paths import typed_path
 
 logger = get_logger(__name__)
 
@@ -17,12 +25,47 @@ ID_FILE = "wandb_run_id.txt"
 _started: set[str] = set()
 
 
-def start(run_dir: Path, project: str, config: dict[str, Any], run_id: str | None) -> str | None:
+def check() -> None:
+    """Refuses variables of W&B that it couldn't follow, before anything is trained.
+
+    Raises:
+        UserError: with the variable and its value.
+    """
+    launch.drop_empty()
+    if _switched_off():
+        return
+    if given := os.environ.get("WANDB_DIR"):
+        folder = Path(typed_path(given, "WANDB_DIR="))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise UserError(
+                f"WANDB_DIR={given} can't be written to: {error.strerror}; choose another folder, or unset it"
+            ) from error
+    try:
+        import wandb
+    except ImportError:
+        return  # said by `start`
+    for name, value in os.environ.items():
+        try:
+            wandb.Settings().update_from_env_vars({name: value})
+        except (ValueError, wandb.errors.Error) as error:
+            details = getattr(error, "errors", None)  # of pydantic, which makes several lines of them
+            reason = details()[0]["msg"] if callable(details) else error
+            raise UserError(f"{name}={value} isn't what W&B takes: {reason}") from error
+
+
+def start(
+    run_dir: Path, project: str, config: dict[str, Any], run_id: str | None, name: str | None = None
+) -> str | None:
     """Begins or continues the W&B run of a run directory, before Hugging Face's callback would begin
     another.
 
     Args:
-        run_id: the id in the checkpoint that is resumed; otherwise the one in `run_dir`, or a new one.
+        run_id: the id in the checkpoint that is resumed; otherwise the one in `run_dir`, WANDB_RUN_ID, or a
+            new one.
+        name: what it is called there; otherwise WANDB_NAME, or the name of `run_dir`.
 
     Returns:
         The id, which is kept in `run_dir`; `None` if W&B isn't to be had (said in one line, training goes
@@ -35,9 +78,8 @@ def start(run_dir: Path, project: str, config: dict[str, Any], run_id: str | Non
             "W&B: the package wandb isn't installed; pip install wandb, or training.report_to=none"
         )
         return None
-    if not os.environ.get("WANDB_MODE", "unset"):
-        del os.environ["WANDB_MODE"]  # wandb refuses an empty value
-    if os.environ.get("WANDB_MODE") == "disabled":
+    launch.drop_empty()  # wandb refuses them
+    if _switched_off():
         return None
     id_file = run_dir / ID_FILE
     if run_id is None and id_file.is_file():
@@ -47,15 +89,15 @@ def start(run_dir: Path, project: str, config: dict[str, Any], run_id: str | Non
             return wandb.run.id  # begun by the user's own code, for example by a sweep
         wandb.finish()
     run_id = run_id or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
-    mode = os.environ.get("WANDB_MODE") or ("online" if _has_key(wandb) else "offline")
-    folder = Path(os.environ.get("WANDB_DIR") or log_dir(run_dir))
+    folder = Path(typed_path(os.environ.get("WANDB_DIR") or str(log_dir(run_dir)), "WANDB_DIR="))
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        wandb.init(
+        mode = os.environ.get("WANDB_MODE") or ("online" if _has_key(wandb) else "offline")
+        run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", project),
-            name=run_dir.name,
+            name=name or os.environ.get("WANDB_NAME") or run_dir.name,
             id=run_id,
-            resume="allow",
+            resume=os.environ.get("WANDB_RESUME", "allow"),
             mode=mode,
             dir=str(folder),
             config=masked(config),
@@ -67,7 +109,7 @@ def start(run_dir: Path, project: str, config: dict[str, Any], run_id: str | Non
         return None
     _started.add(run_id)
     id_file.write_text(run_id + "\n", encoding="utf-8")
-    if mode == "offline":
+    if run.offline:
         logger.info(f"W&B: offline, in {folder}/wandb ('wandb login' sends runs, 'wandb sync' this one)")
     return run_id
 
@@ -92,6 +134,10 @@ def finish(exit_code: int) -> None:
 def log_dir(run_dir: Path) -> Path:
     """`outputs/logs` for a run in `outputs/models`, otherwise the run's own folder."""
     return run_dir.parent.parent / "logs" if run_dir.parent.name == "models" else run_dir
+
+
+def _switched_off() -> bool:
+    return launch.flag("WANDB_DISABLED") or os.environ.get("WANDB_MODE") == "disabled"
 
 
 def _has_key(wandb: Any) -> bool:

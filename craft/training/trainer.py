@@ -44,6 +44,7 @@ from craft.training.ending import EndingTrainer
 from craft.training.logging import Progress
 from craft.training.memory import is_out_of_memory
 from craft.training.precision import suit_attention
+from craft.training.saving import is_resumable, only_weights
 from craft.training.settings import model_settings, training_settings
 from craft.training.uploads import COPIES
 from craft.training.watchdog import Watchdog
@@ -94,7 +95,7 @@ class Trainer(EndingTrainer):
             model.config.use_cache = use_cache  # switched off for training, and saved so with the model
         self.run_config = run_config or {}
         self.when_accepted: Callable[[], None] = lambda: None
-        self.progress = Progress(self.watch)
+        self.progress = Progress()
         if args.disable_tqdm:
             disable_progress_bar()  # also of "Writing model shards" at every checkpoint
         for callback in (PrinterCallback, ProgressCallback):
@@ -145,6 +146,7 @@ class Trainer(EndingTrainer):
         state = together(lambda: self._look_back(planned, allow_changes))
         if state is not None:
             return self._stay_finished(state)
+        together(self.try_precision)
         with ExitStack() as claims:
             decided_by_first(lambda: self._take_folder(planned, claims))
             return self._train(**kwargs)
@@ -166,6 +168,8 @@ class Trainer(EndingTrainer):
         due = self.progress_at(self.resumed)["evaluation_due"] and self.args.eval_strategy != "no"
         if not due and (state.global_step >= planned or self._patience_is_over(state)):
             return state
+        if not is_resumable(self.resumed):
+            raise UserError(only_weights(self.resumed))
         logger.info(f"resuming from {self.resumed} at step {state.global_step:,}")
         if left := checkpoints.abandoned(self.run_dir, state.global_step):
             logger.warning(
@@ -195,7 +199,7 @@ class Trainer(EndingTrainer):
                 self.stop.settle()
                 self.finish_uploads()
                 if self.stop.asked:  # after the last step; all is saved
-                    logger.info(f"trained to the end; 'craft resume {self.run_dir}' makes the model of it")
+                    logger.info(self.once_trained())
                     raise TrainingInterrupted(self.stop.exit_code)
                 return result
         except (TrainingFailed, TrainingInterrupted) as end:

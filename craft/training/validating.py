@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import takewhile
 from typing import Any
 
+import numpy as np
 import torch
+from transformers.trainer_utils import IntervalStrategy
 
 from craft.data.tokenization import first_id
 from craft.training import tracking
@@ -17,11 +20,16 @@ from craft.training.compilation import plain_forward
 from craft.training.evaluation import Evaluation, evaluate_split
 from craft.training.memory import is_out_of_memory
 from craft.training.protocols import natural_protocol
+from craft.training.saving import ARGUMENTS
 from craft.training.trainer import Trainer
-from craft.utils.common import TEMPERATURE, TrainingFailed, UserError
+from craft.utils.common import TEMPERATURE, TrainingFailed, UserError, human
 from craft.utils.logging import get_logger
 
 logger = get_logger(__name__)
+
+
+BYTES_PER_CHAR = 4
+"""At most, in UTF-8: a character is no more ids than that."""
 
 
 class EvaluationStopped(Exception):
@@ -38,6 +46,7 @@ class ValidatingTrainer(Trainer):
 
     tokenizer: Any
     block_size: int
+    chars_per_id: float
 
     @property
     def protocol(self) -> str:
@@ -45,13 +54,38 @@ class ValidatingTrainer(Trainer):
             return self.args.eval_protocol
         return natural_protocol(self.model)
 
+    def decisive_settings(self, planned_steps: int) -> dict[str, Any]:
+        if self.resumed is not None:
+            saved = json.loads((self.resumed / ARGUMENTS).read_text(encoding="utf-8"))
+            if "eval_chars" not in saved:  # begun when all was scored: what is compared must stay the same
+                self.args.eval_chars = None
+        return super().decisive_settings(planned_steps)
+
+    def record_start(self) -> None:
+        super().record_start()
+        ids = self.eval_dataset
+        if self.args.eval_strategy != IntervalStrategy.NO and len(self._scored(ids)) < len(ids):
+            logger.info(
+                f"validation of the first {self.args.eval_chars:,} characters while training "
+                f"(training.eval_chars), of all {human(len(ids) * self.chars_per_id)} at the end"
+            )
+
+    def _scored(self, ids: np.ndarray) -> np.ndarray:
+        """What of a text is scored at this moment."""
+        if not self.is_in_train or self.args.eval_chars is None:
+            return ids
+        return first_chars(ids, self.args.eval_chars, self.tokenizer.id_chars)
+
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Scores a whole text (by default the validation split) in float32, logs it, and writes a sample."""
+        """Scores a text (by default the validation split) in float32, logs it, and writes a sample.
+
+        While training, its first `eval_chars` characters; otherwise all of it.
+        """
         self.watch.pause()
         began = time.perf_counter()
-        ids = self.eval_dataset if eval_dataset is None else eval_dataset
+        ids = self._scored(self.eval_dataset if eval_dataset is None else eval_dataset)
         with self._as_exported():
             result = evaluate_split(
                 self.accelerator.unwrap_model(self.model),
@@ -63,7 +97,7 @@ class ValidatingTrainer(Trainer):
                 id_bytes=self.tokenizer.id_bytes,
                 rank=self.args.process_index,
                 world=self.args.world_size,
-                stopped=lambda: self.is_in_train and self.stop.asked,
+                stopped=self._stopped,
             )
             seconds = time.perf_counter() - began
             sample = None
@@ -82,6 +116,12 @@ class ValidatingTrainer(Trainer):
         if self.is_in_train:
             self.watch.run()
         return metrics
+
+    def _stopped(self) -> bool:
+        """Whether a signal ends long work within a step; asked between pieces, which are signs of life."""
+        if self.is_in_train and self.watchdog is not None:
+            self.watchdog.alive()
+        return self.is_in_train and self.stop.asked
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As in transformers; a signal ends it early, and a resumed run does it again."""
@@ -108,7 +148,7 @@ class ValidatingTrainer(Trainer):
         with torch.random.fork_rng(self.rng_devices()):
             torch.manual_seed(self.args.seed)
             rows = self.model.stream(torch.tensor([ids], device=self.args.device), config)
-            drawn = takewhile(lambda row: not (self.is_in_train and self.stop.asked), rows)
+            drawn = takewhile(lambda row: not self._stopped(), rows)
             return self.tokenizer.decode([int(row[0]) for row in drawn], skip_special_tokens=True)
 
     def _sampled(self) -> str | None:
@@ -158,3 +198,9 @@ class ValidatingTrainer(Trainer):
         average = self.average.applied() if self.average is not None else nullcontext()
         with self.whole(), average, plain_forward(self.model):
             yield
+
+
+def first_chars(ids: np.ndarray, chars: int, id_chars: np.ndarray) -> np.ndarray:
+    """The beginning of a text in which at most `chars` characters are predicted, and at least one id."""
+    predicted = np.cumsum(id_chars[ids[1 : BYTES_PER_CHAR * chars + 1]])
+    return ids[: 1 + max(1, int(np.searchsorted(predicted, chars, side="right")))]

@@ -25,7 +25,8 @@ REMEMBERED = 64
 class Watchdog(TrainerCallback):
     """Says once for each standstill that no step was finished, and where the program is.
 
-    A step costs it a look at the clock. Evaluations and saves count too: they are part of what takes long.
+    A step costs it a look at the clock. Saves count too: they are part of what takes long. An evaluation says
+    after each of its batches that it goes on.
 
     Args:
         seconds: the shortest standstill that is worth a line.
@@ -45,13 +46,18 @@ class Watchdog(TrainerCallback):
         threading.Thread(target=self._watch, name="craft-watchdog", daemon=True).start()
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        late, took = self.late, self.alive()
+        if not late:
+            self.times.append(took)
+
+    def alive(self) -> float:
+        """Notes that something was done, also within a step; how long it took."""
         now = time.monotonic()
         took, self._last = now - self._last, now
         if self.late:
             self.late = False
-            logger.warning(f"going on: step {state.global_step:,} took {human_time(took)}")
-        else:
-            self.times.append(took)
+            logger.warning(f"going on after {human_time(took)}")
+        return took
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.close()

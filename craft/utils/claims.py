@@ -1,4 +1,4 @@
-"""One process at a time trains in a folder: a lock that the system takes back when its holder dies."""
+"""One process at a time writes into a folder: a lock that the system takes back when its holder dies."""
 
 from __future__ import annotations
 
@@ -24,8 +24,12 @@ _held: dict[Path, _Claim] = {}
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def claimed(folder: Path, doing: str = "trained", setting: str = "training.output_dir") -> Iterator[None]:
     """Inside, the folder is this process'. It may be claimed several times, and is free after the last.
+
+    Args:
+        doing: what is done with it, for the message.
+        setting: by what another folder is chosen.
 
     Raises:
         UserError: if another process has it.
@@ -37,8 +41,8 @@ def claimed(folder: Path) -> Iterator[None]:
             lock.acquire()
         except (Timeout, RuntimeError):
             raise UserError(
-                f"{folder} is being trained by another process; wait for it or stop it, or choose another "
-                "training.output_dir"
+                f"{folder} is being {doing} by another process; wait for it or stop it, or choose another "
+                f"{setting}"
             ) from None
         except (NotImplementedError, OSError):  # a file system without locks; better trained than locked
             yield

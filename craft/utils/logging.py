@@ -14,7 +14,9 @@ from collections import Counter
 from pathlib import Path
 from typing import TextIO
 
+from craft.utils import launch
 from craft.utils.masking import mask
+from craft.utils.terminal import visible, write_at_once
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -24,20 +26,21 @@ def get_logger(name: str) -> logging.Logger:
 
 def rank() -> int:
     """This process' number among those that a launcher started, 0 without one."""
-    return int(os.environ.get("RANK") or 0)
+    return launch.number("RANK", 0)
 
 
 def rank_prefix() -> str:
     """`rank 1: `, or nothing where there is one process."""
-    return f"rank {rank()}: " if int(os.environ.get("WORLD_SIZE") or 1) > 1 else ""
+    return f"rank {rank()}: " if launch.world_size() > 1 else ""
 
 
 def first_to_say(text: str) -> bool:
     """Whether no other process of this launch on this machine has asked the same; the first may say it."""
     own_file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # below a folder of this launch
-    if own_file is None or int(os.environ.get("WORLD_SIZE") or 1) == 1:
+    if own_file is None or launch.world_size() == 1:
         return True
-    said = Path(own_file).parent.parent / f"said-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    name = hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:16]
+    said = Path(own_file).parent.parent / f"said-{name}"
     try:
         os.close(os.open(said, os.O_CREAT | os.O_EXCL))
     except FileExistsError:
@@ -49,7 +52,7 @@ def first_to_say(text: str) -> bool:
 
 def say_at_once(line: str) -> None:
     """Writes an error with this process' rank to stderr, from any thread, without waiting for a lock."""
-    os.write(2, f"error: {rank_prefix()}{line}\n".encode())
+    write_at_once(f"error: {rank_prefix()}{line}\n")
 
 
 class _SaidOnce(logging.Filter):
@@ -79,10 +82,10 @@ class _CurrentStderr(logging.StreamHandler):
 
 
 class _Masked(logging.Formatter):
-    """Writes no secret, wherever in a message or traceback it stands."""
+    """Writes no secret, wherever in a message or traceback it stands, and nothing that a terminal obeys."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return mask(super().format(record))
+        return visible(mask(super().format(record)))
 
 
 class _LogFile(logging.FileHandler):
@@ -93,9 +96,8 @@ class _LogFile(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         if not self._said:
             self._said = True
-            print(
-                f"the log {self.baseFilename} can't be written any more: {sys.exc_info()[1]}", file=sys.stderr
-            )
+            why = sys.exc_info()[1]
+            print(visible(f"the log {self.baseFilename} can't be written any more: {why}"), file=sys.stderr)
 
 
 def setup_logging(log_file: Path | None = None, main_process: bool = True, level: int = logging.INFO) -> None:
@@ -117,6 +119,6 @@ def setup_logging(log_file: Path | None = None, main_process: bool = True, level
     root.addHandler(terminal)
     if log_file is not None and main_process:
         log_file.parent.mkdir(parents=True, exist_ok=True)
-        to_file = _LogFile(log_file, encoding="utf-8")
+        to_file = _LogFile(log_file, encoding="utf-8", errors="backslashreplace")
         to_file.setFormatter(_Masked("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root.addHandler(to_file)

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from craft.utils.terminal import visible
+
 MASK = "***"
 SECRET_NAMES = re.compile(
     r"(?i)token|secret|passw(or)?d|api_?key|(^|_)key$|access_?key|private_?key|credential"
@@ -67,7 +69,7 @@ def has_secret(text: str) -> bool:
 
 def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Shows an error that nobody caught as Python does, without secrets in it."""
-    sys.stderr.write(mask("".join(traceback.format_exception(kind, error, trace))))
+    sys.stderr.write(visible(mask("".join(traceback.format_exception(kind, error, trace)))))
 
 
 def _is_path(text: str) -> bool:

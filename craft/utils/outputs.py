@@ -10,29 +10,62 @@ Everything lies under `outputs/` of the folder in which the command runs:
     outputs/visualizations/{type}_{model}_{date}_{timestamp}.png
     outputs/benchmarks/benchmark_{test}_{hardware}_{date}_{timestamp}.json
     outputs/onnx/{name of the model's folder}/
+
+A `{date}_{timestamp}` is given out once: whatever else starts in that second is named by the next free one.
 """
 
 from __future__ import annotations
 
 import json
 import unicodedata
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from craft.utils.common import UserError, did_you_mean
 from craft.utils.files import replace_text
 from craft.utils.hub import meant_as_repo_id
+from craft.utils.paths import typed_path
 
 OUTPUTS = Path("outputs")
 RUN_NAMES = "run.json"
 RUN_CONFIG = "craft_run.yaml"
 """The resolved run, saved beside the weights; `craft train --config` repeats it."""
 
+WRITTEN = (
+    *(f"models/*/{RUN_CONFIG}", "logs/train_*.log", "samples/sample_*.txt", "evaluation/eval_*.json"),
+    *("visualizations/*.png", "benchmarks/benchmark_*.json", "onnx/*/*.onnx"),
+)
+"""Files by which `outputs/` is known as craft's."""
+MARKS = ((RUN_CONFIG, RUN_NAMES), (RUN_CONFIG, "config.json"), ("model.onnx", "config.json"))
+"""Files that lie together only in a run, a model, an export."""
+
 
 def timestamp(now: datetime | None = None) -> str:
     """`{date}_{timestamp}`: `20260131_142501`, local time, so that names sort by age."""
     return (now or datetime.now()).strftime("%Y%m%d_%H%M%S")
+
+
+def claim_stamp(root: Path = OUTPUTS) -> str:
+    """A `{date}_{timestamp}` of its own: the first second from now on by which nothing below `root` is named,
+    nor will be by another process that asks at the same time.
+
+    Who makes the file `root/.stamps/{stamp}` has it. Those of yesterday, which nobody will ask for again, are
+    tidied away.
+    """
+    now, taken = datetime.now(), root / ".stamps"
+    taken.mkdir(parents=True, exist_ok=True)
+    for old in taken.iterdir():
+        if old.name < timestamp(now - timedelta(days=1)):
+            old.unlink(missing_ok=True)
+    while True:
+        stamp = timestamp(now)
+        with suppress(FileExistsError):
+            (taken / stamp).touch(exist_ok=False)
+            if not any(root.glob(f"[!.]*/*{stamp}*")):  # under a clock that was set back
+                return stamp
+        now += timedelta(seconds=1)
 
 
 def slug(text: str) -> str:
@@ -52,7 +85,7 @@ class RunPaths:
         size: the parameter count as people write it, for example `0.8M`.
         precision: `fp32`, `bf16` or `fp16`.
         root: the `outputs` folder.
-        stamp: `{date}_{timestamp}` of the start of the run.
+        stamp: `{date}_{timestamp}` of the start of the run, from `claim_stamp`.
         folder: where the user wants the run instead of `root/models/…`; the other outputs stay below `root`.
         text: fingerprint of what the run is trained on, so that it doesn't go on with something else.
     """
@@ -113,16 +146,26 @@ class RunPaths:
             raise UserError(f"{run_dir} isn't a run of craft: it has no readable {RUN_NAMES}") from error
 
 
+def written_by_craft(folder: Path) -> bool:
+    """Whether a folder is a run, a model that craft saved, or the `outputs/` that holds all it writes."""
+    if any(all((folder / name).is_file() for name in names) for names in MARKS):
+        return True
+    return folder.name == OUTPUTS.name and any(next(folder.glob(each), None) for each in WRITTEN)
+
+
+# Of the next three, without a `stamp` each claims one.
+
+
 def sample_file(root: Path = OUTPUTS, stamp: str | None = None) -> Path:
-    return root / "samples" / f"sample_{stamp or timestamp()}.txt"
+    return root / "samples" / f"sample_{stamp or claim_stamp(root)}.txt"
 
 
 def evaluation_file(model_name: str, dataset: str, root: Path = OUTPUTS, stamp: str | None = None) -> Path:
-    return root / "evaluation" / f"eval_{slug(model_name)}_{slug(dataset)}_{stamp or timestamp()}.json"
+    return root / "evaluation" / f"eval_{slug(model_name)}_{slug(dataset)}_{stamp or claim_stamp(root)}.json"
 
 
 def benchmark_file(test: str, hardware: str, root: Path = OUTPUTS, stamp: str | None = None) -> Path:
-    return root / "benchmarks" / f"benchmark_{slug(test)}_{slug(hardware)}_{stamp or timestamp()}.json"
+    return root / "benchmarks" / f"benchmark_{slug(test)}_{slug(hardware)}_{stamp or claim_stamp(root)}.json"
 
 
 def onnx_dir(model: str, root: Path = OUTPUTS) -> Path:
@@ -153,7 +196,7 @@ def resolve(model: str | Path, root: Path = OUTPUTS) -> str:
     """
     if str(model) == "latest":
         return str(latest_model(root))
-    path = Path(model).expanduser()
+    path = Path(typed_path(model))
     if path.is_dir():
         if (path / "config.json").is_file():
             return str(path)

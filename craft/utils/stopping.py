@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from craft.utils.terminal import write_at_once
+
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 
@@ -30,7 +32,7 @@ def name_of(signum: int) -> str:
 
 def say(text: str) -> None:
     """For handlers: not through logging, for they may interrupt a write that holds its lock."""
-    os.write(2, f"\n{text}\n".encode())
+    write_at_once(f"\n{text}\n")
 
 
 class Leaving:

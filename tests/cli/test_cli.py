@@ -92,6 +92,7 @@ def test_version() -> None:
         (["train", "--config"], "--config"),
         (["train", "training.lerning_rate=1"], "did you mean 'training.learning_rate'?"),
         (["train", "no_such.txt"], "no_such.txt"),
+        (["train", "no_\x1b[31msuch\x07.txt"], r"no_\x1b[31msuch\x07.txt"),
         (["train", "--resume", "no_such_run"], "no_such_run"),
         (["train", "--resume"], "no run to resume"),
         (["train", "--config", "run.yaml", "--resume"], "--resume RUN_DIR"),
@@ -102,6 +103,12 @@ def test_version() -> None:
         (["resume", "no_such_run"], "no_such_run: no run there"),
         (["resume", "training.lerning_rate=1"], "no run to resume"),
         (["train", "--config-dir", "no_such_folder"], "no_such_folder"),
+        (["train", "--config=~nobody-here/x"], "--config ~nobody-here/x"),
+        (["export", "--output=~nobody-here/x"], "--output ~nobody-here/x"),
+        (["train", "training.output_dir=~nobody-here/x"], "training.output_dir=~nobody-here/x"),
+        (["generate", "~nobody-here/x"], "no user 'nobody-here'"),
+        (["resume", "~nobody-here/x"], "no user 'nobody-here'"),
+        (["generate", "--prompt-file=~nobody-here/x"], "--prompt-file ~nobody-here/x"),
         (["configs", "--config-dir", "no_such_folder"], "no_such_folder"),
         (["generate", "latest", "--temperature", "0"], "temperature"),
         (["generate", "latest", "--temperature", "inf"], "temperature"),
@@ -145,6 +152,32 @@ def test_configs_lists_everything_with_a_line(tmp_path: Path) -> None:
     assert done.returncode == 0
     for phrase in ("experiments\n", "  quickstart ", "  char_lstm ", "  text_file ", "My own model  (yours)"):
         assert phrase in done.stdout
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"PYTHONIOENCODING": "latin-1"},
+        {"PYTHONIOENCODING": "ascii"},
+        {"PYTHONIOENCODING": "utf-8"},
+        {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+    ],
+    ids=str,
+)
+def test_every_encoding_takes_what_is_said(environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "own" / "models").mkdir(parents=True)
+    mine = tmp_path / "own" / "models" / "mine.yaml"
+    mine.write_text("# 世界 as a model\nmodel_type: char_lstm\n", encoding="utf-8")
+    command = [sys.executable, "-m", "craft", "configs", "--config-dir", "own"]
+    env = {**os.environ, **environment}
+    done = subprocess.run(command, capture_output=True, cwd=tmp_path, env=env)
+    assert (done.returncode, done.stderr) == (0, b"")
+    taken = "世界" if "世界".encode() in done.stdout else r"\u4e16\u754c"
+    assert f"{taken} as a model".encode() in done.stdout
+    assert taken == "世界" or "utf-8" not in environment.values()
+    done = subprocess.run([*command[:3], "train", "世界.txt"], capture_output=True, cwd=tmp_path, env=env)
+    assert done.returncode == 2
+    assert done.stderr.count(b"\n") == 1
 
 
 def test_print_config_is_valid_for_config(tmp_path: Path, tiny_text: Path) -> None:

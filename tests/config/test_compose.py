@@ -164,11 +164,20 @@ def test_a_text_as_first_argument(tiny_text: Path, monkeypatch: pytest.MonkeyPat
         "models=char_lstm",
     ]
     assert split_text(["https://example.org/a.txt?x=1"])[1] == "data.path=https://example.org/a.txt?x=1"
-    for name in ("'a' b", '"x"', "[x]", "null", "~", "- x", "# x", "it's"):
+    for name in ("'a' b", '"x"', "[x]", "null", "- x", "# x", "it's"):
         file = tiny_text.with_name(name)
         file.write_bytes(tiny_text.read_bytes())
         monkeypatch.chdir(file.parent)
         assert compose(split_text([name])).data["path"] == name
+    several = [str(tiny_text), "**/[x]", 'a "b", c', "\U0001f600 é", os.fsdecode(b"caf\xe9"), "\x7f\\n"]
+    for name in several:
+        if not Path(name).exists():
+            Path(name).parent.mkdir(exist_ok=True)
+            Path(name).write_bytes(b"x")
+    assert compose(split_text([*several, "models=char_lstm"])).data["path"] == several
+    assert compose(["data=text_file", "data.path=[a.txt, b.txt]"]).data["path"] == ["a.txt", "b.txt"]
+    assert compose(["data=text_file", "data.path=a", "data.exclude=[b, c]"]).data["exclude"] == ["b", "c"]
+    assert compose(["data=text_file", "data.path=a", r"data.separator=\n"]).data["separator"] == r"\n"
     run = compose(split_text([str(tiny_text), "experiments=quickstart"]))
     assert run.data["path"] == str(tiny_text)
     assert run.data["source"] == "files"
@@ -221,6 +230,21 @@ def test_a_group_replaces_a_section_of_a_saved_run(tmp_path: Path) -> None:
     assert run.models["model_type"] == "char_lstm"
     assert "num_attention_heads" not in run.models
     assert run.training["seed"] == 5
+
+
+def test_a_saved_run_may_hold_what_has_no_effect_beside_the_byte_tokenizer(tmp_path: Path) -> None:
+    run = compose(["data.tokenizer=byte"])
+    file = tmp_path / "run.yaml"
+    file.write_text(run.to_yaml().replace("min_frequency: 1", "min_frequency: 3"), encoding="utf-8")
+    assert compose([], config_file=file).data == run.data
+    with pytest.raises(UserError, match=r"data\.min_frequency=2"):
+        compose(["data.min_frequency=2"], config_file=file)
+
+
+def test_the_defaults_and_what_bytes_do_may_be_said_of_a_byte_tokenizer() -> None:
+    defaults = ["data.min_frequency=1", "data.max_vocab_size=null"]
+    for unknown in ("strict", "bytes"):
+        compose(["data.tokenizer=byte", *defaults, f"data.unknown={unknown}"])
 
 
 def test_a_saved_run_does_not_depend_on_later_defaults() -> None:
@@ -331,3 +355,18 @@ def test_a_text_of_another_source_is_in_a_language_that_nobody_stated() -> None:
     own = ["data.source=files", "data.path=x.txt"]
     assert compose(own).data["language"] is None
     assert compose([*own, "data.language=de"]).data["language"] == "de"
+
+
+def test_a_tilde_in_a_path_is_the_home_folder(
+    own: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Typed or in a file; nothing is written to a folder called `~`, and the saved run is complete."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    own(**{"training/mine": "output_dir: ~/runs/a\n", "data/mine": "path: ~/a.txt\n"})
+    run = compose(["training=mine", "data=mine", "data.cache_dir=~/cache"], config_dir="~/own")
+    assert run.training["output_dir"] == f"{tmp_path}/runs/a"
+    assert (run.data["path"], run.data["cache_dir"]) == (f"{tmp_path}/a.txt", f"{tmp_path}/cache")
+    (tmp_path / "run.yaml").write_text(run.to_yaml())
+    assert compose(config_file="~/run.yaml") == run
+    assert split_text(["~/run.yaml"])[1] == 'data.path="~/run.yaml"'
+    assert compose(split_text(["~/run.yaml"])).data["path"] == f"{tmp_path}/run.yaml"

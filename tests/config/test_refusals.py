@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from craft.config import requirements
 from craft.config.command_line import split_text
@@ -99,7 +100,21 @@ def refusal(*overrides: str, **kwargs: object) -> str:
         ("data.source=hub data.path=null", ["data.source=hub", "data.path=USER/DATASET"]),
         ("data.validation_size=0.6 data.test_size=0.4", ["data.test_size=0.4", "below 1"]),
         ("data.validation_split=dev", ["data.validation_split", "data.source=hub"]),
-        ("data.tokenizer=byte data.max_vocab_size=9", ["data.max_vocab_size", "byte"]),
+        ("data.tokenizer=byte data.max_vocab_size=9", ["data.max_vocab_size=9", "data.tokenizer=byte"]),
+        ("data.tokenizer=byte data.min_frequency=2", ["data.min_frequency=2", "data.tokenizer=byte"]),
+        ("data.tokenizer=byte data.unknown=unk", ["data.unknown=unk", "data.tokenizer=byte"]),
+        ("data.split=validation", ["data.split=validation", "data.source=files"]),
+        ("data.revision=v1", ["data.revision=v1", "data.source=files"]),
+        ("data.config_name=en", ["data.config_name=en", "data.source=files"]),
+        ("data.source=hub data.errors=replace", ["data.errors=replace", "data.source=hub"]),
+        ("data.source=hub data.encoding=cp1252", ["data.encoding=cp1252", "data.source=hub"]),
+        (
+            "data.source=builtin data.path=python_docs data.text_column=x",
+            ["data.text_column=x", "data.source=builtin"],
+        ),
+        ("data.lanes=8", ["data.lanes=8", "data.streaming=true"]),
+        ("data.encoding=shiftjis2", ["data.encoding=shiftjis2", "did you mean 'shiftjis"]),
+        ("data.encoding=base64", ["data.encoding=base64"]),
         (
             "training.eval_strategy=steps data.validation_size=0",
             ["data.validation_size=0", "eval_strategy=no"],
@@ -338,6 +353,19 @@ def test_a_mistake_in_a_saved_run(tmp_path: Path, text: str, phrases: list[str])
         assert phrase in str(caught.value)
 
 
+def test_a_saved_run_may_hold_settings_without_effect_that_may_not_be_typed(tmp_path: Path) -> None:
+    saved = compose(["data.path=a.txt"]).to_dict()
+    saved["data"] |= {"split": "validation", "lanes": 8, "text_column": "text"}
+    del saved["data"]["encoding"]  # as runs were saved before there was one
+    file = tmp_path / "craft_run.yaml"
+    file.write_text(yaml.safe_dump(saved), encoding="utf-8")
+    run = compose(config_file=file)
+    assert (run.data["split"], run.data["lanes"], run.data["encoding"]) == ("validation", 8, None)
+    with pytest.raises(UserError) as caught:
+        compose(["data.lanes=4"], config_file=file)
+    assert "data.lanes=4" in str(caught.value)
+
+
 def test_a_saved_run_that_is_not_there(tmp_path: Path) -> None:
     assert "no file" in refusal(config_file=tmp_path / "none.yaml")
     assert "is a folder" in refusal(config_file=tmp_path)
@@ -354,9 +382,9 @@ def test_a_text_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for words, phrase in [
         (["stroy.txt"], "did you mean 'story.txt'?"),
         (["quickstart"], "did you mean experiments=quickstart?"),
-        (["story.txt", "other.txt"], "two texts given"),
+        (["story.txt", "other.txt"], "no file 'other.txt'"),
         (["a" * 5000], "no file 'aaa"),
-        (["~nosuchuser/x"], "no file '~nosuchuser/x'"),
+        (["~nosuchuser/x"], "no user 'nosuchuser'"),
         (["=1"], "settings are written KEY=VALUE"),
         (["training.=1"], "settings are written KEY=VALUE"),
     ]:

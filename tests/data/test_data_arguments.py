@@ -50,6 +50,10 @@ def test_the_standard_corpora_are_cut_as_the_field_cuts_them() -> None:
             "data.test_size=-0.1 must be a fraction below 1 or a whole number of characters",
         ),
         ({"block_size": 0}, "data.block_size=0 must be at least 1"),
+        (
+            {"tokenizer": "byte", "min_frequency": 2},
+            "data.min_frequency=2 is about an alphabet; data.tokenizer=byte has none, leave it out",
+        ),
     ],
 )
 def test_values_out_of_range_are_named(values: dict[str, Any], message: str) -> None:
@@ -80,3 +84,9 @@ def test_the_schema_imports_neither_torch_nor_transformers() -> None:
     code = f"import sys, craft.data.arguments; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_tilde_in_a_path_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    data = DataArguments(path="~/a.txt", cache_dir="~/cache")
+    assert (data.path, data.cache_dir) == (f"{tmp_path}/a.txt", f"{tmp_path}/cache")

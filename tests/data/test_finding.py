@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import os
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,19 @@ import pytest
 
 from craft.data.arguments import DataArguments
 from craft.data.finding import find_source
+from craft.data.loaders import load_corpus
 from craft.utils.common import UserError
 
 
 def text_of(path: Any, **fields: Any) -> str:
-    return "".join(piece.text for piece in find_source(DataArguments(path=str(path), **fields)).pieces())
+    path = list(map(str, path)) if isinstance(path, list) else str(path)
+    return "".join(piece.text for piece in find_source(DataArguments(path=path, **fields)).pieces())
+
+
+def refusal(path: Any, **fields: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        find_source(DataArguments(path=path if isinstance(path, list) else str(path), **fields))
+    return str(caught.value)
 
 
 def test_folders_and_patterns_are_sorted_and_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,8 +90,13 @@ def test_a_folder_without_text_and_a_mixed_one_are_refused(tmp_path: Path) -> No
         find_source(DataArguments(path=str(tmp_path)))
     (tmp_path / "b.txt").write_text("text")
     (tmp_path / "c.csv").write_text("text\nx\n")
-    with pytest.raises(UserError, match=r"mixes csv and text files.*\*\*/\*\.txt"):
-        find_source(DataArguments(path=str(tmp_path)))
+    refused = refusal(tmp_path)
+    for word in (f"csv ({tmp_path / 'c.csv'})", f"text ({tmp_path / 'b.txt'})", f"'{tmp_path}/**/*.txt'"):
+        assert word in refused
+    assert "data.exclude='*.csv'" in refused
+    assert "data.format=text" in refused
+    assert text_of(tmp_path / "**" / "*.txt") == text_of(tmp_path, exclude="*.csv") == "text"
+    assert text_of(tmp_path, format="text") == "texttext\nx\n"
 
 
 def test_split_names_belong_to_datasets(tmp_path: Path) -> None:
@@ -104,59 +116,141 @@ def test_the_builtin_corpus_is_the_same_every_time_and_others_are_unknown() -> N
         find_source(DataArguments(source="builtin", path="python_doc"))
 
 
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A web server of this test: `server.files[path]` is served, `server.requests` counts."""
-    import datasets.config
-
-    monkeypatch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", tmp_path / "downloads")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "downloads")
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)  # this machine alone is asked
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            web.requests.append((self.command, self.path))
-            data = web.files.get(self.path.split("?")[0])
-            self.send_response(200 if data is not None else 404)
-            self.send_header("Content-Length", str(len(data or b"")))
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(data or b"")
-
-        do_HEAD = do_GET
-
-        def log_message(self, *args: Any) -> None:
-            pass
-
-    web: Any = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    web.files, web.requests = {}, []
-    web.url = f"http://127.0.0.1:{web.server_port}"
-    threading.Thread(target=web.serve_forever, daemon=True).start()
-    yield web
-    web.shutdown()
-    web.server_close()
+def write(folder: Path, **files: str) -> None:
+    """Files by their paths, in which `__` stands for `/` and `_txt` for a suffix."""
+    for name, text in files.items():
+        path = folder / name.replace("__", "/").replace("_txt", ".txt")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
 
 
-def test_a_url_is_downloaded_once_and_read_by_its_suffix(
-    server: Any, monkeypatch: pytest.MonkeyPatch
+def test_a_linked_folder_is_read_by_folder_and_pattern_alike(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server.files["/data/input.txt"] = b"caf\xc3\xa9\r\n"
-    server.files["/text.gz"] = gzip.compress(b"packed")
-    server.files["/rows.jsonl"] = b'{"text": "row"}\n'
-    assert text_of(f"{server.url}/data/input.txt") == "café\r\n"
-    asked = len(server.requests)
-    assert asked > 0
-    assert text_of(f"{server.url}/data/input.txt") == "café\r\n"
-    assert len(server.requests) == asked
-    assert text_of(f"{server.url}/text.gz?download=1") == "packed"
-    assert text_of(f"{server.url}/rows.jsonl") == "row"
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    assert text_of(f"{server.url}/data/input.txt") == "café\r\n"
+    write(tmp_path, c__a_txt="A", c__sub__b_txt="B", elsewhere__t_txt="T")
+    (tmp_path / "c" / "linked").symlink_to("../elsewhere")
+    (tmp_path / "c" / "sub" / "around").symlink_to("..")
+    (tmp_path / "c" / "sub" / "self").symlink_to("self")
+    (tmp_path / "c" / "sub" / "z.txt").symlink_to("../a.txt")
+    assert text_of(tmp_path / "c") == text_of(tmp_path / "c/**/*.txt") == "ATB"
+    assert text_of(tmp_path / "c" / "**") == "ATB"
+    for place in ("around", "self", "z.txt"):
+        assert str(tmp_path / "c" / "sub" / place) in caplog.text
 
 
-def test_a_url_that_cannot_be_reached_is_refused_with_a_way_out(server: Any) -> None:
-    with pytest.raises(UserError, match=r"/no.txt can't be reached .*data.source=files data.path="):
-        find_source(DataArguments(path=f"{server.url}/no.txt"))
-    with pytest.raises(UserError, match=r"http://127.0.0.1:9/x.txt can't be reached"):
-        find_source(DataArguments(path="http://127.0.0.1:9/x.txt"))
+def test_what_craft_wrote_is_no_text_unless_it_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, "craft")
+    monkeypatch.setattr("craft.data.finding.SHOWN", 9)
+    write(tmp_path, **{"a_txt": "A", "mine__craft_run.yaml": "x", "mine__run.json": "{}"})
+    write(tmp_path, mine__notes_txt="M", outputs__samples__sample_20260131_142501_txt="S")
+    write(tmp_path, **{"mine_step_5__config.json": "{}", "mine_step_5__craft_run.yaml": "x"})
+    write(cache, **{"scan-1__scan.json": "{}"})
+    assert text_of(tmp_path) == text_of(tmp_path / "**") == text_of(tmp_path / "**" / "*.txt") == "A"
+    for place in ("mine", "mine_step_5", "outputs", "cache"):
+        assert caplog.text.count(str(tmp_path / place)) >= 3
+    assert text_of(tmp_path / "outputs") == text_of(tmp_path / "outputs/samples/*.txt") == "S"
+    assert text_of([tmp_path / "a.txt", tmp_path / "mine" / "notes.txt"]) == "AM"
+    (tmp_path / "a.txt").unlink()
+    assert str(tmp_path / "mine") in refusal(tmp_path / "**" / "*.txt")
+
+
+def test_a_folder_of_ones_own_called_outputs_is_read(tmp_path: Path) -> None:
+    write(tmp_path, a_txt="A", outputs__b_txt="B", models__c_txt="C")
+    assert text_of(tmp_path) == "ACB"
+
+
+def test_several_patterns_without_what_is_excluded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path, **{"package.json": "{}", "src__a.py": "P", "src__b.js": "J", "src__b.min.js": "M"})
+    write(tmp_path, **{"src__node_modules__x.js": "X", "docs__api__d.py": "D", "src__api__e.py": "E"})
+    both = [tmp_path / "**" / "*.py", tmp_path / "**" / "*.js"]
+    assert text_of(both) == "DPEJMX"
+    assert text_of(both, exclude=["node_modules", "*.min.js"]) == "DPEJ"
+    assert "node_modules" not in caplog.text
+    for exclude in ("docs/api", "docs/", f"{tmp_path}/docs", "**/docs/**"):
+        assert text_of(both[0], exclude=exclude) == "PE"
+    assert text_of([*both, tmp_path / "src" / "b.js"], exclude=["node_modules", "*.min.js"]) == "DPEJ"
+    assert str(tmp_path / "src" / "b.js") in caplog.text
+    assert text_of(tmp_path, exclude=["node_modules", "*.json", "nod_modules"]) == "DPEJM"
+    assert "nod_modules" in caplog.text
+    assert "data.exclude=src" in refusal([str(tmp_path / "src" / "a.py")], exclude="src/a.py")
+
+
+def test_every_path_of_a_list_must_name_something(tmp_path: Path) -> None:
+    write(tmp_path, a_txt="A", folder__b_txt="B")
+    assert "nix.txt" in refusal([str(tmp_path / "a.txt"), str(tmp_path / "nix.txt")])
+    assert "*.md" in refusal([str(tmp_path / "a.txt"), str(tmp_path / "*.md")], exclude="folder")
+    assert f"'{tmp_path}/fold*/**'" in refusal(tmp_path / "fold*")
+    assert text_of(tmp_path / "fold*/**") == "B"
+    assert "ftp://" in refusal("ftp://example.org/a.txt")
+
+
+def test_names_with_pattern_characters_and_hidden_ones_in_patterns(tmp_path: Path) -> None:
+    write(tmp_path, **{"[old]__a_txt": "A", ".hidden_txt": "H", ".folder__b_txt": "B"})
+    assert text_of(tmp_path / "[old]" / "*.txt") == "A"
+    assert text_of(tmp_path / "**") == "A"
+    assert text_of(tmp_path / ".h*") == "H"
+    assert text_of(tmp_path / ".folder") == "B"
+
+
+def test_what_is_no_text_is_left_out_of_patterns_as_of_folders(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path, a_txt="A")
+    (tmp_path / "photo.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0")
+    (tmp_path / "dead.txt").symlink_to("gone")
+    assert text_of(tmp_path) == text_of(tmp_path / "*") == "A"
+    assert caplog.text.count(f"{tmp_path / 'dead.txt'}, {tmp_path / 'photo.png'}") == 2
+    assert "photo.png" in refusal(tmp_path / "*.png")
+
+
+@pytest.mark.parametrize("written", ["\n--\n", r"\n--\n"])
+def test_a_separator_stands_between_files(
+    tmp_path: Path, written: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path, a_txt="one", b_txt="two\n", c_txt="three")
+    assert text_of(tmp_path) == "onetwo\nthree"
+    assert str(tmp_path / "a.txt") in caplog.text
+    assert "data.separator" in caplog.text
+    caplog.clear()
+    assert text_of(tmp_path, separator=written) == "one\n--\ntwo\n\n--\nthree"
+    assert text_of(tmp_path, separator="") == "onetwo\nthree"
+    assert text_of([tmp_path / "b.txt", tmp_path / "c.txt"]) == "two\nthree"
+    assert not caplog.text
+
+
+def test_a_separator_stands_between_the_files_of_an_archive(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.writestr("1.txt", "one")
+        archive.writestr("2.txt", "two")
+    (tmp_path / "a.txt").write_text("first")
+    assert text_of(tmp_path, separator="|") == "first|one|two"
+
+
+def test_a_format_decides_what_files_are_read_as(tmp_path: Path) -> None:
+    (tmp_path / "rows").write_text('{"text": "row"}\n')
+    (tmp_path / "more.csv").write_text('{"text": "other"}\n')
+    assert text_of(tmp_path, format="jsonl") == "otherrow"
+    assert text_of(tmp_path / "more.csv", format="text") == '{"text": "other"}\n'
+
+
+def test_a_separator_changes_the_signature_and_belongs_to_texts(tmp_path: Path) -> None:
+    write(tmp_path, **{"a_txt": "A", "b_txt": "B", "t.jsonl": '{"text": "x"}\n'})
+
+    def signature(**fields: Any) -> list[Any]:
+        return find_source(DataArguments(path=str(tmp_path / "*.txt"), **fields)).signature()
+
+    assert signature() == signature(separator="") == signature(format="text", exclude="nothing")
+    assert signature() != signature(separator=" ") != signature(separator="-")
+    with pytest.raises(UserError) as caught:
+        load_corpus(DataArguments(path=str(tmp_path / "t.jsonl"), separator="--"))
+    assert "data.separator=--" in str(caught.value)
+
+
+def test_a_list_must_hold_texts_and_names_files() -> None:
+    for path in (["a.txt", 3], [""]):
+        with pytest.raises(UserError):
+            DataArguments(path=path)  # type: ignore[arg-type]
+    with pytest.raises(UserError):
+        DataArguments(source="builtin", path=["python_docs"])

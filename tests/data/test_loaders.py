@@ -10,6 +10,8 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -200,6 +202,19 @@ def test_a_dataset_keeps_its_own_splits(dataset_folder: Path, streaming: bool) -
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+def test_texts_nested_in_a_dataset(streaming: bool, tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "bot", "content": "b"}]
+    datasets.Dataset.from_dict({"messages": [turns] * 9}).save_to_disk(tmp_path / "chat")
+    fields = {"source": "hub", "streaming": streaming, "unknown": "bytes", "validation_size": 0}
+    corpus = load(tmp_path / "chat", text_column="messages[].content", **fields)
+    ids = np.concatenate(list(corpus.train.blocks())) if streaming else corpus.train
+    assert corpus.tokenizer.decode(ids) == "a\nb<eos>" * 9
+    with pytest.raises(UserError) as caught:
+        load(tmp_path / "chat", text_column="messages[].contant", **fields)
+    assert "did you mean 'content'" in str(caught.value)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
 def test_a_dataset_that_was_saved_to_disk(streaming: bool, tmp_path: Path) -> None:
     table = datasets.Dataset.from_dict({"text": ["one", "two", None, "é"] * 9})
     table.save_to_disk(tmp_path / "one")
@@ -227,6 +242,20 @@ def test_unknown_splits_and_configurations_are_told_with_what_there_is(dataset_f
         load(dataset_folder, source="hub", validation_split="valid")
     with pytest.raises(UserError, match=r"'large' not found. Available: \['default'\]"):
         load(dataset_folder, source="hub", config_name="large")
+
+
+def test_a_setting_that_decides_nothing_is_refused_but_not_where_it_is_inherited(tmp_path: Path) -> None:
+    text, table = tmp_path / "a.txt", tmp_path / "a.parquet"
+    text.write_text("some text " * 20)
+    pyarrow.parquet.write_table(pa.table({"text": ["some text"] * 20}), table)
+    for file, field, value in ((text, "text_column", "body"), (table, "encoding", "cp1252")):
+        args = DataArguments(path=str(file), block_size=8, **{field: value})  # type: ignore[arg-type]
+        with pytest.raises(UserError) as caught:
+            load_corpus(args)
+        assert f"data.{field}={value}" in str(caught.value)
+        assert file.name in str(caught.value)
+        tokenizer = load_corpus(DataArguments(path=str(file), block_size=8, text_column="text")).tokenizer
+        assert load_corpus(args, tokenizer=tokenizer).n_chars  # of a run whose settings were for another text
 
 
 def test_the_hub_out_of_reach_is_told_with_a_way_out(tmp_path: Path) -> None:

@@ -16,7 +16,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import craft.data.reading as reading
-from craft.data.reading import Span, looks_like_text, read_text
+from craft.data.arguments import DataArguments
+from craft.data.containers import Span, look_into, looks_like_text
+from craft.data.finding import find_source
+from craft.data.reading import read_text
 from craft.utils.common import UserError
 
 EXACT = "\ufeffa\r\nb\rc\n\0\t \u2028\u2029\u0085e\u0301é👩‍👩‍👧\U0010ffff\x1b[0m\n\n"
@@ -30,7 +33,7 @@ PACK: dict[str, Callable[[bytes], bytes]] = {
 
 
 def read(path: Path, errors: str = "strict") -> str:
-    return "".join(read_text(Span(path, path.suffix), errors))
+    return "".join(read_text(Span(path, look_into(path, path).packing), errors))
 
 
 @pytest.mark.parametrize("suffix", list(PACK))
@@ -62,13 +65,13 @@ def test_any_bytes_are_read_as_python_reads_them_or_refused_where_python_refuses
     file.write_bytes(data)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reading, "PIECE", piece)
-        assert read(file, "replace") == data.decode("utf-8", "replace")
+        assert "".join(read_text(Span(file), "replace")) == data.decode("utf-8", "replace")
         fault = first_fault(data)
         if fault is None:
-            assert read(file) == data.decode("utf-8")
+            assert "".join(read_text(Span(file), "strict")) == data.decode("utf-8")
             return
         with pytest.raises(UserError, match=rf"byte {fault} |is UTF-(16|32)"):
-            read(file)
+            list(read_text(Span(file), "strict"))
 
 
 def first_fault(data: bytes) -> int | None:
@@ -99,8 +102,7 @@ def test_what_macos_adds_to_an_archive_is_left_out_and_members_are_named(tmp_pat
     assert not (tmp_path.parent / "outside.txt").exists()
     with zipfile.ZipFile(file, "a") as archive:
         archive.writestr("photo.jpg", b"\xff\xd8\xff\xe0" + bytes(32))
-    with pytest.raises(UserError, match=r"photo.jpg in .*texts.zip isn't"):
-        read(file)
+    assert read(file) == "never unpacked, only read text"
     data = bytearray(file.read_bytes())
     for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         data[data.index(mark) + flags] |= 1
@@ -130,7 +132,7 @@ def test_parts_of_a_file_join_without_a_seam(text: str, cuts: list[int], tmp_pat
     file.write_bytes(text.encode())
     size = len(text.encode())
     borders = sorted({0, *(cut % (size + 1) for cut in cuts)})
-    spans = [Span(file, ".txt", a, b) for a, b in zip(borders, [*borders[1:], None])]
+    spans = [Span(file, "", a, b) for a, b in zip(borders, [*borders[1:], None])]
     assert "".join("".join(read_text(span, "strict")) for span in spans) == text
 
 
@@ -138,39 +140,40 @@ def test_an_error_in_a_part_is_placed_in_the_file(tmp_path: Path) -> None:
     file = tmp_path / "parts.txt"
     file.write_bytes(b"x" * 50 + b"\xe9" + b"x" * 50)
     with pytest.raises(UserError, match=r"isn't valid UTF-8 at byte 50 \(0xe9\)"):
-        list(read_text(Span(file, ".txt", 40, 80), "strict"))
+        list(read_text(Span(file, "", 40, 80), "strict"))
     with pytest.raises(UserError, match=r"became shorter while it was being read"):
-        list(read_text(Span(file, ".txt", 60, 200), "replace"))
+        list(read_text(Span(file, "", 60, 200), "replace"))
 
 
 def test_another_encoding_is_told_from_a_binary_file(tmp_path: Path) -> None:
     latin = tmp_path / "latin.txt"
     latin.write_bytes(("x" * 100).encode() + "é".encode("latin-1") + b"more text")
     with pytest.raises(
-        UserError, match=r"latin.txt isn't valid UTF-8 at byte 100 \(0xe9\).*LATIN1.*errors=replace"
+        UserError,
+        match=r"latin.txt isn't valid UTF-8 at byte 100 \(0xe9\).*data.encoding=cp1252.*errors=replace",
     ):
         read(latin)
     assert read(latin, "replace") == "x" * 100 + "\ufffdmore text"
-    binary = tmp_path / "photo.jpg"
-    binary.write_bytes(b"\xff\xd8\xff\xe0" + bytes(range(32)) * 30)
+    binary = tmp_path / "photo.raw"
+    binary.write_bytes(b"\xff\xd8" + bytes(range(32)) * 30)
     with pytest.raises(
-        UserError, match=r"photo.jpg isn't text: byte 0 is invalid UTF-8 and \d+% .*control codes"
+        UserError, match=r"photo.raw isn't text: byte 0 is invalid UTF-8 and \d+% .*control codes"
     ):
         read(binary)
     wide = tmp_path / "wide.txt"
     wide.write_bytes("wide".encode("utf-16"))
-    with pytest.raises(UserError, match=r"wide.txt is UTF-16.*iconv"):
+    with pytest.raises(UserError, match=r"wide.txt is UTF-16.*data.encoding=utf-16"):
         read(wide)
     wide.write_bytes("wide".encode("utf-32"))
-    with pytest.raises(UserError, match=r"wide.txt is UTF-32.*iconv"):
+    with pytest.raises(UserError, match=r"wide.txt is UTF-32.*data.encoding=utf-32"):
         read(wide)
 
 
-@pytest.mark.parametrize("encoding", ["UTF-16LE", "UTF-16BE"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
 def test_valid_utf8_by_accident_is_refused(encoding: str, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(("plain English words. " * 20).encode(encoding))
-    with pytest.raises(UserError, match=rf"is {encoding}, not UTF-8; convert it: iconv -f {encoding} "):
+    with pytest.raises(UserError, match=rf"read it with data.encoding={encoding} "):
         read(file)
     file.write_bytes(bytes(range(1, 128)) + bytes(range(32)) * 20)
     with pytest.raises(UserError, match=r"isn't text: \d+% of its first bytes are control codes"):
@@ -209,3 +212,66 @@ def test_zstandard_is_optional_and_missed_by_name(tmp_path: Path, monkeypatch: p
         UserError, match=r"text.zst needs the zstandard package: pip install 'craft-lm\[zstd\]'"
     ):
         read(file)
+
+
+WRITTEN = {
+    "cp1252": "“quoted” – it’s…\r\n€\r",
+    "shift_jis": "日本語、テスト\n\r\nｱｲｳ ソ表",
+    "gb18030": "中文😀 test\r\n€",
+    "euc_kr": "한국어\n",
+    "iso2022_jp": "日本語\nabc\n",
+    "utf-16": "a😀é\r\n\x85",
+    "utf-16-le": "\ufeffa😀\n",
+    "utf-32": "a😀\r",
+    "utf-8-sig": "née\n",
+    "utf-7": "née 日\n",
+}
+
+
+@pytest.mark.parametrize("encoding", WRITTEN)
+@pytest.mark.parametrize("piece", [1, 2, 3, 7])
+def test_any_encoding_is_exact_whatever_the_pieces(
+    encoding: str, piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "PIECE", piece)
+    text = WRITTEN[encoding] * 5
+    file = tmp_path / "a.txt"
+    file.write_bytes(text.encode(encoding))
+    source = find_source(DataArguments(path=str(file), encoding=encoding))
+    assert "".join(p.text for p in source.pieces()) == text
+    assert "".join(p.text for unit in source.units(1) for p in unit.pieces()) == text
+
+
+def test_the_encoding_is_a_part_of_the_signature_only_where_it_is_another(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_bytes(b"text")
+    signatures = [
+        find_source(DataArguments(path=str(file), encoding=encoding)).signature()
+        for encoding in (None, "UTF8", "cp1252", "windows-1252")
+    ]
+    assert signatures[0] == signatures[1]
+    assert signatures[2] == signatures[3] != signatures[0]
+
+
+def test_a_folder_is_read_in_its_encoding(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("“a”".encode("cp1252"))
+    (tmp_path / "b.bin").write_bytes(bytes(range(256)) * 8)
+    source = find_source(DataArguments(path=str(tmp_path), encoding="cp1252"))
+    assert [piece.text for piece in source.pieces()] == ["“a”"]
+
+
+def test_bytes_that_are_not_of_the_encoding_are_refused_by_their_place(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+
+    def said(data: bytes, **fields: str) -> str:
+        file.write_bytes(data)
+        with pytest.raises(UserError) as caught:
+            list(find_source(DataArguments(path=str(file), **fields)).pieces())  # type: ignore[arg-type]
+        return str(caught.value)
+
+    assert "byte 4 (0xff)" in said("日本".encode("shift_jis") + b"\xff", encoding="shift_jis")
+    assert "isn't text in iso8859-1" in said(bytes(range(256)) * 8, encoding="latin-1")
+    assert "data.encoding=cp1252" in said("He said “hello”\n".encode("cp1252"))
+    assert "data.encoding=shift_jis" in said("日本語のテスト、表示\n".encode("shift_jis") * 9)
+    assert "data.encoding=gb18030" in said("中文文本测试，这里有很多字。\n".encode("gb18030") * 9)
+    assert "data.encoding=cp1251" in said("Привет, мир. Как дела?\n".encode("cp1251") * 9)

@@ -304,6 +304,24 @@ def test_nothing_is_written_and_the_loader_runs(tmp_path: Path, cache: Path) -> 
         train_dataset(found, args, 2, seed=0, order="streams")
 
 
+def test_separators_and_files_end_as_in_prepared_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "UNIT_BYTES", 64)
+    for i in range(9):
+        (tmp_path / f"{i}.txt").write_text(f"{i} äöü" * (i * 10))
+    for separator in ("", "é--\n"):
+        fields: Any = {"path": str(tmp_path), "block_size": 1, "tokenizer": "byte", "separator": separator}
+        fields["validation_size"] = 0
+        streamed = load_corpus(DataArguments(**fields, streaming=True)).train
+        assert isinstance(streamed, TextStream)
+        assert len(streamed.units) > 9
+        assert (
+            np.concatenate(list(streamed.blocks())).tolist()
+            == load_corpus(DataArguments(**fields)).train.tolist()
+        )
+
+
 def test_the_builtin_corpus_streams_too() -> None:
     found = load_corpus(
         DataArguments(

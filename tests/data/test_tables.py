@@ -73,6 +73,15 @@ def texts(found: Source) -> list[str]:
         ("a.csv", "text\n" + "x" * 3_000_000, ["x" * 3_000_000]),
         ("a.csv.gz", packed(b"text\none\n"), ["one"]),
         ("a.csv", "", []),
+        ("a.csv", '\ufeff"text","n"\r\n"row ""two""","1"\r\n', ['row "two"']),
+        ("a.csv", "text,n\né,1\n".encode("utf-16"), ["é"]),
+        ("a.tsv", 'n\ttext\r\n1\t"a\tb"\r\n2\tit\'s, "x"\r\n', ["a\tb", 'it\'s, "x"']),
+        ("a.tsv", '\ufeff"text"\tn\r\né😀\t1\r\n'.encode("utf-16-le"), ["é😀"]),
+        ("a.ndjson", '\ufeff{"text":"one"}\n\n{"text":"two"}\n', ["one", "two"]),
+        ("a.jsonl", '{"text":"é"}\r\n{"text":"😀"}'.encode("utf-16"), ["é", "😀"]),
+        ("a.json", '\ufeff\n[{"text":"one"}]', ["one"]),
+        ("a.json", '\ufeff{"text":"one"}\n{"text":"two"}\n', ["one", "two"]),
+        ("a.json", '[{"text":"é"}]'.encode("utf-32"), ["é"]),
         ("a.csv", "text\n", []),
         *(("a.parquet", array, ["one", ""]) for array in ARROW.values()),
         ("a.parquet", pa.array([], pa.string()), []),
@@ -159,3 +168,79 @@ def test_units_are_the_rows_in_order(
         if name == "a.jsonl":
             assert sum(unit.size for unit in units) == len(lines.encode())
             assert all(unit.size >= size for unit in units[:-1])
+
+
+CHAT = [
+    {
+        "id": 1,
+        "messages": [{"role": "user", "content": "hi"}, {"role": "bot", "content": "you"}],
+        "tags": [],
+    },
+    {"id": 2, "messages": [{"role": "user", "content": None}], "tags": ["a", "b"]},
+    {"id": 3, "messages": [], "tags": None},
+    {"id": 4, "messages": [{"role": "bot", "content": "end"}], "meta": {"title": {"en": "T"}}},
+]
+
+
+def chat(path: Path) -> Path:
+    """The rows of `CHAT` in the format that the name says."""
+    lines = [json.dumps(row) for row in CHAT]
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pa.Table.from_pylist(CHAT), path, row_group_size=2)
+    else:
+        path.write_text("\n".join(lines) if path.suffix == ".jsonl" else f"[{','.join(lines)}]")
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet"])
+def test_nested_texts_are_lines_of_their_row(name: str, tmp_path: Path) -> None:
+    def column(path: str) -> list[str]:
+        found = find_source(DataArguments(path=str(file), text_column=path))
+        assert [piece.text for unit in found.units(1 << 20) for piece in unit.pieces()] == texts(found)
+        return texts(found)
+
+    file = chat(tmp_path / name)
+    assert column("messages[].content") == ["hi\nyou", "end"]
+    assert column("tags[]") == ["a\nb"]
+    if name != "a.parquet":  # whose rows have every key
+        assert column("meta.title.en") == ["T"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+@pytest.mark.parametrize(
+    ("column", "named"),
+    [
+        ("messages", ["holds a list", "data.text_column=messages[].role", "messages[].content"]),
+        ("messages.content", ["'messages'", "messages[]"]),
+        ("messages[].contant", ["messages[]", "(role, content)", "did you mean 'content'"]),
+        ("mesages[].content", ["(id, messages", "did you mean 'messages'"]),
+        ("id[]", ["'id' holds int 1", "[]"]),
+        ("id.x", ["'id' holds int 1", "'x'"]),
+        ("messages[0].content", ["(id, messages"]),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_refused_with_what_is_there(
+    name: str, column: str, named: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as caught:
+        texts(find_source(DataArguments(path=str(chat(tmp_path / name)), text_column=column)))
+    assert all(part in str(caught.value) for part in [*named, name])
+
+
+def test_a_column_whose_own_name_looks_like_a_path_is_that_column(tmp_path: Path) -> None:
+    content = '{"a.b[]": "own", "a": {"b": ["nested"]}}\n'
+    assert texts(source(tmp_path / "a.jsonl", content, text_column="a.b[]")) == ["own"]
+    (tmp_path / "a.csv").write_text("a.b,n\nown,1\n")
+    assert texts(find_source(DataArguments(path=str(tmp_path / "a.csv"), text_column="a.b"))) == ["own"]
+
+
+def test_tables_are_read_in_their_encoding(tmp_path: Path) -> None:
+    for name, content in (
+        ("a.csv", 'text,n\r\n"表\r\nソ",1\r\n'),
+        ("a.tsv", 'text\tn\r\n"表\r\nソ"\t1\r\n'),
+        ("a.jsonl", '{"text":"表\\r\\nソ"}\n'),
+        ("a.json", '[{"text":"表\\r\\nソ"}]'),
+    ):
+        found = source(tmp_path / name, content.encode("shift_jis"), encoding="shift_jis")
+        assert texts(found) == ["表\r\nソ"]
+        assert [piece.text for unit in found.units(1) for piece in unit.pieces()] == ["表\r\nソ"]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import pickle
 import subprocess
 import sys
+import weakref
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from datasets.fingerprint import Hasher
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
@@ -219,6 +222,30 @@ def test_load_tokenizer_refuses_what_is_not_ours(tmp_path: Path) -> None:
     stock.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="isn't a character tokenizer of craft"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", list(TOKENIZERS))
+def test_using_a_tokenizer_changes_neither_its_hash_nor_its_pickle(name: str, tmp_path: Path) -> None:
+    """`datasets.map` takes the hash for the name of its cache."""
+    used = copy.deepcopy(TOKENIZERS[name])
+    before, size = Hasher.hash(used), len(pickle.dumps(used))
+    ids = used("ab").input_ids
+    used.encode_ids("ab")
+    used.decode(ids)
+    used(["a", "ab"], padding=True, truncation=True, max_length=2)
+    assert used.id_chars.sum() + used.id_bytes.sum() > 0
+    used.save_pretrained(tmp_path)
+    assert Hasher.hash(used) == Hasher.hash(pickle.loads(pickle.dumps(used))) == before
+    used("ab")
+    assert len(pickle.dumps(used)) == size < 10_000
+
+
+def test_tables_go_with_their_tokenizer() -> None:
+    tokenizer = CharTokenizer.train(["ab"])
+    table = weakref.ref(tokenizer.processor)
+    del tokenizer
+    gc.collect()
+    assert table() is None
 
 
 def test_real_text(shakespeare: Path) -> None:

@@ -12,7 +12,6 @@ import json
 import lzma
 import re
 import shlex
-import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,12 +82,6 @@ def finished(reader: Desk) -> Path:
     """The first finished run."""
     models = (reader.folder / "outputs" / "models").glob("*_step_4")
     return min(models, key=lambda path: path.stat().st_mtime_ns).relative_to(reader.folder)
-
-
-@pytest.fixture(autouse=True)
-def a_second_of_its_own() -> None:
-    """A run is named after the second of its start, and such short ones may end within it."""
-    time.sleep(1 - time.time() % 1)
 
 
 @pytest.mark.parametrize("line", TYPED)

@@ -199,7 +199,7 @@ DATA: dict[str, tuple[dict[str, bytes], str]] = {
     ),
     "script": ({"data-script.py": b"raise SystemExit('run')\n"}, "craft runs no code of a data set"),
     "column": ({FILE: parquet(content=ROWS)}, "data.text_column='text' isn't among the columns"),
-    "numbers": ({FILE: parquet(text=list(range(200)))}, "holds int64, not text"),
+    "numbers": ({FILE: parquet(text=list(range(200)))}, "holds int 0, not text"),
     "damaged": ({FILE: parquet(text=ROWS)[:999]}, "not a parquet file"),
     "split": ({FILE.replace("train", "test"): parquet(text=ROWS)}, "['test'] (data.split"),
     "metadata": ({"README.md": b"---\n: : [\n---\n", FILE: parquet(text=ROWS)}, "no valid YAML"),

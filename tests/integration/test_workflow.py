@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from craft.utils.terminal import visible
+
 QUICK = [
     "training.max_steps=12",
     "training.eval_steps=6",
@@ -120,6 +122,43 @@ def test_generate_streams_the_prompt_and_what_follows(trained: tuple[Path, str, 
     assert first == second
     assert first.startswith("the quick")
     assert len(first) >= len("the quick") + 40
+
+
+def test_a_terminal_is_shown_control_characters_and_a_pipe_gets_them(tmp_path: Path) -> None:
+    """A model that can write nothing but the title of a window and the end of a line."""
+    (tmp_path / "escapes.txt").write_text("\x1b]0;a title\x07\n" * 200)
+    prompt = "training.sample_prompt=\x1b"
+    trained = craft(tmp_path, "train", "escapes.txt", *SMALL["char_lstm"], *QUICK, prompt)
+    (log,) = (tmp_path / "outputs" / "logs").glob("*.log")
+    for shown in (trained.stderr, log.read_text(encoding="utf-8")):
+        assert r"\x1b" in shown
+        assert not {"\x1b", "\x07"} & set(shown)
+    words = ["generate", "latest", "-p", "\x1b]0;a title\x07", "-n", "5", "--seed", "1"]
+    piped = craft(tmp_path, *words).stdout
+    assert piped.startswith("\x1b]0;a title\x07")
+    assert on_a_terminal(tmp_path, *words) == visible(piped).replace("\n", "\r\n")
+
+
+def on_a_terminal(folder: Path, *arguments: str) -> str:
+    """What a terminal is sent by a command; it turns line ends into CR LF."""
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "craft", *arguments]
+    with subprocess.Popen(command, cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        sent = b""
+        while piece := _read(ours):
+            sent += piece
+    os.close(ours)
+    assert process.returncode == 0, sent
+    return sent.decode()
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 4096)
+    except OSError:  # how Linux says that nobody writes to it any more
+        return b""
 
 
 def test_a_pipeline_in_a_process_without_craft(trained: tuple[Path, str, str]) -> None:

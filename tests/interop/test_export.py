@@ -167,6 +167,17 @@ def test_a_place_that_cannot_be_written_is_said_before_the_work(tmp_path: Path, 
     assert {path.name for path in tmp_path.iterdir()} == {"file", "link"}
 
 
+@pytest.mark.precision
+def test_bfloat16_weights_are_exported_as_float32(tmp_path: Path, tiny: Path) -> None:
+    model, tokenizer = load(tiny)
+    half = model.to(torch.bfloat16)
+    for part in (half, tokenizer):
+        part.save_pretrained(tmp_path / "half")
+    done = export_onnx(tmp_path / "half", tmp_path / "onnx")
+    assert done.difference < TOLERANCE
+    assert json.loads((tmp_path / "onnx" / "config.json").read_text())["dtype"] == "float32"
+
+
 def test_an_empty_folder_is_filled(tmp_path: Path, tiny: Path) -> None:
     done = export_onnx(tiny, tmp_path)
     assert {"model.onnx", "config.json", "tokenizer.json"} <= {path.name for path in tmp_path.iterdir()}

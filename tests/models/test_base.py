@@ -109,6 +109,7 @@ def test_dropout_acts_everywhere(make: Any, places: int, text: torch.Tensor) -> 
         assert not torch.allclose(model(text).logits, model(text).logits)
 
 
+@pytest.mark.precision
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_autocast_and_bfloat16_weights_stay_close(model: Any, text: torch.Tensor, dtype: torch.dtype) -> None:
     """float32 weights under autocast, or bfloat16 weights: loss and gradient are near the exact ones."""
@@ -126,6 +127,7 @@ def test_autocast_and_bfloat16_weights_stay_close(model: Any, text: torch.Tensor
     assert out.past_key_values.layers[0].keys.dtype in (dtype, torch.bfloat16)
 
 
+@pytest.mark.precision
 def test_saved_and_loaded_it_is_the_same_model(model: Any, text: torch.Tensor, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     for loaded in (type(model).from_pretrained(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path)):

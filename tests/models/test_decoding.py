@@ -83,6 +83,7 @@ def test_stops_at_a_text(make: Any) -> None:
     assert tokenizer.decode(ended[0]) == text[: text.index(text[2:4]) + 2]
 
 
+@pytest.mark.precision
 def test_rules_see_scores_of_full_precision(prompt: torch.Tensor) -> None:
     """Of rounded ones, characters would be drawn more, or less, often than the model has it. No gradients."""
     seen: list[Any] = []
@@ -282,8 +283,13 @@ def test_streamed_ids_may_be_trained_on(prompt: torch.Tensor) -> None:
     assert model.lm_head.weight.grad.abs().sum() > 0
 
 
+@pytest.mark.precision
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("make", [make_lstm, make_transformer])
-def test_bfloat16_streams(make: Any, prompt: torch.Tensor) -> None:
-    model = make().to(torch.bfloat16)
+def test_half_precision_streams(make: Any, autocast: torch.dtype | None, prompt: torch.Tensor) -> None:
+    """bfloat16 weights, or float32 ones under autocast; also where oneDNN has no LSTM of that format."""
+    model = make() if autocast else make().to(torch.bfloat16)
     for length in (1, 5):
-        assert streamed(model, prompt[:, :length], max_new_tokens=20, do_sample=True).shape == (3, 20)
+        with torch.autocast("cpu", autocast, enabled=autocast is not None):
+            assert streamed(model, prompt[:, :length], max_new_tokens=20, do_sample=True).shape == (3, 20)
+            assert generated(model, prompt[:, :length], max_new_tokens=3).shape == (3, 3)

@@ -65,6 +65,24 @@ def test_the_trainer_settles_precision(native: bool, tmp_path: Path, monkeypatch
     assert "fp16 doesn't exist on a CPU" in trainer.args.precision_reason
 
 
+@pytest.mark.parametrize(
+    ("requested", "launcher", "words"),
+    [
+        ("bf16", "no", "training.precision=bf16"),
+        ("auto", "bf16", "accelerate's mixed_precision=bf16"),
+        ("auto", "no", ""),
+        ("fp32", "bf16", ""),
+    ],
+)
+def test_only_a_precision_that_was_asked_for_is_to_be_tried(
+    requested: str, launcher: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
+    args = CraftTrainingArguments(output_dir=str(tmp_path), precision=requested)
+    args.settle_precision()
+    assert args.precision_wanted == words
+
+
 def test_bf16_is_another_word_for_precision(tmp_path: Path) -> None:
     args = CraftTrainingArguments(output_dir=str(tmp_path), bf16=True)
     args.settle_precision()
@@ -140,7 +158,9 @@ def test_processes_for_gpus_that_are_not_there(tmp_path: Path, monkeypatch: pyte
     """What `accelerate launch --multi_gpu --num_processes 8` does on a machine without GPUs."""
     monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
-    monkeypatch.setenv("WORLD_SIZE", "8")
+    for name, value in {"WORLD_SIZE": 8, "RANK": 0, "LOCAL_RANK": 0, "MASTER_PORT": 29500}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     with pytest.raises(UserError, match="8 processes were launched for GPUs, but this machine has none"):
         CraftTrainingArguments(output_dir=str(tmp_path))
 
@@ -151,3 +171,12 @@ def test_a_world_that_nobody_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("WORLD_SIZE", "8")
     with pytest.raises(UserError, match="8 processes were launched, but this one sees a world of 1"):
         args._check_world()
+
+
+def test_a_tilde_in_the_run_folder_is_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert CraftTrainingArguments(output_dir="~/x").output_dir == str(tmp_path / "x")
+    with pytest.raises(UserError):
+        CraftTrainingArguments(output_dir="~no-such-user/x")

@@ -217,6 +217,7 @@ def test_the_lstm_reads_statefully() -> None:
     assert in_blocks.nats != pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.precision
 def test_bf16_is_near_and_fp32_is_the_default() -> None:
     model, ids = tiny_run.model("char_lstm"), tiny_run.split_ids()[1]
     exact, rounded = (evaluate_split(model, ids, block_size=8, precision=p) for p in ("fp32", "bf16"))

@@ -97,7 +97,7 @@ def quiet() -> None:
 
 
 def test_a_trainer_of_something_else_logs_its_loss(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    progress = Progress(Stopwatch())
+    progress = Progress()
     state = TrainerState(global_step=5, max_steps=20, is_world_process_zero=True)
     with caplog.at_level(logging.INFO, logger="craft"):
         progress.on_train_begin(None, state, None)

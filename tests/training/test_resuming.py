@@ -46,7 +46,7 @@ def run_dir(stopped: Path, tmp_path: Path) -> Path:
         ({"learning_rate": 0.1, "weight_decay": 0.5}, ["learning_rate 0.01 → 0.1", "weight_decay 0.0 → 0.5"]),
         ({"gradient_accumulation_steps": 2}, ["training.gradient_accumulation_steps 1 → 2"]),
         ({"optim": "muon"}, ["training.optim adamw_torch_fused → muon"]),
-        ({"precision": "bf16"}, ["training.precision fp32 → bf16"]),
+        pytest.param({"precision": "bf16"}, ["training.precision fp32 → bf16"], marks=pytest.mark.precision),
         ({"ema_decay": 0.9}, ["training.ema_decay null → 0.9"]),
         ({"carry_state": False}, ["training.carry_state true → false", "data.order streams → shuffled"]),
         ({"dropout": 0.2}, ["models.dropout 0.1 → 0.2"]),
@@ -134,6 +134,23 @@ def test_a_pickle_is_not_read(run_dir: Path) -> None:
     (run_dir / "checkpoint-16" / "optimizer.pt").write_bytes(b"")
     with pytest.raises(UserError, match=r"its state is a pickle \(optimizer.pt\)"):
         tiny_run.trainer("char_lstm", run_dir, dropout=0.1, **QUIET).train(True)
+
+
+def test_weights_alone_are_not_resumed_but_a_finished_model_is_made_of_them(tmp_path: Path) -> None:
+    spec: dict[str, Any] = {**QUIET, "save_only_model": True}
+    trained = tiny_run.trainer("char_transformer", tmp_path / "run", **spec)
+    trained.train()
+    again = tiny_run.trainer("char_transformer", tmp_path / "run", **spec)
+    assert again.train(True).global_step == 20
+    for a, b in zip(trained.model.parameters(), again.model.parameters()):
+        assert torch.equal(a, b)
+    shutil.rmtree(tmp_path / "run" / "checkpoint-20")
+    lost = tiny_run.trainer("char_transformer", tmp_path / "run", **spec)
+    left = f"models.init_from={tmp_path / 'run' / 'checkpoint-16'}"
+    assert left in lost.way_out()
+    with pytest.raises(UserError) as refusal:
+        lost.train(True)
+    assert left in str(refusal.value)
 
 
 def test_a_run_without_a_checkpoint_starts_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -8,20 +8,22 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import tiny_run
 
 from craft.training import tracking
+from craft.utils.common import UserError
 
 wandb = pytest.importorskip("wandb")
 
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> Any:
-    for name in ("WANDB_MODE", "WANDB_DIR", "WANDB_API_KEY", "WANDB_PROJECT", "WANDB_RUN_ID"):
-        monkeypatch.delenv(name, raising=False)
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", "/dev/null")
     monkeypatch.setattr(tracking, "_has_key", lambda wandb: False)
     yield
@@ -96,6 +98,94 @@ def test_an_empty_mode_and_no_key_mean_offline(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("WANDB_MODE", "")
     assert tracking.start(tmp_path, "craft", {}, "abc12345") == "abc12345"
     assert wandb.run.settings.mode == "offline"
+
+
+def test_what_the_user_says_by_variables_is_in_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = {
+        "WANDB_DIR": str(tmp_path / "elsewhere"),
+        "WANDB_MODE": "dryrun",
+        "WANDB_NAME": "from the variable",
+        "WANDB_NOTES": "a note",
+        "WANDB_PROJECT": "my-project",
+        "WANDB_RUN_GROUP": "my-group",
+        "WANDB_RUN_ID": "abc12345",
+        "WANDB_TAGS": "first,second",
+    }
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    train(tmp_path / "run", max_steps=1, eval_strategy="no")
+    (file,) = (tmp_path / "elsewhere" / "wandb").glob("offline-run-*/run-abc12345.wandb")
+    run = next(r.run for r in records(file) if r.WhichOneof("record_type") == "run")
+    named = (run.project, run.display_name, run.notes, run.run_group, list(run.tags))
+    assert named == ("my-project", "from the variable", "a note", "my-group", ["first", "second"])
+
+
+@pytest.mark.parametrize(
+    ("variables", "configured", "expected"),
+    [
+        ({}, None, {"name": "run", "resume": "allow", "project": "craft"}),
+        ({"WANDB_NAME": "varied", "WANDB_RESUME": "never"}, None, {"name": "varied", "resume": "never"}),
+        ({"WANDB_NAME": "varied"}, "mine", {"name": "mine"}),
+        ({"WANDB_NAME": "", "WANDB_PROJECT": ""}, None, {"name": "run", "project": "craft"}),
+        ({"WANDB_ENTITY": "my-team"}, None, {}),
+    ],
+    ids=str,
+)
+def test_what_wandb_is_told(
+    variables: dict[str, str],
+    configured: str | None,
+    expected: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What isn't passed on, as the entity, wandb reads from its variable itself."""
+    told: dict[str, Any] = {}
+
+    def init(**settings: Any) -> Any:
+        told.update(settings)
+        return SimpleNamespace(offline=True)
+
+    monkeypatch.setattr(wandb, "init", init)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "run").mkdir()
+    tracking.start(tmp_path / "run", "craft", {}, None, configured)
+    assert expected.items() <= told.items()
+    assert "entity" not in told
+
+
+@pytest.mark.parametrize(("variable", "value"), [("WANDB_DISABLED", "true"), ("WANDB_MODE", "disabled")])
+def test_switched_off_it_trains_without(
+    variable: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    monkeypatch.setenv("WANDB_DIR", "/proc/nowhere")  # not looked at then
+    trainer = tiny_run.trainer("char_lstm", tmp_path / "run", report_to="wandb", max_steps=1)
+    assert trainer.train().global_step == 1
+    assert (trainer.wandb_id, wandb.run) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "way_out"),
+    [
+        ("WANDB_DIR", "/proc/nowhere", "another folder"),
+        ("WANDB_MODE", "ofline", "offline"),
+        ("WANDB_RESUME", "perhaps", "must"),
+        ("WANDB_RUN_ID", "a/b", "/"),
+        ("WANDB_TAGS", "a,,b", "1"),
+    ],
+)
+def test_a_variable_that_can_not_be_followed_is_named_before_training(
+    variable: str, value: str, way_out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(UserError) as refusal:
+        tiny_run.arguments(tmp_path / "run", report_to="wandb")
+    assert f"{variable}={value} " in str(refusal.value)
+    assert way_out in str(refusal.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_begun_by_the_user_is_used(tmp_path: Path) -> None:

@@ -20,14 +20,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from craft.data.arguments import DataArguments
 from craft.data.char_dataset import CharDataset, train_loader
 from craft.data.loaders import load_corpus, train_dataset
-from craft.data.tokenization import CharTokenizer
+from craft.data.tokenization import ByteTokenizer, CharTokenizer
 from craft.models import TransformerConfig, TransformerForCausalLM
 from craft.sharing.bundle import bundle
 from craft.training.arguments import CraftTrainingArguments
 from craft.training.base import LanguageModelTrainer
 from craft.training.evaluation import evaluate_split
 from craft.training.logging import read_metrics
+from craft.training.validating import first_chars
 from craft.utils.common import UserError
+from craft.utils.manifest import write_manifest
 
 KINDS = ("char_lstm", "char_transformer")
 
@@ -113,6 +115,47 @@ def test_metrics_and_samples_are_in_the_file_of_the_run(tmp_path: Path) -> None:
         assert sample.startswith("9 green")
         assert 20 < len(sample) <= 37
         assert "<" not in sample  # special tokens, which a young model still draws, aren't text
+
+
+@pytest.mark.parametrize("protocol", ["blocks", "stateful"])
+def test_evaluations_while_training_read_the_beginning(protocol: str, tmp_path: Path) -> None:
+    spec: dict[str, Any] = {"eval_protocol": protocol, "max_steps": 4, "eval_steps": 4}
+    capped = tiny_run.trainer("char_lstm", tmp_path / "capped", **spec, eval_chars=100)
+    capped.train()
+    (scored,) = (event for event in read_metrics(tmp_path / "capped") if "eval_loss" in event)
+    _, validation = tiny_run.split_ids()
+    by_hand = evaluate_split(capped.model, validation[:101], protocol=protocol, block_size=tiny_run.BLOCK)
+    assert by_hand.characters == 100
+    assert scored["eval_loss"] == pytest.approx(by_hand.nats_per_char)
+    everything = capped.evaluate()["eval_loss"]  # no longer in training
+    assert everything != scored["eval_loss"]
+
+    for name, limit in (("all", None), ("large", len(validation) - 1)):
+        whole = tiny_run.trainer("char_lstm", tmp_path / name, **spec, eval_chars=limit)
+        whole.train()
+        (event,) = (event for event in read_metrics(tmp_path / name) if "eval_loss" in event)
+        assert event["eval_loss"] == everything
+
+
+@pytest.mark.parametrize(("chars", "ids"), [(1, 3), (2, 4), (3, 7), (4, 7), (9, 7)])
+def test_the_beginning_of_a_text_in_bytes_is_counted_in_characters(chars: int, ids: int) -> None:
+    """The first id isn't predicted; ä is two ids, of which the first counts, and 世 three."""
+    tokenizer = ByteTokenizer.create()
+    text = tokenizer.encode_ids("aäb世")
+    assert len(first_chars(text, chars, tokenizer.id_chars)) == ids
+
+
+def test_a_run_begun_before_there_was_a_limit_goes_on_without(tmp_path: Path) -> None:
+    spec: dict[str, Any] = {"lr_scheduler_type": "constant"}
+    tiny_run.trainer("char_lstm", tmp_path, max_steps=4, **spec).train()
+    saved = tmp_path / "checkpoint-4"
+    known = json.loads((saved / "training_args.json").read_text())
+    assert known.pop("eval_chars") == 200_000
+    (saved / "training_args.json").write_text(json.dumps(known))
+    write_manifest(saved, step=4)
+    again = tiny_run.trainer("char_lstm", tmp_path, max_steps=8, **spec)
+    again.train(True)
+    assert again.args.eval_chars is None
 
 
 def test_sampling_and_evaluating_leave_training_alone(tmp_path: Path) -> None:
@@ -225,6 +268,7 @@ def test_epochs_instead_of_steps(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-12", "checkpoint-24"]
 
 
+@pytest.mark.precision
 def test_bf16_trains_and_is_scored_in_fp32(tmp_path: Path) -> None:
     trainer = tiny_run.trainer("char_lstm", tmp_path, precision="bf16")
     trainer.train()

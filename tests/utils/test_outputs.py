@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from datetime import datetime
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,34 @@ def test_latest_is_the_newest_finished_model(tmp_path: Path) -> None:
 
 def test_stamps_sort_by_age() -> None:
     assert outputs.timestamp(datetime(2026, 1, 2, 3, 4, 5)) == "20260102_030405"
+
+
+def test_a_second_is_given_out_once(tmp_path: Path) -> None:
+    """Of many processes and commands that ask at once each gets its own, in the documented form."""
+    with ThreadPoolExecutor(8) as pool:
+        stamps = list(pool.map(lambda _: outputs.claim_stamp(tmp_path), range(40)))
+    files = [outputs.sample_file(tmp_path), outputs.evaluation_file("m", "d", tmp_path)]
+    stamps += [re.findall(r"\d{8}_\d{6}", file.name)[0] for file in files]
+    assert len(set(stamps)) == 42
+    assert all(re.fullmatch(r"\d{8}_\d{6}", stamp) for stamp in stamps)
+
+
+def test_what_an_earlier_output_is_named_by_is_not_given_out_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a clock was set back, or where outputs of another machine were copied to."""
+    now = datetime(2026, 1, 2, 23, 59, 58)
+    monkeypatch.setattr(outputs, "datetime", type("Clock", (), {"now": staticmethod(lambda: now)}))
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "sample_20260102_235958.txt").touch()
+    (tmp_path / "models" / "m_1K_fp32_20260102_235959_step_5").mkdir(parents=True)
+    (tmp_path / ".stamps").mkdir()
+    (tmp_path / ".stamps" / "20260101_235959").touch()
+    assert outputs.claim_stamp(tmp_path) == "20260103_000000"
+    assert (tmp_path / ".stamps" / "20260101_235959").exists()
+    now += timedelta(days=2)
+    outputs.claim_stamp(tmp_path)
+    assert [path.name for path in (tmp_path / ".stamps").iterdir()] == ["20260104_235958"]
 
 
 def test_numbers_and_hints_for_people() -> None:

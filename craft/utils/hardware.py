@@ -1,0 +1,114 @@
+"""Which number formats this machine computes in, and a trial of one before it is relied on.
+
+What a processor doesn't compute in natively, libraries imitate: the results are those of the format, the time
+may be thirty times that of float32.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from craft.utils.common import UserError
+
+SLOW = 1.5
+"""Times float32: what is slower than that is worth a warning."""
+PATIENCE = 0.2
+"""Seconds after which a step has been measured well enough."""
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What decides about number formats.
+
+    Args:
+        device: "cpu", "cuda", "mps", …
+        capability: compute capability of the CUDA device, otherwise None.
+        native_bf16: the CPU multiplies bfloat16 matrices natively (AVX512-BF16 or AMX).
+    """
+
+    device: str
+    capability: tuple[int, int] | None = None
+    native_bf16: bool = False
+
+    @classmethod
+    def detect(cls, use_cpu: bool = False) -> Hardware:
+        import torch
+
+        if not use_cpu and torch.cuda.is_available():
+            return cls("cuda", torch.cuda.get_device_capability())
+        if not use_cpu and torch.accelerator.is_available():
+            return cls(torch.accelerator.current_accelerator().type)
+        return cls("cpu", native_bf16=bool(bf16_instructions()))
+
+    def computes_in(self, dtype: Any) -> bool:
+        """Whether `dtype` (of torch) is worth computing in: native, or not known to be imitated."""
+        import torch
+
+        if dtype == torch.bfloat16 and self.device in ("cpu", "cuda"):
+            return self.native_bf16 or (self.capability or (0, 0)) >= (8, 0)
+        return dtype != torch.float16 or self.device != "cpu"
+
+    def __str__(self) -> str:
+        return f"capability {'.'.join(map(str, self.capability))}" if self.capability else self.device
+
+
+def bf16_instructions() -> list[str]:
+    """The instructions by which this CPU multiplies bfloat16, as far as oneDNN may use them."""
+    import torch
+
+    known = {"_is_avx512_bf16_supported": "AVX512-BF16", "_is_amx_tile_supported": "AMX"}
+    found = [name for test, name in known.items() if getattr(torch.cpu, test, lambda: False)()]
+    # torch asks the processor; ONEDNN_MAX_CPU_ISA, or a build without oneDNN, may leave what it has unused.
+    usable = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return found if usable else []
+
+
+def try_format(wanted: str, step: Callable[[], Any], exact: Callable[[], Any], way_out: str) -> str | None:
+    """Takes a step in a number format beside the same one in float32, before anything depends on it.
+
+    Args:
+        wanted: the format, in the words in which it was asked for.
+        step, exact: in the format, and in float32.
+        way_out: what to do instead.
+
+    Returns:
+        A warning if the format is slow here.
+
+    Raises:
+        UserError: if the step fails and that in float32 doesn't.
+    """
+    try:
+        usual: float | None = seconds(exact)
+    except Exception:
+        usual = None  # not the format's fault; whoever takes the step in earnest says what is wrong
+    try:
+        took = seconds(step)
+    except Exception as error:
+        if usual is None:
+            return None
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise UserError(f"{wanted} doesn't work on this machine ({reason[:200]}); {way_out}") from error
+    if usual is None or took <= SLOW * usual:
+        return None
+    return f"{wanted} takes {took / usual:.1f} times as long as float32 on this machine; {way_out}"
+
+
+def seconds(step: Callable[[], Any]) -> float:
+    """The least time of two calls or three: the first also pays for what is set up once."""
+    import torch
+
+    best, spent = math.inf, 0.0
+    for call in range(3):
+        if call == 2 and spent > PATIENCE:
+            break
+        start = time.perf_counter()
+        step()
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
+        took = time.perf_counter() - start
+        best, spent = min(best, took), spent + took
+    return best

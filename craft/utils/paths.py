@@ -1,0 +1,51 @@
+"""Paths as users type them: a shell expands `~` in few of the places where craft takes one."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+from craft.utils.common import UserError
+
+HOLDS_PATH = re.compile(r"(^|_)(path|dir|file|folder|from|checkpoint)$")
+"""Names of settings that hold a path, if they hold text."""
+
+
+def typed_path(text: str | os.PathLike[str], where: str = "") -> str:
+    """A path that a user typed, with `~` and `~user` expanded, else as it stands: it may be a pattern, an
+    address or a name on the Hub.
+
+    Args:
+        where: the option or setting, to begin a message with: `--output `, `training.output_dir=`.
+
+    Raises:
+        UserError: for an unknown user, and for what can't be a path or can't be recorded as one.
+    """
+    path = os.fspath(text)
+    if "\0" in path:
+        raise UserError(f"{where}{path!r} is no path: it holds a NUL")
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode(errors="backslashreplace")
+        pattern = re.sub("[\ud800-\udfff]+", "*", path)
+        raise UserError(
+            f"{where}{shown} isn't UTF-8, in which names are recorded; give it another name, or, to read it, "
+            f"name its folder or a pattern such as '{pattern}'"
+        ) from None
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~") and not os.path.lexists(expanded):
+        user = re.split(r"[/\\]", expanded[1:])[0]
+        raise UserError(
+            f"{where}{path}: there is no user {user!r} here whose home ~ could mean; for a file or folder of "
+            f"that very name write ./{path}"
+        )
+    return expanded
+
+
+def typed_setting(value: Any, where: str) -> Any:
+    """The value of a setting that holds a path or a list of them, as `typed_path`; anything else as it is."""
+    if isinstance(value, list):
+        return [typed_setting(each, where) for each in value]
+    return typed_path(value, where) if isinstance(value, str | os.PathLike) else value
