@@ -211,7 +211,7 @@ class CharLSTMModel(CharLSTMPreTrainedModel):
         hidden = self.dropout(hidden)
         layout = self._layout(hidden.shape, attention_mask, position_ids if alone else None)
         for layer in self.layers:
-            hidden = layer(hidden, layout, past_key_values)
+            hidden = layer(hidden, layout, past_key_values=past_key_values)
         return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=past_key_values)
 
     def _layout(self, shape: Any, mask: torch.Tensor | None, positions: torch.Tensor | None) -> Layout:
@@ -224,10 +224,10 @@ class CharLSTMModel(CharLSTMPreTrainedModel):
             mask = mask[:, -shape[1] :].bool()
             if not torch.compiler.is_compiling() and mask.all():
                 mask = None
+        in_loop = torch.compiler.is_exporting() or in_steps(shape[1])
+        by_kernel = not in_loop and any(is_fused(layer.lstm) for layer in self.layers)
         plain = mask is None and begins is None
-        if plain or torch.compiler.is_exporting() or in_steps(shape[1]) or not is_fused(self.layers[0].lstm):
-            return Layout(mask, begins)
-        return packed_layout(mask, begins)
+        return packed_layout(mask, begins) if by_kernel and not plain else Layout(mask, begins)
 
 
 @dataclass

@@ -43,8 +43,13 @@ def read(cell: Any, hidden: Tensor, state: State | None, layout: Layout) -> tupl
         state = tuple(weight.new_zeros(hidden.shape[0], cell.hidden_size) for _ in cell.state_names)
     state = tuple(part.to(weight.dtype) for part in state)
     if isinstance(hidden.shape[1], torch.SymInt):  # in torch.export, of any length
-        return _scanned(cell, hidden, state, layout)
-    return (_loop if in_steps(hidden.shape[1]) else _long)(cell, hidden, state, layout)
+        way = _scanned
+    else:
+        way = _loop if in_steps(hidden.shape[1]) else _long
+    output, state = way(cell, hidden, state, layout)
+    if hook is not None:
+        hook.post_forward(cell, None)
+    return output, state
 
 
 def in_steps(steps: int) -> bool:
