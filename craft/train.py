@@ -123,7 +123,7 @@ def workflow(
     args.settle_precision()
     assert args.global_batch_size is not None  # the arguments derive it
     order = "streams" if model.carries_state and args.carry_state else data.order
-    windows = train_dataset(corpus, data, args.global_batch_size, args.seed, order)
+    windows = train_dataset(corpus, data, args.global_batch_size, args.seed, order, model.lookahead)
     paths = name_run(run, model, args, corpus, resume)
     logger.info(f"model     {run.models['model_type']}, {human(model.num_parameters())} parameters")
     logger.info(f"precision {args.precision}: {args.precision_reason}")

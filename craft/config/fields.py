@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from craft.config.sources import (
     classes,
     fields,
     package_file,
+    parse,
     yaml_word,
 )
 from craft.utils.common import UserError, did_you_mean
@@ -107,19 +109,30 @@ def model_types() -> dict[str, Path]:
 
 @functools.cache
 def model_source(model_type: str) -> ModelSource:
-    """The model of that type, read from its file; a config may inherit from another one of the same file."""
-    here = classes(model_types()[model_type])
-    config = next(cls for cls in here.values() if class_constant(cls, "model_type") == model_type)
-    lineage = [config]
-    while parents := [here[name] for name in base_names(lineage[-1]) if name in here]:
-        lineage.append(parents[0])
+    """The model of that type, read from its file; it may inherit from others, there or in siblings."""
+    path = model_types()[model_type]
+    config = next(
+        name for name, cls in classes(path).items() if class_constant(cls, "model_type") == model_type
+    )
     found: dict[str, Field] = {}
-    for cls in reversed(lineage):
-        found |= {field.name: field for field in fields(cls, aliases(model_types()[model_type]))}
-    carries = any(class_constant(cls, "carries_state") is True for cls in here.values())
+    for cls, file in reversed(_lineage(config, path)):
+        found |= {field.name: field for field in fields(cls, aliases(file))}
+    head = config.removesuffix("Config") + "ForCausalLM"
+    says = [class_constant(cls, "carries_state") for cls, _ in _lineage(head, path)]
     for name in found.keys() & rules.FROM_DATA:
         found[name] = replace(found[name], kinds=(*found[name].kinds, Kind("null")))
-    return ModelSource(found, carries)
+    return ModelSource(found, next((said for said in says if isinstance(said, bool)), False))
+
+
+def _lineage(name: str, path: Path) -> list[tuple[ast.ClassDef, Path]]:
+    """A class of a file and those it inherits from, there or in siblings, with their files, nearest first."""
+    if name in classes(path):
+        cls = classes(path)[name]
+        return [(cls, path), *(known for base in base_names(cls) for known in _lineage(base, path))]
+    for node in parse(path).body:
+        if isinstance(node, ast.ImportFrom) and node.level == 1 and name in [a.name for a in node.names]:
+            return _lineage(name, path.with_name(f"{node.module}.py"))
+    return []
 
 
 def own_fields(section: str, values: Mapping[str, Any]) -> dict[str, Field]:

@@ -23,37 +23,38 @@ class BaseDataset(Protocol):
     global_batch_size: int
 
     def batch(self, epoch: int, step: int, rows: np.ndarray) -> torch.Tensor:
-        """LongTensor [len(rows), block_size + 1]: those rows of the global batch of a step."""
+        """LongTensor [len(rows), block_size + lookahead]: those rows of the global batch of a step."""
 
 
 class TextDataset:
-    """Windows of `block_size + 1` consecutive ids: T inputs and T targets, no prediction lost at the edges.
+    """Windows of `block_size + lookahead` consecutive ids: no prediction is lost at their edges.
 
     Args:
         ids: 1-D array of any integer type, in memory or memory-mapped; it is never copied as a whole.
         block_size: T.
+        lookahead: ids behind the T inputs, as the model's objective needs them.
 
     Raises:
         UserError: if the ids don't fill one window.
     """
 
-    def __init__(self, ids: np.ndarray, block_size: int) -> None:
+    def __init__(self, ids: np.ndarray, block_size: int, lookahead: int = 1) -> None:
         # np.memmap runs Python code on every slice; a plain view of the same memory doesn't.
         self.ids = np.asarray(ids).view(np.ndarray)
-        self.block_size = block_size
-        if len(self.ids) <= block_size:
+        self.block_size, self.width = block_size, block_size + lookahead
+        if len(self.ids) < self.width:
             raise UserError(
                 f"{len(self.ids)} characters don't fill a window of data.block_size={block_size} and the "
-                f"character behind it; the largest block_size that works is {len(self.ids) - 1}"
+                f"character behind it; the largest block_size that works is {len(self.ids) - lookahead}"
             )
-        self._windows = np.lib.stride_tricks.sliding_window_view(self.ids, block_size + 1)
+        self._windows = np.lib.stride_tricks.sliding_window_view(self.ids, self.width)
         self._file = _FileOf.array(ids) if self.ids.nbytes > MAPPED_BYTES else None
 
     def windows(self, starts: np.ndarray) -> torch.Tensor:
-        """LongTensor [len(starts), block_size + 1]: the ids from each start on."""
+        """LongTensor [len(starts), block_size + lookahead]: the ids from each start on."""
         if self._file is None:
             return torch.from_numpy(self._windows[starts].astype(np.int64))
-        return torch.from_numpy(self._file.rows(starts, self.block_size + 1).astype(np.int64))
+        return torch.from_numpy(self._file.rows(starts, self.width).astype(np.int64))
 
 
 class _FileOf:

@@ -7,7 +7,7 @@ continues exactly where it stopped.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -34,18 +34,25 @@ class CharDataset(TextDataset):
 
     Args:
         ids: 1-D array of ids.
-        block_size: T; a window holds T + 1 ids.
+        block_size: T.
         global_batch_size: windows per optimizer step, over all processes and accumulation steps.
         seed: decides the order, together with epoch and step.
+        lookahead: ids of a window behind its T inputs.
 
     Raises:
         UserError: if the corpus is too short for the windows or the batch.
     """
 
     def __init__(
-        self, ids: np.ndarray, block_size: int, global_batch_size: int, seed: int, order: str = "shuffled"
+        self,
+        ids: np.ndarray,
+        block_size: int,
+        global_batch_size: int,
+        seed: int,
+        order: str = "shuffled",
+        lookahead: int = 1,
     ) -> None:
-        super().__init__(ids, block_size)
+        super().__init__(ids, block_size, lookahead)
         if order not in ORDERS:
             raise UserError(
                 f"data.order={order!r} is none of {', '.join(ORDERS)}{did_you_mean(order, ORDERS)}"
@@ -54,7 +61,8 @@ class CharDataset(TextDataset):
         self.seed = seed
         self.order = order
         # Less than a whole window is given up, so that every phase in [0, T) has the same number of windows.
-        self._n_windows = len(self.ids) // block_size - 1
+        self._n_starts = len(self.ids) + 1 - lookahead
+        self._n_windows = self._n_starts // block_size - 1
         if order == "random":
             self._n_windows = max(self._n_windows, global_batch_size)
         if self._n_windows < global_batch_size:
@@ -82,7 +90,7 @@ class CharDataset(TextDataset):
         return self._block[place]
 
     def _starts(self, epoch: int, steps: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        n, size = len(self.ids), self.block_size
+        n, size = self._n_starts, self.block_size
         if self.order == "random":
             return below(n - size, self.seed, epoch, steps, rows)
         if self.order == "streams":
@@ -93,11 +101,11 @@ class CharDataset(TextDataset):
         return below(size, self.seed, epoch) + permuted(window, self._n_windows, self.seed, epoch) * size
 
     def batch(self, epoch: int, step: int, rows: np.ndarray) -> torch.Tensor:
-        """LongTensor [len(rows), T + 1]: those rows of the global batch of a step."""
+        """LongTensor [len(rows), T + lookahead]: those rows of the global batch of a step."""
         return self.windows(self.starts(epoch, step)[rows])
 
     def _too_short(self) -> str:
-        n, size, batch = len(self.ids), self.block_size, self.global_batch_size
+        n, size, batch = self._n_starts, self.block_size, self.global_batch_size
         ways_out = []
         if n // (batch + 1):
             ways_out.append(f"block_size {n // (batch + 1)} at this batch")
@@ -105,8 +113,8 @@ class CharDataset(TextDataset):
             ways_out.append(f"a global batch of {n // size - 1} at this block_size")
         best = " or ".join(ways_out) or f"block_size {n // 2} with a global batch of 1"
         return (
-            f"{n} characters of training text are too few for a global batch of {batch} windows of "
-            f"data.block_size={size}; the largest that works is {best}"
+            f"{len(self.ids)} characters of training text are too few for a global batch of {batch} windows "
+            f"of data.block_size={size}; the largest that works is {best}"
         )
 
 
@@ -119,16 +127,23 @@ class TrainLoader(DataLoader):
 
 
 def train_loader(
-    dataset: BaseDataset, per_device_batch_size: int, accumulation: int, rank: int, world: int
+    dataset: BaseDataset,
+    per_device_batch_size: int,
+    accumulation: int,
+    rank: int,
+    world: int,
+    make_batch: Callable[[torch.Tensor], dict[str, Any]] | None = None,
 ) -> TrainLoader:
     """The micro-batches of process `rank` of `world`.
 
     Row j of the global batch belongs to micro-batch g, process r, row b with j = (g * world + r) * B + b.
 
+    Args:
+        make_batch: the model's, of windows what it takes; by default `next_characters`.
+
     Returns:
-        A loader of dicts: `input_ids` [B, T], `labels` [B, T] (the next characters), `shift_labels` (the same
-        tensor), `step_in_epoch`, `micro_step`. It has steps_per_epoch * accumulation of them; over a stream
-        it has no length.
+        A loader of dicts: what `make_batch` gives, `step_in_epoch`, `micro_step`. It has steps_per_epoch *
+        accumulation of them; over a stream it has no length.
 
     Raises:
         ValueError: if the processes and accumulation steps don't add up to the dataset's global batch.
@@ -140,12 +155,19 @@ def train_loader(
             f"= {parts}, but the global batch is {dataset.global_batch_size}"
         )
     batches = _MicroBatches(dataset, per_device_batch_size, accumulation, rank, world)
+    batches.make_batch = make_batch or next_characters
     return TrainLoader(
         batches,
         batch_sampler=_EpochSampler(batches.per_epoch),
         collate_fn=_only,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def next_characters(windows: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Windows [B, T + 1] -> `input_ids` [B, T]; as `labels` and `shift_labels` [B, T] the next characters."""
+    labels = windows[:, 1:].contiguous()
+    return {"input_ids": windows[:, :-1].contiguous(), "labels": labels, "shift_labels": labels}
 
 
 class _MicroBatches(Dataset):
@@ -165,14 +187,7 @@ class _MicroBatches(Dataset):
         epoch, micro = divmod(index, self.per_epoch) if self.per_epoch else (0, index)
         step, micro_step = divmod(micro, self.accumulation)
         windows = self.dataset.batch(epoch, step, self.rows[micro_step])
-        labels = windows[:, 1:].contiguous()
-        return {
-            "input_ids": windows[:, :-1].contiguous(),
-            "labels": labels,
-            "shift_labels": labels,
-            "step_in_epoch": step,
-            "micro_step": micro_step,
-        }
+        return {**self.make_batch(windows), "step_in_epoch": step, "micro_step": micro_step}
 
 
 class _EpochSampler(BatchSampler):

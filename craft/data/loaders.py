@@ -114,12 +114,18 @@ def load_corpus(
 
 
 def train_dataset(
-    corpus: Corpus, args: DataArguments, global_batch_size: int, seed: int, order: str | None = None
+    corpus: Corpus,
+    args: DataArguments,
+    global_batch_size: int,
+    seed: int,
+    order: str | None = None,
+    lookahead: int = 1,
 ) -> BaseDataset:
     """The windows that training draws from a corpus.
 
     Args:
         order: `shuffled`, `random` or `streams` (for carried state); None is `args.order`.
+        lookahead: ids of a window behind its inputs, as the model needs them.
 
     Raises:
         UserError: if the corpus is too short for the window or the batch, or a stream is asked for parallel
@@ -129,13 +135,13 @@ def train_dataset(
     if isinstance(corpus.train, np.ndarray):
         _long_enough(corpus, args)
         _something_to_learn(corpus.train, args)
-        return CharDataset(corpus.train, args.block_size, global_batch_size, seed, order)
+        return CharDataset(corpus.train, args.block_size, global_batch_size, seed, order, lookahead)
     if order == "streams":
         raise UserError(
             "data.streaming=true reads the corpus from front to back, but carried state needs many places "
             "of it at once: set data.streaming=false or training.carry_state=false"
         )
-    return StreamDataset(corpus.train, args.block_size, global_batch_size, seed, args.lanes)
+    return StreamDataset(corpus.train, args.block_size, global_batch_size, seed, args.lanes, lookahead)
 
 
 def build_tokenizer(args: DataArguments, scans: dict[str, Scan]) -> CharTokenizer:

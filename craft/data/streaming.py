@@ -90,8 +90,8 @@ class StreamDataset:
 
     Args:
         stream: the training ids.
-        block_size: T; windows hold T + 1 ids and overlap by one, so every id of a lane but the first is
-            predicted. Less than a window at the end of a lane's pass is left out.
+        block_size: T; windows hold T + lookahead ids and begin T apart, so every id of a lane but the first
+            is predicted. Less than a window at the end of a lane's pass is left out.
         global_batch_size: windows per optimizer step, over all processes and accumulation steps.
         seed: decides the order.
         lanes: how many places are read at once; fewer if there are fewer units or rows.
@@ -101,12 +101,18 @@ class StreamDataset:
     """
 
     def __init__(
-        self, stream: TextStream, block_size: int, global_batch_size: int, seed: int, lanes: int = 16
+        self,
+        stream: TextStream,
+        block_size: int,
+        global_batch_size: int,
+        seed: int,
+        lanes: int = 16,
+        lookahead: int = 1,
     ) -> None:
         if not stream.units:
             raise UserError(_too_short(block_size))
         self.stream = stream
-        self.block_size = block_size
+        self.block_size, self.lookahead = block_size, lookahead
         self.global_batch_size = global_batch_size
         self.seed = seed
         self.n_lanes = min(lanes, len(stream.units), global_batch_size)
@@ -115,8 +121,8 @@ class StreamDataset:
         self._deals: dict[int, list[list[int]]] = {}
 
     def batch(self, epoch: int, step: int, rows: np.ndarray) -> Tensor:
-        """LongTensor [len(rows), T + 1]: those rows of the global batch of a step, counted from the first."""
-        windows = np.empty((len(rows), self.block_size + 1), np.int64)
+        """LongTensor [len(rows), T + lookahead]: those rows of the global batch of a step of the run."""
+        windows = np.empty((len(rows), self.block_size + self.lookahead), np.int64)
         lanes = self.lanes_of(rows)
         for number in np.unique(lanes).tolist():
             if number not in self._lanes:
@@ -169,7 +175,7 @@ class _Lane:
         self._windows: Iterator[np.ndarray] = iter(())
 
     def rows(self, step: int, rows: np.ndarray) -> np.ndarray:
-        """Windows [len(rows), T + 1] of a step, for rows of the global batch that this lane feeds."""
+        """Windows [len(rows), T + lookahead] of a step, for rows of the global batch that this lane feeds."""
         if step != self._step:
             if step != self._step + 1:
                 self._windows = self._from(step * self.width)
@@ -185,7 +191,7 @@ class _Lane:
             units = self.dataset.units_of(self.number, number)
             place = self._locate(units, block * self.block * size)
             if isinstance(place, int):  # the pass is shorter than that
-                n_windows = max(0, place - 1) // size
+                n_windows = max(0, place - self.dataset.lookahead) // size
             else:
                 n_windows = block * self.block
                 for windows in self._blocks(self._ids(units, *place)):
@@ -222,17 +228,17 @@ class _Lane:
             self.dataset.lengths[unit] = length
 
     def _blocks(self, arrays: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        """Windows in arrays [<= block, T + 1]; an unfilled window at the end is left."""
-        size = self.dataset.block_size
-        wanted = self.block * size + 1
+        """Windows in arrays [<= block, T + lookahead]; an unfilled window at the end is left."""
+        size, ahead = self.dataset.block_size, self.dataset.lookahead
+        wanted = self.block * size + ahead
         pending = np.empty(0, self.dataset.stream.tokenizer.processor.dtype)
         for array in arrays:
             pending = np.concatenate([pending, array])
             while len(pending) >= wanted:
-                yield np.lib.stride_tricks.sliding_window_view(pending[:wanted], size + 1)[::size]
-                pending = pending[wanted - 1 :]
-        if len(pending) > size:
-            yield np.lib.stride_tricks.sliding_window_view(pending, size + 1)[::size]
+                yield np.lib.stride_tricks.sliding_window_view(pending[:wanted], size + ahead)[::size]
+                pending = pending[self.block * size :]
+        if len(pending) >= size + ahead:
+            yield np.lib.stride_tricks.sliding_window_view(pending, size + ahead)[::size]
 
 
 def _behind(blocks: Iterator[np.ndarray], skip: int) -> Iterator[np.ndarray]:

@@ -57,16 +57,13 @@ class RecurrentStep(Step):
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
-        parts = [f"{n}.{part}" for n in range(model.config.num_hidden_layers) for part in ("hidden", "cell")]
-        self.inputs = ["input_ids", *(f"state.{part}" for part in parts)]
-        self.outputs = ["logits", *(f"next_state.{part}" for part in parts)]
+        self.inputs = ["input_ids", *(f"state.{name}" for name in model.state_names)]
+        self.outputs = ["logits", *(f"next_state.{name}" for name in model.state_names)]
 
     def forward(self, input_ids: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        batch, width = input_ids.shape[0], self.model.config.hidden_size
-        cache = self.model.state_from_tensors([tensor.reshape(batch, 1, 1, width) for tensor in state])
+        cache = self.model.state_from_tensors(list(state))
         outputs = self.model(input_ids=input_ids, past_key_values=cache, use_cache=True)
-        after = self.model.state_tensors(outputs.past_key_values)
-        return outputs.logits, *(tensor.reshape(batch, width) for tensor in after)
+        return outputs.logits, *self.model.state_tensors(outputs.past_key_values)
 
     def start(self, batch: int) -> dict[str, Tensor]:
         return {name: torch.zeros(batch, self.model.config.hidden_size) for name in self.inputs[1:]}

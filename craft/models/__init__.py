@@ -14,7 +14,7 @@ import transformers
 from transformers.models.auto import modeling_auto
 
 from .base import LanguageModel
-from .heads import MUST, classes_of
+from .heads import REQUIRED_CLASSES, classes_of
 
 __all__ = ["LanguageModel", "register"]
 
@@ -42,7 +42,7 @@ def register(module_name: str) -> list[str]:
     stems = [
         n.removesuffix("Config") for n, v in own.items() if n.endswith("Config") and hasattr(v, "model_type")
     ]
-    names = [stem + ending for stem in stems for ending in MUST.values()]
+    names = [stem + ending for stem in stems for ending in REQUIRED_CLASSES.values()]
     missing = [name for name in names if not hasattr(module, name)]
     if missing:
         raise ImportError(f"{module_name} must also define {', '.join(missing)}")

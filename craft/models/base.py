@@ -1,4 +1,4 @@
-"""What every model shares: saving with its own code, streaming, and the language-modelling head.
+"""What every model shares: saving with its own code, streaming, the language-modelling head, the objective.
 
 Hub-safe: `save_pretrained` copies this file beside the weights, so it imports only stdlib, torch,
 transformers and its siblings. A model file defines `XConfig`, `XModel(BaseModel)` and
@@ -8,12 +8,13 @@ transformers and its siblings. A model file defines `XConfig`, `XModel(BaseModel
 # Annotations are evaluated here: transformers' tools read from them what `**kwargs` may hold.
 
 import os
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from transformers import GenerationMixin, PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.processing_utils import Unpack
@@ -60,10 +61,27 @@ class GenerativeModel(BaseModel, GenerationMixin):
     _prepare_generation_config = settings
 
 
-class LanguageModel(GenerativeModel):
-    """Backbone + linear head + next-character loss; what training, evaluation and generation rely on."""
+@dataclass
+class LanguageModelOutput(CausalLMOutputWithPast):
+    """As in transformers; `auxiliary_losses`: by name, what `loss` holds beside the nats per prediction."""
 
-    carries_state = False  # True: `past_key_values` of one window is the start of the next in training
+    auxiliary_losses: dict[str, torch.Tensor] | None = None
+
+
+class LanguageModel(GenerativeModel):
+    """Backbone + linear head + objective; what training, evaluation and generation rely on.
+
+    The objective is next-character prediction. A model with another one says so by `lookahead`, `make_batch`,
+    `compute_loss` and `count_predictions`, which trainer, data sets and evaluation ask.
+
+    Attributes:
+        lookahead: how many ids a window holds beyond the inputs; 0: it predicts no next character.
+        carries_state: `past_key_values` of one window is the start of the next in training. `state_tensors`
+            are how the trainer detaches, saves and restores it, batch first; `state_from_tensors` goes back.
+    """
+
+    lookahead: ClassVar[int] = 1
+    carries_state = False
     backbone: type[PreTrainedModel]
     _tied_weights_keys: Any = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
@@ -90,8 +108,9 @@ class LanguageModel(GenerativeModel):
         logits_to_keep: int | torch.Tensor = 0,
         cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> CausalLMOutputWithPast:
-        """input_ids [B, T] -> logits [B, T, V], and with labels the mean negative log-likelihood in nats.
+    ) -> LanguageModelOutput:
+        """input_ids [B, T] -> logits [B, T, V], and with labels the loss: nats per prediction, plus what
+        `compute_loss` adds to them by name.
 
         `labels` alone are shifted here, as always in transformers (T-1 predictions); `shift_labels` [B, T]
         are the next characters themselves (T predictions). Training builds no cache unless `use_cache=True`.
@@ -112,28 +131,39 @@ class LanguageModel(GenerativeModel):
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
-        loss = None
+        loss: Any = None
+        auxiliary: dict[str, torch.Tensor] = {}
         if labels is not None or kwargs.get("shift_labels") is not None:
-            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
-            loss=loss,
+            loss, auxiliary = self.compute_loss(outputs.last_hidden_state, logits, labels, **kwargs)
+        return LanguageModelOutput(
+            loss=sum(auxiliary.values(), start=loss),
+            auxiliary_losses=auxiliary or None,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
 
-    def state_tensors(self, state: Cache) -> list[torch.Tensor]:
-        """A carried state as tensors, batch first and detached, for the trainer to keep, save and restore."""
-        layers: list[Any] = state.layers
-        return [tensor.detach() for layer in layers for tensor in (layer.keys, layer.values)]
+    def make_batch(self, windows: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Windows of ids [B, T + lookahead] -> what `forward` takes: inputs [B, T] and their targets."""
+        following = windows[:, 1:].contiguous()
+        return {"input_ids": windows[:, :-1].contiguous(), "labels": following, "shift_labels": following}
 
-    def state_from_tensors(self, tensors: list[torch.Tensor]) -> Cache:
-        """The inverse of `state_tensors`; feed it back as `past_key_values`."""
-        cache = DynamicCache(config=self.config)
-        for index, (keys, values) in enumerate(zip(tensors[::2], tensors[1::2])):
-            cache.update(keys, values, index)
-        return cache
+    def count_predictions(self, batch: dict[str, torch.Tensor]) -> int:
+        """Over how many predictions the loss of a batch is the mean."""
+        return batch["shift_labels"].numel()
+
+    def compute_loss(
+        self, hidden: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor | None, **targets: Any
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Nats per prediction, and by name what is to be learnt beside them, weighted as it is added.
+
+        Args:
+            hidden: the last hidden states [B, T, H]. logits: of the positions that were asked for.
+            targets: what else `forward` was given, among it `num_items_in_batch`, for losses that are to be
+                divided by the predictions of several batches.
+        """
+        return self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **targets), {}
 
     def flops_per_token(self) -> float:
         """Training FLOPs per character: 6 for each weight that multiplies (2 forward, 4 backward)."""

@@ -1,13 +1,14 @@
 """A multi-layer LSTM over characters whose state is carried from window to window and through `generate`.
 
-Special here: the state of a layer (h, c) is a transformers cache layer, so beam search, chunked prefill and
-continued caches work unchanged; padding never touches the state; LayerNorm sits between the layers.
+Special here: what happens at one character is the cell (cells.py), which a model may replace; the state of a
+layer is a transformers cache layer, so beam search, chunked prefill and continued caches work unchanged.
 Hub-safe: copied beside the weights by `save_pretrained`.
 """
 # ruff: noqa: RUF012  (transformers reads its plans and flags from plain class attributes)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -22,11 +23,12 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .base import BaseModel, LanguageModel
+from .cells import Cell, LSTMCell, State, is_fused
 from .decoding import has_plain_weights
 from .inputs import either_cache, embed
 from .lora import tell_peft
-from .lstm_cache import LAYER_TYPE
-from .recurrence import Recurrence, lay_apart
+from .recurrence import Layout, in_steps, one_step, packed_layout, read
+from .state_cache import LAYER_TYPE
 
 Norms = Literal["each", "head", "none"]
 
@@ -91,35 +93,26 @@ class CharLSTMConfig(PreTrainedConfig):
 
 
 class CharLSTMLayer(nn.Module):
-    """LSTM, then LayerNorm where the config wants one, then dropout: [B, T, H] -> [B, T, H]."""
+    """The recurrence, then LayerNorm where the config wants one, then dropout: [B, T, H] -> [B, T, H]."""
 
-    def __init__(self, config: CharLSTMConfig, index: int) -> None:
+    def __init__(self, config: CharLSTMConfig, index: int, cell: nn.Module) -> None:
         super().__init__()
         self.index = index
-        width = config.hidden_size
-        self.lstm = Recurrence(width, width)
+        self.lstm: Any = cell
         last = index + 1 == config.num_hidden_layers
         normed = config.layer_norm == "each" or (config.layer_norm == "head" and last)
-        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if normed else nn.Identity()
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if normed else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self,
-        hidden: torch.Tensor,
-        mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        texts: tuple[torch.Tensor, torch.Tensor] | None = None,
+        self, hidden: torch.Tensor, layout: Layout, past_key_values: Cache | None = None
     ) -> torch.Tensor:
-        batch, steps, width = hidden.shape
-        dtype = self.lstm.all_weights[0][0].dtype
-        state = None
-        layer: Any = past_key_values.layers[self.index] if past_key_values is not None else None
-        if layer is not None and layer.is_initialized:
-            state = tuple(t.to(dtype).reshape(1, batch, width) for t in (layer.keys, layer.values))
-        hidden, (h, c) = self.lstm(hidden, state, mask, texts)
+        steps, dtype = hidden.shape[1], self.lstm.weight_ih_l0.dtype
+        kept: Any = past_key_values.layers[self.index] if past_key_values is not None else None
+        hidden, state = read(self.lstm, hidden, None if kept is None else kept.state, layout)
         if past_key_values is not None:
-            keys, values = (t.to(dtype).reshape(batch, 1, 1, width) for t in (h, c))
-            past_key_values.update(keys, values, self.index, steps=steps)
+            after = torch.stack([part.to(dtype) for part in state], dim=1)
+            past_key_values.update(after, after[:, :0], self.index, steps=steps)
         return self.dropout(self.norm(hidden))
 
 
@@ -137,19 +130,18 @@ class CharLSTMPreTrainedModel(BaseModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Uniform within ±1/sqrt(hidden_size), an untied embedding normal; 0.02 would starve an LSTM."""
-        bound = self.config.hidden_size**-0.5
-        if isinstance(module, Recurrence):
-            for name, parameter in module.named_parameters():
+        width, bound = self.config.hidden_size, self.config.hidden_size**-0.5
+        if isinstance(module, (Cell, LSTMCell)):
+            for name, parameter in module.named_parameters(recurse=False):
                 fresh = not getattr(parameter, "_is_hf_initialized", False)
                 init.uniform_(parameter, -bound, bound)
-                if name.startswith("bias_ih") and fresh:
-                    parameter[self.config.hidden_size : 2 * self.config.hidden_size] += (
-                        self.config.forget_bias
-                    )
+                if name == "bias_ih_l0" and module.forget_gate is not None and fresh:
+                    parameter.unflatten(0, (-1, width))[module.forget_gate] += self.config.forget_bias
         elif isinstance(module, nn.Embedding) and not self.config.tie_word_embeddings:
             init.normal_(module.weight)
         elif isinstance(module, (nn.Embedding, nn.Linear)):
-            init.uniform_(module.weight, -bound, bound)
+            for parameter in module.parameters(recurse=False):
+                init.uniform_(parameter, -bound, bound)
         else:
             super()._init_weights(module)
 
@@ -163,13 +155,20 @@ class CharLSTMPreTrainedModel(BaseModel):
 
 
 class CharLSTMModel(CharLSTMPreTrainedModel):
-    """Embedding and LSTM layers: input_ids [B, T] -> last_hidden_state [B, T, H]."""
+    """Embedding and recurrent layers: input_ids [B, T] -> last_hidden_state [B, T, H].
+
+    Attributes:
+        cell_class: makes the cell of each layer out of the config (cells.py).
+    """
+
+    cell_class: type[Any] = LSTMCell
 
     def __init__(self, config: CharLSTMConfig) -> None:
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(CharLSTMLayer(config, index) for index in range(config.num_hidden_layers))
+        layers = range(config.num_hidden_layers)
+        self.layers = nn.ModuleList(CharLSTMLayer(config, n, self.cell_class(config)) for n in layers)
         self.post_init()
 
     @merge_with_config_defaults
@@ -201,11 +200,7 @@ class CharLSTMModel(CharLSTMPreTrainedModel):
                 "a CharLSTM has no attention: attention_mask can only say what is padding, [batch, length], "
                 f"got {list(attention_mask.shape)}"
             )
-        texts = None
         alone = attention_mask is None and past_key_values is None
-        if position_ids is not None and alone and not torch.compiler.is_exporting():
-            numbers = find_packed_sequence_indices(position_ids.expand(hidden.shape[:2]))
-            texts = lay_apart(numbers) if numbers is not None else None
         if past_key_values is None and use_cache:
             past_key_values = DynamicCache(config=self.config)
         elif isinstance(past_key_values, DynamicCache) and not past_key_values.layers:  # made without config
@@ -213,37 +208,43 @@ class CharLSTMModel(CharLSTMPreTrainedModel):
         kinds = [getattr(layer, "_layer_type", None) for layer in getattr(past_key_values, "layers", ())]
         if past_key_values is not None and kinds != self.config.layer_types:
             raise ValueError("this cache was not made for a CharLSTM; use DynamicCache(config=model.config)")
-        mask = None
-        if attention_mask is not None:
-            mask = attention_mask[:, -hidden.shape[1] :].bool()
+        hidden = self.dropout(hidden)
+        layout = self._layout(hidden.shape, attention_mask, position_ids if alone else None)
+        for layer in self.layers:
+            hidden = layer(hidden, layout, past_key_values=past_key_values)
+        return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=past_key_values)
+
+    def _layout(self, shape: Any, mask: torch.Tensor | None, positions: torch.Tensor | None) -> Layout:
+        """Where there is padding, or where texts begin; for kernels, how they go around that."""
+        begins = None
+        if positions is not None and not torch.compiler.is_exporting():
+            texts = find_packed_sequence_indices(positions.expand(shape[:2]))
+            begins = None if texts is None else nn.functional.pad(texts.diff(dim=1), (1, 0)).bool()
+        if mask is not None:
+            mask = mask[:, -shape[1] :].bool()
             if not torch.compiler.is_compiling() and mask.all():
                 mask = None
-        hidden = self.dropout(hidden)
-        for layer in self.layers:
-            hidden = layer(hidden, mask=mask, past_key_values=past_key_values, texts=texts)
-        return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=past_key_values)
+        in_loop = torch.compiler.is_exporting() or in_steps(shape[1])
+        by_kernel = not in_loop and any(is_fused(layer.lstm) for layer in self.layers)
+        plain = mask is None and begins is None
+        return packed_layout(mask, begins) if by_kernel and not plain else Layout(mask, begins)
 
 
 @dataclass
-class LSTMDecodeState:
-    """What `step` works on: per layer h and c [B, H]; from the first step on also per layer weights [2H, 4H]
-    and bias [4H], gates as i, f, o, g."""
+class DecodeState:
+    """What `step` works on: the state of each layer, and from the first step on the way that each reads."""
 
-    hidden: list[torch.Tensor]
-    cell: list[torch.Tensor]
-    weights: list[torch.Tensor] = field(default_factory=list)
-    biases: list[torch.Tensor] = field(default_factory=list)
+    states: list[State]
+    ways: list[Callable[[torch.Tensor, State], tuple[torch.Tensor, State]]] = field(default_factory=list)
 
-    def take(self, rows: list[int]) -> LSTMDecodeState:
+    def take(self, rows: list[int]) -> DecodeState:
         """The state of these rows."""
-        return replace(self, hidden=[h[rows] for h in self.hidden], cell=[c[rows] for c in self.cell])
+        return replace(self, states=[tuple(part[rows] for part in state) for state in self.states])
 
-    def join(self, others: list[LSTMDecodeState]) -> LSTMDecodeState:
+    def join(self, others: list[DecodeState]) -> DecodeState:
         """One state for the rows of this one and then those of the others."""
-        states = (self, *others)
-        hidden = [torch.cat(layer) for layer in zip(*(state.hidden for state in states))]
-        cell = [torch.cat(layer) for layer in zip(*(state.cell for state in states))]
-        return replace(self, hidden=hidden, cell=cell)
+        layers = zip(*(other.states for other in (self, *others)))
+        return replace(self, states=[tuple(map(torch.cat, zip(*states))) for states in layers])
 
 
 class CharLSTMForCausalLM(CharLSTMPreTrainedModel, LanguageModel, GenerationMixin):
@@ -272,38 +273,39 @@ class CharLSTMForCausalLM(CharLSTMPreTrainedModel, LanguageModel, GenerationMixi
     def prefill(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, Any]:
         """Read prompts [B, T]."""
         logits, cache = super().prefill(input_ids)
-        if not has_plain_weights(self):
-            return logits, cache
-        hidden, cell = [c.keys[:, 0, 0] for c in cache.layers], [c.values[:, 0, 0] for c in cache.layers]
-        return logits, LSTMDecodeState(hidden, cell)
-
-    def _lay_out(self, state: LSTMDecodeState) -> None:
-        """Copies the weights so that a step is one matrix product a layer; it takes as long as many steps."""
-        for layer in self.model.layers:
-            w_ih, w_hh, b_ih, b_hh = layer.lstm.all_weights[0]
-            i, f, g, o = torch.cat([w_ih, w_hh], dim=1).chunk(4)
-            state.weights.append(torch.cat([i, f, o, g]).t().contiguous())
-            i, f, g, o = (b_ih + b_hh).chunk(4)
-            state.biases.append(torch.cat([i, f, o, g]))
+        return logits, DecodeState([layer.state for layer in cache.layers]) if has_plain_weights(
+            self
+        ) else cache
 
     def step(self, ids: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
         """Read one character per row; `state` is updated in place and returned."""
-        if not isinstance(state, LSTMDecodeState):
+        if not isinstance(state, DecodeState):
             return super().step(ids, state)
-        if not state.weights:
-            self._lay_out(state)
-        width = self.config.hidden_size
+        layers: Any = self.model.layers
+        if not state.ways:
+            state.ways = [one_step(layer.lstm) for layer in layers]
         x = self.model.embed_tokens(ids)
-        for n, layer in enumerate(self.model.layers):
-            gates = torch.addmm(state.biases[n], torch.cat((x, state.hidden[n]), dim=1), state.weights[n])
-            ifo = gates[:, : 3 * width].sigmoid_()
-            cell = state.cell[n].mul_(ifo[:, width : 2 * width])
-            cell.addcmul_(ifo[:, :width], gates[:, 3 * width :].tanh_())
-            x = cell.tanh().mul_(ifo[:, 2 * width :])
-            state.hidden[n] = x
+        for n, layer in enumerate(layers):
+            x, state.states[n] = state.ways[n](x, state.states[n])
             x = layer.norm(x)
         return self.lm_head(x), state
 
+    @property
+    def state_names(self) -> list[str]:
+        """What `state_tensors` are called, in their order: `0.hidden`, `0.cell`, `1.hidden`, …"""
+        return [f"{n}.{name}" for n, layer in enumerate(self.model.layers) for name in layer.lstm.state_names]
+
+    def state_tensors(self, state: Cache) -> list[torch.Tensor]:
+        layers: list[Any] = state.layers
+        return [part.detach() for layer in layers for part in layer.state]
+
+    def state_from_tensors(self, tensors: list[torch.Tensor]) -> Cache:
+        cache, each = DynamicCache(config=self.config), len(tensors) // self.config.num_hidden_layers
+        for index in range(self.config.num_hidden_layers):
+            state = torch.stack([part.flatten(1) for part in tensors[index * each :][:each]], dim=1)
+            cache.update(state, state[:, :0], index)
+        return cache
+
     def muon_blocks(self, name: str) -> int:
-        """Four gate matrices are stacked in every LSTM weight."""
-        return 4 * super().muon_blocks(name)
+        """The weights of several gates are stacked in one matrix."""
+        return super().muon_blocks(name) and self.get_parameter(name).shape[0] // self.config.hidden_size

@@ -8,14 +8,14 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-MUST = {"AutoConfig": "Config", "AutoModel": "Model", "AutoModelForCausalLM": "ForCausalLM"}
+REQUIRED_CLASSES = {"AutoConfig": "Config", "AutoModel": "Model", "AutoModelForCausalLM": "ForCausalLM"}
 ENDINGS = {
-    **MUST,
+    **REQUIRED_CLASSES,
     "AutoModelForSequenceClassification": "ForSequenceClassification",
     "AutoModelForTokenClassification": "ForTokenClassification",
     "AutoModelForQuestionAnswering": "ForQuestionAnswering",
 }
-"""Auto class -> how the name of its class ends in the module of a config; `MUST` is there of each."""
+"""Auto class -> how the name of its class ends in the module of a config; each has the required ones."""
 
 
 def classes_of(config_class: type) -> dict[str, type[Any]]:

@@ -1,179 +1,185 @@
-"""One layer of an LSTM over a stretch of text, in whatever way the stretch is to be read.
+"""Reads a stretch of text by a cell: whole, padded, packed, one character at a time, in an exported graph.
 
-Special here: padding never touches the state, texts packed behind one another don't see each other, one step
-costs a fraction of what nn.LSTM takes for it, and exporters find a loop. The weights are those of nn.LSTM.
+Special here: any cell is read by one loop, which exporters find as a loop; padding never touches the state
+and packed texts don't see each other. For the standard cell PyTorch's kernels do the same, faster.
 Hub-safe: copied beside the weights by `save_pretrained`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor
 from torch._higher_order_ops.scan import scan
 
-_UNROLLED = 32  # steps that a compiler may read one by one; longer stretches stay with PyTorch's own kernel
-_SHUT = 1e4  # far beyond where a sigmoid is 0 or 1 exactly, in every floating-point type
+from .cells import State, is_fused
+
+_UNROLLED = 32  # steps that a compiler may read one by one; longer stretches stay out of its reach
 
 
-def lay_apart(texts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where the characters of packed texts go, numbered in their row by `texts` [B, T] from 0.
+class Layout(NamedTuple):
+    """Of a batch that isn't plain: `real` [B, T] is false where there is padding, `begins` [B, T] true where
+    a text begins behind another one. The rest is `packed_layout`'s, for kernels."""
 
-    Before each text but the first there is a step that empties the state: a further input closes all gates.
-    So a row costs its characters and its texts; one with fewer of these begins with empty steps.
+    real: Tensor | None = None
+    begins: Tensor | None = None
+    chunks: list[tuple[Tensor, Tensor]] | None = None
+    last: Tensor | None = None
+
+
+def read(cell: Any, hidden: Tensor, state: State | None, layout: Layout) -> tuple[Tensor, State]:
+    """`hidden` [B, T, H] and the state before it (None: zeros) -> outputs [B, T, H] and the state after it.
+
+    Padding has no output; a row of nothing else keeps its state.
+    """
+    hook = getattr(cell, "_hf_hook", None)
+    if hook is not None:  # Accelerate fetches weights when their module is called, and a step is too late
+        hook.pre_forward(cell)
+    weight = cell.weight_ih_l0
+    if state is None:
+        state = tuple(weight.new_zeros(hidden.shape[0], cell.hidden_size) for _ in cell.state_names)
+    state = tuple(part.to(weight.dtype) for part in state)
+    if isinstance(hidden.shape[1], torch.SymInt):  # in torch.export, of any length
+        way = _scanned
+    else:
+        way = _loop if in_steps(hidden.shape[1]) else _long
+    output, state = way(cell, hidden, state, layout)
+    if hook is not None:
+        hook.post_forward(cell, None)
+    return output, state
+
+
+def in_steps(steps: int) -> bool:
+    """Whether the loop reads so much whatever the cell: no kernel is worth it, or a compiler unrolls it."""
+    return steps == 1 or (torch.compiler.is_compiling() and steps <= _UNROLLED)
+
+
+def project(cell: Any, hidden: Tensor) -> Tensor:
+    """[..., H] -> [..., gates * H], what `cell` is given."""
+    return F.linear(hidden, cell.weight_ih_l0, cell.bias_ih_l0)
+
+
+def _advance(
+    cell: Any, projected: Tensor, state: State, real: Tensor | None, begins: Tensor | None
+) -> tuple[Tensor, State]:
+    if begins is not None:
+        state = tuple(part.masked_fill(begins, 0) for part in state)
+    output, after = cell(projected, state)
+    if real is not None:
+        output = output.masked_fill(~real, 0)
+        after = tuple(torch.where(real, new, old) for new, old in zip(after, state))
+    return output, after
+
+
+def _loop(cell: Any, hidden: Tensor, state: State, layout: Layout) -> tuple[Tensor, State]:
+    steps, outputs = hidden.shape[1], []
+    columns = [[None] * steps if part is None else part[..., None].unbind(1) for part in layout[:2]]
+    for projected, real, begins in zip(project(cell, hidden).unbind(1), *columns):
+        output, state = _advance(cell, projected, state, real, begins)
+        outputs.append(output)
+    return torch.stack(outputs, dim=1), state
+
+
+def _scanned(cell: Any, hidden: Tensor, state: State, layout: Layout) -> tuple[Tensor, State]:
+    """The loop as torch.export keeps it, instead of unrolling it to its example's length."""
+    inputs = [project(cell, hidden)]
+    if layout.real is not None:
+        inputs.append(layout.real[..., None])
+
+    def step(carry: list[Tensor], inputs: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+        projected, real = (*inputs, None)[:2]
+        output, after = _advance(cell, projected, tuple(carry), real, None)
+        return list(after), output.clone()
+
+    after, outputs = scan(step, [part.contiguous() for part in state], inputs, dim=1)
+    return outputs, tuple(after)
+
+
+@torch.compiler.disable(
+    reason=f"a recurrent layer is compiled in one graph only up to {_UNROLLED} characters"
+)
+def _long(cell: Any, hidden: Tensor, state: State, layout: Layout) -> tuple[Tensor, State]:
+    """Out of reach of compilers: they would write out every step, for minutes."""
+    if not is_fused(cell):
+        return _loop(cell, hidden, state, layout)
+    if layout.chunks is None:
+        return _kernel(cell, hidden, state)
+    if layout.last is not None:
+        state = tuple(part.new_zeros(int(layout.last[-1]) + 1, part.shape[1]) for part in state)
+    characters = hidden.flatten(0, 1)
+    out = torch.zeros_like(characters)
+    for texts, places in layout.chunks:
+        read, after = _kernel(cell, characters[places], tuple(part[texts] for part in state))
+        out = out.index_copy(0, places.flatten(), read.flatten(0, 1).to(out.dtype))
+        state = tuple(old.index_copy(0, texts, new.to(old.dtype)) for old, new in zip(state, after))
+    return out.view_as(hidden), state if layout.last is None else tuple(part[layout.last] for part in state)
+
+
+@torch.compiler.disable(reason="lengths decide how padded and packed texts are read")
+def packed_layout(real: Tensor | None, begins: Tensor | None) -> Layout:
+    """How kernels, which know no padding, read texts of unequal lengths in few calls and no step too many.
+
+    A length is a sum of powers of two. So all texts whose length holds 2^k are read that far side by side,
+    from the largest power to the smallest, each going on where it was.
 
     Returns:
-        The places of the characters [B, T], and which of all steps [B, T + most texts - 1] are the emptying.
+        `chunks`: which texts are read together, [n], and the places of their next characters, [n, 2^k].
+        `last`: of texts behind one another the last one of each row, [B].
     """
-    batch, steps = texts.shape
-    most = int(texts.max())
-    places = torch.arange(steps, device=texts.device) + texts + most - texts[:, -1:]
-    empty = torch.ones(batch, steps + most, dtype=torch.bool, device=texts.device).scatter(1, places, False)
-    return places, empty
+    if begins is None:  # a text is what is real of a row
+        assert real is not None
+        texts, last = torch.arange(len(real), device=real.device)[:, None].expand(real.shape)[real], None
+        characters, count = real.flatten().nonzero()[:, 0], len(real)
+    else:
+        rows = torch.cat([torch.ones_like(begins[:, :1]), begins[:, 1:]], dim=1)
+        texts = rows.flatten().cumsum(0) - 1
+        last = texts.view_as(begins)[:, -1]
+        characters, count = torch.arange(len(texts), device=texts.device), int(last[-1]) + 1
+    lengths = texts.bincount(minlength=count)
+    read, chunks = lengths.cumsum(0) - lengths, []
+    for power in reversed(range(int(lengths.max()).bit_length())):
+        together = (lengths >> power & 1).nonzero()[:, 0]
+        if len(together):
+            steps = torch.arange(2**power, device=read.device)
+            chunks.append((together, characters[read[together, None] + steps]))
+            read[together] += 2**power
+    return Layout(real, begins, chunks, last)
 
 
-@torch.compiler.disable(reason=f"an LSTM is compiled in one graph only up to {_UNROLLED} characters")
-def _kernel(
-    read: torch.Tensor, state: tuple[torch.Tensor, ...], weights: list[torch.Tensor], training: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """PyTorch's own loop, out of reach of compilers: they would write out every step, for minutes."""
-    if read.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+def _kernel(cell: Any, hidden: Tensor, state: State) -> tuple[Tensor, State]:
+    """PyTorch's own loop over whole windows."""
+    weights, state = cell.all_weights[0], tuple(part[None] for part in state)
+    if hidden.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         # Autocast would send these to oneDNN in its format, also where oneDNN has no LSTM of that format.
         # Tensors that have the format already go there only if it has one, and the result is the same.
         dtype = torch.get_autocast_dtype("cpu")
-        read, state = read.to(dtype), tuple(part.to(dtype) for part in state)
+        hidden, state = hidden.to(dtype), tuple(part.to(dtype) for part in state)
         weights = [weight.to(dtype) for weight in weights]
-    return torch.lstm(read, state, weights, True, 1, 0.0, training, False, True)
+    out, h, c = torch.lstm(hidden, state, weights, True, 1, 0.0, cell.training, False, True)
+    return out, (h[0], c[0])
 
 
-class Recurrence(nn.RNNBase):
-    """One LSTM layer that also reads around padding, apart from text to text, and step by step.
+def one_step(cell: Any) -> Callable[[Tensor, State], tuple[Tensor, State]]:
+    """How to read one character at a time: x [B, H] and the state -> the output and the state after it.
 
-    A module, since whatever fetches weights when a module is called (Accelerate's hooks) knows no other time;
-    not an nn.LSTM, since torch.compile refuses every one of those unless it is told otherwise.
+    The standard cell's weights are copied, so that a step is one matrix product; its state is overwritten.
     """
+    if not is_fused(cell):
+        return lambda x, state: cell(project(cell, x), state)
+    w_ih, w_hh, b_ih, b_hh = cell.all_weights[0]
+    i, f, g, o = torch.cat([torch.cat([w_ih, w_hh], dim=1), (b_ih + b_hh)[:, None]], dim=1).chunk(4)
+    weight, width = torch.cat([i, f, o, g]).t().contiguous(), cell.hidden_size
+    weight, bias = weight[:-1], weight[-1]
 
-    def __init__(self, input_size: int, hidden_size: int) -> None:
-        super().__init__("LSTM", input_size, hidden_size, batch_first=True)
+    def step(x: Tensor, state: State) -> tuple[Tensor, State]:
+        hidden, c = state
+        gates = torch.addmm(bias, torch.cat((x, hidden), dim=1), weight)
+        ifo = gates[:, : 3 * width].sigmoid_()
+        c = c.mul_(ifo[:, width : 2 * width]).addcmul_(ifo[:, :width], gates[:, 3 * width :].tanh_())
+        hidden = c.tanh().mul_(ifo[:, 2 * width :])
+        return hidden, (hidden, c)
 
-    def forward(  # type: ignore[override]
-        self,
-        hidden: torch.Tensor,
-        state: tuple[torch.Tensor, ...] | None = None,
-        mask: torch.Tensor | None = None,
-        texts: tuple[torch.Tensor, torch.Tensor] | None = None,
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """`hidden` [B, T, H] and the state before it (h, c) [1, B, H] -> [B, T, H] and the state after it.
-
-        Args:
-            mask: [B, T], false where there is padding.
-            texts: what `lay_apart` makes of packed ones; excludes the other two.
-        """
-        steps = hidden.shape[1]
-        if texts is not None:
-            return self._apart(hidden, *texts)
-        if isinstance(steps, torch.SymInt):  # in torch.export, of any length
-            return self._scanned(hidden, mask, state)
-        if steps == 1 or (torch.compiler.is_dynamo_compiling() and steps <= _UNROLLED):
-            return self._step_by_step(hidden, mask, state)
-        if mask is not None:
-            return self._padded(hidden, mask, state)
-        state = self._empty(hidden.shape[0]) if state is None else state
-        return self._by_kernel(hidden, state, self.all_weights[0])
-
-    def _step_by_step(
-        self, hidden: torch.Tensor, mask: torch.Tensor | None, state: tuple[torch.Tensor, ...] | None
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """By the cell: for one step a fraction of what nn.LSTM costs on a CPU, and compilers can read it."""
-        zeros = hidden.new_zeros(hidden.shape[0], hidden.shape[2], dtype=self.all_weights[0][0].dtype)
-        h, c = (t[0] for t in state) if state is not None else (zeros, zeros)
-        outputs = []
-        for t in range(hidden.shape[1]):
-            after = torch.lstm_cell(hidden[:, t], [h, c], *self.all_weights[0])
-            if mask is not None:
-                real = mask[:, t, None]
-                after = [torch.where(real, new, old) for new, old in zip(after, (h, c))]
-            h, c = after
-            outputs.append(h if mask is None else h * real)
-        return torch.stack(outputs, dim=1), (h, c)
-
-    def _scanned(
-        self, hidden: torch.Tensor, mask: torch.Tensor | None, state: tuple[torch.Tensor, ...] | None
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """By a scan, which torch.export keeps as a loop; nn.LSTM it would unroll to its example's length."""
-        w_ih, w_hh, b_ih, b_hh = self.all_weights[0]
-        zeros = hidden.new_zeros(hidden.shape[0], hidden.shape[2])
-        start = [state[0][0], state[1][0]] if state is not None else [zeros, zeros.clone()]
-        inputs = [F.linear(hidden, w_ih, b_ih + b_hh)]
-        if mask is not None:
-            inputs.append(mask[..., None])
-
-        def step(carry: list[torch.Tensor], read: list[torch.Tensor]) -> tuple[list[torch.Tensor], Any]:
-            i, f, g, o = (read[0] + carry[0] @ w_hh.t()).chunk(4, dim=-1)
-            c = f.sigmoid() * carry[1] + i.sigmoid() * g.tanh()
-            out = h = o.sigmoid() * c.tanh()
-            if mask is not None:
-                out = h * read[1]
-                h, c = torch.where(read[1], h, carry[0]), torch.where(read[1], c, carry[1])
-            return [h, c], out.clone()
-
-        (h, c), outputs = scan(step, start, inputs, dim=1)
-        return outputs, (h[None], c[None])
-
-    def _padded(
-        self, hidden: torch.Tensor, mask: torch.Tensor, state: tuple[torch.Tensor, ...] | None
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """Run over the real characters only, wherever the padding is; a row without any keeps its state.
-
-        The real characters come first, in their order. Behind them a further input closes the input gate and
-        opens the forget gate, so that c stays as it is; h is that at the last real character. Unlike packed
-        sequences that waits for no lengths, and exporters can read it.
-        """
-        batch, steps, width = hidden.shape
-        state = self._empty(batch) if state is None else state
-        lengths = mask.sum(dim=1)
-        places = torch.where(mask, mask.cumsum(1), lengths[:, None] + mask.logical_not().cumsum(1)) - 1
-        index = places[..., None].expand(-1, -1, width)
-        ended = torch.arange(steps, device=mask.device) >= lengths[:, None]
-        read = torch.zeros_like(hidden).scatter(1, index, hidden)
-        out, (_, c) = self._gated(read, ended, (-_SHUT, _SHUT, 0.0, 0.0), state)
-        last = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, -1, width)
-        h = torch.where(lengths[:, None] > 0, out.gather(1, last)[:, 0], state[0][0])
-        return out.masked_fill(ended[..., None], 0).gather(1, index), (h[None], c)
-
-    def _apart(
-        self, hidden: torch.Tensor, places: torch.Tensor, empty: torch.Tensor
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """Texts packed behind one another, laid out by `lay_apart`, each from an empty state."""
-        batch, _, width = hidden.shape
-        index = places[..., None].expand(-1, -1, width)
-        read = hidden.new_zeros(batch, empty.shape[1], width).scatter(1, index, hidden)
-        out, state = self._gated(read, empty, (-_SHUT, -_SHUT, 0.0, 0.0), self._empty(batch))
-        return out.gather(1, index), state
-
-    def _gated(
-        self,
-        read: torch.Tensor,
-        extra: torch.Tensor,
-        gates: tuple[float, ...],
-        state: tuple[torch.Tensor, ...],
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """PyTorch's kernel where `extra` [B, T], true or false, is a further input with those weights on the
-        input, forget, cell and output gates."""
-        w_ih, w_hh, b_ih, b_hh = self.all_weights[0]
-        column = torch.tensor(gates, dtype=w_ih.dtype, device=w_ih.device).repeat_interleave(self.hidden_size)
-        weights = [torch.cat([w_ih, column[:, None]], dim=1), w_hh, b_ih, b_hh]
-        read = torch.cat([read, extra[..., None].to(read.dtype)], dim=2)
-        return self._by_kernel(read, state, weights)
-
-    def _by_kernel(
-        self, read: torch.Tensor, state: tuple[torch.Tensor, ...], weights: list[torch.Tensor]
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        out, h, c = _kernel(read, state, weights, self.training)
-        return out, (h, c)
-
-    def _empty(self, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        w_ih = self.all_weights[0][0]
-        return w_ih.new_zeros(1, batch, self.hidden_size), w_ih.new_zeros(1, batch, self.hidden_size)
+    return step

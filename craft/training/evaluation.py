@@ -165,6 +165,10 @@ def evaluate_split(
         raise UserError(
             f"the {split} split has {len(ids)} characters and the first can't be predicted; add text"
         )
+    if getattr(model, "lookahead", 1) < 1:
+        raise UserError(
+            f"a {type(model).__name__} predicts no next character, so no text can be scored by it"
+        )
     carries = bool(getattr(model, "carries_state", False))
     context = getattr(model.config, "max_position_embeddings", None)
     stride = check_protocol(protocol, carries_state=carries, block_size=block_size, context=context)

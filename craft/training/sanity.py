@@ -17,13 +17,13 @@ MOST = 1 << 27
 """Ids that are looked at one by one; of longer texts this many, in evenly spaced stretches."""
 
 
-def check_data(dataset: Any, eval_ids: Any, args: Any, vocab_size: int) -> None:
+def check_data(dataset: Any, eval_ids: Any, args: Any, vocab_size: int, lookahead: int = 1) -> None:
     """Looks at the training windows and the validation ids.
 
     Args:
         dataset: follows `craft.data.base.BaseDataset`.
         eval_ids: 1-D ids, or None.
-        vocab_size: of the model.
+        vocab_size, lookahead: of the model.
 
     Raises:
         UserError: for data that can't be learnt from, or not as the arguments say.
@@ -47,7 +47,7 @@ def check_data(dataset: Any, eval_ids: Any, args: Any, vocab_size: int) -> None:
             f"train_dataset has fewer windows than a global batch of {args.global_batch_size}: no step would "
             "be trained; lower training.global_batch_size or data.block_size"
         )
-    check_window(dataset, vocab_size, args.process_index * args.train_batch_size)
+    check_window(dataset, vocab_size, args.process_index * args.train_batch_size, lookahead)
     check_ids(getattr(dataset, "ids", None), vocab_size, "the training text")
     if args.eval_strategy != "no":
         if eval_ids is None or len(eval_ids) < 2:
@@ -58,7 +58,7 @@ def check_data(dataset: Any, eval_ids: Any, args: Any, vocab_size: int) -> None:
         check_ids(eval_ids, vocab_size, "the validation text")
 
 
-def check_window(dataset: Any, vocab_size: int, row: int = 0) -> None:
+def check_window(dataset: Any, vocab_size: int, row: int = 0, lookahead: int = 1) -> None:
     """A window of the first step: whole numbers, two at least, all in the vocabulary.
 
     Args:
@@ -66,15 +66,15 @@ def check_window(dataset: Any, vocab_size: int, row: int = 0) -> None:
             for this alone.
     """
     window = np.asarray(dataset.batch(0, 0, np.arange(row, row + 1)))
-    if window.ndim != 2 or window.shape[1] < 2:
+    if window.ndim != 2 or window.shape[1] < 1 + lookahead:
         raise UserError(
-            f"windows of train_dataset have the shape {window.shape[1:]}: T + 1 ids with T at least 1 are "
-            "needed, for one id has nothing to predict"
+            f"windows of train_dataset have the shape {window.shape[1:]}: T + {lookahead} ids with T at "
+            "least 1 are needed, for one id has nothing to predict"
         )
-    if window.shape[1] != dataset.block_size + 1:
+    if window.shape[1] != dataset.block_size + lookahead:
         raise UserError(
             f"windows of train_dataset hold {window.shape[1]} ids, but its block_size is "
-            f"{dataset.block_size}: that must be one less"
+            f"{dataset.block_size}: that must be {lookahead} less"
         )
     check_ids(window.reshape(-1), vocab_size, "the training text")
 

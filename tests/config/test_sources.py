@@ -120,12 +120,21 @@ def test_recurrent_models_are_recognised() -> None:
     assert not keys.model_source("char_transformer").carries_state
 
 
-def test_a_new_model_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_model_is_one_new_file_and_may_inherit_from_a_sibling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "new.py"
     file.write_text(
-        "class BaseConfig(PreTrainedConfig):\n    width: int = 3\n"
+        "from .sibling import BaseConfig, BaseForCausalLM\n"
+        "class NewForCausalLM(BaseForCausalLM):\n    pass\n"
         "class NewConfig(BaseConfig):\n    model_type = 'new'\n"
         "    depth: int | None = None\n    _hidden: int = 0\n",
+        encoding="utf-8",
+    )
+    sibling = tmp_path / "sibling.py"
+    sibling.write_text(
+        "class BaseConfig(PreTrainedConfig):\n    width: int = 3\n"
+        "class BaseForCausalLM:\n    carries_state = True\n",
         encoding="utf-8",
     )
     monkeypatch.setattr(keys, "model_types", lambda: {"new": file})
@@ -133,8 +142,8 @@ def test_a_new_model_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     source = keys.model_source("new")
     keys.model_source.cache_clear()
     assert list(source.own) == ["width", "depth"]
-    assert not source.carries_state
-    assert [field.name for field in fields(classes(file)["BaseConfig"])] == ["width"]
+    assert source.carries_state
+    assert [field.name for field in fields(classes(sibling)["BaseConfig"])] == ["width"]
 
 
 def test_a_field_says_what_may_be_written() -> None:

@@ -85,20 +85,22 @@ def resident() -> int:
     extra=st.integers(0, 200),
     seed=SEED,
     epoch=st.integers(0, 9),
+    lookahead=st.integers(0, 3),
 )
 def test_shuffled_windows_of_an_epoch_never_overlap_and_miss_less_than_a_batch(
-    size: int, batch: int, extra: int, seed: int, epoch: int
+    size: int, batch: int, extra: int, seed: int, epoch: int, lookahead: int
 ) -> None:
-    n = size * (batch + 1) + extra
-    dataset = CharDataset(np.zeros(n, np.uint8), size, batch, seed)
+    n = size * (batch + 1) + extra + lookahead
+    dataset = CharDataset(np.zeros(n, np.uint8), size, batch, seed, lookahead=lookahead)
     starts = np.sort(np.concatenate([dataset.starts(epoch, s) for s in range(dataset.steps_per_epoch)]))
     assert len(starts) == len(dataset) == dataset.steps_per_epoch * batch
     assert (np.diff(starts) >= size).all()
     assert len({int(s) % size for s in starts}) == 1
     assert starts[0] >= 0
-    assert starts[-1] + size + 1 <= n
+    assert starts[-1] + size + lookahead <= n
+    assert dataset.windows(starts).shape == (len(starts), size + lookahead)
     # Of the windows of that phase only the remainder of a batch, and one for the phase, are missing.
-    possible = (n - 1 - starts[0] % size) // size
+    possible = (n - lookahead - starts[0] % size) // size
     assert possible - len(starts) <= batch
 
 
@@ -130,9 +132,10 @@ def test_starts_depend_on_nothing_but_seed_epoch_and_step(order: str) -> None:
 
 
 def test_random_offsets_reach_both_ends_and_repeat_freely() -> None:
-    dataset = CharDataset(np.zeros(20, np.uint8), 8, 64, seed=0, order="random")
-    starts = np.concatenate([dataset.starts(e, 0) for e in range(20)])
-    assert set(starts.tolist()) == set(range(20 - 8))
+    for lookahead, n in ((0, 19), (1, 20), (2, 21)):
+        dataset = CharDataset(np.zeros(n, np.uint8), 8, 64, seed=0, order="random", lookahead=lookahead)
+        starts = np.concatenate([dataset.starts(e, 0) for e in range(20)])
+        assert set(starts.tolist()) == set(range(20 - 8))
     assert np.bincount(starts).min() > 60  # 107 expected
     dataset.windows(starts)
 
@@ -143,18 +146,19 @@ def test_random_offsets_reach_both_ends_and_repeat_freely() -> None:
     extra=st.integers(0, 300),
     seed=SEED,
     epoch=st.integers(0, 5),
+    lookahead=st.integers(0, 3),
 )
 def test_a_stream_goes_on_where_its_last_chunk_ended(
-    size: int, batch: int, extra: int, seed: int, epoch: int
+    size: int, batch: int, extra: int, seed: int, epoch: int, lookahead: int
 ) -> None:
-    n = size * (batch + 1) + extra
-    dataset = CharDataset(np.arange(n, dtype=np.uint16), size, batch, seed, order="streams")
+    n = size * (batch + 1) + extra + lookahead
+    dataset = CharDataset(np.arange(n, dtype=np.uint16), size, batch, seed, "streams", lookahead)
     chunks = [dataset.windows(dataset.starts(epoch, k)) for k in range(dataset.steps_per_epoch)]
     for before, after in pairwise(chunks):
-        assert (before[:, -1] == after[:, 0]).all()  # the last target is the next chunk's first input
-    inputs = torch.stack(chunks)[..., :-1].flatten().tolist()
+        assert (before[:, size - 1] + 1 == after[:, 0]).all()  # behind the last input is the next first one
+    inputs = torch.stack(chunks)[..., :size].flatten().tolist()
     assert len(inputs) == len(set(inputs)) == dataset.steps_per_epoch * batch * size
-    assert n - len(inputs) <= (batch + 1) * size  # what an epoch leaves out
+    assert n - len(inputs) <= (batch + 1) * size + lookahead  # what an epoch leaves out
 
 
 @pytest.mark.parametrize("order", ["shuffled", "streams"])

@@ -67,9 +67,9 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def expected_pass(dataset: StreamDataset, lane: int, number: int) -> list[list[int]]:
     """The windows of a lane in a pass, unshuffled, cut from its units laid end to end."""
-    size, units = dataset.block_size, dataset.units_of(lane, number)
+    size, ahead, units = dataset.block_size, dataset.lookahead, dataset.units_of(lane, number)
     ids = [i for unit in units for block in dataset.stream.unit(unit) for i in block.tolist()]
-    return [ids[w * size : w * size + size + 1] for w in range((len(ids) - 1) // size)]
+    return [ids[w * size : w * size + size + ahead] for w in range(max(0, len(ids) - ahead) // size)]
 
 
 @settings(deadline=None)
@@ -81,14 +81,15 @@ def expected_pass(dataset: StreamDataset, lane: int, number: int) -> list[list[i
     units=st.integers(1, 12),
     lanes=st.integers(1, 5),
     batch=st.integers(1, 7),
+    lookahead=st.integers(0, 3),
 )
 def test_each_pass_of_a_lane_visits_every_window_of_its_units_once(
-    n: int, size: int, skip: int, seed: int, units: int, lanes: int, batch: int
+    n: int, size: int, skip: int, seed: int, units: int, lanes: int, batch: int, lookahead: int
 ) -> None:
     found = stream(n, skip, units=units)
     if not found.units:
         return
-    dataset = StreamDataset(found, size, batch, seed, lanes)
+    dataset = StreamDataset(found, size, batch, seed, lanes, lookahead)
     rows = np.arange(batch)
     lane_of = dataset.lanes_of(rows)
     assert set(lane_of.tolist()) == set(range(dataset.n_lanes))

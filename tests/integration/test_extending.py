@@ -1,4 +1,4 @@
-"""`docs/extending.md` is executed: its files go into a copy of the project, and its model is trained."""
+"""`docs/extending.md` is executed: its files go into a copy of the project, and its models are trained."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def craft(project: Path, folder: Path, *arguments: str) -> str:
+def craft(project: Path, folder: Path, *arguments: str, program: tuple[str, ...] = ("-m", "craft")) -> str:
     environment = {**os.environ, "PYTHONPATH": str(project), "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "craft", *arguments],
+        [sys.executable, *program, *arguments],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -89,3 +89,101 @@ def test_the_new_corpus_is_found(project: Path, tmp_path: Path) -> None:
     assert "My diary, the last 5% held out" in craft(project, tmp_path, "configs")
     resolved = craft(project, tmp_path, "train", "data=my_diary", "--print-config")
     assert "diary/*.md" in resolved
+
+
+RECURRENCES = ("char_peephole", "char_layernorm_lstm", "char_gru")
+
+LIVE_WITH_IT = """
+import sys
+from pathlib import Path
+
+import torch
+
+from craft.cli.main import main
+from craft.exporting.step import RecurrentStep
+from craft.inference import load
+
+def craft(*arguments):
+    try:
+        main(list(arguments))
+    except SystemExit as end:
+        assert not end.code, (arguments, end.code)
+
+for kind in sys.argv[1:]:
+    settings = ["text.txt", f"models.model_type={kind}", "models.hidden_size=16", "models.dropout=0.1"]
+    settings += ["data.block_size=16", "training.global_batch_size=4", "training.optim=muon"]
+    settings += ["training.save_steps=4", "training.lr_scheduler_type=constant", "training.report_to=none"]
+    craft("train", *settings, "training.max_steps=8", f"training.output_dir={kind}-whole")
+    craft("train", *settings, "training.max_steps=4", f"training.output_dir={kind}-parts")
+    craft("resume", f"{kind}-parts", "training.max_steps=8")
+    whole, parts = (Path(f"{kind}-{run}", "checkpoint-8/model.safetensors") for run in ("whole", "parts"))
+    assert whole.read_bytes() == parts.read_bytes(), kind
+    craft("evaluate", str(whole.parent), "text.txt")
+
+    model, tokenizer = load(whole.parent)
+    assert model.config.model_type == kind
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)  # so that texts depend on what came before
+    prompts = [tokenizer.encode_ids(text) for text in ("the quick ", "j", "lazy")]
+    ids, mask = torch.zeros(3, 10, dtype=torch.long), torch.zeros(3, 10, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        ids[row, 10 - len(prompt):], mask[row, 10 - len(prompt):] = torch.from_numpy(prompt).long(), 1
+    for beams in (1, 2):
+        asked = {"max_new_tokens": 12, "do_sample": False, "num_beams": beams, "pad_token_id": 0}
+        together = model.generate(ids, attention_mask=mask, **asked)[:, 10:]
+        for row, prompt in enumerate(prompts):
+            alone = torch.from_numpy(prompt).long()[None]
+            assert torch.equal(model.generate(alone, **asked)[0, len(prompt):], together[row]), kind
+    streamed = torch.stack(list(model.stream(alone, do_sample=False, max_new_tokens=12)), dim=1)
+    assert torch.equal(streamed, model.generate(alone, do_sample=False, max_new_tokens=12)[:, len(prompt):])
+
+    step = RecurrentStep(model)
+    arguments, shapes = step.example()
+    program = torch.export.export(step, arguments, dynamic_shapes=shapes).module()
+    with torch.no_grad():
+        inputs = (ids, *(torch.randn(3, 16) for _ in step.inputs[1:]))
+        torch.testing.assert_close(program(*inputs), step(*inputs))
+    print("lived", kind)
+"""
+
+
+def test_a_cell_of_ones_own_is_a_model_like_any_other(project: Path, tmp_path: Path) -> None:
+    """Trained, resumed bit for bit, scored, written with padding and beams, exported; in under 30 lines."""
+    (tmp_path / "text.txt").write_text(
+        "the quick brown fox jumps over the lazy dog\n" * 100, encoding="utf-8"
+    )
+    told = craft(project, tmp_path, *RECURRENCES, program=("-c", LIVE_WITH_IT))
+    for kind in RECURRENCES:
+        assert f"lived {kind}" in told
+        code = (project / f"craft/models/{kind}.py").read_text(encoding="utf-8")
+        assert sum(bool(line.strip()) for line in code.splitlines()) < 30
+
+
+OBJECTIVE = """
+import torch, torch.nn.functional as F
+from craft.data.char_dataset import CharDataset, train_loader
+from craft.models import CharTwoConfig, CharTwoForCausalLM
+
+torch.manual_seed(0)
+model = CharTwoForCausalLM(CharTwoConfig(vocab_size=7, hidden_size=16))
+ids = (torch.arange(400) % 7).numpy()
+data = CharDataset(ids, 8, 4, seed=0, lookahead=model.lookahead)
+optimizer = torch.optim.Adam(model.parameters(), 0.02)
+for batch in train_loader(data, 4, 1, 0, 1, model.make_batch):
+    inputs = {k: v for k, v in batch.items() if torch.is_tensor(v)}
+    out = model(**inputs, num_items_in_batch=model.count_predictions(batch))
+    (second,), names = out.auxiliary_losses.values(), list(out.auxiliary_losses)
+    nats = F.cross_entropy(out.logits.flatten(0, 1), batch["labels"].flatten())
+    torch.testing.assert_close(out.loss, nats + second)
+    assert names == ["second_char"] and batch["second"].shape == batch["input_ids"].shape == (4, 8)
+    assert ((batch["input_ids"] + 2) % 7).equal(batch["second"])
+    out.loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+print(float(second))
+"""
+
+
+def test_an_objective_of_ones_own_is_learnt_and_named(project: Path, tmp_path: Path) -> None:
+    assert float(craft(project, tmp_path, program=("-c", OBJECTIVE))) < 0.3 * 1.5  # at first 0.3 * ln 7

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 from craft.models import CharLSTMConfig, CharLSTMForCausalLM, char_lstm, recurrence
+from craft.models.recurrence import Layout, packed_layout
 
-from .tiny import VOCAB, make_lstm, make_transformer
+from .tiny import VOCAB, GRUCell, PlainLSTMCell, make_lstm, make_recurrent, make_transformer
 
 
 @pytest.mark.parametrize("layer_norm", ["each", "head", "none"])
@@ -104,31 +105,54 @@ def test_a_forget_bias_that_was_loaded_stays() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("cell_class", [char_lstm.LSTMCell, GRUCell])
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("carried", [False, True])
-def test_whatever_way_a_layer_reads_it_reads_the_same(padded: bool, carried: bool) -> None:
-    """Step by step, by a scan and by PyTorch's kernel: outputs (none for padding), and the state after."""
+def test_whatever_way_a_layer_reads_it_reads_the_same(cell_class: Any, padded: bool, carried: bool) -> None:
+    """In a loop, by a scan, and by PyTorch's kernel for the standard cell: outputs, and the state after."""
     torch.manual_seed(0)
-    layer, hidden = recurrence.Recurrence(6, 6), torch.randn(4, 7, 6)
-    state = tuple(torch.randn(2, 1, 4, 6)) if carried else None
+    model, hidden = make_recurrent(cell_class), torch.randn(4, 7, 12)
+    cell: Any = model.model.layers[0].lstm
+    state = tuple(torch.randn(4, 12) if carried else torch.zeros(4, 12) for _ in cell.state_names)
     mask = torch.rand(4, 7) < 0.5 if padded else None
     if mask is not None:
         mask[0], mask[1] = False, torch.arange(7) > 2
-    expected, after = layer(hidden, state, mask)
-    for way in (layer._step_by_step, layer._scanned):
-        out, (h, c) = way(hidden, mask, state)
-        torch.testing.assert_close(out, expected)
-        torch.testing.assert_close(
-            torch.stack((h.view(4, 6), c.view(4, 6))), torch.stack(after).view(2, 4, 6)
-        )
+    layout = Layout() if mask is None else packed_layout(mask, None)
+    expected, after = recurrence.read(cell, hidden, state, layout)
+    for way in (recurrence._loop, recurrence._scanned):
+        torch.testing.assert_close(way(cell, hidden, state, layout), (expected, after))
     if mask is not None:
         assert not expected[~mask].any()
+        assert all(torch.equal(new[0], old[0]) for new, old in zip(after, state))
+
+
+def test_kernels_and_the_cell_they_stand_for_agree(
+    text: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loss, gradients, state and text; kernels are used for the standard cell, and for no other."""
+    standard, plain = make_lstm(), make_recurrent(PlainLSTMCell)
+    plain.load_state_dict(standard.state_dict())
+    calls: list[Any] = []
+    kernel = torch.lstm
+    monkeypatch.setattr(torch, "lstm", lambda *args: (calls.append(1), kernel(*args))[1])
+    results, used = [], []
+    for model in (standard, plain):
+        out = model(text, labels=text, use_cache=True)
+        out.loss.backward()
+        used.append(len(calls))
+        streamed = torch.stack(list(model.stream(text, max_new_tokens=20, do_sample=False)))
+        grads = {name: parameter.grad for name, parameter in model.named_parameters()}
+        results.append((out.loss, grads, model.state_tensors(out.past_key_values), streamed))
+        calls.clear()
+    assert used == [2, 0]
+    torch.testing.assert_close(results[0], results[1])
 
 
 @pytest.mark.parametrize("side", ["left", "right", "middle"])
-def test_padding_anywhere_changes_no_real_character(side: str, text: torch.Tensor) -> None:
+@pytest.mark.parametrize("cell_class", [char_lstm.LSTMCell, GRUCell])
+def test_padding_anywhere_changes_no_real_character(cell_class: Any, side: str, text: torch.Tensor) -> None:
     """Logits at real characters and the state after them equal those of the text without padding."""
-    model = make_lstm()
+    model = make_recurrent(cell_class)
     real = {"left": slice(4, 12), "right": slice(0, 8), "middle": None}[side]
     keep = torch.zeros(12, dtype=torch.bool)
     keep[real if real else torch.tensor([0, 1, 2, 6, 7, 9, 10, 11])] = True
@@ -224,9 +248,10 @@ def test_rows_of_a_state_may_be_repeated_and_chosen(text: torch.Tensor) -> None:
     torch.testing.assert_close(model(text[1:, 7:8], past_key_values=chosen).logits, after[1:])
 
 
-def test_texts_packed_into_a_row_do_not_see_each_other(text: torch.Tensor) -> None:
+@pytest.mark.parametrize("cell_class", [char_lstm.LSTMCell, GRUCell])
+def test_texts_packed_into_a_row_do_not_see_each_other(cell_class: Any, text: torch.Tensor) -> None:
     """Positions that start anew start an empty state, as TRL packs training data; the last text's is kept."""
-    model = make_lstm()
+    model = make_recurrent(cell_class)
     positions = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6], [*range(12)]])
     packed = model(text, position_ids=positions, use_cache=True)
     texts = ((0, 0, 5), (0, 5, 12), (1, 0, 12))
@@ -241,7 +266,7 @@ def test_texts_packed_into_a_row_do_not_see_each_other(text: torch.Tensor) -> No
     after = model(following, past_key_values=packed.past_key_values)
     torch.testing.assert_close(after.logits, torch.stack(expected))
     model(text, position_ids=positions, labels=text).loss.backward()
-    assert model.model.layers[0].lstm.weight_hh_l0.grad.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in model.model.layers[0].lstm.parameters())
 
 
 def test_positions_tell_texts_apart_only_where_nothing_else_is_known(text: torch.Tensor) -> None:
@@ -261,18 +286,18 @@ def test_positions_tell_texts_apart_only_where_nothing_else_is_known(text: torch
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_packing_costs_one_step_a_text(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A long text among short ones: nothing is padded to the longest, and compilers keep them apart too."""
+def test_unequal_texts_cost_their_characters(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long text among short ones: nothing is padded to the longest, and few calls read them all."""
     lengths, ids = [64, *[1] * 9, 27], torch.arange(100)[None] % VOCAB
     positions = torch.cat([torch.arange(n) for n in lengths])[None]
     model = make_lstm()
     expected = torch.cat([model(part).logits for part in ids.split(lengths, dim=1)], dim=1)
-    steps = []
+    shapes = []
     kernel = torch.lstm
-    monkeypatch.setattr(torch, "lstm", lambda x, *rest: (steps.append(x.shape[:2]), kernel(x, *rest))[1])
+    monkeypatch.setattr(torch, "lstm", lambda x, *rest: (shapes.append(x.shape[:2]), kernel(x, *rest))[1])
     forward = torch.compile(model.forward, backend="aot_eager") if compiled else model
     torch.testing.assert_close(forward(ids, position_ids=positions).logits, expected)
-    assert compiled or steps == [(1, 110)] * 2
+    assert compiled or shapes == [(1, 64), (1, 16), (1, 8), (1, 2), (10, 1)] * 2
 
 
 def test_vocabulary_may_be_resized(text: torch.Tensor) -> None:
@@ -282,11 +307,12 @@ def test_vocabulary_may_be_resized(text: torch.Tensor) -> None:
     torch.testing.assert_close(model(text).logits[..., :VOCAB], before)
 
 
+@pytest.mark.parametrize("cell_class", [char_lstm.LSTMCell, GRUCell])
 @pytest.mark.parametrize("steps", [12, 40])
-def test_can_be_compiled(steps: int) -> None:
+def test_can_be_compiled(cell_class: Any, steps: int) -> None:
     """As anyone would compile any model, without a switch of the compiler's: a short text in one graph, and
     a long one around PyTorch's kernel, whose steps a compiler would write out one by one."""
-    model, text = make_lstm(), torch.arange(2 * steps).view(2, steps) % VOCAB
+    model, text = make_recurrent(cell_class), torch.arange(2 * steps).view(2, steps) % VOCAB
     called = []
 
     def backend(graph: torch.fx.GraphModule, _: Any) -> Any:

@@ -11,7 +11,7 @@ from accelerate import cpu_offload
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import DynamicCache, GenerationConfig, PreTrainedTokenizerFast, pipeline
 
-from craft.models import char_lstm, lstm_cache, recurrence
+from craft.models import char_lstm, recurrence, state_cache
 
 from .tiny import TRANSFORMERS, VOCAB, make_lstm, make_transformer
 
@@ -188,10 +188,10 @@ def test_pipeline(model: Any) -> None:
 
 MUTANTS = {
     "ignore the mask": ("padding", char_lstm.CharLSTMModel, "forward"),
-    "let padding into c": ("padding", recurrence, "_SHUT"),
-    "skip the beam reorder": ("beam", lstm_cache.LSTMCacheLayer, "reorder_cache"),
-    "swap h and c": ("cache", lstm_cache.LSTMCacheLayer, "update"),
-    "drop c": ("cache", lstm_cache.LSTMCacheLayer, "update"),
+    "let padding into the state": ("padding", recurrence, "packed_layout"),
+    "skip the beam reorder": ("beam", state_cache.StateCacheLayer, "reorder_cache"),
+    "swap h and c": ("cache", state_cache.StateCacheLayer, "update"),
+    "drop c": ("cache", state_cache.StateCacheLayer, "update"),
 }
 
 
@@ -205,10 +205,9 @@ def test_the_checks_above_catch(mutant: str, prompt: torch.Tensor, monkeypatch: 
             return None
         if mutant == "ignore the mask":
             return original(self, *args, **{**kwargs, "attention_mask": None})
-        h, c, *rest = args
-        return original(
-            self, *((c, h) if mutant == "swap h and c" else (h, torch.zeros_like(c))), *rest, **kwargs
-        )
+        states, *rest = args
+        other = states.flip(1) if mutant == "swap h and c" else states * torch.tensor([[1], [0]])
+        return original(self, other, *rest, **kwargs)
 
     model = make_lstm()
     run = {
@@ -217,8 +216,8 @@ def test_the_checks_above_catch(mutant: str, prompt: torch.Tensor, monkeypatch: 
         "cache": lambda: check_cache(model, prompt),
     }[check]
     run()
-    if mutant == "let padding into c":
-        broken = 0.0  # type: ignore[assignment]
+    if mutant == "let padding into the state":
+        owner, broken = char_lstm, lambda real, begins: original(torch.ones_like(real), begins)  # type: ignore[assignment]
     monkeypatch.setattr(owner, method, broken)
     with pytest.raises(AssertionError):
         run()

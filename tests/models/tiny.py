@@ -7,7 +7,15 @@ from typing import Any
 
 import torch
 
-from craft.models import CharLSTMConfig, CharLSTMForCausalLM, TransformerConfig, TransformerForCausalLM
+from craft.models import (
+    CharLSTMConfig,
+    CharLSTMForCausalLM,
+    TransformerConfig,
+    TransformerForCausalLM,
+    register,
+)
+from craft.models.cells import Cell, LSTMCell, State
+from craft.models.char_lstm import CharLSTMModel
 
 VOCAB = 13
 MODERN = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 12}
@@ -49,7 +57,51 @@ def enliven(model: Any, scale: float) -> Any:
     return model.eval()
 
 
-def make_lstm(**fields: Any) -> CharLSTMForCausalLM:
+class PlainLSTMCell(LSTMCell):
+    """The standard cell without PyTorch's kernels, as everything that derives from it."""
+
+
+class GRUCell(Cell):
+    """One state tensor, three gates, a module of its own."""
+
+    gates = 3
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.recurrent = torch.nn.Linear(config.hidden_size, 3 * config.hidden_size)
+
+    def forward(self, projected: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
+        (before,) = state
+        (r, z, n), (read_r, read_z, read_n) = (
+            x.chunk(3, dim=-1) for x in (self.recurrent(before), projected)
+        )
+        forget = (z + read_z).sigmoid()
+        hidden = forget * before + (1 - forget) * ((r + read_r).sigmoid() * n + read_n).tanh()
+        return hidden, (hidden,)
+
+
+class CharGRUConfig(CharLSTMConfig):
+    model_type = "tiny_gru"
+
+
+class CharGRUModel(CharLSTMModel):
+    config_class, cell_class = CharGRUConfig, GRUCell
+
+
+class CharGRUForCausalLM(CharLSTMForCausalLM):
+    config_class, backbone = CharGRUConfig, CharGRUModel
+
+
+register(__name__)
+
+
+def make_recurrent(cell_class: type[Any], **fields: Any) -> CharLSTMForCausalLM:
+    """A CharLSTM with another cell."""
+    backbone = type("OtherModel", (CharLSTMModel,), {"cell_class": cell_class})
+    return make_lstm(type("OtherForCausalLM", (CharLSTMForCausalLM,), {"backbone": backbone}), **fields)
+
+
+def make_lstm(made: type[Any] = CharLSTMForCausalLM, **fields: Any) -> CharLSTMForCausalLM:
     config = {
         "vocab_size": VOCAB,
         "hidden_size": 12,
@@ -57,7 +109,7 @@ def make_lstm(**fields: Any) -> CharLSTMForCausalLM:
         "layer_norm_eps": 0.01,
         **fields,
     }
-    return enliven(CharLSTMForCausalLM(CharLSTMConfig(**config)), 0.7)
+    return enliven(made(made.config_class(**config)), 0.7)
 
 
 def make_transformer(kind: str = "modern", **fields: Any) -> TransformerForCausalLM:
@@ -67,6 +119,7 @@ def make_transformer(kind: str = "modern", **fields: Any) -> TransformerForCausa
 
 MAKERS: dict[str, Callable[[], Any]] = {
     "lstm": make_lstm,
+    "gru": lambda: make_lstm(CharGRUForCausalLM),
     "lstm-tied": lambda: make_lstm(tie_word_embeddings=True, layer_norm="head"),
     **{kind: (lambda kind=kind: make_transformer(kind)) for kind in TRANSFORMERS},
 }

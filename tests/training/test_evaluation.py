@@ -26,6 +26,7 @@ class Counting:
 
     def __init__(self, recurrent: bool = False, vocab_size: int = 2) -> None:
         self.carries_state, self.training, self.device = recurrent, True, torch.device("cpu")
+        self.lookahead = 1
         self.config = SimpleNamespace(vocab_size=vocab_size, max_position_embeddings=None)
 
     def eval(self) -> None:
@@ -40,6 +41,13 @@ class Counting:
         logits = torch.zeros(*input_ids.shape, self.config.vocab_size)
         logits[..., 0] = (read / 2).log()
         return SimpleNamespace(logits=logits, past_key_values=int(read[-1]) if use_cache else None)
+
+
+def test_a_model_of_another_objective_is_not_scored() -> None:
+    model = Counting()
+    model.lookahead = 0
+    with pytest.raises(UserError, match="Counting"):
+        evaluate_split(model, ZEROS, block_size=4)
 
 
 def cost(read: int) -> float:

@@ -19,7 +19,7 @@ class CharLSTMTest(Mixins, unittest.TestCase):
             )
 
     def _get_attention_shape(self, batch_size, seq_length, config):
-        return 2 * ((batch_size, 1, 1, config.hidden_size),)  # one state, whatever the length
+        return (batch_size, 2, config.hidden_size), (batch_size, 0, config.hidden_size)  # h and c, no values
 
 
 class CharLSTMTiedTest(CharLSTMTest):

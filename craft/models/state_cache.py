@@ -1,8 +1,8 @@
-"""The state of an LSTM layer as a transformers cache layer.
+"""The state of a recurrent layer as a transformers cache layer.
 
-Special here: importing this file makes DynamicCache and StaticCache build it for the layer type "char_lstm",
-so that everything transformers does with caches it does with a recurrent state. Both kinds hold two tensors
-of the size of one character's state however much was read; they differ in whether an update replaces them.
+Special here: importing this file makes DynamicCache and StaticCache build it for the layer type below, so
+that everything transformers does with caches it does with a recurrent state. However much was read, both
+kinds hold the state after it and no more; they differ in whether an update replaces the tensor.
 Hub-safe: copied beside the weights by `save_pretrained`.
 """
 
@@ -17,15 +17,21 @@ from transformers.cache_utils import (
     CacheLayerMixin,
 )
 
-LAYER_TYPE = "char_lstm"
+LAYER_TYPE = "recurrent_state"
 
 
-class LSTMCacheLayer(CacheLayerMixin):
-    """h and c of one layer as `keys` and `values` of shape [B, 1, 1, H]: beam reordering is inherited."""
+class StateCacheLayer(CacheLayerMixin):
+    """All state tensors of one layer, [B, how many, H], as `keys`; `values` are empty. What transformers does
+    with the rows of keys and values (reorder, offload, reset) is inherited."""
 
     _layer_type = LAYER_TYPE  # registers the class for DynamicCache
     supports_early_init = False
     cumulative_length: Any = 0
+
+    @property
+    def state(self) -> tuple[torch.Tensor, ...] | None:
+        """The state tensors, each [B, H]; None before the first update."""
+        return self.keys.unbind(1) if self.is_initialized else None
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -37,9 +43,12 @@ class LSTMCacheLayer(CacheLayerMixin):
         """Replace the state after `steps` characters (padding included, as generate() counts columns)."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.keys, self.values = key_states, value_states
+        self.keys, self.values = self._kept(key_states), value_states
         self.cumulative_length += steps
-        return key_states, value_states
+        return self.keys, self.values
+
+    def _kept(self, states: torch.Tensor) -> torch.Tensor:
+        return states
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.cumulative_length + query_length, 0
@@ -68,8 +77,8 @@ class LSTMCacheLayer(CacheLayerMixin):
         )
 
 
-class StaticLSTMCacheLayer(LSTMCacheLayer):
-    """The same at fixed addresses, overwritten in place: for compiled decoding, not for training."""
+class StaticStateCacheLayer(StateCacheLayer):
+    """The same at a fixed address, overwritten in place: for compiled decoding, not for training."""
 
     is_compileable = True
 
@@ -79,22 +88,15 @@ class StaticLSTMCacheLayer(LSTMCacheLayer):
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
-        self.keys, self.values = torch.zeros_like(key_states), torch.zeros_like(value_states)
+        self.keys = torch.zeros_like(key_states)
         self.cumulative_length = self.cumulative_length.to(self.device)
         if not torch.compiler.is_compiling():
-            for tensor in (self.keys, self.values, self.cumulative_length):
+            for tensor in (self.keys, self.cumulative_length):
                 torch._dynamo.mark_static_address(tensor)
 
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, steps: int = 1, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        self.keys.copy_(key_states)
-        self.values.copy_(value_states)
-        self.cumulative_length.add_(steps)
-        return self.keys, self.values
+    def _kept(self, states: torch.Tensor) -> torch.Tensor:
+        return self.keys.copy_(states)
 
 
-STATIC_LAYER_TYPE_MAPPING[LAYER_TYPE] = StaticLSTMCacheLayer
-DYNAMIC_LAYER_TYPE_MAPPING[LAYER_TYPE] = LSTMCacheLayer  # which the subclass, too, registered itself for
+STATIC_LAYER_TYPE_MAPPING[LAYER_TYPE] = StaticStateCacheLayer
+DYNAMIC_LAYER_TYPE_MAPPING[LAYER_TYPE] = StateCacheLayer  # which the subclass, too, registered itself for

@@ -1,0 +1,76 @@
+"""What a recurrent layer does at one character: the cell, which is there to be edited or replaced.
+
+All else follows from it: training, padding, packed texts, the carried state and its cache, beam search,
+decoding and export (recurrence.py). Hub-safe: copied beside the weights by `save_pretrained`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+State = tuple[torch.Tensor, ...]
+"""What a layer remembers, each tensor [B, H]."""
+
+
+class Cell(nn.Module):
+    """The base of a cell. It holds the weights that read the input, a subclass its recurrent weights.
+
+    Attributes:
+        gates: how many gates of `hidden_size` the input is projected to.
+        state_names: what the state tensors are called, in order.
+        forget_gate: which of the gates starts with the config's `forget_bias`, if any.
+    """
+
+    gates: ClassVar[int] = 1
+    state_names: ClassVar[tuple[str, ...]] = ("hidden",)
+    forget_gate: ClassVar[int | None] = None
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.hidden_size = width = config.hidden_size
+        self.weight_ih_l0 = nn.Parameter(torch.empty(self.gates * width, width))
+        self.bias_ih_l0 = nn.Parameter(torch.empty(self.gates * width))
+
+    def forward(self, projected: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
+        """One character of each row.
+
+        Args:
+            projected: [B, gates * H], W_ih x + b, computed for the whole window at once.
+            state: one tensor [B, H] for each of `state_names`; zeros where a text begins.
+
+        Returns:
+            The output [B, H] and the state after it.
+        """
+        raise NotImplementedError
+
+
+class LSTMCell(nn.RNNBase):
+    """The standard cell. The weights are nn.LSTM's: their names, their order, one piece of memory on a GPU.
+
+    It follows the protocol of `Cell`; a subclass with another `forward` may add weights of its own.
+    """
+
+    gates: ClassVar[int] = 4
+    state_names: ClassVar[tuple[str, ...]] = ("hidden", "cell")
+    forget_gate: ClassVar[int | None] = 1
+    fused = True  # PyTorch's kernels compute the `forward` below: delete this line if you edit that
+
+    def __init__(self, config: Any) -> None:
+        super().__init__("LSTM", config.hidden_size, config.hidden_size, batch_first=True)
+
+    def forward(self, projected: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:  # type: ignore[override]
+        hidden, cell = state
+        gates = projected + F.linear(hidden, self.weight_hh_l0, self.bias_hh_l0)
+        i, f, g, o = gates.chunk(4, dim=-1)
+        cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
+        hidden = o.sigmoid() * cell.tanh()
+        return hidden, (hidden, cell)
+
+
+def is_fused(cell: nn.Module) -> bool:
+    """Whether PyTorch's kernels may be used: for the standard cell itself, not for what derives from it."""
+    return "fused" in vars(type(cell))
