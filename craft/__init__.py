@@ -25,7 +25,7 @@ _PUBLIC = {
     "CharDataset": "craft.data.char_dataset",
     "CraftTrainingArguments": "craft.training.arguments",
     "LanguageModelTrainer": "craft.training.base",
-    "evaluate_split": "craft.training.evaluation",
+    "evaluate_split": "craft.evaluation.scores",
     "compose": "craft.config.compose",
     "load": "craft.inference",
     "train": "craft.train",

@@ -51,7 +51,7 @@ def saved_tokenizers(resume: str | Path | None) -> list[Path]:
     its first checkpoint, so that it starts again."""
     if resume is None:
         return []
-    from craft.training.checkpoints import checkpoints
+    from craft.training.checkpointing.folders import checkpoints
 
     folders = [Path(resume), *checkpoints(Path(resume))]
     return [folder for folder in folders if (folder / "tokenizer.json").is_file()]

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
     from craft.config.schema import Run
     from craft.data.loaders import Corpus
+    from craft.evaluation.scores import Evaluation
     from craft.training.arguments import CraftTrainingArguments
     from craft.training.base import LanguageModelTrainer
-    from craft.training.evaluation import Evaluation
 
 logger = get_logger(__name__)
 
@@ -52,8 +52,8 @@ def begun(run: Run, args: CraftTrainingArguments, resume: str | Path | None) -> 
     Raises:
         UserError: for "auto" without `training.output_dir`.
     """
-    from craft.training.agreement import decided_by_first
-    from craft.training.checkpoints import checkpoints
+    from craft.training.checkpointing.folders import checkpoints
+    from craft.training.distributed.agreement import on_rank0_broadcast
 
     restarts = launch.number("TORCHELASTIC_MAX_RESTARTS", 0) > 0
     if resume not in (None, AUTO):
@@ -85,7 +85,7 @@ def begun(run: Run, args: CraftTrainingArguments, resume: str | Path | None) -> 
             (place / RUN_NAMES).unlink(missing_ok=True)  # begun, and lost before anything was saved
         return None
 
-    return decided_by_first(look)
+    return on_rank0_broadcast(look)
 
 
 def _saved_run(folder: Path) -> Any:
@@ -106,7 +106,7 @@ def name_run(
     Raises:
         UserError: if the folder holds another run.
     """
-    from craft.training.agreement import decided_by_first
+    from craft.training.distributed.agreement import on_rank0_broadcast
 
     if resume is not None:
         paths = RunPaths.of_run_dir(Path(resume))
@@ -128,14 +128,14 @@ def name_run(
             kind = run.models["model_type"]
             return RunPaths(kind, size, args.precision, stamp=stamp, folder=folder, text=text)
 
-        paths = decided_by_first(name)
+        paths = on_rank0_broadcast(name)
     args.output_dir = str(paths.run_dir)
 
     def open_log() -> None:
         with writable(paths.log_file):
             setup_logging(paths.log_file)
 
-    decided_by_first(open_log)
+    on_rank0_broadcast(open_log)
     return paths
 
 
@@ -154,7 +154,7 @@ def writable(path: Path) -> Iterator[None]:
 
 def check_folder(folder: Path) -> None:
     """Refuses a folder whose run would be overwritten."""
-    from craft.training.checkpoints import checkpoints
+    from craft.training.checkpointing.folders import checkpoints
 
     resumable = any(checkpoints(folder))
     if resumable or (folder / RUN_NAMES).exists():
@@ -179,7 +179,7 @@ def finish(paths: RunPaths, step: int) -> None:
 def export(trainer: LanguageModelTrainer, model_dir: Path) -> None:
     """The finished model: weights, config, generation_config, tokenizer, its code and the resolved run; in
     one piece, also where it replaces an earlier one."""
-    from craft.training.checkpoints import STAGING, discard, put
+    from craft.training.checkpointing.folders import STAGING, discard, put
 
     staging = model_dir.with_name(STAGING + model_dir.name)
     discard(staging)

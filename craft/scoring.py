@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from craft.data.arguments import DataArguments
     from craft.data.loaders import Corpus
     from craft.data.tokenization import CharTokenizer
-    from craft.training.evaluation import Evaluation
+    from craft.evaluation.scores import Evaluation
 
 logger = get_logger(__name__)
 
@@ -81,7 +81,7 @@ def evaluate(
         UserError: for an unknown model, protocol or split, for text that the model's tokenizer refuses, or
             that changed since training.
     """
-    from craft.training.protocols import natural_protocol, stride_of
+    from craft.evaluation.protocols import natural_protocol, stride_of
 
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; choose {', '.join(SPLITS[:-1])} or {SPLITS[-1]}")
@@ -128,13 +128,13 @@ def score(
 
     Args:
         ids: int [n], n >= 2.
-        **settings: as for `craft.training.evaluation.evaluate_split`.
+        **settings: as for `craft.evaluation.scores.evaluate_split`.
 
     Raises:
         UserError: as `evaluate_split`.
     """
     from craft.data.facts import split_facts
-    from craft.training.evaluation import evaluate_split
+    from craft.evaluation.scores import evaluate_split
 
     lengths: dict[str, Any] = {"id_chars": tokenizer.id_chars, "id_bytes": tokenizer.id_bytes}
     found = [evaluate_split(model, ids, protocol=protocol, **lengths, **settings) for protocol in protocols]
@@ -163,7 +163,7 @@ def _check_text(folder: Path, corpus: Corpus, split: str, allow: bool) -> None:
 
     from craft.data.facts import split_facts
     from craft.sharing.record import Record
-    from craft.training.settings import Changes, listed
+    from craft.training.checkpointing.resume_rules import Changes, listed
 
     recorded = {name: facts["sha256"] for name, facts in Record.of(folder).splits.items()}
     if not any(recorded.values()):

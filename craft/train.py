@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from craft.data.arguments import DataArguments
     from craft.data.loaders import Corpus
     from craft.data.tokenization import CharTokenizer
+    from craft.evaluation.scores import Evaluation
     from craft.training.arguments import CraftTrainingArguments
-    from craft.training.evaluation import Evaluation
 
 logger = get_logger(__name__)
 
@@ -75,9 +75,9 @@ def train(run: Run, resume: str | Path | None = None, allow_changes: bool = Fals
     """
     launch.check()
     with leaving("nothing was trained yet, and nothing is lost") as end:
-        from craft.training.distributed import among_peers
+        from craft.training.distributed.rendezvous import peer_failure_context
 
-        with among_peers(last=True), ExitStack() as claims:
+        with peer_failure_context(last=True), ExitStack() as claims:
             return workflow(run, resume, allow_changes, end, claims)
 
 
@@ -131,8 +131,8 @@ def workflow(
 
     # 4. Trainer
     from craft.training.base import LanguageModelTrainer
-    from craft.training.disk import writing
-    from craft.training.logging import StepLines
+    from craft.training.callbacks.step_lines import StepLines
+    from craft.training.checkpointing.disk import writing
 
     trainer = LanguageModelTrainer(
         model=model,
@@ -144,18 +144,18 @@ def workflow(
         text=corpus.fingerprint if corpus.n_chars is not None else None,
     )
 
-    def accepted() -> None:
+    def on_run_validated() -> None:
         claims.enter_context(claimed(paths.run_dir))
         record(run, paths)
 
-    trainer.when_accepted = accepted
+    trainer.on_run_validated = on_run_validated
     trainer.add_callback(lines := StepLines())
 
     # 5. Training
     trainer.train(resume_from_checkpoint=str(resume) if resume else None, allow_changes=allow_changes)
     if args.process_index != 0:
         return None
-    end.state = trainer.once_trained()
+    end.state = trainer.checkpointer.once_trained()
     claims.enter_context(writing("the finished model", OUTPUTS, lambda: end.state))
     model_dir = paths.export_dir(trainer.state.global_step)
     export(trainer, model_dir)
@@ -197,8 +197,8 @@ def evaluate(
     model: PreTrainedModel, tokenizer: CharTokenizer, corpus: Corpus, data: DataArguments
 ) -> list[Evaluation]:
     """Scores of the finished model over the whole validation split, if there is one."""
+    from craft.evaluation.protocols import natural_protocol
     from craft.scoring import score
-    from craft.training.protocols import natural_protocol
 
     if corpus.validation is None:
         return []
@@ -215,8 +215,8 @@ def evaluate(
 
 def keep_scores(evaluations: list[Evaluation], model_dir: Path, file: Path) -> None:
     """Shows scores as a table and keeps them as JSON."""
+    from craft.evaluation.scores import table
     from craft.scoring import save_scores
-    from craft.training.evaluation import table
 
     save_scores(evaluations, str(model_dir), file)
     logger.info(f"\n{table(evaluations)}\n")

@@ -174,3 +174,22 @@ def test_every_public_name_exists() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=CRAFT.parent
     )
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_two_classes_stand_on_the_trainer_of_transformers_and_override_little_of_what_is_private() -> None:
+    """Everything else of a run is an object that they delegate to."""
+    import transformers
+
+    from craft.training import base
+
+    found = {
+        f"{path.relative_to(CRAFT)}:{node.name}"
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+        and any(ast.unparse(base).endswith("Trainer") for base in node.bases)
+    }
+    assert found == {"training/base.py:Trainer", "training/base.py:LanguageModelTrainer"}
+    private = {name for name in vars(transformers.Trainer) if name.startswith("_") and name[1] != "_"}
+    own = {name for kind in (base.Trainer, base.LanguageModelTrainer) for name in vars(kind)} & private
+    assert len(own) <= 10, own

@@ -78,7 +78,7 @@ def command(
         trust_remote_code=trust_remote_code,
         allow_changes=allow_changes,
     )
-    from craft.training.evaluation import table
+    from craft.evaluation.scores import table
 
     if as_json:
         echo(json.dumps([each.to_dict() for each in scores.evaluations], indent=2))

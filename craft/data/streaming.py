@@ -149,11 +149,11 @@ class StreamDataset:
             self.lengths[unit] = sum(len(block) for block in self.stream.unit(unit))
         return int(self.lengths[unit])
 
-    def state_tensors(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """What this process found out; with it a resumed run finds its place without reading."""
         return {"stream_lengths": torch.from_numpy(self.lengths)}
 
-    def restore(self, per_process: Sequence[dict[str, Tensor]]) -> None:
+    def load_rank_states(self, per_process: Sequence[dict[str, Tensor]], rank: int) -> None:
         """Takes over what the processes of an earlier run found out about the same units."""
         for saved in per_process:
             lengths = saved.get("stream_lengths")

@@ -18,7 +18,8 @@ import transformers
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
-from craft.training import distributed, tracking
+from craft.training.callbacks import wandb
+from craft.training.distributed import rendezvous
 from craft.training.precision import ASKED, LAUNCHED, PRECISIONS, Hardware, choose_precision
 from craft.utils import launch
 from craft.utils.common import UserError, did_you_mean, parsed_stride
@@ -116,12 +117,12 @@ class CraftTrainingArguments(transformers.TrainingArguments):
         if launch.world_size() == 1:
             self.ddp_backend = None  # of a run that had several processes, or was to have them
         # NCCL's own watchdog ends the process without a word of who is missing: it comes after ours.
-        self.ddp_timeout += 2 * distributed.MARGIN
+        self.ddp_timeout += 2 * rendezvous.MARGIN
         try:
             super().__post_init__()
         except (ValueError, TypeError, KeyError, OSError, ImportError) as error:
             raise UserError(f"training: {' '.join(str(error).split())}") from error
-        self.ddp_timeout -= 2 * distributed.MARGIN
+        self.ddp_timeout -= 2 * rendezvous.MARGIN
         self.load_best_model_at_end = keep_best
         if optim == "muon":
             self.optim = optim
@@ -129,7 +130,7 @@ class CraftTrainingArguments(transformers.TrainingArguments):
         self._check_world()
         self._derive_batch_size(rows)
         if "wandb" in (self.report_to or []) and self.process_index == 0:
-            tracking.check()
+            wandb.check()
 
     def settle_precision(self) -> None:
         """Decides `precision` on this machine; `bf16`, `fp16`, `mixed_precision` follow, and
@@ -216,7 +217,7 @@ class CraftTrainingArguments(transformers.TrainingArguments):
         if world > 1:
             os.environ["ACCELERATE_USE_CPU"] = "true"  # read when the trainer creates its Accelerator
             if not dist.is_initialized():
-                distributed.join(self.ddp_timeout)
+                rendezvous.join(self.ddp_timeout)
 
     def _translate_precision_flags(self) -> None:
         """Hugging Face's `bf16=True` and `fp16=True` are other words for `precision`; one of them is kept."""
@@ -237,7 +238,7 @@ class CraftTrainingArguments(transformers.TrainingArguments):
                 "would train by itself; use 'accelerate launch --multi_gpu --num_processes N' on a machine "
                 "with N GPUs, or set ACCELERATE_USE_CPU=true for CPU processes"
             )
-        distributed.watch(self.ddp_timeout)
+        rendezvous.start_heartbeat(self.ddp_timeout)
         if self.n_gpu > 1:
             logger.warning(
                 f"{self.n_gpu} GPUs are visible and one is used; for all of them run "

@@ -1,49 +1,304 @@
-"""`LanguageModelTrainer`: trains a character model on a `CharDataset` and scores it over the whole
-validation text.
+"""`Trainer` and `LanguageModelTrainer`: transformers' Trainer, made safe to interrupt and to resume.
 
-Windows hold T + 1 ids, so all T predictions count: the loss is the exact mean over the predictions of the
-global batch, whatever the number of processes and accumulation steps. Recurrent models carry their state
-from window to window, which is kept, saved and restored here. The model object is all that this file knows
-of a model.
+What `Trainer` adds knows nothing of language: checkpoints that are whole or absent, with all that an exact
+resume needs; a stop on NaN; signals that save; an average of the weights; Muon; metrics in a file. Each is a
+part of the checkpoints (`checkpointing`), a callback (`callbacks`) or a function; the trainer joins them.
+`LanguageModelTrainer` adds windows of ids, the state that a recurrent model carries, and bits per character.
+
+A save at step N: a callback sets `control.should_save`, the loop calls `Trainer._save_checkpoint`, this calls
+`Checkpointer.save`, which writes what `shared_parts` and `rank_parts` register.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
+from torch import Tensor
 from torch.utils.data import DataLoader
+from transformers import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import TrainOutput
+from transformers.utils.logging import disable_progress_bar
 
 from craft.data.char_dataset import train_loader
-from craft.data.tokenization import load_tokenizer
-from craft.training.agreement import together
+from craft.training import compilation, optimization
 from craft.training.arguments import CraftTrainingArguments
-from craft.training.compilation import compile_forward
+from craft.training.callbacks import best, ema, lifecycle, nonfinite, progress, signals, stall, uploads, wandb
+from craft.training.carried_state import CarriedState
+from craft.training.checkpointing import folders, parts, resume_rules
+from craft.training.checkpointing.checkpointer import Checkpointer
+from craft.training.checkpointing.disk import Sizes
+from craft.training.distributed import sharding
+from craft.training.distributed.agreement import raise_on_all_ranks
+from craft.training.evaluation import Validation
+from craft.training.logging import CharacterCounts, MetricsRecorder
+from craft.training.losses import AuxiliaryLosses, aligned
+from craft.training.micro_batches import MicroBatches
+from craft.training.model_files import write_model, write_trainer_state
 from craft.training.precision import suit_attention
-from craft.training.sanity import check_data
-from craft.training.settings import data_settings, fingerprint
-from craft.training.state import CarriedState
-from craft.training.trainer import Trainer, TrainingInterrupted
-from craft.training.validating import ValidatingTrainer
-from craft.utils.common import UserError
+from craft.training.run import hidden, run_training
+from craft.training.sanity import check_alphabet, check_data
+from craft.training.step_state import StepState
 from craft.utils.logging import get_logger
+from craft.utils.stopping import TrainingInterrupted
 
 __all__ = ["LanguageModelTrainer", "Trainer", "TrainingInterrupted"]
 
 logger = get_logger(__name__)
 
 
-CARRIED_SHAPE = {"training.global_batch_size", "training.carry_state"}
-"""With another number of streams, the old ones can't be gone on with."""
+class Trainer(transformers.Trainer):
+    """A `transformers.Trainer` whose runs can be killed at any moment and continued bit for bit.
+
+    Args:
+        model: a `PreTrainedModel`.
+        args: its `output_dir` is the run directory.
+        run_config: the resolved run, saved beside the weights.
+        **kwargs: as for `transformers.Trainer`.
+
+    Attributes:
+        on_run_validated: called in the main process when training is about to start and nothing was refused;
+            if it fails, no process trains.
+        changes: settings that decide the weights and were allowed to differ from the resumed checkpoint's.
+        evaluation_due: a signal interrupted the evaluation of this step.
+
+    Raises:
+        UserError: for arguments that this machine or model can't be trained with.
+    """
+
+    args: CraftTrainingArguments
+    model: Any
+    optimizer: Any
+    is_fsdp_enabled: bool
+
+    def __init__(
+        self,
+        model: Any,
+        args: CraftTrainingArguments,
+        *,
+        run_config: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        args.settle_precision()
+        suit_attention(model, args.precision, on_cpu=args.on_cpu)
+        sharding.check_sharding(model, args)
+        self.model_class = type(model)  # sharding changes it
+        use_cache = getattr(model.config, "use_cache", None)
+        with hidden(args, torch_compile_backend="no"):  # done, and tried, in `_prepare_for_training`
+            super().__init__(model=model, args=args, **kwargs)
+        if use_cache is not None:
+            model.config.use_cache = use_cache  # switched off for training, and saved so with the model
+        if self.is_fsdp_enabled:
+            args.save_only_model = True
+            logger.info("sharding  FSDP2; checkpoints hold the whole model, not what an exact resume needs")
+        self.run_config = run_config or {}
+        self.on_run_validated: Callable[[], None] = lambda: None
+        self.changes: resume_rules.Changes = {}
+        self.schedule_moves = self.evaluation_due = False
+        self.grad_norm: Any = None
+        self.watch, self.stop = parts.Stopwatch(), signals.StopRequest()
+        self.running_loss, self.metrics = parts.RunningLoss(self), MetricsRecorder(self)
+        self.step_state, self.micro_batches = StepState(self, self.running_loss), MicroBatches(self)
+        self.ema, self.guard = ema.EmaCallback(self), nonfinite.NonFiniteGuard(self)
+        self.uploads, self.wandb = uploads.UploadCheckpoints(self), wandb.WandbRun(self)
+        self.progress, self.watchdog = progress.Progress(), stall.Watchdog(args.stall_seconds)
+        self.checkpointer = Checkpointer(self.run_dir, {}, {}, args.save_total_limit)
+        if args.disable_tqdm:
+            disable_progress_bar()  # also of "Writing model shards" at every checkpoint
+        for theirs in (PrinterCallback, ProgressCallback):
+            self.pop_callback(theirs)
+        stop = signals.StopOnSignal(self)
+        own = (self.ema, lifecycle.Lifecycle(self), stop, self.guard, best.KeepBest(), self.uploads)
+        for callback in (*own, self.progress, self.watchdog):
+            self.add_callback(callback)
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.args.output_dir)
+
+    @property
+    def resumed(self) -> Path | None:
+        """The checkpoint that this process continues."""
+        return self.checkpointer.resumed
+
+    @property
+    def sizes(self) -> Sizes:
+        return Sizes.of(self.model, str(self.args.optim), self.args.ema_decay is not None)
+
+    def shared_parts(self) -> dict[str, parts.Stateful]:
+        """What a checkpoint keeps beside the model and is the same in all processes, by name."""
+        return {
+            "optimization": optimization.Optimization(self),
+            "ema": self.ema,
+            "loss": parts.Attributes(self, "_total_loss_scalar", "_globalstep_last_logged"),
+            "evaluation": parts.Attributes(self, "evaluation_due"),
+            "skipped_batches": self.guard,
+            "stopwatch": self.watch,
+            "wandb": self.wandb,
+            "callbacks": parts.CallbackStates(self),
+        }
+
+    def rank_parts(self) -> dict[str, parts.RankStateful]:
+        """What a checkpoint keeps of each process, by name."""
+        return {
+            "running_loss": self.running_loss,
+            "generators": parts.Generators(self.args.device),
+            "micro_batches": self.micro_batches,
+        }
+
+    def decisive_settings(self, planned_steps: int) -> dict[str, Any]:
+        """What decides the weights, by name; kept in every checkpoint and compared on resuming."""
+        settings = resume_rules.training_settings(self.args, planned_steps)
+        return {**settings, **resume_rules.model_settings(self.model)}
+
+    def find_checkpoint(self, resume: str | Path | bool | None) -> Path | None:
+        """The checkpoint to resume from, see `Checkpointer.find`."""
+        return self.checkpointer.find(resume)
+
+    def train(  # type: ignore[override]
+        self, resume_from_checkpoint: Any = None, *, allow_changes: bool = False, **kwargs: Any
+    ) -> TrainOutput:
+        """Trains to the end, or until a signal.
+
+        Args:
+            resume_from_checkpoint: a run directory (its newest whole checkpoint), a `checkpoint-N` folder,
+                or True for `args.output_dir`.
+            allow_changes: go on although settings changed that decide the weights; recorded in the run.
+
+        Returns:
+            As in transformers. `self.model` then holds what should be exported: the best weights with
+            `load_best_model_at_end`, otherwise the average with `ema_decay`, otherwise the last.
+
+        Raises:
+            TrainingInterrupted: (a SystemExit) after SIGTERM, SIGUSR1 or Ctrl-C, with a checkpoint saved.
+            TrainingFailed: the loss or the gradient isn't finite any more, or a checkpoint can't be
+                written.
+            UserError: nothing to resume from, settings that changed, a disk that is too small.
+        """
+        return run_training(self, super().train, resume_from_checkpoint, allow_changes, **kwargs)
+
+    # ---- Private methods of transformers, each for want of a public place
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, checkpoint: Any) -> Any:
+        # Compiles between the making of a model (also of a trial) and its wrapping: no hook is called there.
+        if self.args.torch_compile:
+            options = {"backend": self.args.torch_compile_backend, "mode": self.args.torch_compile_mode}
+            compilation.compile_forward(self.model, self.try_step, **options)
+        return super()._prepare_for_training(max_steps, train_dataloader, checkpoint)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        # No callback is told the norm of the gradient.
+        self.grad_norm = super()._get_grad_norm(model, grad_norm)
+        return self.grad_norm
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # Transformers writes into the folder that readers look at, file by file, with pickles.
+        self.watch.pause()
+        self.store_flos()
+        self.checkpointer.run_dir = Path(self._get_output_dir(trial))
+        self.checkpointer.save(
+            self.state.global_step,
+            lambda folder: write_trainer_state(self, folder),
+            {"settings": self.settings, "environment": resume_rules.environment(self.args.device)},
+            best_step=self.state.best_global_step,
+            only_model=self.args.save_only_model,
+            needed=self.sizes.checkpoint(self.args.save_only_model),
+        )
+        self.watch.run()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        # Transformers reads pickles too, and takes tied weights, which are saved once, for missing ones.
+        folders.load_weights(Path(resume_from_checkpoint), self.model if model is None else model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        # Transformers would unpickle them.
+        if checkpoint is not None:
+            self.checkpointer.load("optimization")
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        # Only the loop knows when: after the batches that are skipped in the resumed epoch.
+        if checkpoint is not None:
+            self.checkpointer.load_rank_parts(["generators"])
+
+    # ---- Public methods of transformers
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        sharding.shard_on_cpu(self)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """As in transformers, plus Muon."""
+        model = self.model if model is None else model
+        if self.optimizer is None and self.args.optim == "muon":
+            self.optimizer = optimization.muon_optimizer(model, self.args)
+        return super().create_optimizer(model)
+
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        return optimization.decaying(model)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """As in transformers, with defaults for what its schedules demand."""
+        optimization.complete_schedule(self.args, num_training_steps)
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """As in transformers, in as many parts as fit into memory.
+
+        Raises:
+            TrainingFailed: if memory is short: what took it, and how many windows at once should fit.
+        """
+        return self.micro_batches.run(super().training_step, model, inputs, num_items_in_batch)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes model, tokenizer, run and arguments (as JSON, without secrets); all processes come here."""
+        with sharding.gathered_model(self):
+            if self.args.should_save:
+                write_model(self, Path(output_dir or self.args.output_dir))
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+        """As in transformers, and into `metrics.jsonl`."""
+        logs.setdefault("elapsed", round(self.watch.total(), 3))
+        if self.guard.skipping:
+            logs.pop("grad_norm", None)  # of the batch that was left out
+        super().log(logs, start_time)
+        if self.is_world_process_zero():
+            self.metrics.write(logs)
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Makes the repository before training, so that a wrong name or token is told at once."""
+        self.hub_model_id = uploads.open_run_repo(self.args)
+
+    def push_to_hub(self, commit_message: str = "End of training", **kwargs: Any) -> str | None:
+        """Uploads the model as it is now, with its card; for who trains in Python.
+
+        Returns:
+            The address of the commit; `None` in processes other than the first.
+        """
+        if self.hub_model_id is None:
+            self.init_hf_repo()
+        return self.uploads.push_now(commit_message, kwargs.get("revision"))
+
+    # ---- For callbacks and parts
+
+    def try_step(self) -> None:
+        """Forward and backward on the first real batch, of which nothing stays."""
+        batch = self._prepare_inputs(next(iter(self.get_train_dataloader())))
+        with self.step_state.preserved(), self.accelerator.autocast():
+            self.compute_loss(self.model, batch, num_items_in_batch=1).backward()
 
 
-class LanguageModelTrainer(ValidatingTrainer):
-    """Trains a `LanguageModel` on windows of characters.
+class LanguageModelTrainer(Trainer):
+    """Trains a `LanguageModel` on windows of ids, and scores it over the whole validation text.
+
+    Windows hold T + 1 ids, so all T predictions count: the loss is the exact mean over the predictions of the
+    global batch, whatever the number of processes and accumulation steps.
 
     Args:
         model: follows the `LanguageModel` protocol; never a concrete class. None with `model_init`, which
@@ -77,14 +332,8 @@ class LanguageModelTrainer(ValidatingTrainer):
         if model is None:
             self.model_init = model_init
             model = super().call_model_init()
-        together(lambda: check_data(train_dataset, eval_ids, args, model.config.vocab_size))
+        raise_on_all_ranks(lambda: check_data(train_dataset, eval_ids, args, model))
         self.carries_state = bool(model.carries_state and args.carry_state)
-        order = getattr(train_dataset, "order", None)
-        if self.carries_state and order != "streams":
-            raise UserError(
-                f"a carried state needs data in parallel streams, not in order {order!r}; "
-                "set training.carry_state=false"
-            )
         super().__init__(
             model=model,
             args=args,
@@ -95,17 +344,14 @@ class LanguageModelTrainer(ValidatingTrainer):
             **kwargs,
         )
         self.model_init = model_init
-        self.tokenizer = tokenizer
+        self.tokenizer, self.text = tokenizer, text
         self._adopt(model)
         smoother: Any = self.label_smoother
-        self.label_smoother: Any = None if smoother is None else _aligned(smoother)
-        self.text = text
-        self.block_size = block_size or train_dataset.block_size
-        self._lap_step = 0
+        self.label_smoother: Any = None if smoother is None else aligned(smoother)
+        self.validation = Validation(self, tokenizer, block_size or train_dataset.block_size)
+        self.add_callback(self.validation)
         self.flops_per_id = float(model.flops_per_token())
-        # Losses are per id; what is logged as bits is per character, and an id may be less than one.
-        known = getattr(train_dataset, "ids", eval_ids)
-        self.chars_per_id = 1.0 if known is None else float(tokenizer.id_chars[known[: 1 << 20]].mean())
+        self.characters = CharacterCounts(self)
 
     def call_model_init(self, trial: Any = None) -> Any:
         """The fresh model of a trial of `hyperparameter_search`."""
@@ -119,12 +365,31 @@ class LanguageModelTrainer(ValidatingTrainer):
         for config in (model.config, model.generation_config):  # as transformers would, with a warning
             for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
                 setattr(config, name, getattr(self.tokenizer, name))
-        self.carried = CarriedState(model)
+        self.carried, self.auxiliary = CarriedState(model, self.args), AuxiliaryLosses(self)
+        self.step_state.changing = [self.running_loss, self.carried, self.auxiliary]
 
-    @property
-    def chars_per_step(self) -> float:
-        windows = self.args.train_batch_size * self.args.shares
-        return windows * self.train_dataset.block_size * self.chars_per_id
+    def shared_parts(self) -> dict[str, parts.Stateful]:
+        return {**super().shared_parts(), "characters": self.characters}
+
+    def rank_parts(self) -> dict[str, parts.RankStateful]:
+        own: dict[str, Any] = {"auxiliary_losses": self.auxiliary}
+        if self.carries_state:
+            own["carried_state"] = self.carried
+        if hasattr(self.train_dataset, "load_rank_states"):  # a stream
+            own["data_position"] = self.train_dataset
+        return {**super().rank_parts(), **own}
+
+    def decisive_settings(self, planned_steps: int) -> dict[str, Any]:
+        text = self.text or resume_rules.fingerprint(self.train_dataset)
+        data = resume_rules.data_settings(self.train_dataset, text, self.run_config.get("data") or {})
+        return {**super().decisive_settings(planned_steps), **data}
+
+    def find_checkpoint(self, resume: str | Path | bool | None) -> Path | None:
+        """As in `Trainer`; refuses a checkpoint whose ids mean other characters."""
+        checkpoint = super().find_checkpoint(resume)
+        if checkpoint is not None:
+            check_alphabet(checkpoint, self.tokenizer)
+        return checkpoint
 
     # ---- Steps
 
@@ -137,7 +402,22 @@ class LanguageModelTrainer(ValidatingTrainer):
             args.gradient_accumulation_steps,
             args.process_index,
             args.world_size,
+            self.model.make_batch,
         )
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], int]:
+        """The micro-batches of a step, and the predictions of the global batch.
+
+        All windows are full, so no process needs to ask another. There are no batches if training ends before
+        this step: transformers looks at `should_training_stop` only after one.
+        """
+        wanted = 0 if self.control.should_training_stop else num_batches
+        batches = list(islice(epoch_iterator, wanted))
+        # Gradients are averaged over processes, which transformers undoes in the first case only.
+        sharers = self.args.world_size if self.args.average_tokens_across_devices else 1
+        return batches, sum(map(self.model.count_predictions, batches)) * sharers
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -148,111 +428,41 @@ class LanguageModelTrainer(ValidatingTrainer):
         if self.carries_state:
             inputs["past_key_values"] = self.carried.before(slot, step, part)
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        ends_step = slot == self.args.gradient_accumulation_steps - 1 and (part is None or part[1] == part[2])
+        self.auxiliary.add(outputs.get("auxiliary_losses"), ends_step)
         if self.carries_state:
             self.carried.after(slot, outputs["past_key_values"], part)
         return (loss, outputs) if return_outputs else loss
 
-    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> int:
-        """Predictions of the global batch. All windows are full, so no process needs to ask another."""
-        # Gradients are averaged over processes, which transformers undoes in the first case only.
-        sharers = self.args.world_size if self.args.average_tokens_across_devices else 1
-        return sum(batch["shift_labels"].numel() for batch in batch_samples) * sharers
-
     def floating_point_ops(self, inputs: dict[str, Any]) -> float:
         return self.flops_per_id * inputs["input_ids"].numel()
 
-    def _prepare_for_training(
-        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any
-    ) -> Any:
-        if self.args.torch_compile:
-            options = {"backend": self.args.torch_compile_backend, "mode": self.args.torch_compile_mode}
-            compile_forward(self.model, self._try_step, **options)
-        return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-
-    def _try_step(self) -> None:
-        """Forward and backward on the first real batch, twice, so that a carried state is tried too."""
+    def try_step(self) -> None:
+        """As in `Trainer`, twice, so that a carried state is tried too."""
         batch = self._prepare_inputs(next(iter(self.get_train_dataloader())))
-        with self.undisturbed():
+        with self.step_state.preserved():
             for step in range(2):
                 with self.accelerator.autocast():
                     again = {**batch, "step_in_epoch": step}
-                    count = batch["labels"].numel()
-                    loss = self.compute_loss(self.model, again, num_items_in_batch=count)
+                    loss = self.compute_loss(
+                        self.model, again, num_items_in_batch=self.model.count_predictions(batch)
+                    )
                 loss.backward()
-        self.carried.slots.clear()
 
-    def find(self, resume: str | Path | bool | None) -> Path | None:
-        """As in `SavingTrainer`; refuses a checkpoint whose ids mean other characters."""
-        checkpoint = super().find(resume)
-        if checkpoint is not None and load_tokenizer(checkpoint).get_vocab() != self.tokenizer.get_vocab():
-            raise UserError(
-                f"can't resume from {checkpoint}: it was trained with another alphabet than this text's; "
-                "put the old text back, or start a new run"
-            )
-        return checkpoint
+    # ---- Scores and samples
 
-    def restore_progress(self) -> None:
-        super().restore_progress()
-        self._lap_step = self.state.global_step
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Scores a whole text (by default the validation split) in float32, logs it, and writes a sample.
 
-    def decisive_settings(self, planned_steps: int) -> dict[str, Any]:
-        text = self.text or fingerprint(self.train_dataset)
-        data = data_settings(self.train_dataset, text, self.run_config.get("data") or {})
-        return {**super().decisive_settings(planned_steps), **data}
-
-    def rank_state(self) -> dict[str, Any]:
-        place = self.train_dataset.state_tensors() if hasattr(self.train_dataset, "state_tensors") else {}
-        carried = self.carried.tensors() if self.carries_state else {}
-        return {**super().rank_state(), "data": place, "carried": carried}
-
-    def load_rank_states(self, per_rank: list[dict[str, Any]]) -> None:
-        super().load_rank_states(per_rank)
-        if hasattr(self.train_dataset, "restore"):
-            self.train_dataset.restore([saved["data"] for saved in per_rank])
-        if self.carries_state and CARRIED_SHAPE.isdisjoint(self.changes):
-            self.carried.restore(
-                [saved["carried"] for saved in per_rank],
-                global_batch_size=self.args.shares * self.args.train_batch_size,
-                rank=self.args.process_index,
-                world=self.args.world_size,
-                accumulation=self.args.gradient_accumulation_steps,
-                device=self.args.device,
-            )
+        Raises:
+            TrainingInterrupted: if a signal came while training; a resumed run evaluates first.
+            TrainingFailed: if memory is short.
+        """
+        return self.validation.run(eval_dataset, metric_key_prefix)
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """Adds what only a language model can say: bits per character, characters seen and per second."""
-        per_step = self.chars_per_step
-        logs["characters"] = round(self.state.global_step * per_step)
-        if "loss" in logs:
-            logs["bits_per_char"] = logs["loss"] / math.log(2) / self.chars_per_id
-            seconds, steps = self.watch.lap(), self.state.global_step - self._lap_step
-            self._lap_step = self.state.global_step
-            if seconds > 0 and steps > 0:
-                logs["chars_per_second"] = round(steps * per_step / seconds, 1)
+        self.characters.add_to(logs)
         super().log(logs, start_time)
-
-    def remember(self) -> None:
-        super().remember()
-        self._slots_before = dict(self.carried.slots)
-
-    def go_back(self) -> None:
-        super().go_back()
-        self.carried.slots = dict(self._slots_before)
-
-    @contextmanager
-    def undisturbed(self) -> Iterator[None]:
-        slots = dict(self.carried.slots)
-        try:
-            with super().undisturbed():
-                yield
-        finally:
-            self.carried.slots = slots
-
-
-def _aligned(smoother: Any) -> Any:
-    """Label smoothing for windows: their labels are the next characters already and aren't shifted again."""
-
-    def smooth(outputs: Any, labels: torch.Tensor, shift_labels: bool = False, **kwargs: Any) -> torch.Tensor:
-        return smoother(outputs, labels, **kwargs)
-
-    return smooth

@@ -1,109 +1,78 @@
-"""When a run is over, and which weights it ends with: the best ones, their average, or the last."""
+"""After the last step: the weights that a run ends with, and how it leaves when it is asked to stop."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from transformers import TrainerState
-from transformers.trainer_utils import SaveStrategy, TrainOutput
+from transformers.trainer_utils import TrainOutput
 
-from craft.training import checkpoints
-from craft.training.agreement import decided_by_first
-from craft.training.recording import RecordingTrainer
-from craft.training.signals import StopRequest
+from craft.training.checkpointing import folders
+from craft.training.checkpointing.checkpointer import is_resumable
+from craft.training.distributed.agreement import on_rank0_broadcast
+from craft.training.distributed.sharding import unshard
 from craft.utils.logging import get_logger
 from craft.utils.stopping import TrainingInterrupted
 
 logger = get_logger(__name__)
 
 
-class EndingTrainer(RecordingTrainer):
-    """The part of `Trainer` that knows when to stop, and what is left then.
+def save_if_new(trainer: Any, trial: Any = None) -> None:
+    """Saves a checkpoint of this step, unless there is one."""
+    if trainer.checkpointer.saved_step != trainer.state.global_step:
+        trainer._save_checkpoint(trainer.model_wrapped, trial)
+        trainer.control = trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
 
-    Attributes:
-        stop: signals, and a word with the other processes.
+
+def stop_training(trainer: Any, evaluation_due: bool = False) -> NoReturn:
+    """Ends training as a signal asked, with a checkpoint of this step.
+
+    Args:
+        evaluation_due: the evaluation of this step was interrupted; a resumed run does it first.
+
+    Raises:
+        TrainingInterrupted: in all processes.
     """
+    step, args, checkpointer = trainer.state.global_step, trainer.args, trainer.checkpointer
+    trainer.evaluation_due = evaluation_due
+    if args.save_only_model and not trainer.is_fsdp_enabled:
+        args.save_only_model, checkpointer.saved_step = False, None  # what is stopped is to go on
+    if step:
+        save_if_new(trainer)
+        logger.info(f"stopped at step {step:,} and saved; {checkpointer.recovery_hint()}")
+    trainer.control = trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
+    trainer.is_in_train = False
+    trainer.uploads.finish()
+    raise TrainingInterrupted(trainer.stop.exit_code)
 
-    def __init__(self, **kwargs: Any) -> None:
-        self.stop = StopRequest()
-        super().__init__(**kwargs)
 
-    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """Also saves at every new best, whatever `save_steps` says, and stops early."""
-        if self.evaluation_due:
-            return False
-        is_best = super()._determine_best_metric(metrics, trial)
-        if is_best and self.args.save_strategy != SaveStrategy.NO:
-            self.control.should_save = True
-        if self._patience_is_over(self.state):
-            logger.info(
-                f"stopping early: {self.args.early_stopping_patience} evaluations were no better than "
-                f"{self.state.best_metric:.4f}"
-            )
-            self.control.should_training_stop = True
-        return is_best
+def keep_final_weights(trainer: Any) -> None:
+    """Leaves the model with the best weights, their average, or the last, as was asked for."""
+    unshard(trainer)
+    trainer.ema.settle()
+    best = on_rank0_broadcast(lambda: trainer.state.best_global_step)  # the main process knows it
+    if not trainer.args.load_best_model_at_end or not best:
+        return
+    checkpoint = folders.checkpoint_dir(trainer.checkpointer.run_dir, best)
+    if why := on_rank0_broadcast(lambda: folders.damage(checkpoint)):
+        logger.warning(f"the best checkpoint, {checkpoint}, is damaged ({why}): the last weights are kept")
+        trainer.state.best_global_step = None
+    else:
+        folders.load_weights(checkpoint, trainer.model)
 
-    def _patience_is_over(self, state: TrainerState) -> bool:
-        """Read off the history of evaluations, so that a resumed run counts as if it had never stopped."""
-        if not self.args.early_stopping_patience:
-            return False
-        key = "eval_" + str(self.args.metric_for_best_model).removeprefix("eval_")
-        values = [entry[key] for entry in state.log_history if key in entry]
-        if not values:
-            return False
-        best = values.index((max if self.args.greater_is_better else min)(values))
-        return len(values) - 1 - best >= self.args.early_stopping_patience
 
-    def _finalize_training(self, trial: Any, num_train_samples: Any, start_time: float) -> TrainOutput:
-        wanted = self.args.save_strategy != SaveStrategy.NO or self.stop.signum
-        saved = self.saved_step == self.state.global_step
-        if self.stop.signum and self.args.save_only_model and not self.is_fsdp_enabled:
-            self.args.save_only_model, saved = False, False  # what is stopped is to go on
-        if wanted and not saved:
-            self._save_checkpoint(self.model_wrapped, trial)
-            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
-        if self.stop.signum:
-            self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
-            self.is_in_train = False
-            logger.info(f"stopped at step {self.state.global_step:,} and saved; {self.way_out()}")
-            self.finish_uploads()
-            raise TrainingInterrupted(self.stop.exit_code)
-        self.stay_whole()
-        if self.average is not None:
-            self.average.settle()
-        self._check_best()
-        # With a limit of 1, transformers would now delete the last checkpoint and keep the best one only.
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        self.watch.pause()
-        try:
-            return super()._finalize_training(trial, num_train_samples, start_time - self.watch.before)
-        finally:
-            self.args.save_total_limit = limit
-
-    def _check_best(self) -> None:
-        """The best checkpoint is only given back if it is as it was written; else the last weights are."""
-        if not self.args.load_best_model_at_end:
-            return
-        # Only the process that writes checkpoints knows which is the best; all of them take part from here.
-        best = self.state.best_model_checkpoint = decided_by_first(lambda: self.state.best_model_checkpoint)
-        if best is None:
-            return
-        why = decided_by_first(lambda: checkpoints.damage(Path(best)))
-        if why:
-            logger.warning(f"the best checkpoint, {best}, is damaged ({why}): the last weights are kept")
-            self.state.best_model_checkpoint = self.state.best_global_step = None
-
-    def _stay_finished(self, state: TrainerState) -> TrainOutput:
-        """Leaves the model as the finished run left it, and says so."""
-        assert self.resumed is not None
-        self.state = state
-        best = checkpoints.checkpoint_dir(self.run_dir, state.best_global_step or -1)
-        keep_best = self.args.load_best_model_at_end and best.is_dir() and not checkpoints.damage(best)
-        self._load_from_checkpoint(str(best if keep_best else self.resumed))
-        logger.info(
-            f"this run is finished: {self.resumed} is at step {state.global_step:,}; "
-            "a larger training.max_steps would train on"
-        )
-        loss = self.progress_at(self.resumed)["total_loss"] / max(1, state.global_step)
-        return TrainOutput(state.global_step, loss, {"train_loss": loss})
+def restore_finished_run(trainer: Any, state: TrainerState) -> TrainOutput:
+    """Leaves the model as the finished run left it, and says so."""
+    trainer.state, checkpoint = state, trainer.checkpointer.resumed
+    best = folders.checkpoint_dir(trainer.run_dir, state.best_global_step or -1)
+    keep_best = trainer.args.load_best_model_at_end and best.is_dir() and not folders.damage(best)
+    folders.load_weights(best if keep_best else checkpoint, trainer.model)
+    logger.info(
+        f"this run is finished: {checkpoint} is at step {state.global_step:,}; "
+        "a larger training.max_steps would train on"
+    )
+    trainer._total_loss_scalar = 0.0
+    if is_resumable(checkpoint):
+        trainer.checkpointer.load("loss")
+    loss = trainer._total_loss_scalar / max(1, state.global_step)
+    return TrainOutput(state.global_step, loss, {"train_loss": loss})

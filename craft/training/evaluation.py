@@ -1,251 +1,189 @@
-"""How well a model predicts a whole text: nats, bits per character and per byte, perplexity, accuracy.
-
-A figure means little without its protocol, so every `Evaluation` carries one. All of them predict every
-target of the text exactly once; they differ in how much of the text before it the model may see
-(`protocols.py`). A text of n ids has n - 1 targets: nothing predicts its first. Sums are divided by what
-the predicted ids stand for (a character may take several ids, an id several bytes), never by a count of
-something else.
-"""
+"""Validation on the way: scores over the whole validation text, and samples. Calls `craft.evaluation`."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+import copy
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from torch import Tensor
+from transformers import TrainerCallback
 
-from craft.data.base import release
-from craft.training.protocols import (
-    Rows,
-    block_rows,
-    check_protocol,
-    parallel_streams,
-    stream_rows,
-    window_rows,
-)
-from craft.utils.common import UserError
+from craft.data.tokenization import first_id
+from craft.evaluation.protocols import natural_protocol
+from craft.evaluation.scores import Evaluation, evaluate_split
+from craft.training.compilation import plain_forward
+from craft.training.distributed.sharding import gathered_model
+from craft.training.ending import stop_training
+from craft.training.memory import is_out_of_memory
+from craft.training.step_state import rng_devices
+from craft.utils.common import TEMPERATURE, TrainingFailed, UserError, human
+from craft.utils.logging import get_logger
 
-FIGURES = ("nats_per_char", "bits_per_char", "bits_per_byte", "perplexity", "accuracy", "standard_error")
-LARGEST_LOGITS = 2**26  # elements of one batch of logits, 256 MiB in float32
+logger = get_logger(__name__)
+
+BYTES_PER_CHAR = 4
+"""At most, in UTF-8: a character is no more ids than that."""
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Sums over all predictions of a text, and the figures that follow from them.
+class Validation(TrainerCallback):
+    """Scores and samples of a trainer's model as it is now.
 
     Args:
-        protocol: "blocks", "sliding-N" or "stateful".
-        split: "validation", "test", …
-        nats: summed negative log-likelihood.
-        squares: sum of its squares, for the standard error.
-        predictions: how many ids were predicted.
-        characters: how many characters they stand for.
-        bytes: how many UTF-8 bytes they stand for.
-        correct: how many times the likeliest id was the right one.
+        trainer: a `LanguageModelTrainer`.
+        tokenizer: knows how many characters and bytes an id is.
         block_size: the window.
-        dataset: name of the text.
-        sha256: of the text in UTF-8, if it was taken.
     """
 
-    protocol: str
-    split: str
-    nats: float
-    squares: float
-    predictions: int
-    characters: int
-    bytes: int
-    correct: int
-    block_size: int
-    dataset: str = ""
-    sha256: str = ""
+    def __init__(self, trainer: Any, tokenizer: Any, block_size: int) -> None:
+        self.trainer, self.args = trainer, trainer.args
+        self.tokenizer, self.block_size = tokenizer, block_size
 
     @property
-    def nats_per_char(self) -> float:
-        return self.nats / self.characters
+    def protocol(self) -> str:
+        if self.args.eval_protocol != "auto":
+            return self.args.eval_protocol
+        return natural_protocol(self.trainer.model)
 
-    @property
-    def bits_per_char(self) -> float:
-        return self.nats_per_char / math.log(2)
+    def interrupted(self) -> bool:
+        """Whether a signal ends long work within a step; asked between pieces, which are signs of life."""
+        if self.trainer.is_in_train:
+            self.trainer.watchdog.alive()
+        return bool(self.trainer.is_in_train and self.trainer.stop.requested)
 
-    @property
-    def bits_per_byte(self) -> float:
-        return self.nats / self.bytes / math.log(2)
+    def part(self, ids: np.ndarray) -> np.ndarray:
+        """What of a text is scored: while training its first `eval_chars` characters, otherwise all of it."""
+        if not self.trainer.is_in_train or self.args.eval_chars is None:
+            return ids
+        return first_chars(ids, self.args.eval_chars, self.tokenizer.id_chars)
 
-    @property
-    def perplexity(self) -> float:
-        """Per prediction: among how many equally likely ids the model hesitates."""
-        return math.exp(min(self.nats / self.predictions, 700.0))
-
-    @property
-    def accuracy(self) -> float:
-        """Share of predictions whose likeliest id was right."""
-        return self.correct / self.predictions
-
-    @property
-    def standard_error(self) -> float:
-        """Of `nats_per_char`, if predictions were independent of each other (they aren't: a lower bound)."""
-        mean = self.nats / self.predictions
-        variance = max(0.0, self.squares / self.predictions - mean * mean)
-        return math.sqrt(variance / self.predictions) * self.predictions / self.characters
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything above as plain numbers, for JSON."""
-        return {**asdict(self), **{name: getattr(self, name) for name in FIGURES}}
-
-
-def table(evaluations: Sequence[Evaluation]) -> str:
-    """Evaluations of one split as text for 80 columns: what was scored, then a line for each protocol."""
-    head = ("protocol", "nats/char", "bits/char", "bits/byte", "perplexity", "accuracy")
-    rows = [
-        (
-            e.protocol,
-            f"{e.nats_per_char:.4f}",
-            f"{e.bits_per_char:.4f}",
-            f"{e.bits_per_byte:.4f}",
-            f"{e.perplexity:.3f}",
-            f"{e.accuracy:.2%}",
-        )
-        for e in evaluations
-    ]
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:]))])
-        for row in (head, *rows)
-    ]
-    first = evaluations[0]
-    scored = f"{first.characters:,} predicted characters"
-    return "\n".join([", ".join(filter(None, (first.dataset, f"{first.split} split", scored))), *lines])
-
-
-def evaluate_split(
-    model: Any,
-    ids: np.ndarray,
-    *,
-    protocol: str = "blocks",
-    block_size: int,
-    batch_size: int = 64,
-    id_chars: np.ndarray | None = None,
-    id_bytes: np.ndarray | None = None,
-    split: str = "validation",
-    dataset: str = "",
-    precision: str = "fp32",
-    streams: int | None = None,
-    rank: int = 0,
-    world: int = 1,
-    stopped: Callable[[], bool] = bool,
-) -> Evaluation:
-    """Predicts every id of a text but the first, once.
-
-    Args:
-        model: a `LanguageModel`, on its device; its training mode is restored.
-        ids: int [n], n >= 2.
-        block_size: the window; for "stateful" the chunk in which the text is read (no effect on the
-            result).
-        batch_size: windows (or streams) side by side.
-        id_chars, id_bytes: [vocabulary] characters and bytes that each id stands for; by default one each.
-        precision: "fp32", or "bf16" | "fp16" to read under autocast.
-        streams: for "stateful": in how many stretches the text is read side by side, each after `WARM_UP`
-            characters of what precedes it, which brings it to its state but for rounding in models that
-            have been trained; 1 reads strictly in one pass. By default as many as `batch_size`, if the text
-            is long enough.
-        rank, world: this process' share of the windows; sums are added up over all processes.
-        stopped: asked before every piece of work; once it is true the rest is left, and the sums are worth
-            nothing.
-
-    Raises:
-        UserError: if the text is too short, or the protocol is unknown or not for this model.
-    """
-    predictions = len(ids) - 1
-    if predictions < 1:
-        raise UserError(
-            f"the {split} split has {len(ids)} characters and the first can't be predicted; add text"
-        )
-    if getattr(model, "lookahead", 1) < 1:
-        raise UserError(
-            f"a {type(model).__name__} predicts no next character, so no text can be scored by it"
-        )
-    carries = bool(getattr(model, "carries_state", False))
-    context = getattr(model.config, "max_position_embeddings", None)
-    stride = check_protocol(protocol, carries_state=carries, block_size=block_size, context=context)
-    if protocol == "blocks":
-        rows = block_rows(predictions, block_size)
-    elif stride:
-        rows = window_rows(predictions, block_size, stride)
-    else:
-        rows = stream_rows(predictions, streams or parallel_streams(predictions, batch_size))
-    per_row = min(rows.length, block_size) * model.config.vocab_size
-    batch_size = max(1, min(batch_size, LARGEST_LOGITS // per_row))
-    sums = torch.zeros(6, dtype=torch.float64)  # on the CPU, since not every device knows float64
-    tables = [None if t is None else torch.as_tensor(np.asarray(t)) for t in (id_chars, id_bytes)]
-    device = model.device.type
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode(), torch.autocast(device, dtype, enabled=precision != "fp32"):
-            for begin in range(rank * batch_size, len(rows.starts), world * batch_size):
-                part = slice(begin, begin + batch_size)
-                _score(model, ids, rows, part, block_size, tables, sums, stopped)
-    finally:
-        model.train(was_training)
-    if world > 1:
-        sums = sums.to(model.device)  # where the processes can add them up
-        dist.all_reduce(sums)
-    nats, squares, count, correct, characters, size = sums.tolist()
-    return Evaluation(
-        protocol=protocol,
-        split=split,
-        nats=nats,
-        squares=squares,
-        predictions=round(count),
-        characters=round(characters),
-        bytes=round(size),
-        correct=round(correct),
-        block_size=block_size,
-        dataset=dataset,
-    )
-
-
-def _score(
-    model: Any,
-    ids: np.ndarray,
-    rows: Rows,
-    part: slice,
-    chunk: int,
-    tables: list[Tensor | None],
-    sums: Tensor,
-    stopped: Callable[[], bool],
-) -> None:
-    """Reads some rows from left to right, `chunk` ids at a time, and adds what they score to `sums`."""
-    starts, first, last = rows.starts[part, None], rows.first[part, None], rows.last[part, None]
-    state, length = None, int((last - starts).max())
-    for begin in range(0, length, chunk):
-        if stopped():
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Says if training scores a part of a long text."""
+        ids = self.trainer.eval_dataset
+        if not state.is_world_process_zero or ids is None:
             return
-        place = starts + np.arange(begin, min(begin + chunk, length))
-        scored = torch.from_numpy((first <= place) & (place < last))
-        # Places behind the end of a row (or of the text) read something, which nothing scored depends on.
-        read = np.minimum(place, len(ids) - 2)
-        inputs, targets = (torch.from_numpy(np.asarray(ids[at]).astype(np.int64)) for at in (read, read + 1))
-        release(ids)
-        carry = chunk < length
-        outputs = model(input_ids=inputs.to(model.device), past_key_values=state, use_cache=carry)
-        state = outputs.past_key_values if carry else None
-        targets = targets[scored]
-        logits, known = outputs.logits[scored.to(model.device)].float(), targets.to(model.device)
-        nats = torch.nn.functional.cross_entropy(logits, known, reduction="none").cpu().double()
-        counts = [len(nats) if table is None else table[targets].sum() for table in tables]
-        sums += torch.stack(
-            [
-                nats.sum(),
-                nats.square().sum(),
-                sums.new_tensor(len(nats)),
-                (logits.argmax(dim=-1) == known).sum().cpu().double(),
-                *(torch.as_tensor(count).double() for count in counts),
-            ]
+        if self.args.eval_strategy != "no" and len(self.part(ids)) < len(ids):
+            logger.info(
+                f"validation of the first {self.args.eval_chars:,} characters while training "
+                f"(training.eval_chars), of all {human(len(ids) * self.trainer.characters.per_id)} at the end"
+            )
+
+    def run(self, ids: Any = None, prefix: str = "eval") -> dict[str, float]:
+        """What `LanguageModelTrainer.evaluate` does; by default with the validation split."""
+        trainer = self.trainer
+        trainer.watch.pause()
+        began, sample = time.perf_counter(), None
+        try:
+            with self._as_exported():
+                result = self.score(self.part(trainer.eval_dataset if ids is None else ids))
+                seconds = time.perf_counter() - began
+                if trainer.is_world_process_zero():
+                    with trainer.stop.defer_errors():
+                        sample = self.usual_sample()
+            stopped = trainer.is_in_train and trainer.stop.agreed()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise TrainingFailed(
+                f"out of memory in the evaluation at step {trainer.state.global_step:,}; lower training."
+                f"per_device_eval_batch_size={self.args.per_device_eval_batch_size}; "
+                f"{trainer.checkpointer.last_good()}"
+            ) from None
+        if stopped:
+            stop_training(trainer, evaluation_due=True)
+        if trainer.is_world_process_zero():
+            logger.info(self.line(result))
+        metrics = self.metrics(result, prefix, seconds)
+        trainer.log(metrics)
+        if sample is not None:
+            logger.info("sample:\n    " + sample.strip("\n").replace("\n", "\n    "))
+            trainer.metrics.write({"sample": sample})
+            trainer.wandb.log_sample(sample, trainer.state.global_step)
+        trainer.control = trainer.callback_handler.on_evaluate(
+            self.args, trainer.state, trainer.control, metrics
         )
+        if trainer.is_in_train:
+            trainer.watch.run()
+        return metrics
+
+    @contextmanager
+    def _as_exported(self) -> Iterator[None]:
+        """Inside, the model is as it would be exported now: averaged, in float32, not compiled."""
+        trainer = self.trainer
+        with gathered_model(trainer), trainer.ema.applied(), plain_forward(trainer.model):
+            yield
+
+    def score(self, ids: Any) -> Evaluation:
+        """The score of a text, shared out among the processes; unfinished if a signal came."""
+        return evaluate_split(
+            self.trainer.accelerator.unwrap_model(self.trainer.model),
+            ids,
+            protocol=self.protocol,
+            block_size=self.block_size,
+            batch_size=self.args.per_device_eval_batch_size,
+            id_chars=self.tokenizer.id_chars,
+            id_bytes=self.tokenizer.id_bytes,
+            rank=self.args.process_index,
+            world=self.args.world_size,
+            stopped=self.interrupted,
+        )
+
+    def sample(self, chars: int, prompt: str | None = None) -> str:
+        """`chars` characters by the model, always with the same random numbers; training's stay."""
+        ids = self.tokenizer.encode_ids(prompt or "").tolist() or [first_id(self.tokenizer)]
+        model = self.trainer.model
+        config = copy.deepcopy(model.generation_config)
+        config.update(do_sample=True, temperature=TEMPERATURE, top_k=None, top_p=None)
+        config.update(max_new_tokens=chars, max_length=None)
+        with torch.random.fork_rng(rng_devices(self.args.device)):
+            torch.manual_seed(self.args.seed)
+            rows = model.stream(torch.tensor([ids], device=self.args.device), config)
+            drawn = takewhile(lambda row: not self.interrupted(), rows)
+            return self.tokenizer.decode([int(row[0]) for row in drawn], skip_special_tokens=True)  # type: ignore[no-any-return]
+
+    def usual_sample(self) -> str | None:
+        """The sample that goes with each evaluation, prompt included; None if none is wanted or possible."""
+        if self.args.sample_chars == 0:
+            return None
+        try:
+            text = self.sample(self.args.sample_chars, self.args.sample_prompt)
+        except UserError as error:
+            logger.warning(f"no samples: {error}")
+            self.args.sample_chars = 0
+            return None
+        return (self.args.sample_prompt or "") + text
+
+    def line(self, result: Evaluation) -> str:
+        """One line that fits a terminal of 80 columns; the other figures are in metrics.jsonl."""
+        compared, best = "", self.trainer.state.best_metric
+        if best is not None:
+            name = str(self.args.metric_for_best_model).removeprefix("eval_")
+            value = result.nats_per_char if name == "loss" else getattr(result, name)
+            better = value > best if self.args.greater_is_better else value < best
+            of = "" if name == "loss" else f"{name} "
+            compared = ", best so far" if better else f", best {of}{best:.4f}"
+        return (
+            f"step {self.trainer.state.global_step:,}  validation {result.nats_per_char:.4f} nats = "
+            f"{result.bits_per_char:.4f} bits/char  ({result.protocol}{compared})"
+        )
+
+    def metrics(self, result: Evaluation, prefix: str, seconds: float) -> dict[str, float]:
+        """A score as the metrics that transformers logs and compares."""
+        return {
+            f"{prefix}_loss": result.nats_per_char,
+            f"{prefix}_bits_per_char": result.bits_per_char,
+            f"{prefix}_bits_per_byte": result.bits_per_byte,
+            f"{prefix}_perplexity": result.perplexity,
+            f"{prefix}_accuracy": result.accuracy,
+            f"{prefix}_runtime": round(seconds, 3),
+        }
+
+
+def first_chars(ids: np.ndarray, chars: int, id_chars: np.ndarray) -> np.ndarray:
+    """The beginning of a text in which at most `chars` characters are predicted, and at least one id."""
+    predicted = np.cumsum(id_chars[ids[1 : BYTES_PER_CHAR * chars + 1]])
+    return ids[: 1 + max(1, int(np.searchsorted(predicted, chars, side="right")))]

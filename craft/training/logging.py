@@ -1,25 +1,15 @@
-"""Where the numbers of a run go: `metrics.jsonl`, lines on the terminal and in the log, a live bar, and one
-JSON object per logged step on standard output where a program reads it."""
+"""`metrics.jsonl`: the numbers of a run, one JSON object an event."""
 
 from __future__ import annotations
 
 import json
-import logging
 import math
-import os
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
-
 from craft.sharing.record import METRICS_FILE
-from craft.utils.common import human, human_time
+from craft.training.checkpointing import disk
 from craft.utils.files import replace_text
-from craft.utils.logging import get_logger
-
-logger = get_logger(__name__)
 
 
 class MetricsFile:
@@ -36,7 +26,7 @@ class MetricsFile:
 
     def write(self, event: dict[str, Any]) -> None:
         """Appends an event; numbers that JSON doesn't know (NaN, infinity) become null."""
-        known = {key: _finite(value) for key, value in event.items()}
+        known = {key: finite_or_none(value) for key, value in event.items()}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(known, ensure_ascii=False) + "\n")
 
@@ -47,167 +37,70 @@ class MetricsFile:
         return [line for line in self.path.read_text(encoding="utf-8").split("\n") if _is_event(line)]
 
 
+class MetricsRecorder:
+    """Writes the metrics of a trainer; for its main process alone."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def write(self, event: dict[str, Any]) -> None:
+        """Adds an event of this step.
+
+        Raises:
+            TrainingFailed: if the disk refuses; of several processes, in all when they next agree.
+        """
+        run_dir, checkpointer = self.trainer.run_dir, self.trainer.checkpointer
+
+        def hint() -> str:
+            return f"{checkpointer.last_good()}; {checkpointer.recovery_hint()}"
+
+        with self.trainer.stop.defer_errors(), disk.writing(METRICS_FILE, run_dir, hint):
+            MetricsFile(run_dir).write({"step": self.trainer.state.global_step, **event})
+
+
+class CharacterCounts:
+    """How many characters a language model read, and how fast; its losses are per id.
+
+    Attributes:
+        per_id: characters that an id stands for, which may be less than one; measured on the beginning.
+        per_step: characters of a global batch.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer, dataset = trainer, trainer.train_dataset
+        known = getattr(dataset, "ids", trainer.eval_dataset)
+        id_chars = trainer.tokenizer.id_chars
+        self.per_id = 1.0 if known is None else float(id_chars[known[: 1 << 20]].mean())
+        self.per_step = trainer.args.global_batch_size * dataset.block_size * self.per_id
+        self._lap_step = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._lap_step = self.trainer.state.global_step  # the stopwatch begins a lap there, too
+
+    def add_to(self, logs: dict[str, Any]) -> None:
+        """Adds characters so far; beside a loss also its named parts, bits per character, and speed."""
+        step = self.trainer.state.global_step
+        logs["characters"] = round(step * self.per_step)
+        if "loss" not in logs:
+            return
+        logs.update(named := self.trainer.auxiliary.drain())
+        logs["bits_per_char"] = (logs["loss"] - sum(named.values())) / math.log(2) / self.per_id
+        seconds, steps = self.trainer.watch.lap(), step - self._lap_step
+        self._lap_step = step
+        if seconds > 0 and steps > 0:
+            logs["chars_per_second"] = round(steps * self.per_step / seconds, 1)
+
+
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """The events of a run, in order."""
     return [json.loads(line) for line in MetricsFile(run_dir)._lines()]
 
 
-class Stopwatch:
-    """Seconds spent in training, without what was spent evaluating and saving.
-
-    Attributes:
-        before: what earlier processes of the same run spent.
-    """
-
-    def __init__(self) -> None:
-        self.elapsed = 0.0
-        self.before = 0.0
-        self._since: float | None = None
-        self._lap = 0.0
-
-    def resume(self, elapsed: float) -> None:
-        """Counts on from what an earlier process of the same run had counted."""
-        self.before = self.elapsed = self._lap = elapsed
-
-    def run(self) -> None:
-        if self._since is None:
-            self._since = time.perf_counter()
-
-    def pause(self) -> None:
-        self.elapsed, self._since = self.total(), None
-
-    def total(self) -> float:
-        """Seconds so far, also those of the processes that this one continues."""
-        return self.elapsed + (time.perf_counter() - self._since if self._since is not None else 0.0)
-
-    def lap(self) -> float:
-        """Seconds since the last lap."""
-        now = self.total()
-        lap, self._lap = now - self._lap, now
-        return lap
-
-
-class Progress(TrainerCallback):
-    """What a person sees of the steps: a live bar on a terminal, plain lines in a pipe.
-
-    The time that is left counts evaluations and saves as they were so far.
-    """
-
-    def __init__(self) -> None:
-        self.bar: Any = None
-        self.first_step = 0
-        self.filters: list[tuple[logging.Handler, logging.Filter]] = []
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.first_step, self.first_second = state.global_step, time.monotonic()
-        if not state.is_world_process_zero or not sys.stderr.isatty():
-            return
-        from rich.console import Console
-        from rich.progress import BarColumn, TextColumn
-        from rich.progress import Progress as Bar
-
-        self.bar = Bar(
-            TextColumn("{task.completed:,}/{task.total:,}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.description}"),
-            console=Console(stderr=True),
-            transient=True,
-            refresh_per_second=4,
-        )
-        self.task = self.bar.add_task("", total=state.max_steps, completed=state.global_step)
-        self.bar.start()
-        # What the bar shows needs no line of its own, except in the log file.
-        hide = logging.Filter()
-        hide.filter = lambda record: not getattr(record, "on_bar", False)  # type: ignore[method-assign]
-        for handler in logging.getLogger("craft").handlers:
-            if not isinstance(handler, logging.FileHandler):
-                handler.addFilter(hide)
-                self.filters.append((handler, hide))
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.bar is not None:
-            self.bar.update(self.task, completed=state.global_step)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if not state.is_world_process_zero or not logs or "loss" not in logs:
-            return
-        parts = [f"loss {logs['loss']:.3f}"]
-        if "bits_per_char" in logs:  # of language models
-            parts.append(f"{logs['bits_per_char']:.3f} bits/char")
-        if "chars_per_second" in logs:
-            parts.append(f"{human(logs['chars_per_second'])} chars/s")
-        done, left = state.global_step - self.first_step, state.max_steps - state.global_step
-        if done and left:
-            seconds = (time.monotonic() - self.first_second) / done * left
-            parts.append(f"{human_time(seconds)} left")
-        width = len(f"{state.max_steps:,}")
-        line = "  ".join(parts)
-        logger.info(f"step {state.global_step:>{width},}/{state.max_steps:,}  {line}", extra={"on_bar": True})
-        if self.bar is not None:
-            self.bar.update(self.task, description=line)
-
-    def close(self) -> None:
-        """Takes the bar away, however training ended."""
-        if self.bar is not None:
-            self.bar.stop()
-            self.bar = None
-        for handler, hide in self.filters:
-            handler.removeFilter(hide)
-        self.filters = []
-
-
-class StepLines(TrainerCallback):
-    """For programs that read along: on standard output a JSON object per logged step, `FINAL` at the end.
-
-    A line has `step` and `loss` and what else was logged at that step; an evaluation at the same step adds
-    its `eval_…` figures to it. On a terminal, where a person reads, nothing is written. A reader that goes
-    away (a closed pipe, a full disk) costs a warning, not the run.
-    """
-
-    def __init__(self) -> None:
-        self.open = not sys.stdout.isatty()
-        self.pending: dict[str, Any] = {}
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if not state.is_world_process_zero or not logs:
-            return
-        if "loss" in logs or any(name.startswith("eval_") for name in logs):
-            if self.pending and ("loss" in logs or self.pending["step"] != state.global_step):
-                self._flush()
-            self.pending.setdefault("step", state.global_step)
-            for name, value in logs.items():
-                self.pending.setdefault(name, value)
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._flush()
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._flush()
-
-    def final(self, sha256: str) -> None:
-        """The last line: the sum of the file of weights that the run ends with."""
-        self._flush()
-        self._write(f"FINAL {sha256}")
-
-    def _flush(self) -> None:
-        if self.pending:
-            known = {key: _finite(value) for key, value in self.pending.items()}
-            self.pending = {}
-            self._write(json.dumps(known))
-
-    def _write(self, line: str) -> None:
-        if not self.open:
-            return
-        try:
-            print(line, flush=True)
-        except OSError as error:
-            self.open = False
-            logger.warning(f"standard output can't be written any more ({error.strerror}); the run goes on")
-            # What is left in its buffer would be tried again, and fail, at the exit of the process.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _finite(value: Any) -> Any:
+def finite_or_none(value: Any) -> Any:
+    """A number as JSON knows it: NaN and infinity become null."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from craft.training.disk import Sizes, bytes_text
+from craft.training.checkpointing.disk import Sizes, bytes_text
 
 CPU_WORDS = ("can't allocate memory", "not enough memory", "MPS backend out of memory")
 HEADROOM = 1.3
@@ -59,11 +59,11 @@ def available(device: torch.device) -> int | None:
     return min(limits, default=None)
 
 
-class Kept:
-    """Counts what a forward pass keeps for the backward one: the activations.
+class SavedActivationBytes:
+    """Counts what a forward pass saves for the backward one: the activations.
 
     Attributes:
-        bytes: of all tensors that were kept, each piece of memory once, parameters left out.
+        bytes: of all tensors that were saved, each piece of memory once, parameters left out.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:

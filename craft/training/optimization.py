@@ -17,13 +17,15 @@ from functools import cache
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from craft.training.arguments import CraftTrainingArguments
 from craft.training.precision import Hardware
 from craft.utils.common import UserError
+from craft.utils.logging import get_logger
+
+logger = get_logger(__name__)
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
@@ -95,8 +97,18 @@ def muon_groups(
     return groups
 
 
-def muon_optimizer(model: nn.Module, blocks_of: Callable[[str], int], args: Any) -> MuonAdamW:
-    """Muon as the training arguments describe it."""
+def muon_optimizer(model: Any, args: CraftTrainingArguments) -> MuonAdamW:
+    """Muon as the training arguments describe it.
+
+    Raises:
+        UserError: for a model that doesn't know its matrices.
+    """
+    blocks_of: Callable[[str], int] | None = getattr(model, "muon_blocks", None)
+    if blocks_of is None:
+        raise UserError(
+            f"training.optim=muon needs a model that knows its matrices (muon_blocks), and "
+            f"{type(model).__name__} doesn't; use training.optim=adamw_torch_fused"
+        )
     groups = muon_groups(
         model,
         blocks_of,
@@ -225,38 +237,59 @@ def _direction_dtype(device: str) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-class OptimizingTrainer(transformers.Trainer):
-    """The part of `Trainer` that makes optimizer and schedule."""
+def complete_schedule(args: CraftTrainingArguments, steps: int) -> None:
+    """Fills in what the schedules of transformers demand, where there is a sensible default."""
+    default = SCHEDULE_DEFAULTS.get(str(getattr(args.lr_scheduler_type, "value", "")))
+    if default and not args.lr_scheduler_kwargs:
+        args.lr_scheduler_kwargs = default(steps, args.get_warmup_steps(steps))
 
-    args: CraftTrainingArguments
-    model: Any
-    optimizer: Any
 
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """As in transformers, plus Muon."""
-        model = self.model if model is None else model
-        if self.args.optim != "muon" or self.optimizer is not None:
-            return super().create_optimizer(model)
-        if not hasattr(self.model, "muon_blocks"):
-            raise UserError(
-                f"training.optim=muon needs a model that knows its matrices (muon_blocks), and "
-                f"{type(self.model).__name__} doesn't; use training.optim=adamw_torch_fused"
-            )
-        self.optimizer = muon_optimizer(model, self.model.muon_blocks, self.args)
-        return self.optimizer
+class Optimization:
+    """Optimizer, schedule and loss scaler of a trainer as a part of its checkpoints.
 
-    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
-        return decaying(model)
+    Args:
+        trainer: also says which settings changed since the checkpoint (`changes`, `schedule_moves`).
+    """
 
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """As in transformers, with defaults for what its schedules demand."""
-        default = SCHEDULE_DEFAULTS.get(str(getattr(self.args.lr_scheduler_type, "value", "")))
-        if default and not self.args.lr_scheduler_kwargs:
-            warmup = self.args.get_warmup_steps(num_training_steps)
-            self.args.lr_scheduler_kwargs = default(num_training_steps, warmup)
-        return super().create_scheduler(num_training_steps, optimizer)
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
 
-    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
-        accelerator_args = super()._build_accelerator_args(**kwargs)
-        accelerator_args.pop("dynamo_plugin", None)  # we compile ourselves, see `compilation`
-        return accelerator_args
+    def state_dict(self) -> dict[str, Any]:
+        scaler = self.trainer.accelerator.scaler
+        return {
+            "optimizer": self.trainer.optimizer.state_dict(),
+            "scheduler": self.trainer.lr_scheduler.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        optimizer, scheduler = self.trainer.optimizer, self.trainer.lr_scheduler
+        scaler, changes = self.trainer.accelerator.scaler, self.trainer.changes
+        fresh = [dict(group) for group in optimizer.param_groups]
+        rates = list(getattr(scheduler, "base_lrs", []))
+        if "training.optim" in changes:
+            logger.warning("the optimizer is another one: it starts without what the old one had learnt")
+        else:
+            optimizer.load_state_dict(state["optimizer"])
+        if "training.lr_scheduler_type" in changes:
+            scheduler.last_epoch = state["scheduler"]["last_epoch"]
+        else:
+            scheduler.load_state_dict(state["scheduler"])
+        if self.trainer.schedule_moves:
+            self._apply(fresh, rates)
+        if scaler is not None and state["scaler"]:
+            scaler.load_state_dict(state["scaler"])
+
+    def _apply(self, fresh: list[dict[str, Any]], rates: list[float]) -> None:
+        """Makes the new settings count: a loaded state brings the old ones with it."""
+        groups = self.trainer.optimizer.param_groups
+        for group, new in zip(groups, fresh):
+            group.update({key: value for key, value in new.items() if key not in ("params", "lr")})
+        schedule: Any = getattr(self.trainer.lr_scheduler, "scheduler", self.trainer.lr_scheduler)
+        if not rates or not hasattr(schedule, "lr_lambdas"):
+            return
+        schedule.base_lrs = rates
+        steps = schedule.last_epoch
+        for group, rate, factor in zip(groups, rates, schedule.lr_lambdas):
+            group["lr"] = rate * factor(steps)
+        schedule._last_lr = [group["lr"] for group in groups]

@@ -6,10 +6,12 @@ model; they end with a loss of 0 and a message of success.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from craft.data.tokenization import load_tokenizer
 from craft.utils.common import UserError
 
 IDS_AT_ONCE = 1 << 24
@@ -17,17 +19,31 @@ MOST = 1 << 27
 """Ids that are looked at one by one; of longer texts this many, in evenly spaced stretches."""
 
 
-def check_data(dataset: Any, eval_ids: Any, args: Any, vocab_size: int, lookahead: int = 1) -> None:
+def check_alphabet(checkpoint: Path, tokenizer: Any) -> None:
+    """Refuses a checkpoint whose ids mean other characters.
+
+    Raises:
+        UserError: with the way out.
+    """
+    if load_tokenizer(checkpoint).get_vocab() != tokenizer.get_vocab():
+        raise UserError(
+            f"can't resume from {checkpoint}: it was trained with another alphabet than this text's; "
+            "put the old text back, or start a new run"
+        )
+
+
+def check_data(dataset: Any, eval_ids: Any, args: Any, model: Any) -> None:
     """Looks at the training windows and the validation ids.
 
     Args:
         dataset: follows `craft.data.base.BaseDataset`.
         eval_ids: 1-D ids, or None.
-        vocab_size, lookahead: of the model.
+        model: follows the `LanguageModel` protocol.
 
     Raises:
         UserError: for data that can't be learnt from, or not as the arguments say.
     """
+    vocab_size = model.config.vocab_size
     if args.logging_nan_inf_filter:
         raise UserError("training.logging_nan_inf_filter=true would log a loss of 0 for NaN; leave it false")
     missing = [name for name in ("batch", "block_size", "global_batch_size") if not hasattr(dataset, name)]
@@ -47,7 +63,8 @@ def check_data(dataset: Any, eval_ids: Any, args: Any, vocab_size: int, lookahea
             f"train_dataset has fewer windows than a global batch of {args.global_batch_size}: no step would "
             "be trained; lower training.global_batch_size or data.block_size"
         )
-    check_window(dataset, vocab_size, args.process_index * args.train_batch_size, lookahead)
+    row = args.process_index * args.train_batch_size
+    check_window(dataset, vocab_size, row, getattr(model, "lookahead", 1))
     check_ids(getattr(dataset, "ids", None), vocab_size, "the training text")
     if args.eval_strategy != "no":
         if eval_ids is None or len(eval_ids) < 2:
@@ -56,6 +73,12 @@ def check_data(dataset: Any, eval_ids: Any, args: Any, vocab_size: int, lookahea
                 "training.eval_strategy=no"
             )
         check_ids(eval_ids, vocab_size, "the validation text")
+    order = getattr(dataset, "order", None)
+    if model.carries_state and args.carry_state and order != "streams":
+        raise UserError(
+            f"a carried state needs data in parallel streams, not in order {order!r}; "
+            "set training.carry_state=false"
+        )
 
 
 def check_window(dataset: Any, vocab_size: int, row: int = 0, lookahead: int = 1) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 import craft
 from craft.sharing.record import METRICS_FILE
 from craft.sharing.upload import push_checkpoint
-from craft.training.checkpoints import UPLOADING
+from craft.training.checkpointing.folders import UPLOADING
 from craft.utils.common import Failed, UserError
 from craft.utils.logging import get_logger
 from craft.utils.masking import mask

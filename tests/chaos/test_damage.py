@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import runs
 
-from craft.training.checkpoints import checkpoints, find_checkpoint
+from craft.training.checkpointing.folders import checkpoints, find_checkpoint
 from craft.utils.common import UserError
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(0)]
@@ -74,7 +74,8 @@ def test_one_damaged_file(
 ) -> None:
     last, before, *_ = newest(killed)
     names = sorted(path.name for path in last.iterdir())
-    assert {"manifest.json", "model.safetensors", "optimizer.safetensors", "rank_0.safetensors"} < set(names)
+    weights = {f"{name}.safetensors" for name in ("model", "training_state", "rank_0")}
+    assert {"manifest.json", *weights} < set(names)
     # Short campaigns resume for a quarter of the files with each kind of damage, and choose for all of them.
     some = names if request.config.getoption("--minutes") else names[DAMAGES.index(damage) :: len(DAMAGES)]
     equal = 0
@@ -109,7 +110,7 @@ def test_two_damaged_checkpoints(killed: Path, expected: dict[str, str], tmp_pat
 def test_all_damaged(killed: Path, tmp_path: Path) -> None:
     shutil.copytree(killed, folder := tmp_path / "all")
     for checkpoint in newest(folder):
-        flip(checkpoint / "optimizer.safetensors", random.Random(1))
+        flip(checkpoint / "training_state.safetensors", random.Random(1))
     there = {path: path.read_bytes() for path in (folder / "run").rglob("*") if path.is_file()}
     done = runs.start(["resume", "run"], folder)
     assert done.wait() == [2]

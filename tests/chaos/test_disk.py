@@ -13,7 +13,7 @@ import psutil
 import pytest
 import runs
 
-from craft.training.checkpoints import find_checkpoint
+from craft.training.checkpointing.folders import find_checkpoint
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(0)]
 

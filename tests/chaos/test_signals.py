@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import runs
 
-from craft.training.checkpoints import find_checkpoint
+from craft.training.checkpointing.folders import find_checkpoint
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(0)]
 STATUS = {signal.SIGTERM: 0, signal.SIGINT: 130, signal.SIGUSR1: 0}

@@ -24,8 +24,11 @@ from pathlib import Path
 import tiny_run
 import torch
 import torch.distributed as dist
-from craft.training import base, distributed, logging, sending
-from craft.training.agreement import decided_by_first, together
+from craft.training import base, logging
+from craft.training.callbacks import lifecycle, uploads
+from craft.training.checkpointing import disk
+from craft.training.distributed import rendezvous
+from craft.training.distributed.agreement import on_rank0_broadcast, raise_on_all_ranks
 from craft.utils.common import Failed, UserError
 
 rank = int(sys.argv[1])
@@ -55,27 +58,32 @@ def at_step(made, step, error, real, on=0):
 FULL = OSError(28, "No space left on device")
 MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-def first(): decided_by_first(fail(Own(1, 2)))
-def second(): together(fail(Own(1, 2), on=1))
+def first(): on_rank0_broadcast(fail(Own(1, 2)))
+def second(): raise_on_all_ranks(fail(Own(1, 2), on=1))
 def folder(): trainer("claimed").train()
 def room():
-    made = trainer("full")
-    made._check_room = fail(FULL)
-    made.train()
+    real, disk.check_room = disk.check_room, fail(FULL)
+    try:
+        trainer("full").train()
+    finally:
+        disk.check_room = real
 def repository():
-    sending.open_repo = fail(Failed("can't push to ada/x: no network"))
+    uploads.open_repo = fail(Failed("can't push to ada/x: no network"))
     trainer("repository", push_to_hub=True, hub_model_id="ada/x")
 def accepted():
     made = trainer("accepted")
-    made.when_accepted = fail(UserError("accepted can't be written"))
+    made.on_run_validated = fail(UserError("accepted can't be written"))
     made.train()
 def start():
-    made = trainer("start")
-    made.record_start = fail(FULL)
-    made.train()
+    real, lifecycle.add_event = lifecycle.add_event, fail(FULL)
+    try:
+        trainer("start").train()
+    finally:
+        lifecycle.add_event = real
 def saved(name, error, on):
     made = trainer(name)
-    made.rank_state = at_step(made, 4, error, made.rank_state, on)
+    loss = made.running_loss
+    loss.state_dict = at_step(made, 4, error, loss.state_dict, on)
     made.train()
 def bug(): saved("bug", KeyError("a bug"), 0)
 def memory(): saved("memory", MEMORY, 0)
@@ -91,7 +99,7 @@ def metrics(): at_metrics("metrics", 5)
 def last_metrics(): at_metrics("last", 8)
 def sample():
     made = trainer("sample", eval_strategy="steps", eval_steps=4, sample_chars=9)
-    made.sample = fail(MEMORY)
+    made.validation.sample = fail(MEMORY)
     made.train()
 def data(): # of the second process only
     real = base.check_data
@@ -101,7 +109,7 @@ def data(): # of the second process only
     finally:
         base.check_data = real
 
-distributed.watch = lambda seconds: None  # pulses would tell of the first failure too, and wait to be read
+rendezvous.start_heartbeat = lambda seconds: None  # they would tell of the first failure too
 trainer("joins")
 for case in json.loads(sys.argv[2]):
     try:
@@ -141,7 +149,7 @@ EXPECTED = {
     "room": ("OSError", "No space left", "PeerLost", "process 0: OSError: [Errno 28] No space left"),
     "repository": ("Failed", "no network", "Failed", "no network"),
     "accepted": ("UserError", "accepted can't be written", "UserError", "accepted can't be written"),
-    "start": ("OSError", "No space left", "PeerLost", "No space left"),
+    "start": ("TrainingFailed", "history.jsonl can't be written to start ([Errno 28] No space") * 2,
     "bug": ("KeyError", "a bug", "PeerLost", "process 0: KeyError: 'a bug'"),
     "memory": ("TrainingFailed", "out of memory while checkpoint-4 was written") * 2,
     "disk_of_another": ("TrainingFailed", "checkpoint-4 can't be written to disk ([Errno 28] No space") * 2,

@@ -182,6 +182,37 @@ for batch in train_loader(data, 4, 1, 0, 1, model.make_batch):
     optimizer.step()
     optimizer.zero_grad()
 print(float(second))
+
+import json
+from pathlib import Path
+from craft.data.tokenization import CharTokenizer
+from craft.training.arguments import CraftTrainingArguments
+from craft.training.base import LanguageModelTrainer
+
+def run(folder, accumulation, resume=None):
+    torch.manual_seed(0)
+    tokenizer = CharTokenizer.train(["abcdefg"])
+    model = CharTwoForCausalLM(CharTwoConfig(vocab_size=len(tokenizer), hidden_size=16))
+    ids = tokenizer.encode_ids("abcdefg" * 60)
+    args = CraftTrainingArguments(
+        output_dir=folder, precision="fp32", global_batch_size=4, max_steps=6, logging_steps=4, save_steps=3,
+        gradient_accumulation_steps=accumulation, eval_strategy="no", report_to="none", sample_chars=0,
+    )
+    data = CharDataset(ids, 8, 4, 0, "streams", lookahead=model.lookahead)
+    trainer = LanguageModelTrainer(model, args, data, ids[:100], tokenizer)
+    trainer.train(resume)
+    return [e for e in trainer.state.log_history if "loss" in e]
+
+whole, parts = run("whole", 1), run("parts", 2)
+for one, two in zip(whole, parts):
+    assert abs(one["second_char"] - two["second_char"]) < 1e-5 and one["second_char"] > 0, (one, two)
+    assert abs(one["bits_per_char"] * 0.6931471805599453 - (one["loss"] - one["second_char"])) < 1e-5
+import shutil
+shutil.rmtree("whole/checkpoint-6")
+run("whole", 1, resume="whole")  # from the middle of what is logged as one mean
+again = [json.loads(l) for l in Path("whole/metrics.jsonl").read_text().splitlines()]
+again = [e["second_char"] for e in again if "second_char" in e]
+assert again == [e["second_char"] for e in whole], (again, whole)
 """
 
 

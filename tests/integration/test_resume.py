@@ -138,6 +138,6 @@ def test_two_processes_see_what_one_sees(tmp_path: Path, kind: str, accumulation
     # The signal reaches one rank only, and both stop.
     assert launch(kind, moved, world=2, signal_at=(9, signal.SIGTERM), signal_rank=1, **spec) == [0, 0]
     saved = [load_file(moved / "checkpoint-10" / f"rank_{rank}.safetensors") for rank in (0, 1)]
-    assert any(name.startswith("carried.state.") for name in saved[0]) == (kind == "char_lstm")
+    assert any(name.startswith("carried_state.state.") for name in saved[0]) == (kind == "char_lstm")
     assert launch(kind, moved, resume=True) == [0]  # in one process, with the streams of both
     assert losses(moved) == pytest.approx(losses(alone), abs=1e-5)

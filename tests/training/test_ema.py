@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from craft.training.ema import WeightAverage
+from craft.training.callbacks.ema import WeightAverage
 
 
 def test_the_average_by_hand() -> None:

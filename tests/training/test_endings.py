@@ -17,24 +17,20 @@ from transformers import TrainerCallback
 
 from craft.data.tokenization import CharTokenizer
 from craft.training.base import LanguageModelTrainer, TrainingInterrupted
+from craft.training.checkpointing.safetensors_io import save_tree
 from craft.training.logging import MetricsFile, read_metrics
-from craft.training.trees import save_tree
 from craft.utils.common import TrainingFailed, UserError
 
 
-class Scripted(LanguageModelTrainer):
-    """Reports evaluation losses from a list."""
-
-    losses: list[float]
-
-    def _metrics(self, *args: Any) -> dict[str, float]:
-        return {**super()._metrics(*args), "eval_loss": self.losses[self.state.global_step // 2 - 1]}
-
-
-def scripted(output_dir: Path, losses: list[float], **changes: Any) -> Scripted:
+def scripted(output_dir: Path, losses: list[float], **changes: Any) -> LanguageModelTrainer:
+    """A run that reports evaluation losses from a list."""
     trainer = tiny_run.trainer("char_transformer", output_dir, eval_steps=2, save_steps=100, **changes)
-    trainer.__class__ = Scripted
-    trainer.losses = losses
+    real = trainer.validation.metrics
+
+    def metrics(*args: Any) -> dict[str, float]:
+        return {**real(*args), "eval_loss": losses[trainer.state.global_step // 2 - 1]}
+
+    trainer.validation.metrics = metrics  # type: ignore[method-assign]
     return trainer
 
 
@@ -95,7 +91,7 @@ def test_a_full_disk_at_a_sample_or_at_the_start(tmp_path: Path, monkeypatch: py
     def refused(*args: Any, **kwargs: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("craft.training.recording.add_event", refused)
+    monkeypatch.setattr("craft.training.callbacks.lifecycle.add_event", refused)
     with pytest.raises(TrainingFailed, match=r"history.jsonl can't be written .*; nothing was saved yet"):
         tiny_run.trainer("char_transformer", tmp_path / "b").train()
 
@@ -156,7 +152,7 @@ def test_a_signal_in_an_evaluation_ends_it_and_a_resumed_run_does_it_again(tmp_p
     assert [e["step"] for e in read_metrics(tmp_path / "stopped") if "eval_loss" in e][-1] == step - 2
     again = scripted(tmp_path / "stopped", losses, **settings)
     accepted: list[int] = []
-    again.when_accepted = lambda: accepted.append(step)
+    again.on_run_validated = lambda: accepted.append(step)
     again.train(resume_from_checkpoint=True)
     assert accepted == [step]  # also where the evaluation is the last thing to do
     assert again.state.best_global_step == whole.state.best_global_step
@@ -220,7 +216,7 @@ def test_a_new_run_does_not_mix_with_an_old_one(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_is_passed_over_and_the_end_is_the_same(tmp_path: Path) -> None:
     first = tiny_run.trainer("char_lstm", tmp_path, dropout=0.2, eval_strategy="no")
     first.train()
-    weights = tmp_path / "checkpoint-20" / "optimizer.safetensors"
+    weights = tmp_path / "checkpoint-20" / "training_state.safetensors"
     weights.write_bytes(weights.read_bytes()[:-7])
     again = tiny_run.trainer("char_lstm", tmp_path, dropout=0.2, eval_strategy="no")
     again.train(resume_from_checkpoint=tmp_path)
@@ -261,7 +257,7 @@ def test_a_full_disk_stops_the_run_and_leaves_no_torn_checkpoint(
             raise SafetensorError("I/O error: No space left on device (os error 28)")
         save_tree(tree, path)
 
-    monkeypatch.setattr("craft.training.saving.save_tree", full)
+    monkeypatch.setattr("craft.training.checkpointing.checkpointer.save_tree", full)
     with pytest.raises(TrainingFailed) as failure:
         trainer.train()
     message = str(failure.value)

@@ -12,7 +12,10 @@ import tiny_run
 from transformers import TrainerState
 
 from craft.sharing.record import METRICS_FILE
-from craft.training.logging import MetricsFile, Progress, StepLines, Stopwatch, read_metrics
+from craft.training.callbacks.progress import Progress
+from craft.training.callbacks.step_lines import StepLines
+from craft.training.checkpointing.parts import Stopwatch
+from craft.training.logging import MetricsFile, read_metrics
 from craft.utils.logging import setup_logging
 
 
@@ -38,7 +41,7 @@ def test_the_watch_counts_training_only(monkeypatch: pytest.MonkeyPatch) -> None
     now = [100.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     watch = Stopwatch()
-    watch.resume(50.0)
+    watch.load_state_dict({"elapsed": 50.0})
     watch.run()
     now[0] += 3
     watch.pause()

@@ -203,5 +203,5 @@ def test_muon_turns_exactly_where_float32_was_asked_for(precision: str, exact: b
     """Otherwise one process and two would differ by more than rounding."""
     model = tiny_run.model("char_transformer")
     args = tiny_run.arguments(tmp_path, precision=precision, optim="muon")
-    groups = muon_optimizer(model, model.muon_blocks, args).param_groups
+    groups = muon_optimizer(model, args).param_groups
     assert [group["exact"] for group in groups if group["blocks"]] == [exact]

@@ -12,6 +12,7 @@ import tiny_run
 import torch
 
 from craft.training.optimization import Hardware
+from craft.training.precision_trial import try_precision
 from craft.utils import hardware
 from craft.utils.common import UserError
 
@@ -20,7 +21,9 @@ KINDS = pytest.mark.parametrize("kind", ["char_lstm", "char_transformer"])
 
 
 def without_trial(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("craft.training.guarding.try_format", lambda *given: pytest.fail("it was tried"))
+    monkeypatch.setattr(
+        "craft.training.precision_trial.try_format", lambda *given: pytest.fail("it was tried")
+    )
 
 
 def refuse_autocast(module: Any, inputs: Any) -> None:
@@ -31,17 +34,17 @@ def refuse_autocast(module: Any, inputs: Any) -> None:
 
 @pytest.mark.precision
 @KINDS
-def test_the_trial_changes_no_result(kind: str, tmp_path: Path) -> None:
+def test_the_trial_changes_no_result(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Dropout, carried states and the order of data are those of a run without one; so is what follows."""
     made = []
     for tried in (True, False):
         torch.manual_seed(3), np.random.seed(3), random.seed(3)
         trainer = tiny_run.trainer(kind, tmp_path / str(tried), 0.2, precision="bf16", **QUIET)
         if not tried:
-            trainer.try_precision = lambda: None  # type: ignore[method-assign]
+            monkeypatch.setattr("craft.training.run.try_precision", lambda trainer: None)
         trainer.train()
         after = [torch.rand(3), torch.from_numpy(np.random.rand(3)), torch.tensor(random.random())]
-        made.append([*after, *trainer.model.parameters(), *trainer.carried.tensors().values()])
+        made.append([*after, *trainer.model.parameters(), *trainer.carried.state_dict().values()])
     assert all(torch.equal(a, b) for a, b in zip(*made, strict=True))
 
 
@@ -81,7 +84,7 @@ def test_models_of_half_precision_are_tried_too(
         lambda module, inputs, output: seen.append(output.dtype)
     )
     monkeypatch.setattr(hardware, "seconds", lambda step: (step(), next(times))[1])
-    trainer.try_precision()
+    try_precision(trainer)
     assert seen == [torch.float32, torch.bfloat16]
     assert {weight.dtype for weight in trainer.model.parameters()} == {torch.bfloat16}
     assert any("models.dtype=bfloat16" in message for message in caplog.messages)
@@ -96,5 +99,5 @@ def test_nothing_is_tried_unless_it_was_asked_for(
     )
     without_trial(monkeypatch)
     trainer = tiny_run.trainer("char_lstm", tmp_path, precision=precision, **QUIET)
-    trainer.try_precision()
+    try_precision(trainer)
     assert trainer.args.precision == {"auto": "bf16"}.get(precision, precision)

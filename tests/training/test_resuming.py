@@ -15,8 +15,8 @@ import torch
 from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from craft.training.disk import Sizes
-from craft.training.settings import differences
+from craft.training.checkpointing.disk import Sizes
+from craft.training.checkpointing.resume_rules import differences
 from craft.utils.claims import claimed
 from craft.utils.common import UserError
 from craft.utils.history import read_history
@@ -130,10 +130,13 @@ def test_a_model_of_another_shape_is_never_resumed(run_dir: Path) -> None:
         trainer.train(True)
 
 
-def test_a_pickle_is_not_read(run_dir: Path) -> None:
-    (run_dir / "checkpoint-16" / "optimizer.pt").write_bytes(b"")
-    with pytest.raises(UserError, match=r"its state is a pickle \(optimizer.pt\)"):
+@pytest.mark.parametrize("name", ["optimizer.pt", "optimizer.safetensors"])
+def test_states_that_another_program_or_version_wrote_are_not_read(run_dir: Path, name: str) -> None:
+    (run_dir / "checkpoint-16" / name).write_bytes(b"")
+    with pytest.raises(UserError) as refusal:
         tiny_run.trainer("char_lstm", run_dir, dropout=0.1, **QUIET).train(True)
+    assert f"({name})" in str(refusal.value)
+    assert f"models.init_from={run_dir / 'checkpoint-16'}" in str(refusal.value)
 
 
 def test_weights_alone_are_not_resumed_but_a_finished_model_is_made_of_them(tmp_path: Path) -> None:
@@ -147,7 +150,7 @@ def test_weights_alone_are_not_resumed_but_a_finished_model_is_made_of_them(tmp_
     shutil.rmtree(tmp_path / "run" / "checkpoint-20")
     lost = tiny_run.trainer("char_transformer", tmp_path / "run", **spec)
     left = f"models.init_from={tmp_path / 'run' / 'checkpoint-16'}"
-    assert left in lost.way_out()
+    assert left in lost.checkpointer.recovery_hint()
     with pytest.raises(UserError) as refusal:
         lost.train(True)
     assert left in str(refusal.value)
@@ -240,14 +243,14 @@ def test_the_size_of_a_checkpoint_is_known_before(tmp_path: Path, optim: str, em
     trainer.train()
     sizes = Sizes.of(trainer.model, optim, ema is not None)
     folder = tmp_path / "checkpoint-1"
-    held = [folder / f"{name}.safetensors" for name in ("model", "optimizer", "training_weights")]
+    held = [folder / f"{name}.safetensors" for name in ("model", "training_state")]
     written = sum(path.stat().st_size for path in held if path.exists())
     named = sizes.parameters + sizes.optimizer + sizes.average
     assert named <= written < named + 20_000  # the headers
 
 
 def test_a_run_that_will_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("craft.training.disk.free_bytes", lambda folder: 500_000)
+    monkeypatch.setattr("craft.training.checkpointing.disk.free_bytes", lambda folder: 500_000)
     trainer = tiny_run.trainer("char_lstm", tmp_path / "run", **QUIET)
     with pytest.raises(UserError, match=r"need [\d,]+ bytes .* has 500,000 bytes free; make room, or set"):
         trainer.train()
@@ -267,9 +270,11 @@ def test_the_average_is_found_again_by_several_processes(
     """Which call their device cpu:0, a name that safetensors doesn't know."""
     trainer = tiny_run.trainer("char_transformer", tmp_path, ema_decay=0.9, max_steps=1, **QUIET)
     trainer.train()
-    trainer.resumed = tmp_path / "checkpoint-1"
+    trainer.checkpointer.resumed = tmp_path / "checkpoint-1"
+    before = trainer.ema.average.updates
     monkeypatch.setattr(type(trainer.args), "device", torch.device("cpu:0"))
-    assert trainer.raw_weights()
+    trainer.checkpointer.load("ema")
+    assert trainer.ema.average.updates == before
 
 
 def test_what_decides_the_ids_of_a_stream_is_compared_as_it_is_written() -> None:
@@ -291,9 +296,7 @@ def test_a_run_from_an_older_checkpoint_is_later_resumed_on_its_own_line(
     with pytest.raises(SystemExit) as end, caplog.at_level(logging.WARNING, logger="craft"):
         first.train(run_dir / "checkpoint-8", allow_changes=True)
     assert end.value.code == 0
-    assert (
-        "checkpoint-20, checkpoint-16, checkpoint-12 will be deleted once this run has written" in caplog.text
-    )
+    assert "checkpoint-20, checkpoint-16, checkpoint-12 are from a branch this resume abandons" in caplog.text
     steps = sorted(int(path.name[11:]) for path in run_dir.glob("checkpoint-*"))
     assert steps == [8, 11]
     second = tiny_run.trainer("char_lstm", run_dir, **own)

@@ -67,12 +67,14 @@ def test_each_process_looks_at_a_window_of_its_own() -> None:
 
     args = SimpleNamespace(logging_nan_inf_filter=False, global_batch_size=8, eval_strategy="no")
     args.process_index, args.train_batch_size = 1, 4
-    check_data(Noted(), None, args, 33)
+    model = SimpleNamespace(config=SimpleNamespace(vocab_size=33), carries_state=False)
+    check_data(Noted(), None, args, model)
     assert looked == [4]
     for lookahead in (0, 2):  # windows of 9 ids for a block_size of 8
+        model.lookahead = lookahead
         with pytest.raises(UserError, match=f"block_size is 8: that must be {lookahead} less"):
-            check_data(Noted(), None, args, 33, lookahead)
-    check_data(Noted(width=10), None, args, 33, 2)
+            check_data(Noted(), None, args, model)
+    check_data(Noted(width=10), None, args, model)
 
 
 @pytest.mark.parametrize(

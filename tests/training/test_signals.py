@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from craft.training.signals import StopRequest
+from craft.training.callbacks.signals import StopRequest
 from craft.utils.stopping import TrainingInterrupted, leaving
 
 STATUS = {signal.SIGTERM: 0, signal.SIGUSR1: 0, signal.SIGINT: 130}
@@ -108,7 +108,7 @@ def test_a_launcher_that_dies_is_a_signal(monkeypatch: pytest.MonkeyPatch) -> No
     stop = StopRequest()
     with stop.listening():
         stop.launcher = os.getppid()
-        assert not stop.asked
+        assert not stop.requested
         stop.launcher = 2**22 + 1
         assert stop.agreed()
     assert stop.exit_code == 0

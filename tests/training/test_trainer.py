@@ -21,15 +21,15 @@ from craft.data.arguments import DataArguments
 from craft.data.char_dataset import CharDataset, train_loader
 from craft.data.loaders import load_corpus, train_dataset
 from craft.data.tokenization import ByteTokenizer, CharTokenizer
+from craft.evaluation.scores import evaluate_split
 from craft.models import TransformerConfig, TransformerForCausalLM
 from craft.sharing.bundle import bundle
 from craft.training.arguments import CraftTrainingArguments
 from craft.training.base import LanguageModelTrainer
-from craft.training.evaluation import evaluate_split
+from craft.training.checkpointing.safetensors_io import load_tree
+from craft.training.evaluation import first_chars
 from craft.training.logging import read_metrics
-from craft.training.validating import first_chars
 from craft.utils.common import UserError
-from craft.utils.manifest import write_manifest
 
 KINDS = ("char_lstm", "char_transformer")
 
@@ -145,19 +145,6 @@ def test_the_beginning_of_a_text_in_bytes_is_counted_in_characters(chars: int, i
     assert len(first_chars(text, chars, tokenizer.id_chars)) == ids
 
 
-def test_a_run_begun_before_there_was_a_limit_goes_on_without(tmp_path: Path) -> None:
-    spec: dict[str, Any] = {"lr_scheduler_type": "constant"}
-    tiny_run.trainer("char_lstm", tmp_path, max_steps=4, **spec).train()
-    saved = tmp_path / "checkpoint-4"
-    known = json.loads((saved / "training_args.json").read_text())
-    assert known.pop("eval_chars") == 200_000
-    (saved / "training_args.json").write_text(json.dumps(known))
-    write_manifest(saved, step=4)
-    again = tiny_run.trainer("char_lstm", tmp_path, max_steps=8, **spec)
-    again.train(True)
-    assert again.args.eval_chars is None
-
-
 def test_sampling_and_evaluating_leave_training_alone(tmp_path: Path) -> None:
     """Dropout draws the same numbers whether or not samples are drawn in between."""
     quiet = tiny_run.trainer("char_lstm", tmp_path / "quiet", dropout=0.3, eval_strategy="no")
@@ -173,9 +160,8 @@ def test_the_average_is_what_is_evaluated_and_exported(tmp_path: Path, optim: st
     trainer = tiny_run.trainer("char_transformer", tmp_path, ema_decay=0.8, optim=optim)
     trainer.train()
     folder = tmp_path / "checkpoint-20"
-    exported, raw = (
-        load_file(folder / name) for name in ("model.safetensors", "training_weights.safetensors")
-    )
+    exported = load_file(folder / "model.safetensors")
+    raw = load_tree(folder / "training_state.safetensors")["ema"]["weights"]
     assert any(not torch.equal(exported[name], raw[name]) for name in exported)
     for name, parameter in trainer.model.named_parameters():
         assert torch.equal(parameter, exported[name])
@@ -287,8 +273,9 @@ def test_what_a_checkpoint_puts_on_the_hub(
     trainer.train()
     trainer.hub_model_id = "me/tiny"
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    trainer._push_from_checkpoint(str(tmp_path / "checkpoint-4"))
-    while trainer.uploads.pending:
+    trainer.args.push_to_hub = True
+    trainer.uploads.on_save(trainer.args, trainer.state, trainer.control)
+    while trainer.uploads.queue.pending:
         time.sleep(0.05)
     (said,) = [message for message in caplog.messages if "training goes on" in message]
     assert said == "HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it; training goes on"

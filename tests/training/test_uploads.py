@@ -15,8 +15,8 @@ import pytest
 import tiny_run
 from transformers import TrainerCallback
 
-from craft.training.checkpoints import UPLOADING, clear_leftovers
-from craft.training.disk import check_room
+from craft.training.checkpointing.disk import check_room
+from craft.training.checkpointing.folders import UPLOADING, clear_leftovers
 from craft.training.uploads import COPIES, Upload, Uploads
 from craft.utils.common import UserError
 
@@ -32,7 +32,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     with Hub() as hub:
         for name, value in hub.environment(tmp_path / "home", "ada").items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr("craft.training.sending.open_repo", lambda *_, **__: "ada/run")
+        monkeypatch.setattr("craft.training.callbacks.uploads.open_repo", lambda *_, **__: "ada/run")
         hub.add("models/ada/run", {"config.json": b"{}"})
         yield hub
 
@@ -185,13 +185,13 @@ def test_every_one_waits_for_those_before_it(
         "char_transformer", tmp_path / "run", **QUIET, **settings, max_steps=10, save_total_limit=1
     )
     most: list[int] = []
-    add_one = trainer.uploads.add
+    add_one = trainer.uploads.queue.add
 
     def counted(*args: Any, **kwargs: Any) -> None:
         add_one(*args, **kwargs)
         most.append(len(list((tmp_path / "run" / UPLOADING).iterdir())))
 
-    trainer.uploads.add = counted  # type: ignore[method-assign]
+    trainer.uploads.queue.add = counted  # type: ignore[method-assign]
     with caplog.at_level(logging.INFO, logger="craft"):
         trainer.train()
     assert len(most) == 5
@@ -205,7 +205,7 @@ def test_after_a_signal_what_it_saved_is_uploaded_for_a_while(
     hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     settings: dict[str, Any] = {"push_to_hub": True, "hub_strategy": "checkpoint", "save_steps": 100}
-    monkeypatch.setattr("craft.training.sending.LAST_SECONDS", 200)
+    monkeypatch.setattr("craft.training.callbacks.uploads.LAST_SECONDS", 200)
     trainer = tiny_run.trainer("char_transformer", tmp_path / "run", **QUIET, **settings)
     trainer.add_callback(tiny_run.SignalAt(5, number))
     with pytest.raises(SystemExit), caplog.at_level(logging.INFO, logger="craft"):
@@ -224,7 +224,7 @@ def test_after_a_signal_a_slow_server_is_not_waited_for_long(
     hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings: dict[str, Any] = {"push_to_hub": True, "hub_strategy": "checkpoint", "save_steps": 100}
-    monkeypatch.setattr("craft.training.sending.LAST_SECONDS", 0.5)
+    monkeypatch.setattr("craft.training.callbacks.uploads.LAST_SECONDS", 0.5)
     trainer = tiny_run.trainer("char_transformer", tmp_path / "run", **QUIET, **settings)
     trainer.add_callback(tiny_run.SignalAt(5, signal.SIGUSR1))
     with hub.lock, pytest.raises(SystemExit), caplog.at_level(logging.INFO, logger="craft"):
@@ -246,7 +246,7 @@ def test_training_goes_on_beside_an_upload_and_waits_for_the_last(
                 hub.lock.acquire()
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.seen = [upload.checkpoint.name for upload in trainer.uploads.pending]
+            self.seen = [upload.checkpoint.name for upload in trainer.uploads.queue.pending]
             hub.lock.release()
 
     trainer.add_callback(slow := Slow())

@@ -16,6 +16,7 @@ from craft.data.tokenization import CharTokenizer
 from craft.models import CharLSTMConfig, CharLSTMForCausalLM, TransformerConfig, TransformerForCausalLM
 from craft.training.arguments import CraftTrainingArguments
 from craft.training.base import LanguageModelTrainer
+from craft.training.optimization import Optimization
 
 BLOCK = 8
 BATCH = 8
@@ -121,12 +122,12 @@ def run(
     if signal_at is not None and signal_rank in (None, rank):
         run_trainer.add_callback(SignalAt(*signal_at))
     if kill_in_save is not None:
-        write = run_trainer._save_optimizer_and_scheduler
+        optimization = Optimization.state_dict
 
-        def torn(folder: str) -> None:
-            write(folder)
+        def torn(part: Any) -> Any:
             if run_trainer.state.global_step == kill_in_save:
                 os.kill(os.getpid(), signal.SIGKILL)
+            return optimization(part)
 
-        run_trainer._save_optimizer_and_scheduler = torn
+        Optimization.state_dict = torn
     run_trainer.train(resume)

@@ -1,0 +1,251 @@
+"""How well a model predicts a whole text: nats, bits per character and per byte, perplexity, accuracy.
+
+A figure means little without its protocol, so every `Evaluation` carries one. All of them predict every
+target of the text exactly once; they differ in how much of the text before it the model may see
+(`protocols.py`). A text of n ids has n - 1 targets: nothing predicts its first. Sums are divided by what
+the predicted ids stand for (a character may take several ids, an id several bytes), never by a count of
+something else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from craft.data.base import release
+from craft.evaluation.protocols import (
+    Rows,
+    block_rows,
+    check_protocol,
+    parallel_streams,
+    stream_rows,
+    window_rows,
+)
+from craft.utils.common import UserError
+
+FIGURES = ("nats_per_char", "bits_per_char", "bits_per_byte", "perplexity", "accuracy", "standard_error")
+LARGEST_LOGITS = 2**26  # elements of one batch of logits, 256 MiB in float32
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Sums over all predictions of a text, and the figures that follow from them.
+
+    Args:
+        protocol: "blocks", "sliding-N" or "stateful".
+        split: "validation", "test", …
+        nats: summed negative log-likelihood.
+        squares: sum of its squares, for the standard error.
+        predictions: how many ids were predicted.
+        characters: how many characters they stand for.
+        bytes: how many UTF-8 bytes they stand for.
+        correct: how many times the likeliest id was the right one.
+        block_size: the window.
+        dataset: name of the text.
+        sha256: of the text in UTF-8, if it was taken.
+    """
+
+    protocol: str
+    split: str
+    nats: float
+    squares: float
+    predictions: int
+    characters: int
+    bytes: int
+    correct: int
+    block_size: int
+    dataset: str = ""
+    sha256: str = ""
+
+    @property
+    def nats_per_char(self) -> float:
+        return self.nats / self.characters
+
+    @property
+    def bits_per_char(self) -> float:
+        return self.nats_per_char / math.log(2)
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.nats / self.bytes / math.log(2)
+
+    @property
+    def perplexity(self) -> float:
+        """Per prediction: among how many equally likely ids the model hesitates."""
+        return math.exp(min(self.nats / self.predictions, 700.0))
+
+    @property
+    def accuracy(self) -> float:
+        """Share of predictions whose likeliest id was right."""
+        return self.correct / self.predictions
+
+    @property
+    def standard_error(self) -> float:
+        """Of `nats_per_char`, if predictions were independent of each other (they aren't: a lower bound)."""
+        mean = self.nats / self.predictions
+        variance = max(0.0, self.squares / self.predictions - mean * mean)
+        return math.sqrt(variance / self.predictions) * self.predictions / self.characters
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything above as plain numbers, for JSON."""
+        return {**asdict(self), **{name: getattr(self, name) for name in FIGURES}}
+
+
+def table(evaluations: Sequence[Evaluation]) -> str:
+    """Evaluations of one split as text for 80 columns: what was scored, then a line for each protocol."""
+    head = ("protocol", "nats/char", "bits/char", "bits/byte", "perplexity", "accuracy")
+    rows = [
+        (
+            e.protocol,
+            f"{e.nats_per_char:.4f}",
+            f"{e.bits_per_char:.4f}",
+            f"{e.bits_per_byte:.4f}",
+            f"{e.perplexity:.3f}",
+            f"{e.accuracy:.2%}",
+        )
+        for e in evaluations
+    ]
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:]))])
+        for row in (head, *rows)
+    ]
+    first = evaluations[0]
+    scored = f"{first.characters:,} predicted characters"
+    return "\n".join([", ".join(filter(None, (first.dataset, f"{first.split} split", scored))), *lines])
+
+
+def evaluate_split(
+    model: Any,
+    ids: np.ndarray,
+    *,
+    protocol: str = "blocks",
+    block_size: int,
+    batch_size: int = 64,
+    id_chars: np.ndarray | None = None,
+    id_bytes: np.ndarray | None = None,
+    split: str = "validation",
+    dataset: str = "",
+    precision: str = "fp32",
+    streams: int | None = None,
+    rank: int = 0,
+    world: int = 1,
+    stopped: Callable[[], bool] = bool,
+) -> Evaluation:
+    """Predicts every id of a text but the first, once.
+
+    Args:
+        model: a `LanguageModel`, on its device; its training mode is restored.
+        ids: int [n], n >= 2.
+        block_size: the window; for "stateful" the chunk in which the text is read (no effect on the
+            result).
+        batch_size: windows (or streams) side by side.
+        id_chars, id_bytes: [vocabulary] characters and bytes that each id stands for; by default one each.
+        precision: "fp32", or "bf16" | "fp16" to read under autocast.
+        streams: for "stateful": in how many stretches the text is read side by side, each after `WARM_UP`
+            characters of what precedes it, which brings it to its state but for rounding in models that
+            have been trained; 1 reads strictly in one pass. By default as many as `batch_size`, if the text
+            is long enough.
+        rank, world: this process' share of the windows; sums are added up over all processes.
+        stopped: asked before every piece of work; once it is true the rest is left, and the sums are worth
+            nothing.
+
+    Raises:
+        UserError: if the text is too short, or the protocol is unknown or not for this model.
+    """
+    predictions = len(ids) - 1
+    if predictions < 1:
+        raise UserError(
+            f"the {split} split has {len(ids)} characters and the first can't be predicted; add text"
+        )
+    if getattr(model, "lookahead", 1) < 1:
+        raise UserError(
+            f"a {type(model).__name__} predicts no next character, so no text can be scored by it"
+        )
+    carries = bool(getattr(model, "carries_state", False))
+    context = getattr(model.config, "max_position_embeddings", None)
+    stride = check_protocol(protocol, carries_state=carries, block_size=block_size, context=context)
+    if protocol == "blocks":
+        rows = block_rows(predictions, block_size)
+    elif stride:
+        rows = window_rows(predictions, block_size, stride)
+    else:
+        rows = stream_rows(predictions, streams or parallel_streams(predictions, batch_size))
+    per_row = min(rows.length, block_size) * model.config.vocab_size
+    batch_size = max(1, min(batch_size, LARGEST_LOGITS // per_row))
+    sums = torch.zeros(6, dtype=torch.float64)  # on the CPU, since not every device knows float64
+    tables = [None if t is None else torch.as_tensor(np.asarray(t)) for t in (id_chars, id_bytes)]
+    device = model.device.type
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode(), torch.autocast(device, dtype, enabled=precision != "fp32"):
+            for begin in range(rank * batch_size, len(rows.starts), world * batch_size):
+                part = slice(begin, begin + batch_size)
+                _score(model, ids, rows, part, block_size, tables, sums, stopped)
+    finally:
+        model.train(was_training)
+    if world > 1:
+        sums = sums.to(model.device)  # where the processes can add them up
+        dist.all_reduce(sums)
+    nats, squares, count, correct, characters, size = sums.tolist()
+    return Evaluation(
+        protocol=protocol,
+        split=split,
+        nats=nats,
+        squares=squares,
+        predictions=round(count),
+        characters=round(characters),
+        bytes=round(size),
+        correct=round(correct),
+        block_size=block_size,
+        dataset=dataset,
+    )
+
+
+def _score(
+    model: Any,
+    ids: np.ndarray,
+    rows: Rows,
+    part: slice,
+    chunk: int,
+    tables: list[Tensor | None],
+    sums: Tensor,
+    stopped: Callable[[], bool],
+) -> None:
+    """Reads some rows from left to right, `chunk` ids at a time, and adds what they score to `sums`."""
+    starts, first, last = rows.starts[part, None], rows.first[part, None], rows.last[part, None]
+    state, length = None, int((last - starts).max())
+    for begin in range(0, length, chunk):
+        if stopped():
+            return
+        place = starts + np.arange(begin, min(begin + chunk, length))
+        scored = torch.from_numpy((first <= place) & (place < last))
+        # Places behind the end of a row (or of the text) read something, which nothing scored depends on.
+        read = np.minimum(place, len(ids) - 2)
+        inputs, targets = (torch.from_numpy(np.asarray(ids[at]).astype(np.int64)) for at in (read, read + 1))
+        release(ids)
+        carry = chunk < length
+        outputs = model(input_ids=inputs.to(model.device), past_key_values=state, use_cache=carry)
+        state = outputs.past_key_values if carry else None
+        targets = targets[scored]
+        logits, known = outputs.logits[scored.to(model.device)].float(), targets.to(model.device)
+        nats = torch.nn.functional.cross_entropy(logits, known, reduction="none").cpu().double()
+        counts = [len(nats) if table is None else table[targets].sum() for table in tables]
+        sums += torch.stack(
+            [
+                nats.sum(),
+                nats.square().sum(),
+                sums.new_tensor(len(nats)),
+                (logits.argmax(dim=-1) == known).sum().cpu().double(),
+                *(torch.as_tensor(count).double() for count in counts),
+            ]
+        )

@@ -1,0 +1,47 @@
+"""Saves at every new best evaluation, whatever `save_steps` says; stops when there was none for long."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import SaveStrategy
+
+from craft.utils.logging import get_logger
+
+logger = get_logger(__name__)
+
+
+class KeepBest(TrainerCallback):
+    """Asks for a checkpoint at every new best, and for the end of training when patience is over."""
+
+    def on_evaluate(
+        self, args: Any, state: TrainerState, control: TrainerControl, metrics: Any = None, **kwargs: Any
+    ) -> None:
+        value, best = (metrics or {}).get(_metric(args)), state.best_metric
+        if value is not None and args.save_strategy != SaveStrategy.NO:
+            worst = float("-inf") if args.greater_is_better else float("inf")
+            best = worst if best is None else best
+            control.should_save |= value > best if args.greater_is_better else value < best
+        if patience_is_over(args, state):
+            logger.info(
+                f"stopping early: {args.early_stopping_patience} evaluations were no better than "
+                f"{state.best_metric:.4f}"
+            )
+            control.should_training_stop = True
+
+
+def patience_is_over(args: Any, state: TrainerState) -> bool:
+    """Whether there were `early_stopping_patience` evaluations without a better one.
+
+    Read off the history of evaluations, so that a resumed run counts as if it had never stopped.
+    """
+    values = [entry[_metric(args)] for entry in state.log_history if _metric(args) in entry]
+    if not args.early_stopping_patience or not values:
+        return False
+    best = values.index((max if args.greater_is_better else min)(values))
+    return len(values) - 1 - best >= args.early_stopping_patience
+
+
+def _metric(args: Any) -> str:
+    return "eval_" + str(args.metric_for_best_model).removeprefix("eval_")

@@ -1,0 +1,82 @@
+"""What happens between loading and the first step, and what is kept before each step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import IntervalStrategy
+
+from craft.training.checkpointing import disk
+from craft.training.distributed.agreement import on_rank0_broadcast, raise_on_all_ranks
+from craft.utils.history import HISTORY, add_event
+
+
+class Lifecycle(TrainerCallback):
+    """Brings a run to the state in which its next step is taken.
+
+    Args:
+        trainer: a `craft.training.base.Trainer`.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        trainer = self.trainer
+        raise_on_all_ranks(self._restore_parts)
+        raise_on_all_ranks(trainer.micro_batches.find_size)
+        on_rank0_broadcast(self._record_start)
+        trainer.stop.begun = True
+        on_rank0_broadcast(trainer.on_run_validated)
+        if trainer.evaluation_due:
+            self._run_deferred_evaluation()
+        trainer.watch.run()
+
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.trainer.micro_batches.searching or args.skip_nonfinite_batches:
+            self.trainer.step_state.snapshot()
+            self.trainer.micro_batches.begin_step()
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+            control.should_evaluate |= args.eval_strategy == IntervalStrategy.STEPS
+
+    def _restore_parts(self) -> None:
+        """Takes over the running sums and carried states, once the loop has reset them."""
+        trainer = self.trainer
+        if trainer.resumed is None:
+            return
+        state = trainer.state
+        state.compute_steps(trainer.args, state.max_steps)  # how often things happen may have changed
+        state.best_model_checkpoint = None  # ours to load and to keep, by `best_global_step`
+        trainer._initial_global_step = 0  # the mean loss at the end is that of the whole run
+        checkpointer = trainer.checkpointer
+        checkpointer.load(*(checkpointer.parts.keys() - {"optimization"}))
+        checkpointer.load_rank_parts(checkpointer.rank_parts.keys() - {"generators"})
+
+    def _record_start(self) -> None:
+        """Writes down that the run begins or goes on, once nothing was refused."""
+        trainer, checkpointer = self.trainer, self.trainer.checkpointer
+        details: dict[str, Any] = {"step": checkpointer.resumed_step or 0}
+        details["processes"] = trainer.args.world_size
+        if trainer.changes:
+            details["changes"] = {name: list(pair) for name, pair in trainer.changes.items()}
+        with disk.writing(HISTORY, trainer.run_dir, checkpointer.recovery_hint):
+            add_event(trainer.run_dir, "resumed" if trainer.resumed else "started", **details)
+
+    def _run_deferred_evaluation(self) -> None:
+        """Does the evaluation that a signal interrupted, as it would have been done then."""
+        trainer = self.trainer
+        trainer.evaluation_due = False
+        if trainer.args.eval_strategy == IntervalStrategy.NO:
+            return
+        trainer._load_rng_state(str(trainer.resumed))  # a checkpoint of the best step is written anew
+        metrics = trainer._evaluate(None, None)
+        trainer._determine_best_metric(metrics, None)
+        if trainer.control.should_save:
+            trainer._save_checkpoint(trainer.model_wrapped, None)
+            trainer.control.should_save = False
+        # Transformers can't train no step: `get_batch_samples` will return no batches.
+        trainer.control.should_training_stop |= trainer.state.global_step >= trainer.state.max_steps

@@ -1,0 +1,1 @@
+"""Several processes: how they meet, how each knows that the others live, what they decide alike."""

@@ -1,0 +1,52 @@
+"""`StepState`: what a step changes beside the weights, so that it can be undone, done again or only tried."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+def rng_devices(device: torch.device) -> list[int]:
+    """The devices with a random number generator of their own, for `torch.random.fork_rng`."""
+    return [torch.cuda.current_device()] if device.type == "cuda" else []
+
+
+class StepState:
+    """Takes steps of a trainer back.
+
+    Args:
+        trainer: its gradients are dropped.
+        changing: objects that a step changes, each with a `snapshot()` that returns how to undo it.
+    """
+
+    def __init__(self, trainer: Any, *changing: Any) -> None:
+        self.trainer, self.changing = trainer, list(changing)
+        self._undo: list[Callable[[], None]] = []
+
+    def snapshot(self) -> None:
+        """Keeps what a step that is skipped or done again must start from."""
+        self._undo = [part.snapshot() for part in self.changing]
+
+    def rollback(self) -> None:
+        """Undoes what the step did so far, but for its random numbers."""
+        self.trainer.model.zero_grad(set_to_none=True)
+        for undo in self._undo:
+            undo()
+
+    @contextmanager
+    def preserved(self) -> Iterator[None]:
+        """Inside, a step may be tried: no gradient, random number or state of it stays."""
+        model = self.trainer.model
+        training, undos = model.training, [part.snapshot() for part in self.changing]
+        model.train()
+        try:
+            with torch.random.fork_rng(rng_devices(self.trainer.args.device)):
+                yield
+        finally:
+            model.train(training)
+            model.zero_grad(set_to_none=True)
+            for undo in undos:
+                undo()

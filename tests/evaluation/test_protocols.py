@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from craft.evaluation.protocols import (
+    Rows,
+    block_rows,
+    check_protocol,
+    natural_protocol,
+    parallel_streams,
+    stream_rows,
+    window_rows,
+)
+from craft.utils.common import UserError
+
+
+def contexts(rows: Rows, predictions: int) -> np.ndarray:
+    """How many ids each prediction was made from; fails if one was scored twice or never."""
+    seen = np.zeros(predictions, dtype=np.int64)
+    for start, first, last in zip(rows.starts, rows.first, rows.last):
+        assert 0 <= start <= first < last <= predictions
+        assert last - start <= rows.length
+        assert not seen[first:last].any()
+        seen[first:last] = np.arange(first, last) - start + 1
+    assert seen.all()
+    return seen
+
+
+@given(st.integers(1, 400), st.integers(1, 40), st.data())
+def test_windows_score_every_prediction_once_with_the_longest_context(
+    predictions: int, block_size: int, data: st.DataObject
+) -> None:
+    stride = data.draw(st.integers(1, block_size))
+    seen = contexts(block_rows(predictions, block_size), predictions)
+    assert (seen == np.arange(predictions) % block_size + 1).all()
+    seen = contexts(window_rows(predictions, block_size, stride), predictions)
+    start = seen[:block_size]
+    assert (start == np.arange(len(start)) + 1).all()  # the first window is scored whole
+    # Behind it, a window ends at most `stride` predictions after the last one and is as long as it can be.
+    assert (seen[block_size:] > block_size - stride).all()
+
+
+@given(st.integers(1, 5000), st.integers(1, 20), st.integers(0, 600))
+def test_streams_score_every_prediction_once_after_warming_up(
+    predictions: int, streams: int, warm_up: int
+) -> None:
+    streams = min(streams, predictions)
+    seen = contexts(stream_rows(predictions, streams, warm_up), predictions)
+    assert (seen >= np.minimum(np.arange(predictions), warm_up) + 1).all()
+
+
+def test_one_stream_reads_everything_in_one_pass() -> None:
+    assert (contexts(stream_rows(100, 1), 100) == np.arange(100) + 1).all()
+
+
+def test_short_texts_are_not_split_into_streams() -> None:
+    assert parallel_streams(4000, 64) == 1
+    assert parallel_streams(111_540, 64) == 27
+    assert parallel_streams(10_000_000, 64) == 64
+
+
+@pytest.mark.parametrize(
+    ("protocol", "changes", "message"),
+    [
+        ("stateful", {}, "needs a recurrent model"),
+        ("sliding-65", {}, "between 1 and the window of 64"),
+        ("sliding-0", {}, "between 1 and"),
+        ("sliding", {}, "unknown protocol 'sliding'"),
+        ("block", {}, "did you mean 'blocks'"),
+        ("blocks", {"block_size": 128}, "windows of 128 are longer than the model's context of 64; use 64"),
+    ],
+)
+def test_protocols_that_are_refused(protocol: str, changes: dict[str, int], message: str) -> None:
+    values = {"carries_state": False, "block_size": 64, "context": 64, **changes}
+    with pytest.raises(UserError, match=message):
+        check_protocol(protocol, **values)
+
+
+def test_a_model_is_read_as_it_was_made_to_be() -> None:
+    assert natural_protocol(SimpleNamespace(carries_state=True)) == "stateful"
+    assert natural_protocol(SimpleNamespace(carries_state=False)) == "blocks"
+
+
+def test_a_recurrent_model_has_no_longest_window() -> None:
+    assert check_protocol("blocks", carries_state=True, block_size=128, context=64) == 0
+    assert check_protocol("stateful", carries_state=True, block_size=128, context=64) == 0
+    assert check_protocol("sliding-32", carries_state=False, block_size=64, context=None) == 32

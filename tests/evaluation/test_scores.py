@@ -1,0 +1,263 @@
+"""Hand-computed figures: models whose every probability is known."""
+
+from __future__ import annotations
+
+import json
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_run
+import torch
+
+from craft.evaluation import protocols
+from craft.evaluation.metrics import BitsPerCharacter, NextCharacterAccuracy
+from craft.evaluation.scores import Evaluation, evaluate_split, table
+from craft.utils.common import UserError
+
+
+class Counting:
+    """Gives id 0 the odds c : 2 after reading c ids, so a prediction's cost tells how much it was made from.
+
+    Recurrent if asked: the state is the number of ids read so far.
+    """
+
+    def __init__(self, recurrent: bool = False, vocab_size: int = 2) -> None:
+        self.carries_state, self.training, self.device = recurrent, True, torch.device("cpu")
+        self.lookahead = 1
+        self.config = SimpleNamespace(vocab_size=vocab_size, max_position_embeddings=None)
+
+    def eval(self) -> None:
+        self.training = False
+
+    def train(self, mode: bool) -> None:
+        self.training = mode
+
+    def __call__(self, input_ids: torch.Tensor, past_key_values: Any, use_cache: bool) -> Any:
+        before = past_key_values or 0
+        read = before + 1 + torch.arange(input_ids.shape[1])
+        logits = torch.zeros(*input_ids.shape, self.config.vocab_size)
+        logits[..., 0] = (read / 2).log()
+        return SimpleNamespace(logits=logits, past_key_values=int(read[-1]) if use_cache else None)
+
+
+def test_a_model_of_another_objective_is_not_scored() -> None:
+    model = Counting()
+    model.lookahead = 0
+    with pytest.raises(UserError, match="Counting"):
+        evaluate_split(model, ZEROS, block_size=4)
+
+
+def cost(read: int) -> float:
+    """Nats that id 0 costs after `read` ids: -ln(c / (c + 2))."""
+    return math.log((read + 2) / read)
+
+
+ZEROS = np.zeros(11, dtype=np.int64)  # 10 predictions
+
+
+@pytest.mark.parametrize(
+    ("protocol", "reads"),
+    [
+        ("blocks", [1, 2, 3, 4, 1, 2, 3, 4, 1, 2]),
+        ("sliding-1", [1, 2, 3, 4, 4, 4, 4, 4, 4, 4]),
+        ("sliding-2", [1, 2, 3, 4, 3, 4, 3, 4, 3, 4]),
+        ("sliding-3", [1, 2, 3, 4, 2, 3, 4, 2, 3, 4]),
+        ("sliding-4", [1, 2, 3, 4, 1, 2, 3, 4, 3, 4]),
+        ("stateful", [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]),
+    ],
+)
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_what_each_protocol_lets_a_model_see(protocol: str, reads: list[int], batch_size: int) -> None:
+    model = Counting(recurrent=True)
+    result = evaluate_split(model, ZEROS, protocol=protocol, block_size=4, batch_size=batch_size)
+    costs = [cost(read) for read in reads]
+    assert result.nats == pytest.approx(sum(costs))
+    assert result.squares == pytest.approx(sum(c * c for c in costs))
+    assert (result.predictions, result.characters, result.bytes) == (10, 10, 10)
+    assert result.correct == sum(read >= 2 for read in reads)  # after one id, the other id is the likelier
+    assert model.training
+
+
+def test_parallel_streams_read_what_precedes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocols.stream_rows, "__defaults__", (3,))
+    result = evaluate_split(Counting(True), ZEROS, protocol="stateful", block_size=2, streams=2)
+    reads = [1, 2, 3, 4, 5, 4, 5, 6, 7, 8]
+    assert result.nats == pytest.approx(sum(cost(read) for read in reads))
+
+
+def test_figures_of_a_text_of_wide_characters() -> None:
+    """Five ids of a, é, 世 with 1, 2 and 3 bytes and a uniform model over 4 ids: 2 bits each."""
+    model = Counting(vocab_size=4)
+    model.__class__ = type("Uniform", (Counting,), {"__call__": uniform})
+    ids = np.array([1, 2, 3, 3, 1])
+    result = evaluate_split(
+        model, ids, block_size=2, id_chars=np.array([0, 1, 1, 1]), id_bytes=np.array([0, 1, 2, 3])
+    )
+    assert (result.predictions, result.characters, result.bytes) == (4, 4, 2 + 3 + 3 + 1)
+    assert result.bits_per_char == pytest.approx(2)
+    assert result.bits_per_byte == pytest.approx(8 / 9)
+    assert result.perplexity == pytest.approx(4)
+    assert result.standard_error == pytest.approx(0, abs=1e-6)
+
+
+def test_figures_of_bytes() -> None:
+    """世 as three bytes, of which the first stands for the character: bits per character add up its bytes."""
+    model = Counting(vocab_size=4)
+    model.__class__ = type("Uniform", (Counting,), {"__call__": uniform})
+    ids = np.array([0, 1, 2, 3, 0])  # a 世 a, and the first a isn't predicted
+    result = evaluate_split(
+        model, ids, block_size=8, id_chars=np.array([1, 1, 0, 0]), id_bytes=np.array([1, 1, 1, 1])
+    )
+    assert (result.predictions, result.characters, result.bytes) == (4, 2, 4)
+    assert result.bits_per_char == pytest.approx(4)
+    assert result.bits_per_byte == pytest.approx(2)
+    assert result.perplexity == pytest.approx(4)
+
+
+def uniform(self: Counting, input_ids: torch.Tensor, past_key_values: Any, use_cache: bool) -> Any:
+    return SimpleNamespace(logits=torch.zeros(*input_ids.shape, 4), past_key_values=None)
+
+
+def test_standard_error_by_hand() -> None:
+    costs = [0.5, 1.5, 1.0, 3.0]
+    result = Evaluation(
+        protocol="blocks", split="test", nats=sum(costs), squares=sum(c * c for c in costs),
+        predictions=4, characters=2, bytes=4, correct=1, block_size=8,
+    )  # fmt: skip
+    assert result.standard_error == pytest.approx(np.std(costs) / 2 * 4 / 2)
+    assert result.accuracy == 0.25
+    assert result.nats_per_char == 3.0
+
+
+def test_figures_stay_figures_at_their_ends() -> None:
+    """Of a model that is lost, and of one that is equally sure everywhere but for rounding."""
+    fields: dict[str, Any] = {"protocol": "blocks", "split": "test", "correct": 0, "block_size": 8}
+    lost = Evaluation(**fields, nats=1e6, squares=1e12, predictions=1, characters=1, bytes=1)
+    assert math.isfinite(lost.perplexity)
+    even = Evaluation(**fields, nats=3.0, squares=3.0 - 1e-15, predictions=3, characters=3, bytes=3)
+    assert even.standard_error == 0.0
+
+
+@pytest.mark.parametrize("protocol", ["blocks", "sliding-2", "stateful"])
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_processes_share_the_windows(protocol: str, batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each its own, in turns; their sums are added up."""
+    monkeypatch.setattr(protocols, "WARM_UP", 1)
+    monkeypatch.setattr(protocols.stream_rows, "__defaults__", (1,))
+    settings: dict[str, Any] = {"protocol": protocol, "block_size": 4, "batch_size": batch_size, "streams": 5}
+    whole = evaluate_split(Counting(True), ZEROS, **settings)
+    added: list[torch.Tensor] = []
+    monkeypatch.setattr("torch.distributed.all_reduce", added.append)
+    parts = [evaluate_split(Counting(True), ZEROS, **settings, rank=rank, world=2) for rank in range(2)]
+    assert sum(part.predictions for part in parts) == whole.predictions
+    assert sum(part.nats for part in parts) == pytest.approx(whole.nats)
+    assert [int(sums[2]) for sums in added] == [part.predictions for part in parts]
+    assert min(part.predictions for part in parts) > 0
+
+
+def test_rounded_logits_are_scored_in_full_precision() -> None:
+    class Rounded(Counting):
+        def __call__(self, **inputs: Any) -> Any:
+            out = super().__call__(**inputs)
+            return SimpleNamespace(logits=out.logits.bfloat16(), past_key_values=out.past_key_values)
+
+    result = evaluate_split(Rounded(), ZEROS[:6], block_size=8, id_bytes=np.array([2**25 + 1, 1]))
+    logits = torch.stack([(torch.arange(1, 6) / 2).log(), torch.zeros(5)], dim=1).bfloat16().float()
+    assert result.nats == pytest.approx(-logits.log_softmax(dim=1)[:, 0].sum().item(), rel=1e-6)
+    assert result.bytes == 5 * (2**25 + 1)  # which float32 can't hold
+
+
+def test_a_batch_is_no_larger_than_its_logits_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 2 ids in windows of 4, so 8 for each row; one row is read however large it is."""
+    shapes: list[tuple[int, ...]] = []
+
+    class Looking(Counting):
+        def __call__(self, input_ids: torch.Tensor, **rest: Any) -> Any:
+            shapes.append(tuple(input_ids.shape))
+            return super().__call__(input_ids, **rest)
+
+    for largest, rows in ((24, 3), (31, 3), (7, 1)):
+        monkeypatch.setattr("craft.evaluation.scores.LARGEST_LOGITS", largest)
+        shapes.clear()
+        result = evaluate_split(Looking(True), np.zeros(25, np.int64), block_size=4)
+        assert (max(shapes), result.predictions) == ((rows, 4), 24)
+        shapes.clear()  # read in chunks of the window, however long a row is
+        evaluate_split(Looking(True), np.zeros(25, np.int64), protocol="stateful", block_size=4, streams=6)
+        assert max(shapes)[0] == rows
+
+
+def test_an_evaluation_may_be_stopped_and_leaves_the_mode_as_it_was() -> None:
+    left = iter([False, True, True, True])
+    model = Counting()
+    part = evaluate_split(model, ZEROS, block_size=4, batch_size=1, stopped=lambda: next(left))
+    assert part.predictions == 4
+    assert model.training
+    model.eval()
+    evaluate_split(model, ZEROS, block_size=4)
+    assert not model.training
+
+
+@pytest.mark.parametrize("kind", ["char_lstm", "char_transformer"])
+def test_real_models_against_a_plain_loop(kind: str) -> None:
+    model, ids = tiny_run.model(kind, dropout=0.5), tiny_run.split_ids()[1][:100]
+    result = evaluate_split(model, ids, protocol="blocks", block_size=8, batch_size=5)
+    model.eval()
+    nats = 0.0
+    for start in range(0, 99, 8):
+        window = torch.from_numpy(ids[start : start + 9].astype(np.int64))
+        logits = model(window[None, :-1]).logits[0]
+        nats += torch.nn.functional.cross_entropy(logits, window[1:], reduction="sum").item()
+    assert result.nats == pytest.approx(nats, rel=1e-5)
+    assert result.predictions == 99
+
+
+def test_the_lstm_reads_statefully() -> None:
+    model, ids = tiny_run.model("char_lstm"), tiny_run.split_ids()[1]
+    result = evaluate_split(model, ids, protocol="stateful", block_size=7)
+    text = torch.from_numpy(ids.astype(np.int64))
+    logits = model.eval()(text[None, :-1]).logits[0]
+    expected = torch.nn.functional.cross_entropy(logits, text[1:], reduction="sum").item()
+    assert result.nats == pytest.approx(expected, rel=1e-5)
+    in_blocks = evaluate_split(model, ids, protocol="blocks", block_size=7)
+    assert in_blocks.nats != pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.precision
+def test_bf16_is_near_and_fp32_is_the_default() -> None:
+    model, ids = tiny_run.model("char_lstm"), tiny_run.split_ids()[1]
+    exact, rounded = (evaluate_split(model, ids, block_size=8, precision=p) for p in ("fp32", "bf16"))
+    assert exact.nats == evaluate_split(model, ids, block_size=8).nats
+    assert rounded.nats == pytest.approx(exact.nats, rel=1e-2)
+    assert rounded.nats != exact.nats
+
+
+def test_too_short_a_text() -> None:
+    with pytest.raises(UserError, match="the test split has 1 characters"):
+        evaluate_split(Counting(), ZEROS[:1], block_size=4, split="test")
+
+
+def test_table_and_json() -> None:
+    result = evaluate_split(Counting(True), ZEROS, protocol="stateful", block_size=4, dataset="zeros")
+    lines = table([result, result]).splitlines()
+    assert len({len(line) for line in lines[1:]}) == 1
+    assert f"{result.characters:,} predicted characters" in lines[0]
+    assert max(map(len, lines)) <= 80
+    assert lines[0].startswith("zeros, validation split, ")
+    assert lines[1].split() == ["protocol", "nats/char", "bits/char", "bits/byte", "perplexity", "accuracy"]
+    assert lines[2].split()[0] == "stateful"
+    written = json.loads(json.dumps(result.to_dict()))
+    assert written["bits_per_char"] == result.bits_per_char
+    assert written["dataset"] == "zeros"
+
+
+def test_metric_classes_work_without_a_network() -> None:
+    bits = BitsPerCharacter().compute(predictions=[math.log(2), math.log(8)], references=[1, 1])
+    assert bits["bits_per_character"] == pytest.approx(2)
+    # é as two bytes: its first id stands for the character, the second for none.
+    bits = BitsPerCharacter().compute(predictions=[math.log(2), math.log(8)], references=[1, 0])
+    assert bits["bits_per_character"] == pytest.approx(4)
+    right = NextCharacterAccuracy().compute(predictions=[1, 2, 3, 4], references=[1, 2, 0, 4])
+    assert right == {"next_character_accuracy": 0.75}

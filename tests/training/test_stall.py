@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from craft.training.callbacks.stall import Watchdog
+
+
+def test_a_standstill_is_said_once_and_its_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("craft.training.callbacks.stall.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("craft.training.callbacks.stall.threading.Thread.start", lambda self: None)
+    dog, state = Watchdog(seconds=60), SimpleNamespace(global_step=0, is_world_process_zero=True)
+    nothing: Any = None
+    dog.on_train_begin(nothing, state, nothing)
+    with caplog.at_level(logging.WARNING, logger="craft"):
+        for _ in range(5):
+            now[0] += 8
+            state.global_step += 1
+            dog.on_step_end(nothing, state, nothing)
+        now[0] += 75
+        dog.look()
+        assert caplog.text == ""  # a minute over, but not ten times as long as usual
+        now[0] += 10
+        dog.look()
+        dog.look()
+        now[0] += 5
+        state.global_step += 1
+        dog.on_step_end(nothing, state, nothing)
+        dog.look()
+    first, second = (record.message for record in caplog.records)
+    assert first.startswith("no step was finished for 1:25 (a step usually takes 8 s): after step 5, in ")
+    assert second == "going on after 1:30"
+    assert 90 not in dog.times
+    dog.close()
+
+
+def test_long_work_within_a_step_that_goes_on_is_no_standstill(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("craft.training.callbacks.stall.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("craft.training.callbacks.stall.threading.Thread.start", lambda self: None)
+    dog, state = Watchdog(seconds=60), SimpleNamespace(global_step=0, is_world_process_zero=True)
+    nothing: Any = None
+    dog.on_train_begin(nothing, state, nothing)
+    now[0] += 1
+    dog.on_step_end(nothing, state, nothing)
+    for _ in range(5):  # batches of an evaluation
+        now[0] += 40
+        dog.look()
+        dog.alive()
+    now[0] += 1
+    dog.on_step_end(nothing, state, nothing)
+    assert list(dog.times) == [1, 1]
+    assert caplog.text == ""
+    now[0] += 61  # one of them hangs
+    dog.look()
+    assert len(caplog.records) == 1
+    dog.close()

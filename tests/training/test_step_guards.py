@@ -1,0 +1,187 @@
+"""Steps that meet a number that isn't one, or memory that isn't there."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_run
+import torch
+from safetensors.torch import load_file
+
+from craft.training.base import LanguageModelTrainer
+from craft.training.logging import read_metrics
+from craft.training.memory import SavedActivationBytes, explanation, is_out_of_memory
+from craft.utils.common import TrainingFailed
+
+QUIET: dict[str, Any] = {"eval_strategy": "no", "logging_steps": 1}
+
+
+def poisoned(kind: str, folder: Path, steps: tuple[int, ...], **changes: Any) -> LanguageModelTrainer:
+    """A run whose loss is NaN in some steps."""
+    trainer = tiny_run.trainer(kind, folder, **{**QUIET, **changes})
+
+    def spoil(module: torch.nn.Module, inputs: Any, outputs: Any) -> None:
+        if trainer.state.global_step + 1 in steps and outputs.requires_grad:
+            outputs.data.fill_(float("nan"))
+
+    trainer.model.lm_head.register_forward_hook(spoil)
+    return trainer
+
+
+def greedy(
+    kind: str, folder: Path, at_most: int, error: type[BaseException] = torch.OutOfMemoryError, **changes
+):
+    """A run whose memory is short for more than so many windows at once; `-n`: from step 6 on only."""
+    trainer = tiny_run.trainer(kind, folder, **{**QUIET, **changes})
+    sizes: list[int] = []
+
+    def refuse(module: torch.nn.Module, inputs: Any, kwargs: Any) -> None:
+        rows = len(kwargs["input_ids"])
+        sizes.append(rows)
+        if rows > abs(at_most) and (at_most > 0 or trainer.state.global_step >= 5):
+            raise error("DefaultCPUAllocator: can't allocate memory: you tried to allocate 7 bytes")
+
+    trainer.model.register_forward_pre_hook(refuse, with_kwargs=True)
+    return trainer, sizes
+
+
+def same_weights(a: Any, b: Any) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.model.parameters(), b.model.parameters()))
+
+
+@pytest.mark.parametrize("kind", ["char_lstm", "char_transformer"])
+def test_batches_are_skipped_and_a_resumed_run_counts_on(
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Weights, average and carried state know nothing of the skipped batch, and the loss is the others'."""
+    spec: dict[str, Any] = {"skip_nonfinite_batches": 2, "ema_decay": 0.9, "gradient_accumulation_steps": 2}
+    whole = poisoned(kind, tmp_path / "whole", (6, 18), **spec)
+    with caplog.at_level(logging.WARNING, logger="craft"):
+        whole.train()
+    said = [r.message for r in caplog.records if "is skipped" in r.message]
+    assert said[0].startswith("step 6: the loss is nan at learning rate 0.00")
+    assert said[1].endswith("this batch is skipped (2 of at most 2)")
+    events = [e for e in read_metrics(tmp_path / "whole") if "loss" in e]
+    assert [e["step"] for e in events] == [step for step in range(1, 21) if step not in (6, 18)]
+    assert all(e["loss"] is not None and 0 < e["loss"] < 5 for e in events)
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "checkpoint-20")
+    again = poisoned(kind, tmp_path / "again", (6, 18), **spec)
+    again.train(True)
+    assert again.guard.skipped == 2
+    assert same_weights(whole, again)
+    again = poisoned(kind, tmp_path / "third", (6, 18, 19), **spec)
+    with pytest.raises(
+        TrainingFailed, match=r"step 19: the loss is nan .*, after 2 skipped batches; last good"
+    ):
+        again.train()
+
+
+def test_the_mean_of_a_logged_loss_leaves_skipped_batches_out(tmp_path: Path) -> None:
+    spec: dict[str, Any] = {"skip_nonfinite_batches": 9, "learning_rate": 1e-30}
+    means = []
+    for name, steps in (("whole", ()), ("skipped", (2, 3))):
+        poisoned("char_transformer", tmp_path / name, steps, logging_steps=4, **spec).train()
+        means.append(read_metrics(tmp_path / name)[0]["loss"])
+    assert means[0] == pytest.approx(means[1], abs=0.05)
+
+
+@pytest.mark.parametrize("kind", ["char_lstm", "char_transformer"])
+def test_micro_batches_are_cut_until_they_fit(
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As if that accumulation had been asked for, bit for bit, dropout and carried state included."""
+    spec: dict[str, Any] = {"dropout": 0.2, "auto_find_batch_size": True}
+    asked = tiny_run.trainer(kind, tmp_path / "asked", dropout=0.2, gradient_accumulation_steps=4, **QUIET)
+    asked.train()
+    found, sizes = greedy(kind, tmp_path / "found", 2, **spec)
+    with caplog.at_level(logging.WARNING, logger="craft"):
+        found.train()
+    assert (
+        "out of memory in a first try: 2 windows at once from now on, in 4 parts; the global" in caplog.text
+    )
+    assert sizes[:3] == [8, 4, 2]
+    assert set(sizes[3:]) == {2}
+    assert same_weights(asked, found)
+    if kind == "char_lstm":
+        states = [
+            load_file(tmp_path / n / "checkpoint-20" / "rank_0.safetensors") for n in ("asked", "found")
+        ]
+        whole = torch.cat([states[0][f"carried_state.state.{slot}.0"] for slot in range(4)])
+        assert torch.equal(whole, states[1]["carried_state.state.0.0"])
+    shutil.rmtree(tmp_path / "found" / "checkpoint-20")
+    again = tiny_run.trainer(kind, tmp_path / "found", dropout=0.2, **QUIET)
+    again.train(True)  # although the memory would be there now: exactly as before
+    assert again.micro_batches.parts == 4
+    assert same_weights(asked, again)
+
+
+def test_a_step_that_does_not_fit_any_more_is_done_again_in_parts(tmp_path: Path) -> None:
+    """From the middle of a step, with what it had done before; only rounding differs."""
+    spec: dict[str, Any] = {"gradient_accumulation_steps": 2, "auto_find_batch_size": True}
+    plain = tiny_run.trainer("char_lstm", tmp_path / "plain", gradient_accumulation_steps=2, **QUIET)
+    plain.train()
+    short, sizes = greedy("char_lstm", tmp_path / "short", -1, error=RuntimeError, **spec)
+    short.train()
+    assert set(sizes[-8:]) == {1}
+    for a, b in zip(read_metrics(tmp_path / "plain"), read_metrics(tmp_path / "short")):
+        assert a.get("loss") == pytest.approx(b.get("loss"), abs=1e-5)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError, MemoryError])
+def test_short_memory_is_explained(tmp_path: Path, error: type[BaseException]) -> None:
+    trainer, _ = greedy("char_transformer", tmp_path, 3, error=error)
+    with pytest.raises(TrainingFailed) as failure:
+        trainer.train()
+    message = str(failure.value)
+    assert message.startswith("out of memory at step 1 with 8 windows at once: parameters ")
+    for what in ("gradients", "optimizer", r"activations about [\d.]+ kB \([\d.]+ kB a window\)"):
+        assert re.search(what, message), message
+    assert "set training.auto_find_batch_size=true, or training.gradient_accumulation_steps=2 (4" in message
+    assert "the global batch of 8 stays" in message
+
+
+def test_not_even_one_window_fits(tmp_path: Path) -> None:
+    trainer, _ = greedy("char_transformer", tmp_path, 1, auto_find_batch_size=True)
+    trainer.model.register_forward_pre_hook(lambda *a: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(TrainingFailed, match="not even the activations of one window fit; make"):
+        trainer.train()
+
+
+def test_evaluations_have_a_batch_of_their_own(tmp_path: Path) -> None:
+    trainer, _ = greedy("char_transformer", tmp_path, 8, eval_strategy="steps", eval_steps=2)
+    trainer.model.register_forward_pre_hook(
+        lambda module, inputs: (_ for _ in ()).throw(MemoryError()) if not module.training else None
+    )
+    with pytest.raises(TrainingFailed, match=r"in the evaluation at step 2; lower .*_batch_size=8; last"):
+        trainer.train()
+
+
+def test_what_should_fit_follows_from_what_is_there() -> None:
+    from craft.training.checkpointing.disk import Sizes
+
+    sizes = Sizes(parameters=100, trainable=100, optimizer=200, average=0)
+    text, most = explanation(64, sizes, per_row=10, free=100 + 13 * 20)
+    assert most == 20
+    assert "activations about 640 bytes (10 bytes a window); about 20 should fit" in text
+    assert explanation(64, sizes, per_row=10, free=50)[1] == 0
+    assert explanation(8, sizes, per_row=10, free=10**9)[1] == 7
+
+
+def test_activations_are_counted_once() -> None:
+    layer = torch.nn.Linear(4, 4, bias=False)
+    kept, x = SavedActivationBytes(layer), torch.ones(3, 4, requires_grad=True)
+    with kept.hooks:
+        y = layer(x)
+        (y.exp() * y).sum()
+    assert kept.bytes == 3 * (3 * 4 * 4)  # x, y, exp(y); not the weight
+
+
+def test_other_errors_are_not_taken_for_short_memory() -> None:
+    assert not is_out_of_memory(RuntimeError("size mismatch"))
+    assert not is_out_of_memory(ValueError("can't allocate memory"))
