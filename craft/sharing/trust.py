@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from craft.utils.common import UserError
-from craft.utils.hub import fetch
+from craft.utils.hub import CODE, IN_FOLDERS, SAFE, fetch
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
@@ -36,7 +36,7 @@ def trusted(model: str, revision: str | None = None, code: bool = False) -> Path
             f"--revision {revision} picks a version on the Hub, and {model} is a folder; leave it out"
         )
     if not folder.is_dir():
-        folder = fetch(model, revision, code)
+        folder = fetch(model, revision, [*SAFE, *CODE] if code else SAFE, IN_FOLDERS)
     check_folder(folder)
     return folder
 

@@ -21,7 +21,7 @@ from craft.sharing.record import METRICS_FILE
 from craft.sharing.trust import PICKLES
 from craft.utils.common import Failed, UserError
 from craft.utils.files import replace_text, sync
-from craft.utils.hub import CODE, api, check_ref, check_repo_id, download, may_pass, told
+from craft.utils.hub import CODE, api, check_ref, check_repo_id, fetch, retry_after, translate_hub_errors
 from craft.utils.logging import get_logger
 from craft.utils.manifest import MANIFEST, damage, difference, manifest_text, read_manifest
 from craft.utils.outputs import OUTPUTS, RUN_CONFIG, RUN_NAMES, RunPaths, slug
@@ -72,7 +72,7 @@ def push(
     left = f"the model is still in {folder}"
     open_repo(repo_id, private, left, branch)
     client = api()
-    with told(what, left):
+    with translate_hub_errors(what, left):
         if tag is not None:
             refs = client.list_repo_refs(repo_id)
             if tag in {ref.name for ref in refs.tags}:
@@ -84,7 +84,7 @@ def push(
         )
         commit = commit_items(client, repo_id, items, message, branch)
     if tag is not None:
-        with told(f"the model is at {commit.commit_url}, but its tag {tag!r} can't be made"):
+        with translate_hub_errors(f"the model is at {commit.commit_url}, but its tag {tag!r} can't be made"):
             client.create_tag(repo_id, tag=tag, revision=commit.oid)
     return str(commit.commit_url)
 
@@ -101,13 +101,13 @@ def open_repo(repo_id: str, private: bool | None = None, left: str = "", branch:
         Its whole name.
 
     Raises:
-        UserError, Failed: see `told`.
+        UserError, Failed: see `translate_hub_errors`.
     """
     from huggingface_hub.errors import HfHubHTTPError
 
     check_ref(branch, "the branch")
     client = api()
-    with told(f"can't push to {repo_id}", left):
+    with translate_hub_errors(f"can't push to {repo_id}", left):
         name = client.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if private and not client.repo_info(name).private:
             raise UserError(
@@ -131,7 +131,7 @@ def commit_items(client: Any, repo_id: str, items: list[Item], message: str, rev
         try:
             return _commit(client, repo_id, items, message, revision)
         except Exception as error:
-            asked = may_pass(error)
+            asked = retry_after(error)
             if asked is None:
                 raise
             time.sleep(min(max(asked, pause), LONGEST_PAUSE))
@@ -167,13 +167,13 @@ def push_checkpoint(
     """Uploads the model of a checkpoint, and with `resumable` all of it into the folder of that name.
 
     Raises:
-        UserError, Failed: see `told`.
+        UserError, Failed: see `translate_hub_errors`.
     """
     items = bundle(checkpoint, repo_id)
     if resumable is not None:
         items += checkpoint_items(checkpoint, resumable)
     step = checkpoint.name.rpartition("-")[2]
-    with told(f"can't push {checkpoint.name} to {repo_id}"):
+    with translate_hub_errors(f"can't push {checkpoint.name} to {repo_id}"):
         commit_items(api(), repo_id, items, f"Step {step}", branch)
 
 
@@ -228,7 +228,7 @@ def fetch_run(repo_id: str, root: Path = OUTPUTS, revision: str | None = None) -
         Failed: if the Hub can't be reached.
     """
     wanted = [f"{LAST}/*"]  # without code, which a run goes on without
-    snapshot = download(repo_id, revision, wanted, leave_out=CODE) / LAST
+    snapshot = fetch(repo_id, revision, wanted, CODE) / LAST
     if not (snapshot / RUN_NAMES).is_file():
         raise UserError(
             f"{repo_id} holds no checkpoint to resume from; its owner must train with "
@@ -238,7 +238,7 @@ def fetch_run(repo_id: str, root: Path = OUTPUTS, revision: str | None = None) -
         paths, manifest = _read(snapshot, root)
     except ValueError:  # the cache of the client may be what is damaged
         commit = snapshot.parent.name
-        snapshot = download(repo_id, commit, wanted, leave_out=CODE, anew=True) / LAST
+        snapshot = fetch(repo_id, commit, wanted, CODE, anew=True) / LAST
         try:
             paths, manifest = _read(snapshot, root)
         except ValueError as error:
