@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import re
 from typing import Any
 
 from craft.sharing.privacy import hub_data_set, hub_model, name_of, public_words
@@ -20,33 +18,17 @@ OWN_TEXT = "text"
 """The type of a corpus that isn't a data set of the Hub; its own name might be that of one that is."""
 
 
-def front_matter(record: Record, name: str, licence: str, licence_text: str | None) -> str:
-    """The metadata in YAML that reads the same in every parser: ASCII, one line for each value, and quotes
-    around whatever isn't a plain word."""
-    import yaml
-
-    class Dumper(yaml.SafeDumper):
-        pass
-
-    def text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
-        plain = re.fullmatch(r"[A-Za-z][\w /-]*", value, re.ASCII)
-        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if plain else '"')
-
-    Dumper.add_representer(str, text)
-    shown = metadata(record, name, licence, licence_text)
-    return yaml.dump(shown, Dumper=Dumper, sort_keys=False, allow_unicode=False, width=math.inf).rstrip("\n")
-
-
-def metadata(record: Record, name: str, licence: str, licence_text: str | None = None) -> dict[str, Any]:
-    """What stands before the card, as the Hub defines it.
+def card_data(record: Record, name: str, licence: str, licence_text: str | None = None) -> Any:
+    """What stands before the card, as the Hub's `ModelCardData`.
 
     Args:
         licence_text: the file beside the card that holds the words of a licence that the Hub doesn't list.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
-    data, base = record.run["data"], hub_model(record.run["models"])
+    data = record.run["data"]
     corpus, language = hub_data_set(data), data.get("language")
+    scored = [(e, figure) for e in record.evaluations for figure in FIGURES if e[figure[2]] is not None]
     results = [
         EvalResult(
             task_type="text-generation",
@@ -63,48 +45,36 @@ def metadata(record: Record, name: str, licence: str, licence_text: str | None =
                 "predicted_characters": e["characters"],
             },
         )
-        for e in record.evaluations
-        for kind, words, key in FIGURES
-        if e[key] is not None
+        for e, (kind, words, key) in scored
     ]
-    card = ModelCardData(
+    listed = licence in LICENCES
+    return ModelCardData(
         language=language if is_language(language) else None,
-        license=licence if licence in LICENCES else "other",
-        license_name=None if licence in LICENCES else licence,
-        license_link=licence_text if licence not in LICENCES or licence == "other" else None,
+        license=licence if listed else "other",
+        license_name=None if listed else licence,
+        license_link=licence_text if not listed or licence == "other" else None,
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["character-level", "craft", *([record.model_type] if record.model_type else [])],
+        tags=["character-level", "craft", *filter(None, [record.model_type])],
         datasets=[corpus] if corpus else None,
-        metrics=[kind for kind, _, key in FIGURES if any(e[key] is not None for e in record.evaluations)]
-        or None,
-        base_model=base,
+        metrics=list(dict.fromkeys(figure[0] for _, figure in scored)) or None,
+        base_model=hub_model(record.run["models"]),
         model_name=name,
         eval_results=results or None,
     )
-    return _encodable(card.to_dict())
-
-
-def _encodable(value: Any) -> Any:
-    """Without what UTF-8 can't hold: unpaired surrogates, as names of files may have them."""
-    if isinstance(value, dict):
-        return {key: _encodable(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_encodable(each) for each in value]
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
 def corpus_name(record: Record) -> str:
-    """The corpus as its owner calls it."""
+    """The corpus as its owner calls it, in one line."""
     data = record.run["data"]
     path = data.get("path") or "a text"
     names = [name_of(str(each)) for each in (path if isinstance(path, list) else [path])]
-    return public_words(str(record.name or data.get("name") or ", ".join(names)))
+    words = public_words(str(record.corpus["name"] or data.get("name") or ", ".join(names)))
+    return " ".join(words.split())
 
 
 def protocol_words(e: dict[str, Any]) -> str:
     """`blocks, windows of 64`: the protocol of a score, with what it depends on."""
-    windows = (
-        "" if e["protocol"] == "stateful" or e["block_size"] is None else f", windows of {e['block_size']}"
-    )
-    return f"{e['protocol']}{windows}"
+    if e["protocol"] == "stateful" or e["block_size"] is None:
+        return str(e["protocol"])
+    return f"{e['protocol']}, windows of {e['block_size']}"

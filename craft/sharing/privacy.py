@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
-from mmap import mmap
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from craft.utils.hub import is_repo_id
 from craft.utils.masking import mask, secrets
 from craft.utils.paths import HOLDS_PATH
 
+SECTIONS = ("models", "data", "training")
+"""Of a resolved run."""
 TEXTS = ("sample_prompt", "sample")
 """What holds a text to go on from, or by a model, where a slash is no path."""
-OWN_PLACES = {"data": ("cache_dir",), "training": ("output_dir",)}
+OWN_PLACES = ("cache_dir", "output_dir")
 """Settings that say only where things lie here, which is nobody's business and no use elsewhere."""
-PLACES = re.compile(
+OWN_UPLOADS = re.compile("hub_|push_to_hub$")
+"""Settings of `training` that say what is uploaded where."""
+IS_PATH = re.compile(r"/|~|\.{1,2}[/\\]|[A-Za-z]:[/\\]|\\\\|file:")
+PATHS = re.compile(
     r"""
       file:/+{rest}                                 # file:///data/my.txt
     | (?<![\w.~/\\<-]) (?:/{part})(?:/{part})+ /?  # /data/my.txt; neither and/or, https://a/b nor /a/
@@ -36,21 +40,17 @@ def public_run(run: dict[str, Any]) -> dict[str, Any]:
     It stays valid for `craft train --config`: whoever repeats it puts the text of that name into the current
     folder.
     """
-    shown = public(run)
-    for section, names in OWN_PLACES.items():
-        if isinstance(shown.get(section), dict):
-            shown[section].update({name: None for name in names if name in shown[section]})
-    data, training = run.get("data"), shown.get("training")
-    if isinstance(data, dict) and data.get("source") == "hub" and isinstance(data.get("path"), str):
-        shown["data"]["path"] = hub_data_set(data) or f"./{name_of(data['path'])}"
-    if isinstance(models := run.get("models"), dict) and (base := hub_model(models)):
-        shown["models"]["init_from"] = base
-    if isinstance(training, dict):
-        shown["training"] = {
-            key: value
-            for key, value in training.items()
-            if key != "push_to_hub" and not str(key).startswith("hub_")
-        }
+    run = {name: part for name, part in run.items() if name not in SECTIONS or isinstance(part, dict)}
+    shown: dict[str, Any] = public(run)
+    for section in set(SECTIONS) & set(shown):
+        fields = shown[section]
+        fields |= dict.fromkeys(set(OWN_PLACES) & set(fields))
+        if section == "training":
+            shown[section] = {name: fields[name] for name in fields if not OWN_UPLOADS.match(name)}
+        elif section == "models" and (model := hub_model(run[section])):
+            fields["init_from"] = model
+        elif section == "data" and fields.get("source") == "hub" and isinstance(fields.get("path"), str):
+            fields["path"] = hub_data_set(run[section]) or f"./{fields['path']}"
     return shown
 
 
@@ -64,63 +64,52 @@ def hub_model(models: dict[str, Any]) -> str | None:
     return _repo_id(models.get("init_from")) if models.get("init_revision") else None
 
 
-def public(value: Any, key: str = "", known: dict[str, str] | None = None) -> Any:
-    """Plain data without secrets and paths: what is a path, or stands where one belongs, becomes its name.
+def _repo_id(value: Any) -> str | None:
+    return value if isinstance(value, str) and is_repo_id(value) else None
 
-    Args:
-        known: keys that were made public already, for many lines of the same ones.
-    """
+
+def public(value: Any, key: str = "") -> Any:
+    """Plain data without secrets and paths: what is a path, or stands where one belongs, becomes its name."""
     if isinstance(value, dict):
-        return _public_fields(value, {} if known is None else known)
+        return {
+            name if re.fullmatch(r"[\w.-]+", name) else public_words(name): public(each, name)
+            for name, each in value.items()
+        }
     if isinstance(value, list):
-        return [public(each, key, known) for each in value]
+        return [public(each, key) for each in value]
     if not isinstance(value, str):
         return value
-    if key not in TEXTS:
-        if re.match(r"https?://", value):
-            try:
-                parts = urlsplit(value)
-            except ValueError:  # of brackets that aren't an IPv6 address
-                return public_text(name_of(value))
-            host = parts.netloc.rpartition("@")[2]
-            value = urlunsplit((parts.scheme, host, parts.path, "", ""))
-        elif _looks_like_a_path(value) or HOLDS_PATH.search(key):
-            value = name_of(value)
-        return public_words(value)
-    return public_text(value)
-
-
-def _public_fields(fields: dict[Any, Any], known: dict[str, str]) -> dict[Any, Any]:
-    shown: dict[Any, Any] = {}
-    for key, value in fields.items():
-        if isinstance(key, str) and key not in known:
-            known[key] = public_words(key)
-        name = words = known[key] if isinstance(key, str) else key
-        number = 1
-        while name in shown or (name != key and name in fields):  # paths of one name
-            number += 1
-            name = f"{words} ({number})"
-        shown[name] = public(value, str(key), known)
-    return shown
+    if key in TEXTS:
+        return public_text(value)
+    if re.match("https?://", value):  # without a user, a query and an anchor
+        value = re.sub(r"(?<=://)[^/]*@|[?#].*", "", value, flags=re.DOTALL)
+    elif IS_PATH.match(value) or HOLDS_PATH.search(key):
+        value = name_of(value)
+    return public_words(value)
 
 
 def public_words(text: str) -> str:
     """What somebody wrote, without secrets and with paths as names."""
-    return public_text(PLACES.sub(lambda found: name_of(found[0]), text))
+    return public_text(PATHS.sub(lambda found: name_of(found[0]), text))
 
 
 def public_text(text: str) -> str:
     """A text of a model or for it without secrets; folders of this machine in it show as `~` and `.`."""
     for pattern, shown in _folders():
-        text = re.sub(pattern, lambda found, shown=shown: shown, text)  # type: ignore[misc]
+        text = re.sub(pattern, shown, text)
     return mask(text)
 
 
-def leak(data: bytes | mmap) -> str:
+def leak(content: bytes | mmap.mmap | Path) -> str:
     """What is private in the bytes of a file, in a few words; empty if there is nothing."""
-    if any(data.find(os.fsencode(secret)) >= 0 for secret in secrets()):
+    if isinstance(content, Path):
+        if not content.stat().st_size:
+            return ""
+        with content.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            return leak(mapped)
+    if any(content.find(os.fsencode(secret)) >= 0 for secret in secrets()):
         return "a token or password"
-    if any(re.search(os.fsencode(pattern), data) for pattern, _ in _folders()):
+    if any(re.search(os.fsencode(pattern), content) for pattern, _ in _folders()):
         return "a path of this machine"
     return ""
 
@@ -134,21 +123,11 @@ def name_of(path: str) -> str:
 def _folders() -> list[tuple[str, str]]:
     """(pattern, what is shown instead) of the home folder and the current one, the longer first."""
     home, here = str(Path.home()), os.getcwd()
-    spelled = {here: ".", os.path.realpath(here): ".", os.environ.get("PWD") or here: "."}
-    spelled |= {home: "~", os.path.realpath(home): "~"}
-    patterns = []
-    for folder in sorted(spelled, key=len, reverse=True):
-        if len(folder.strip("/\\")) < 2:  # the root of everything
-            continue
-        # A short name such as /tmp may be a word of the text; with something below it, it is a path.
-        long = folder.count(os.sep) > 1
-        patterns.append((re.escape(folder) + (r"(?![\w-])" if long else r"(?=[/\\]\w)"), spelled[folder]))
-    return patterns
-
-
-def _looks_like_a_path(value: str) -> bool:
-    return re.match(r"(/|~|\.{1,2}[/\\]|[A-Za-z]:[/\\]|\\\\|file:)", value) is not None
-
-
-def _repo_id(value: Any) -> str | None:
-    return value if isinstance(value, str) and is_repo_id(value) else None
+    spelled = dict.fromkeys((here, os.path.realpath(here), os.environ.get("PWD") or here), ".")
+    spelled |= dict.fromkeys((home, os.path.realpath(home)), "~")
+    # A short name such as /tmp may be a word of the text; with something below it, it is a path.
+    return [
+        (re.escape(folder) + (r"(?![\w-])" if folder.count(os.sep) > 1 else r"(?=[/\\]\w)"), shown)
+        for folder, shown in sorted(spelled.items(), key=lambda each: -len(each[0]))
+        if len(folder.strip("/\\")) > 1  # not the root of everything
+    ]

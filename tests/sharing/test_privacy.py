@@ -53,7 +53,7 @@ def test_a_path_is_reduced_to_its_name(path: str, name: str) -> None:
 
 PLACES = (
     *("/data/ada l/x.txt", "~/ada l/x.txt", "./ada l/x.txt", "../ada l/x.txt", "file:/ada l/x.txt"),
-    *("C:/ada l/x.txt", "C:\\ada l\\x.txt", ".\\ada l\\x.txt", "\\\\ada l\\my\\x.txt", "http://[ada/x.txt"),
+    *("C:/ada l/x.txt", "C:\\ada l\\x.txt", ".\\ada l\\x.txt", "\\\\ada l\\my\\x.txt"),
 )
 
 
@@ -161,22 +161,17 @@ def test_words_with_slashes_stay(words: str) -> None:
     assert public({"name": words, words: 1}) == {"name": words, words: 1}
 
 
-def test_keys_that_become_alike_stay_apart() -> None:
-    fields = {"/a/b/x": 1, "y": 2, "/c/d/x": 3, "/a/b/y": 4, 5: 6}
-    assert public(fields) == {"x": 1, "y": 2, "x (2)": 3, "y (2)": 4, 5: 6}
-
-
 @pytest.mark.parametrize("name", ["craft_run.yaml", "progress.json"])
-def test_no_path_is_in_what_cannot_be_read(tmp_path: Path, name: str) -> None:
+def test_a_file_that_cannot_be_read_is_not_shared(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("{[ /data/proj/x")
-    assert item_of(tmp_path / name).content == b"{[ x"
+    with pytest.raises(ValueError):
+        item_of(tmp_path / name)
 
 
 def test_a_path_in_the_name_of_a_text_is_not_in_its_card(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "m", name="see /data/proj/x here", optim={"/data/keys/y": 1})
     for item in bundle(folder, "ada/x"):
-        data = item.content if isinstance(item.content, bytes) else item.content.read_bytes()
-        assert b"/data/" not in data, item.name
+        assert b"/data/" not in item.read(), item.name
 
 
 def test_every_file_of_a_bundle_is_public(tmp_path: Path, machine: Path) -> None:
@@ -188,9 +183,8 @@ def test_every_file_of_a_bundle_is_public(tmp_path: Path, machine: Path) -> None
     items = bundle(folder, "ada/x")
     assert not {"training_args.json", "optimizer.pt"} & {item.name for item in items}
     for item in items:
-        data = item.content if isinstance(item.content, bytes) else item.content.read_bytes()
-        assert TOKEN.encode() not in data
-        assert str(machine).encode() not in data
+        assert TOKEN.encode() not in item.read()
+        assert str(machine).encode() not in item.read()
 
 
 def test_what_cant_be_taken_out_is_refused(tmp_path: Path, machine: Path) -> None:
