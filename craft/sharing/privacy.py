@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from craft.utils.hub import is_repo_id
-from craft.utils.masking import mask, secrets
+from craft.utils.masking import has_secret, mask, secrets
 from craft.utils.paths import HOLDS_PATH
 
 SECTIONS = ("models", "data", "training")
@@ -100,14 +100,19 @@ def public_text(text: str) -> str:
     return mask(text)
 
 
-def leak(content: bytes | mmap.mmap | Path) -> str:
-    """What is private in the bytes of a file, in a few words; empty if there is nothing."""
+def leak(content: bytes | mmap.mmap | Path, *, written: bool = False) -> str:
+    """What is private in the content of a file, in a few words; empty if there is nothing.
+
+    Args:
+        written: by people, who may have put in a token that this process can't know.
+    """
     if isinstance(content, Path):
         if not content.stat().st_size:
             return ""
         with content.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            return leak(mapped)
-    if any(content.find(os.fsencode(secret)) >= 0 for secret in secrets()):
+            return leak(mapped, written=written)
+    known = any(content.find(os.fsencode(secret)) >= 0 for secret in secrets())
+    if known or (written and has_secret(content[:].decode(errors="replace"))):
         return "a token or password"
     if any(re.search(os.fsencode(pattern), content) for pattern, _ in _folders()):
         return "a path of this machine"

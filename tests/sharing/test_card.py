@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from record_folder import folder_of
 
 from craft.config.compose import compose
-from craft.sharing.bundle import bundle, item_of
+from craft.sharing.bundle import bundle, public_file
 from craft.sharing.card import CARD, TEMPLATE, is_edited, render, write_card
 from craft.sharing.metadata import card_data
 from craft.sharing.record import Record
@@ -52,15 +52,15 @@ def parts(card: str) -> tuple[dict[str, Any], str]:
 def is_whole(file: Path) -> bool:
     """Whether a file can be shared."""
     try:
-        item_of(file)
-    except (OSError, ValueError):
+        public_file(file)
+    except UserError:
         return False
     return True
 
 
 def sent(folder: Path, licence: str | None = None, repo_id: str = "ada/x") -> dict[str, Any]:
     """What would be uploaded of a folder, by name."""
-    return {item.name: item.content for item in bundle(folder, repo_id, licence)}
+    return bundle(folder, repo_id, licence)
 
 
 def test_the_card_says_what_the_record_holds(tmp_path: Path) -> None:
@@ -408,7 +408,7 @@ def test_a_folder_is_no_model_or_data_set_of_the_hub_wherever_its_card_is_writte
         (tmp_path / "ada" / "poems").rmdir()
     found = is_a_card(render(folder))
     assert not {"datasets", "base_model"} & set(found)
-    shown = next(item.content for item in bundle(folder, "ada/x") if item.name == "craft_run.yaml")
+    shown = bundle(folder, "ada/x")["craft_run.yaml"]
     assert b"ada/" not in shown  # type: ignore[operator]
     found = is_a_card(render(other))
     assert (found["datasets"], found["base_model"]) == (["ada/poems"], "ada/poems")
@@ -426,7 +426,7 @@ def test_a_licence_that_the_hub_does_not_list_is_given_by_its_name(tmp_path: Pat
     found = is_a_card(render(folder, licence="openrail++"))
     assert found["license"] == "openrail++"
     assert not {"license_name", "license_link"} & set(found)
-    assert "LICENSE" in {item.name for item in bundle(folder, "ada/x")}
+    assert "LICENSE" in set(bundle(folder, "ada/x"))
     for typed, meant in (("apache2.0", "apache-2.0"), ("MIT", "mit"), ("cc by 4.0", "cc-by-4.0")):
         with pytest.raises(UserError, match=f"did you mean '{meant}'"):
             render(folder, licence=typed)

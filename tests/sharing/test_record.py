@@ -10,7 +10,7 @@ import pytest
 from record_folder import folder_of
 
 from craft.data.tokenization import CharTokenizer
-from craft.sharing.bundle import bundle, item_of
+from craft.sharing.bundle import bundle, public_file
 from craft.sharing.card import LONGEST_SAMPLE, LONGEST_SETTING, render
 from craft.sharing.record import Record, count_parameters
 from craft.utils.common import UserError
@@ -37,7 +37,7 @@ def test_only_what_belongs_to_a_model_is_taken(tmp_path: Path) -> None:
             (folder / name).write_bytes(content.get(Path(name).suffix, b""))
     (folder / "logs").mkdir()
     (folder / "logs" / "config.json").write_text("{}")
-    assert {item.name for item in bundle(folder, "ada/x")} == set(TAKEN)
+    assert set(bundle(folder, "ada/x")) == set(TAKEN)
 
 
 def test_what_is_no_whole_model_is_not_taken(tmp_path: Path) -> None:
@@ -47,8 +47,8 @@ def test_what_is_no_whole_model_is_not_taken(tmp_path: Path) -> None:
     assert count_parameters(folder) == 1
     for cut in (whole[:-1], whole + b"\0", whole[:20], whole[:7], whole[:1] + b"\xff" + whole[2:]):
         weights.write_bytes(cut)
-        with pytest.raises(ValueError):
-            item_of(weights)
+        with pytest.raises(UserError):
+            public_file(weights)
         assert count_parameters(folder) == 0
         with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
             bundle(folder, "ada/x")
