@@ -10,17 +10,7 @@ from pathlib import Path
 
 from craft.sharing.card import CARD, is_edited, render
 from craft.sharing.privacy import leak, public, public_run, public_text
-from craft.sharing.record import (
-    CURVE,
-    DATA,
-    EVALUATION,
-    METRICS_FILE,
-    SAMPLE,
-    fields_or_empty,
-    is_png,
-    parameters_in,
-    read_fields,
-)
+from craft.sharing.record import RECORD, fields_or_empty, is_png, parameters_in, read_fields
 from craft.utils.common import UserError
 from craft.utils.labels import LICENCE_TEXTS
 from craft.utils.outputs import RUN_CONFIG
@@ -30,11 +20,8 @@ MODEL = re.compile(
     r"|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|chat_template\.jinja|[A-Za-z]\w*\.py"
 )
 """Files of a model: nothing that is opened with pickle is one."""
-RECORD = (CARD, RUN_CONFIG, DATA, EVALUATION, METRICS_FILE, SAMPLE, CURVE)
 WRITTEN = (".md", ".py", ".yaml", *LICENCE_TEXTS)
 """Files that people write in, as against what a model or a run made."""
-
-
 Files = dict[str, bytes | Path]
 """What is uploaded, by its name there: the content, or the file to read it from."""
 
@@ -57,7 +44,7 @@ def bundle(folder: Path, repo_id: str, licence: str | None = None) -> Files:
         )
     if not fields_or_empty(folder / "config.json").get("model_type"):
         raise UserError(f"{folder} has no config.json that names a model_type, so nothing was uploaded")
-    for name in RECORD[1:]:
+    for name in RECORD:
         if name in names:
             with suppress(UserError):  # damaged, which is no reason to keep the model back
                 files[name] = public_file(folder / name)

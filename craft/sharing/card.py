@@ -1,4 +1,4 @@
-"""The model card: what a stranger should know before using a model; `metadata.py` has what the Hub reads.
+"""The model card: what a stranger should know before using a model, and what the Hub reads of it.
 
 The template escapes whatever is put into it, so that no name, sample or path of a corpus can end the YAML,
 add HTML or change the page. Only what is `Markup` goes in as it is.
@@ -9,18 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
-from craft.sharing.metadata import card_data, corpus_name, protocol_words
-from craft.sharing.privacy import hub_data_set, name_of, public_run, public_text
-from craft.sharing.record import Record
+from craft.sharing.privacy import hub_data_set, hub_model, name_of, public_run, public_text, public_words
+from craft.sharing.record import Record, fields, fields_or_empty
 from craft.utils.common import UserError, human
 from craft.utils.files import replace_text
-from craft.utils.labels import LICENCE_TEXTS, is_licence, wrong_licence
+from craft.utils.labels import LICENCE_TEXTS, LICENCES, is_language, is_licence, wrong_licence
 from craft.utils.markup import block, inline
 
 CARD = "README.md"
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
-UNKNOWN_LICENCE = "unknown"
 SEAL = "<!-- Written by craft; what you change above is kept when the model is pushed. SHA-256 {} -->\n"
 """The last line of a card in a folder: with it, the card as written is told from one that a person edited."""
 SHOWN = {
@@ -33,6 +32,14 @@ SHOWN = {
     ),
 }
 """Settings that the card lists (None: all of the section)."""
+FIGURES = (
+    ("bits_per_character", "bits per character", "bits_per_char"),
+    ("bits_per_byte", "bits per byte", "bits_per_byte"),
+    ("accuracy", "accuracy of the likeliest character", "accuracy"),
+)
+"""Metrics of the metadata: type, name, and where an evaluation has it."""
+PROTOCOL = {"protocol": "protocol", "block_size": "block_size", "characters": "predicted_characters"}
+"""What a score depends on, and its name in the metadata."""
 LONGEST_SAMPLE, LONGEST_SETTING = 5_000, 200
 """Characters of a sample and of a setting that are shown."""
 
@@ -99,7 +106,7 @@ def render(
     )
     environment.filters |= {"number": number, "protocol": protocol_words}
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        metadata=Markup(card_data(record, title, licence or UNKNOWN_LICENCE, licence_text).to_yaml()),
+        metadata=Markup(card_data(record, title, licence or "unknown", licence_text).to_yaml()),
         title=title,
         record=record,
         size=human(record.parameters) if record.parameters else "an unknown number of",
@@ -122,6 +129,64 @@ def render(
     )
 
 
+def card_data(record: Record, name: str, licence: str, licence_text: str | None = None) -> Any:
+    """What stands before the card, as the Hub's `ModelCardData`.
+
+    Args:
+        licence_text: the file beside the card that holds the words of a licence that the Hub doesn't list.
+    """
+    from huggingface_hub import EvalResult, ModelCardData
+
+    data = record.run["data"]
+    corpus, language = hub_data_set(data), data.get("language")
+    scored = [(e, figure) for e in record.evaluations for figure in FIGURES if e[figure[2]] is not None]
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            task_name="Character-level language modelling",
+            dataset_type=corpus or "text",  # not its own name, which might be that of a data set
+            dataset_name=corpus_name(record),
+            dataset_split=e["split"],
+            metric_type=kind,
+            metric_name=f"{words} ({protocol_words(e)})",
+            metric_value=e[key],
+            metric_args={shown: e[field] for field, shown in PROTOCOL.items()},
+        )
+        for e, (kind, words, key) in scored
+    ]
+    listed = licence in LICENCES
+    return ModelCardData(
+        language=language if is_language(language) else None,
+        license=licence if listed else "other",
+        license_name=None if listed else licence,
+        license_link=licence_text if not listed or licence == "other" else None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["character-level", "craft", *filter(None, [record.model_type])],
+        datasets=[corpus] if corpus else None,
+        metrics=list(dict.fromkeys(figure[0] for _, figure in scored)) or None,
+        base_model=hub_model(record.run["models"]),
+        model_name=name,
+        eval_results=results or None,
+    )
+
+
+def corpus_name(record: Record) -> str:
+    """The corpus as its owner calls it, in one line."""
+    data = record.run["data"]
+    path = data.get("path") or "a text"
+    names = [name_of(str(each)) for each in (path if isinstance(path, list) else [path])]
+    words = public_words(str(record.corpus["name"] or data.get("name") or ", ".join(names)))
+    return " ".join(words.split())
+
+
+def protocol_words(e: dict[str, Any]) -> str:
+    """`blocks, windows of 64`: the protocol of a score, with what it depends on."""
+    if e["protocol"] == "stateful" or e["block_size"] is None:
+        return str(e["protocol"])
+    return f"{e['protocol']}, windows of {e['block_size']}"
+
+
 def _passes(record: Record) -> float | None:
     """How many times training read its text."""
     batch = record.run["training"].get("global_batch_size")
@@ -134,10 +199,7 @@ def _passes(record: Record) -> float | None:
 
 def _prompt(folder: Path) -> str:
     """A Python expression for a prompt that the model's alphabet has."""
-    try:
-        vocabulary = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
-        words = [token for token in vocabulary if isinstance(token, str)]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        words = []
+    tokenizer = fields_or_empty(folder / "tokenizer.json")
+    words = fields(fields(tokenizer.get("model")).get("vocab"))
     characters = [token for token in words if len(token) == 1 and token.isprintable()]
     return r'"\n"' if "\n" in words or not characters else f"chr({ord(characters[0])})"

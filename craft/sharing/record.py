@@ -20,12 +20,12 @@ METRICS_FILE = "metrics.jsonl"
 DATA = "data.json"
 STATE = "trainer_state.json"
 """What transformers keeps in a checkpoint."""
+RECORD = (RUN_CONFIG, DATA, EVALUATION, METRICS_FILE, SAMPLE, CURVE)
+"""What is shared with a model."""
 CORPUS = {"name": str, "characters": int, "vocabulary": int}
 SPLIT = {"characters": int, "sha256": str}
 FIGURES = dict.fromkeys(("bits_per_char", "bits_per_byte", "nats_per_char", "accuracy"), float)
 SCORE = {"protocol": str, "split": str, "block_size": int, "characters": int, **FIGURES}
-LIMIT = 2**63
-"""What no count of anything reaches."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ class Record:
         steps = _typed(state, {"global_step": int})["global_step"], _typed(scores, {"step": int})["step"]
         return cls(
             model_type=kind if re.fullmatch(r"[\w.-]{1,96}", kind, re.ASCII) else "",
-            run={name: _fields(run.get(name)) for name in ("models", "data", "training")},
+            run={name: fields(run.get(name)) for name in ("models", "data", "training")},
             corpus=_typed(facts, CORPUS),
-            splits={name: _typed(s, SPLIT) for name, s in _fields(splits).items() if isinstance(s, dict)},
+            splits={name: _typed(s, SPLIT) for name, s in fields(splits).items() if isinstance(s, dict)},
             evaluations=[e for e in known if e["protocol"] and any(e[name] is not None for name in FIGURES)],
             sample=_text(folder / SAMPLE),
             curve=is_png(folder / CURVE),
@@ -164,18 +164,19 @@ def is_png(file: Path) -> bool:
 
 def _typed(found: Any, schema: dict[str, type]) -> dict[str, Any]:
     """The fields of a schema, each None unless it is of its type; words aren't empty, numbers have an end."""
-    given = _fields(found)
+    given = fields(found)
 
     def checked(value: Any, kind: type) -> Any:
         fits = type(value) is kind or (kind is float and type(value) is int)
-        if fits and kind is not str:  # NaN is less than nothing
-            fits = abs(value) < LIMIT and (kind is float or value >= 0)
+        if fits and kind is not str:  # no count is that large, and NaN is less than nothing
+            fits = abs(value) < 2**63 and (kind is float or value >= 0)
         return kind(value) if fits and value != "" else None
 
     return {name: checked(given.get(name), kind) for name, kind in schema.items()}
 
 
-def _fields(found: Any) -> dict[str, Any]:
+def fields(found: Any) -> dict[str, Any]:
+    """A mapping as it is; of anything else none."""
     return found if isinstance(found, dict) else {}
 
 

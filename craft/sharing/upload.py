@@ -13,9 +13,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from craft.sharing.bundle import MODEL, RECORD, Files, bundle, check, public_file, size
+from craft.sharing.bundle import MODEL, Files, bundle, check, public_file, size
 from craft.sharing.privacy import public_run
-from craft.sharing.record import METRICS_FILE, read_fields
+from craft.sharing.record import METRICS_FILE, RECORD, read_fields
 from craft.sharing.trust import PICKLES
 from craft.utils.common import UserError
 from craft.utils.files import replace_text, staged_folder
@@ -59,8 +59,7 @@ def push(
         The address of the commit.
 
     Raises:
-        UserError: for a bad name, a missing token or right, a tag that is taken.
-        Failed: if the network or the Hub fails; the folder is as it was, and pushing again goes on.
+        UserError, Failed: see `translate_hub_errors`; the folder is as it was, and pushing again goes on.
     """
     check_ref(tag, "--tag")
     files = bundle(folder, check_repo_id(repo_id), licence)
@@ -87,11 +86,7 @@ def push(
 def push_checkpoint(
     checkpoint: Path, repo_id: str, *, resumable: str | None, branch: str | None = None
 ) -> None:
-    """Uploads the model of a checkpoint, and with `resumable` all of it into the folder of that name.
-
-    Raises:
-        UserError, Failed: see `translate_hub_errors`.
-    """
+    """Uploads the model of a checkpoint, and with `resumable` all of it into the folder of that name."""
     files = bundle(checkpoint, repo_id)
     if resumable is not None:
         files |= checkpoint_files(checkpoint, resumable)
@@ -101,18 +96,14 @@ def push_checkpoint(
 
 
 def open_repo(repo_id: str, private: bool | None = None, left: str = "", branch: str | None = None) -> str:
-    """Makes a repository on the Hub, or finds that it is there and as private as asked for.
+    """Makes a repository and a branch on the Hub, or finds that they are there and may be written to.
 
     Args:
         repo_id: `user/name`, or a name of the user's own.
-        branch: made too if it isn't there; what may not be written to is told here.
         left: what is left if it fails, to end the message with.
 
     Returns:
         Its whole name.
-
-    Raises:
-        UserError, Failed: see `translate_hub_errors`.
     """
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -170,10 +161,7 @@ def checkpoint_files(checkpoint: Path, prefix: str) -> Files:
     """Everything that resuming needs, in its public form, vouched for by a manifest of just that.
 
     Args:
-        prefix: the folder of the repository.
-
-    Raises:
-        UserError: if it isn't a whole checkpoint, or goes nowhere that a checkpoint is looked for.
+        prefix: the folder of the repository, one in which a checkpoint is looked for.
     """
     name = checkpoint.resolve().name
     if not re.fullmatch(r"checkpoint-\d+", name) or not (checkpoint / MANIFEST).is_file():
@@ -203,39 +191,35 @@ def fetch_run(repo_id: str, root: Path = OUTPUTS, revision: str | None = None) -
     The names in it are another's, so they are made anew here: nothing is written but below `root`. What is
     fetched is compared with its manifest, and the run is there as a whole or not at all.
 
-    Args:
-        revision: a branch, tag or commit.
-
     Raises:
         UserError: if there is no such repository, revision or checkpoint, it is damaged there, or the run is
             here already.
         Failed: if the Hub can't be reached.
     """
-    wanted = [f"{LAST}/*"]  # without code, which a run goes on without
-    snapshot = fetch(repo_id, revision, wanted, CODE) / LAST
-    if not (snapshot / RUN_NAMES).is_file():
-        raise UserError(
-            f"{repo_id} holds no checkpoint to resume from; its owner must train with "
-            "training.push_to_hub=true training.hub_strategy=checkpoint"
-        )
-    try:
-        paths, run, manifest = _read(snapshot, root)
-    except ValueError:  # the cache of the client may be what is damaged
-        fetch(repo_id, snapshot.parent.name, wanted, CODE, anew=True)
+    for anew in (False, True):  # the cache of the client may be what is damaged
+        snapshot = (
+            fetch(repo_id, revision, [f"{LAST}/*"], CODE, anew=anew) / LAST
+        )  # no code: a run needs none
+        if not (snapshot / RUN_NAMES).is_file():
+            raise UserError(
+                f"{repo_id} holds no checkpoint to resume from; its owner must train with "
+                "training.push_to_hub=true training.hub_strategy=checkpoint"
+            )
         try:
             paths, run, manifest = _read(snapshot, root)
+            break
         except ValueError as error:
-            raise UserError(
-                f"the checkpoint of {repo_id} is damaged: {error}; its owner must push it again"
-            ) from error
+            if anew:
+                raise UserError(
+                    f"the checkpoint of {repo_id} is damaged: {error}; its owner must push it again"
+                ) from error
     if paths.run_dir.exists():
         raise UserError(
             f"the run of {repo_id} is here already; go on with it by: craft resume {paths.run_dir}"
         )
     with staged_folder(paths.run_dir) as staging:
         checkpoint = staging / f"checkpoint-{manifest['step']}"
-        others = shutil.ignore_patterns(RUN_NAMES, METRICS_FILE, *CODE)
-        shutil.copytree(snapshot, checkpoint, ignore=others)
+        shutil.copytree(snapshot, checkpoint, ignore=shutil.ignore_patterns(RUN_NAMES, METRICS_FILE, *CODE))
         replace_text(checkpoint / MANIFEST, manifest_text(manifest))
         if (snapshot / METRICS_FILE).is_file():
             shutil.copyfile(snapshot / METRICS_FILE, staging / METRICS_FILE)
@@ -246,7 +230,7 @@ def fetch_run(repo_id: str, root: Path = OUTPUTS, revision: str | None = None) -
 
 
 def _read(snapshot: Path, root: Path) -> tuple[RunPaths, str, dict[str, Any]]:
-    """What the run of a fetched checkpoint is called here; the run, without what it would upload and where;
+    """What the run of a fetched checkpoint is called here; the run, but for what it uploads and logs where;
     and the manifest of its files but for code.
 
     Raises:

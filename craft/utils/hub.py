@@ -45,11 +45,7 @@ def meant_as_repo_id(name: str) -> bool:
 
 
 def check_repo_id(repo_id: str) -> str:
-    """A name on the Hub, `user/name`.
-
-    Raises:
-        UserError: if it isn't one.
-    """
+    """Refuses what can't be `user/name` on the Hub, and returns the rest as it is."""
     if repo_id.count("/") != 1 or not is_repo_id(repo_id):
         raise UserError(
             f"{repo_id!r} is no name on the Hub: that is USER/NAME or ORGANISATION/NAME, at most 96 of the "
@@ -64,9 +60,6 @@ def check_ref(name: str | None, what: str) -> None:
 
     Args:
         what: what was being done, or the option, to begin the sentence with.
-
-    Raises:
-        UserError: naming it.
     """
     if name is not None and NOT_A_REF.search(name):
         raise UserError(
@@ -76,11 +69,7 @@ def check_ref(name: str | None, what: str) -> None:
 
 
 def api() -> Any:
-    """The Hub's client with the user's token.
-
-    Raises:
-        UserError: if there is no token.
-    """
+    """The Hub's client with the user's token, which there must be."""
     from huggingface_hub import HfApi, constants, get_token
 
     quiet()
@@ -102,40 +91,24 @@ def fetch(
         anew: also what is in the cache already.
 
     Raises:
-        UserError: if there is no such repository or revision.
-        Failed: if it can't be reached.
+        UserError, Failed: see `translate_hub_errors`.
     """
     from huggingface_hub import snapshot_download
 
+    what = f"can't load the model {repo_id!r}"
     wanted = {"allow_patterns": patterns, "ignore_patterns": leave_out, "force_download": anew}
-    with _loading(repo_id, revision):
+    quiet()
+    check_ref(revision, what)
+    with translate_hub_errors(what, revision=revision, reading=True):
         return Path(snapshot_download(repo_id, revision=revision, **wanted))
 
 
 def fetch_config(repo_id: str, revision: str | None = None) -> tuple[Path, str]:
-    """A model's config.json alone, and the commit that it is from, so that the rest is taken from there too.
-
-    Raises:
-        UserError, Failed: as `fetch`.
-    """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import RemoteEntryNotFoundError
-
-    with _loading(repo_id, revision):
-        try:
-            file = Path(hf_hub_download(repo_id, "config.json", revision=revision))
-        except RemoteEntryNotFoundError:
-            raise UserError(f"{repo_id!r} has no config.json on the Hub, so it isn't a model") from None
-    return file, file.parent.name  # the cache keeps it as snapshots/COMMIT/config.json
-
-
-@contextmanager
-def _loading(repo_id: str, revision: str | None) -> Iterator[None]:
-    what = f"can't load the model {repo_id!r}"
-    quiet()
-    check_ref(revision, what)
-    with translate_hub_errors(what, revision=revision, reading=True):
-        yield
+    """A model's config.json alone, and the commit it is from, so that the rest is taken from there too."""
+    folder = fetch(repo_id, revision, ["config.json"], [])  # the cache keeps it as snapshots/COMMIT
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{repo_id!r} has no config.json on the Hub, so it isn't a model")
+    return folder / "config.json", folder.name
 
 
 @contextmanager

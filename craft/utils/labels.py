@@ -41,16 +41,7 @@ NAMES = {
 
 def is_licence(word: Any) -> bool:
     """Whether a word is a licence that the Hub lists, or may be the name of another one."""
-    if not isinstance(word, str) or not re.fullmatch(r"[a-z0-9][a-z0-9.+-]{1,63}", word):
-        return False
-    return word in LICENCES or _is_known_elsewhere(word) or not _meant(word)
-
-
-def is_language(word: Any) -> bool:
-    """Whether a word is a code of ISO 639 or what the Hub takes besides; three letters aren't looked up."""
-    if not isinstance(word, str):
-        return False
-    return word in (*TWO_LETTERS.split(), *OTHER_LANGUAGES) or re.fullmatch("[a-z]{3}", word) is not None
+    return isinstance(word, str) and not wrong_licence(word, "")
 
 
 def wrong_licence(word: str, where: str) -> str:
@@ -59,13 +50,33 @@ def wrong_licence(word: str, where: str) -> str:
     Args:
         where: the option or setting, to begin with: `--license `, `data.language=`.
     """
-    if is_licence(word):
+    named = re.fullmatch(r"[a-z0-9][a-z0-9.+-]{1,63}", word)
+    if word in LICENCES or (named and (_is_spdx(word) or not _meant(word))):
         return ""
     if meant := _meant(word):
         return f"{where}{word!r} isn't an identifier of the Hub, did you mean {meant!r}?"
     return (
         f"{where}{word!r} isn't an identifier of the Hub; write for example apache-2.0, mit, cc-by-4.0, or a "
         "name such as my-licence-1.0 for one of your own"
+    )
+
+
+def is_language(word: Any) -> bool:
+    """Whether a word is a code of ISO 639 or what the Hub takes besides; three letters aren't looked up."""
+    known = (*TWO_LETTERS.split(), *OTHER_LANGUAGES)
+    return isinstance(word, str) and (word in known or re.fullmatch("[a-z]{3}", word) is not None)
+
+
+def wrong_language(word: str, where: str) -> str:
+    """What to say of a word that isn't the code of a language; empty if it is one."""
+    if is_language(word):
+        return ""
+    base = re.split("[-_]", word.lower())[0]
+    code = NAMES.get(word.lower(), base if is_language(base) else "")
+    near = f", did you mean {code!r}?" if code else ""
+    return (
+        f"{where}{word!r} isn't a language code{near}; write one of ISO 639 such as en or de, multilingual "
+        "or code, or leave it out"
     )
 
 
@@ -92,7 +103,7 @@ def _parts(licence: str) -> tuple[str, str]:
     return re.sub(r"\d", "", bare), re.sub(r"\D", "", bare)
 
 
-def _is_known_elsewhere(word: str) -> bool:
+def _is_spdx(word: str) -> bool:
     """Whether SPDX knows it, as `bsd-4-clause`: then it is no slip of the pen, whatever it is near."""
     from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 
@@ -100,16 +111,3 @@ def _is_known_elsewhere(word: str) -> bool:
         return bool(canonicalize_license_expression(word))
     except InvalidLicenseExpression:
         return False
-
-
-def wrong_language(word: str, where: str) -> str:
-    """What to say of a word that isn't the code of a language; empty if it is one."""
-    if is_language(word):
-        return ""
-    base = re.split("[-_]", word.lower())[0]
-    code = NAMES.get(word.lower(), base if is_language(base) else "")
-    near = f", did you mean {code!r}?" if code else ""
-    return (
-        f"{where}{word!r} isn't a language code{near}; write one of ISO 639 such as en or de, multilingual "
-        "or code, or leave it out"
-    )

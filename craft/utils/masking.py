@@ -40,7 +40,7 @@ def secrets() -> list[str]:
     named = {n: v for n, v in os.environ.items() if SECRET_NAMES.search(n) and not A_PATH.search(n)}
     found = {value for name, value in named.items() if not value.isdigit() or OF_DIGITS.search(name)}
     found.add(_login())
-    kept = [s for s in found if len(s) >= SHORTEST and not _is_path(s)]
+    kept = [secret for secret in found if len(secret) >= SHORTEST and not _is_there(secret)]
     return sorted(kept, key=len, reverse=True)
 
 
@@ -72,7 +72,7 @@ def excepthook(kind: type[BaseException], error: BaseException, trace: Traceback
     sys.stderr.write(visible(mask("".join(traceback.format_exception(kind, error, trace)))))
 
 
-def _is_path(text: str) -> bool:
+def _is_there(text: str) -> bool:
     """Whether a variable holds the place of something that is there, rather than a secret."""
     return text[0] in "/~." and os.path.exists(os.path.expanduser(text))
 

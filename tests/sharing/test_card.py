@@ -17,8 +17,7 @@ from record_folder import folder_of
 
 from craft.config.compose import compose
 from craft.sharing.bundle import bundle, public_file
-from craft.sharing.card import CARD, TEMPLATE, is_edited, render, write_card
-from craft.sharing.metadata import card_data
+from craft.sharing.card import CARD, TEMPLATE, card_data, is_edited, render, write_card
 from craft.sharing.record import Record
 from craft.utils.common import UserError
 
