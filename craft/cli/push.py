@@ -49,7 +49,7 @@ def command(
     """
     from craft.sharing.bundle import bundle, size
     from craft.sharing.trust import check_folder
-    from craft.sharing.upload import checkpoint_files, push
+    from craft.sharing.upload import push
     from craft.utils.hub import check_ref, check_repo_id
     from craft.utils.outputs import resolve
 
@@ -60,8 +60,7 @@ def command(
         raise UserError(f"there is no folder {model!r}; name one made by 'craft train', or 'latest'")
     check_folder(folder)
     if dry_run:
-        files = bundle(folder, check_repo_id(name), licence)
-        files |= checkpoint_files(folder, into) if into else {}
+        files = bundle(folder, check_repo_id(name), licence, into)
         for file, content in files.items():
             echo(f"{size({file: content}):>14,}  {file}")
         echo(f"{size(files):>14,}  bytes in {len(files)} files for {name}; not uploaded\n")

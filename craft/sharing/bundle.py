@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -10,10 +11,12 @@ from pathlib import Path
 
 from craft.sharing.card import CARD, is_edited, render
 from craft.sharing.privacy import leak, public, public_run, public_text
-from craft.sharing.record import RECORD, fields_or_empty, is_png, parameters_in, read_fields
+from craft.sharing.record import METRICS_FILE, RECORD, fields_or_empty, is_png, parameters_in, read_fields
+from craft.sharing.trust import PICKLES
 from craft.utils.common import UserError
 from craft.utils.labels import LICENCE_TEXTS
-from craft.utils.outputs import RUN_CONFIG
+from craft.utils.manifest import MANIFEST, damage, manifest_text, read_manifest
+from craft.utils.outputs import RUN_CONFIG, RUN_NAMES
 
 MODEL = re.compile(
     r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|config\.json|generation_config\.json"
@@ -22,12 +25,17 @@ MODEL = re.compile(
 """Files of a model: nothing that is opened with pickle is one."""
 WRITTEN = (".md", ".py", ".yaml", *LICENCE_TEXTS)
 """Files that people write in, as against what a model or a run made."""
+LAST = "last-checkpoint"
+"""Where a repository keeps the checkpoint to resume from, as transformers does."""
 Files = dict[str, bytes | Path]
 """What is uploaded, by its name there: the content, or the file to read it from."""
 
 
-def bundle(folder: Path, repo_id: str, licence: str | None = None) -> Files:
+def bundle(folder: Path, repo_id: str, licence: str | None = None, resumable: str | None = None) -> Files:
     """What is uploaded of a model's folder: its card, the model, and its record, in their public form.
+
+    Args:
+        resumable: for a checkpoint: the folder of the repository into which all of it goes besides.
 
     Raises:
         UserError: if the folder has no safetensors weights, the model in it is damaged, or something private
@@ -48,8 +56,36 @@ def bundle(folder: Path, repo_id: str, licence: str | None = None) -> Files:
         if name in names:
             with suppress(UserError):  # damaged, which is no reason to keep the model back
                 files[name] = public_file(folder / name)
+    if resumable is not None:
+        files |= _checkpoint(folder, resumable)
     check(files)
     return files
+
+
+def _checkpoint(checkpoint: Path, prefix: str) -> Files:
+    """Everything that resuming needs, in its public form, vouched for by a manifest of just that.
+
+    Args:
+        prefix: the folder of the repository, one in which a checkpoint is looked for.
+    """
+    name = checkpoint.resolve().name
+    if not re.fullmatch(r"checkpoint-\d+", name) or not (checkpoint / MANIFEST).is_file():
+        raise UserError(f"--into is for a checkpoint-N of a run, which {checkpoint} isn't; leave it out")
+    if prefix not in (LAST, name):
+        raise UserError(f"can't push {checkpoint} into {prefix!r}: it must be {LAST} or {name}")
+    if why := damage(checkpoint, int(name.rpartition("-")[2])):
+        raise UserError(f"can't push {checkpoint}: {why}")
+    manifest = read_manifest(checkpoint)
+    if pickles := [name for name in manifest["files"] if name.endswith(PICKLES)]:
+        raise UserError(f"{checkpoint} holds a pickle ({pickles[0]}), and craft shares none")
+    files = {name: public_file(checkpoint / name) for name in manifest["files"]}
+    for name, content in files.items():
+        if isinstance(content, bytes):
+            manifest["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    beside = [checkpoint.parent / name for name in (RUN_NAMES, METRICS_FILE)]
+    files |= {path.name: public_file(path) for path in beside if path.is_file()}
+    files[MANIFEST] = manifest_text(manifest).encode()
+    return {f"{prefix}/{name}": content for name, content in files.items()}
 
 
 def check(files: Files) -> None:

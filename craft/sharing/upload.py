@@ -5,15 +5,13 @@ An upload is one commit: it is there as a whole or not at all, and nothing on th
 
 from __future__ import annotations
 
-import hashlib
-import re
 import shutil
 import time
 import warnings
 from pathlib import Path
 from typing import Any
 
-from craft.sharing.bundle import MODEL, Files, bundle, check, public_file, size
+from craft.sharing.bundle import LAST, MODEL, Files, bundle, size
 from craft.sharing.privacy import public_run
 from craft.sharing.record import METRICS_FILE, RECORD, read_fields
 from craft.sharing.trust import PICKLES
@@ -21,7 +19,7 @@ from craft.utils.common import UserError
 from craft.utils.files import replace_text, staged_folder
 from craft.utils.hub import CODE, api, check_ref, check_repo_id, fetch, retry_after, translate_hub_errors
 from craft.utils.logging import get_logger
-from craft.utils.manifest import MANIFEST, damage, difference, manifest_text, read_manifest
+from craft.utils.manifest import MANIFEST, difference, manifest_text, read_manifest
 from craft.utils.outputs import OUTPUTS, RUN_CONFIG, RUN_NAMES, RunPaths, slug
 
 logger = get_logger(__name__)
@@ -30,8 +28,6 @@ PAUSES = (0.5, 2.0)
 """Seconds before a commit is tried again, at the least: a busy Hub may ask for more."""
 LONGEST_PAUSE = 60.0
 """Seconds that are waited for a Hub that asks for more."""
-LAST = "last-checkpoint"
-"""Where a repository keeps the checkpoint to resume from, as transformers does."""
 
 
 def push(
@@ -62,9 +58,7 @@ def push(
         UserError, Failed: see `translate_hub_errors`; the folder is as it was, and pushing again goes on.
     """
     check_ref(tag, "--tag")
-    files = bundle(folder, check_repo_id(repo_id), licence)
-    if resumable is not None:
-        files |= checkpoint_files(folder, resumable)
+    files = bundle(folder, check_repo_id(repo_id), licence, resumable)
     what, left = f"can't push to {repo_id}", f"the model is still in {folder}"
     open_repo(repo_id, private, left, branch)
     client = api()
@@ -87,9 +81,7 @@ def push_checkpoint(
     checkpoint: Path, repo_id: str, *, resumable: str | None, branch: str | None = None
 ) -> None:
     """Uploads the model of a checkpoint, and with `resumable` all of it into the folder of that name."""
-    files = bundle(checkpoint, repo_id)
-    if resumable is not None:
-        files |= checkpoint_files(checkpoint, resumable)
+    files = bundle(checkpoint, repo_id, resumable=resumable)
     step = checkpoint.name.rpartition("-")[2]
     with translate_hub_errors(f"can't push {checkpoint.name} to {repo_id}", revision=branch):
         commit_files(api(), repo_id, files, f"Step {step}", branch)
@@ -127,62 +119,30 @@ def open_repo(repo_id: str, private: bool | None = None, left: str = "", branch:
 def commit_files(client: Any, repo_id: str, files: Files, message: str, revision: str | None) -> Any:
     """One commit of all files, tried again where that may help: the Hub is busy, or somebody else was faster.
 
-    Twice is as good as once: of a commit whose answer was lost nothing is left to do.
+    Twice is as good as once: of a commit whose answer was lost nothing is left to do. What an earlier model
+    or checkpoint had and this one hasn't is deleted with it, but no code, which may be the owner's own.
     """
-    for pause in PAUSES:
-        try:
-            return _commit(client, repo_id, files, message, revision)
-        except Exception as error:
-            if (asked := retry_after(error)) is None:
-                raise
-            time.sleep(min(max(asked, pause), LONGEST_PAUSE))
-    return _commit(client, repo_id, files, message, revision)
-
-
-def _commit(client: Any, repo_id: str, files: Files, message: str, revision: str | None) -> Any:
-    """What an earlier model or checkpoint had and this one hasn't is deleted with it, but no code of a model:
-    it may be the owner's own."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     folders = tuple({f"{name.split('/')[0]}/" for name in files if "/" in name})
-    changes: list[Any] = [CommitOperationAdd(name, content) for name, content in files.items()]
-    for name in sorted({*client.list_repo_files(repo_id, revision=revision)} - {*files}):
-        ours = (MODEL.fullmatch(name) or name in RECORD) and not name.endswith(".py")
-        if ours or name.startswith(folders):
-            changes.append(CommitOperationDelete(name))
-    with warnings.catch_warnings(record=True) as said:  # what the Hub thinks of the card
-        commit = client.create_commit(repo_id, changes, commit_message=message, revision=revision)
+    for pause in (*PAUSES, None):
+        try:
+            there = sorted({*client.list_repo_files(repo_id, revision=revision)} - {*files})
+            ours = [n for n in there if n in RECORD or (MODEL.fullmatch(n) and not n.endswith(".py"))]
+            stale = [*ours, *(name for name in there if name.startswith(folders))]
+            changes: list[Any] = [CommitOperationAdd(*file) for file in files.items()]
+            changes += map(CommitOperationDelete, stale)
+            with warnings.catch_warnings(record=True) as said:  # what the Hub thinks of the card
+                commit = client.create_commit(repo_id, changes, commit_message=message, revision=revision)
+            break
+        except Exception as error:
+            asked = retry_after(error)
+            if pause is None or asked is None:
+                raise
+            time.sleep(min(max(asked, pause), LONGEST_PAUSE))
     for each in said:
         logger.warning(" ".join(str(each.message).split()))
     return commit
-
-
-def checkpoint_files(checkpoint: Path, prefix: str) -> Files:
-    """Everything that resuming needs, in its public form, vouched for by a manifest of just that.
-
-    Args:
-        prefix: the folder of the repository, one in which a checkpoint is looked for.
-    """
-    name = checkpoint.resolve().name
-    if not re.fullmatch(r"checkpoint-\d+", name) or not (checkpoint / MANIFEST).is_file():
-        raise UserError(f"--into is for a checkpoint-N of a run, which {checkpoint} isn't; leave it out")
-    if prefix not in (LAST, name):
-        raise UserError(f"can't push {checkpoint} into {prefix!r}: it must be {LAST} or {name}")
-    if why := damage(checkpoint, int(name.rpartition("-")[2])):
-        raise UserError(f"can't push {checkpoint}: {why}")
-    manifest = read_manifest(checkpoint)
-    if pickles := [name for name in manifest["files"] if name.endswith(PICKLES)]:
-        raise UserError(f"{checkpoint} holds a pickle ({pickles[0]}), and craft shares none")
-    files = {name: public_file(checkpoint / name) for name in manifest["files"]}
-    for name, content in files.items():
-        if isinstance(content, bytes):
-            manifest["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    beside = [checkpoint.parent / name for name in (RUN_NAMES, METRICS_FILE)]
-    files |= {path.name: public_file(path) for path in beside if path.is_file()}
-    files[MANIFEST] = manifest_text(manifest).encode()
-    files = {f"{prefix}/{name}": content for name, content in files.items()}
-    check(files)
-    return files
 
 
 def fetch_run(repo_id: str, root: Path = OUTPUTS, revision: str | None = None) -> Path:

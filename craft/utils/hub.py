@@ -144,7 +144,7 @@ def translate_hub_errors(
         elif unreached:
             kind = Failed if "://" in ENDPOINT else UserError
             why = f"the Hub at {ENDPOINT} can't be reached ({_reason(error)})"
-        elif isinstance(error, JSONDecodeError):
+        elif isinstance(error, JSONDecodeError | KeyError | TypeError):  # in what the client reads
             why = f"{ENDPOINT} answers, but isn't the Hub; is there a proxy or log-in page between?"
         elif isinstance(error, ValueError):  # a bad name, or a card that the Hub doesn't take
             kind, why = UserError, " ".join(str(error).split()).rstrip(".")
