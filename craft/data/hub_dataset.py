@@ -115,7 +115,7 @@ def load(path: str, name: str | None, revision: str | None, split: str, streamin
     quiet()
     if not sys.stderr.isatty():
         datasets.utils.disable_progress_bars()
-    with translate_hub_errors(f"{path} can't be loaded", A_COPY, reading=True):
+    with translate_hub_errors(f"{path} can't be loaded", A_COPY, revision=revision, reading=True):
         try:
             if any(Path(path, file).is_file() for file in SAVED_TO_DISK):
                 return _from_disk(path, split, streaming)

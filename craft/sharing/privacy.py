@@ -40,9 +40,9 @@ def public_run(run: dict[str, Any]) -> dict[str, Any]:
     It stays valid for `craft train --config`: whoever repeats it puts the text of that name into the current
     folder.
     """
-    run = {name: part for name, part in run.items() if name not in SECTIONS or isinstance(part, dict)}
-    shown: dict[str, Any] = public(run)
-    for section in set(SECTIONS) & set(shown):
+    sections = [name for name in SECTIONS if isinstance(run.get(name), dict)]
+    shown = public({name: run[name] for name in run if name in ("experiment", *sections)})
+    for section in sections:
         fields = shown[section]
         fields |= dict.fromkeys(set(OWN_PLACES) & set(fields))
         if section == "training":
@@ -100,19 +100,19 @@ def public_text(text: str) -> str:
     return mask(text)
 
 
-def leak(content: bytes | mmap.mmap | Path, *, written: bool = False) -> str:
+def leak(content: bytes | mmap.mmap | Path, *, text: bool) -> str:
     """What is private in the content of a file, in a few words; empty if there is nothing.
 
     Args:
-        written: by people, who may have put in a token that this process can't know.
+        text: also look for what has the form of a secret, which in numbers means nothing.
     """
     if isinstance(content, Path):
         if not content.stat().st_size:
             return ""
         with content.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            return leak(mapped, written=written)
+            return leak(mapped, text=text)
     known = any(content.find(os.fsencode(secret)) >= 0 for secret in secrets())
-    if known or (written and has_secret(content[:].decode(errors="replace"))):
+    if known or (text and has_secret(content[:].decode(errors="replace"))):
         return "a token or password"
     if any(re.search(os.fsencode(pattern), content) for pattern, _ in _folders()):
         return "a path of this machine"

@@ -115,7 +115,7 @@ def test_a_card_that_a_person_edited_is_kept(tmp_path: Path) -> None:
     assert b'"ada/x"' in fresh  # type: ignore[operator]
     (folder / "README.md").write_text("My own words", encoding="utf-8")
     assert sent(folder)["README.md"] == b"My own words"
-    with pytest.raises(UserError, match="was edited"):
+    with pytest.raises(UserError, match=r"README\.md.*--license"):
         bundle(folder, "ada/x", "mit")
     write_card(folder)
     assert "ada/x" not in (folder / "README.md").read_text(encoding="utf-8")
@@ -276,10 +276,10 @@ def test_no_bytes_break_the_card(tmp_path: Path, name: str, content: bytes) -> N
     is_a_card(card)
     card.encode()
     if name in ("config.json", "model.safetensors", "tokenizer.json") and not is_whole(folder / name):
-        with pytest.raises(UserError, match=f"{name} is damaged"):
+        with pytest.raises(UserError, match=re.escape(name)):
             bundle(folder, "ada/x")
     elif name == "config.json":
-        with pytest.raises(UserError, match="names a model_type"):
+        with pytest.raises(UserError, match="model_type"):
             bundle(folder, "ada/x")
     else:
         assert (name in sent(folder)) == (name != "trainer_state.json" and is_whole(folder / name))
@@ -427,7 +427,7 @@ def test_a_licence_that_the_hub_does_not_list_is_given_by_its_name(tmp_path: Pat
     assert not {"license_name", "license_link"} & set(found)
     assert "LICENSE" in set(bundle(folder, "ada/x"))
     for typed, meant in (("apache2.0", "apache-2.0"), ("MIT", "mit"), ("cc by 4.0", "cc-by-4.0")):
-        with pytest.raises(UserError, match=f"did you mean '{meant}'"):
+        with pytest.raises(UserError, match=f"'{meant}'"):
             render(folder, licence=typed)
 
 
@@ -440,5 +440,5 @@ def test_the_licence_is_that_of_the_run_unless_another_is_said(tmp_path: Path) -
     assert b"hub_license" not in run  # type: ignore[operator]  # whoever repeats it states their own
     folder = folder_of(tmp_path / "m", training={"hub_license": "My Licence"})
     assert is_a_card(render(folder))["license"] == "unknown"
-    with pytest.raises(UserError, match=r"--license 'Apache 2.0' .* did you mean 'apache-2.0'\?"):
+    with pytest.raises(UserError, match=r"--license 'Apache 2.0' .*'apache-2.0'"):
         render(folder, licence="Apache 2.0")
