@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from difflib import SequenceMatcher
+from functools import cache
+from importlib.metadata import distribution
+from pathlib import Path
 from typing import Any
 
 LISTED = """
@@ -21,22 +25,6 @@ llama3.1 llama3.2 llama3.3 llama4 grok2-community other unknown
 LICENCES = tuple(LISTED.split())
 LICENCE_TEXTS = ("LICENSE", "LICENSE.md", "LICENSE.txt")
 """Where the words of one are looked for, by the Hub and here."""
-TWO_LETTERS = """
-aa ab ae af ak am an ar as av ay az ba be bg bh bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz
-ee el en eo es et eu fa ff fi fj fo fr fy ga gd gl gn gu gv ha he hi ho hr ht hu hy hz ia id ie ig ii ik
-io is it iu ja jv ka kg ki kj kk kl km kn ko kr ks ku kv kw ky la lb lg li ln lo lt lu lv mg mh mi mk ml
-mn mr ms mt my na nb nd ne ng nl nn no nr nv ny oc oj om or os pa pi pl ps pt qu rm rn ro ru rw sa sc sd
-se sg sh si sk sl sm sn so sq sr ss st su sv sw ta te tg th ti tk tl tn to tr ts tt tw ty ug uk ur uz ve
-vi vo wa wo xh yi yo za zh zu
-"""
-"""Languages by ISO 639-1. By ISO 639-3 some 8,000 have three letters, too many to list here."""
-OTHER_LANGUAGES = ("code", "multilingual")
-"""What the Hub takes besides: programs, and texts in many languages."""
-NAMES = {
-    **{"english": "en", "german": "de", "french": "fr", "spanish": "es", "italian": "it", "russian": "ru"},
-    **{"portuguese": "pt", "dutch": "nl", "chinese": "zh", "japanese": "ja", "arabic": "ar", "latin": "la"},
-}
-"""For suggestions."""
 
 
 def is_licence(word: Any) -> bool:
@@ -61,10 +49,17 @@ def wrong_licence(word: str, where: str) -> str:
     )
 
 
+@cache
+def _languages() -> dict[str, str]:
+    """The names of languages by their codes of ISO 639, as `datasets` lists them; it needn't be imported."""
+    file = distribution("datasets").locate_file("datasets/utils/resources/languages.json")
+    names: dict[str, str] = json.loads(Path(str(file)).read_text(encoding="utf-8"))
+    return {**names, "multilingual": "texts in several languages"}
+
+
 def is_language(word: Any) -> bool:
     """Whether a word is a code of ISO 639 or what the Hub takes besides; three letters aren't looked up."""
-    known = (*TWO_LETTERS.split(), *OTHER_LANGUAGES)
-    return isinstance(word, str) and (word in known or re.fullmatch("[a-z]{3}", word) is not None)
+    return isinstance(word, str) and (word in _languages() or re.fullmatch("[a-z]{3}", word) is not None)
 
 
 def wrong_language(word: str, where: str) -> str:
@@ -72,7 +67,8 @@ def wrong_language(word: str, where: str) -> str:
     if is_language(word):
         return ""
     base = re.split("[-_]", word.lower())[0]
-    code = NAMES.get(word.lower(), base if is_language(base) else "")
+    named = (code for code, name in _languages().items() if word.lower() in name.lower().split("; "))
+    code = next(named, base if is_language(base) else "")
     near = f", did you mean {code!r}?" if code else ""
     return (
         f"{where}{word!r} isn't a language code{near}; write one of ISO 639 such as en or de, multilingual "
