@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from craft.sharing.card import CARD, is_edited, render
-from craft.sharing.privacy import leak, public, public_run, public_text
+from craft.sharing.privacy import find_private, public, public_run, public_text
 from craft.sharing.record import METRICS_FILE, RECORD, fields_or_empty, is_png, parameters_in, read_fields
 from craft.sharing.trust import PICKLES
 from craft.utils.common import UserError
@@ -23,7 +23,7 @@ MODEL = re.compile(
     r"|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|chat_template\.jinja|[A-Za-z]\w*\.py"
 )
 """Files of a model: nothing that is opened with pickle is one."""
-NUMBERS = (".safetensors", ".png")
+BINARY = (".safetensors", ".png")
 """Files that aren't text."""
 LAST = "last-checkpoint"
 """Where a repository keeps the checkpoint to resume from, as transformers does."""
@@ -95,7 +95,7 @@ def check(files: Files) -> None:
         UserError: naming the file; nothing has been sent.
     """
     for name, content in files.items():
-        if what := leak(content, text=not name.endswith(NUMBERS)):
+        if what := find_private(content, text=not name.endswith(BINARY)):
             raise UserError(f"{name} holds {what}, so nothing was uploaded; take it out and push again")
 
 

@@ -14,14 +14,14 @@ from craft.utils.paths import HOLDS_PATH
 
 SECTIONS = ("models", "data", "training")
 """Of a resolved run."""
-TEXTS = ("sample_prompt", "sample")
+TEXT_FIELDS = ("sample_prompt", "sample")
 """What holds a text to go on from, or by a model, where a slash is no path."""
-OWN_PLACES = ("cache_dir", "output_dir")
+PLACE_SETTINGS = ("cache_dir", "output_dir")
 """Settings that say only where things lie here, which is nobody's business and no use elsewhere."""
-OWN_UPLOADS = re.compile("hub_|push_to_hub$")
+UPLOAD_SETTINGS = re.compile("hub_|push_to_hub$")
 """Settings of `training` that say what is uploaded where."""
-IS_PATH = re.compile(r"/|~|\.{1,2}[/\\]|[A-Za-z]:[/\\]|\\\\|file:")
-PATHS = re.compile(
+PATH_START = re.compile(r"/|~|\.{1,2}[/\\]|[A-Za-z]:[/\\]|\\\\|file:")
+ABSOLUTE_PATHS = re.compile(
     r"""
       file:/+{rest}                                 # file:///data/my.txt
     | (?<![\w.~/\\<-]) (?:/{part})(?:/{part})+ /?  # /data/my.txt; neither and/or, https://a/b nor /a/
@@ -44,9 +44,9 @@ def public_run(run: dict[str, Any]) -> dict[str, Any]:
     shown = public({name: run[name] for name in run if name in ("experiment", *sections)})
     for section in sections:
         fields = shown[section]
-        fields |= dict.fromkeys(set(OWN_PLACES) & set(fields))
+        fields |= dict.fromkeys(set(PLACE_SETTINGS) & set(fields))
         if section == "training":
-            shown[section] = {name: fields[name] for name in fields if not OWN_UPLOADS.match(name)}
+            shown[section] = {name: fields[name] for name in fields if not UPLOAD_SETTINGS.match(name)}
         elif section == "models" and (model := hub_model(run[section])):
             fields["init_from"] = model
         elif section == "data" and fields.get("source") == "hub" and isinstance(fields.get("path"), str):
@@ -79,28 +79,28 @@ def public(value: Any, key: str = "") -> Any:
         return [public(each, key) for each in value]
     if not isinstance(value, str):
         return value
-    if key in TEXTS:
+    if key in TEXT_FIELDS:
         return public_text(value)
     if re.match("https?://", value):  # without a user, a query and an anchor
         value = re.sub(r"(?<=://)[^/]*@|[?#].*", "", value, flags=re.DOTALL)
-    elif IS_PATH.match(value) or HOLDS_PATH.search(key):
+    elif PATH_START.match(value) or HOLDS_PATH.search(key):
         value = name_of(value)
     return public_words(value)
 
 
 def public_words(text: str) -> str:
     """What somebody wrote, without secrets and with paths as names."""
-    return public_text(PATHS.sub(lambda found: name_of(found[0]), text))
+    return public_text(ABSOLUTE_PATHS.sub(lambda found: name_of(found[0]), text))
 
 
 def public_text(text: str) -> str:
     """A text of a model or for it without secrets; folders of this machine in it show as `~` and `.`."""
-    for pattern, shown in _folders():
+    for pattern, shown in _machine_folders():
         text = re.sub(pattern, shown, text)
     return mask(text)
 
 
-def leak(content: bytes | mmap.mmap | Path, *, text: bool) -> str:
+def find_private(content: bytes | mmap.mmap | Path, *, text: bool) -> str:
     """What is private in the content of a file, in a few words; empty if there is nothing.
 
     Args:
@@ -110,11 +110,11 @@ def leak(content: bytes | mmap.mmap | Path, *, text: bool) -> str:
         if not content.stat().st_size:
             return ""
         with content.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            return leak(mapped, text=text)
+            return find_private(mapped, text=text)
     known = any(content.find(os.fsencode(secret)) >= 0 for secret in secrets())
     if known or (text and has_secret(content[:].decode(errors="replace"))):
         return "a token or password"
-    if any(re.search(os.fsencode(pattern), content) for pattern, _ in _folders()):
+    if any(re.search(os.fsencode(pattern), content) for pattern, _ in _machine_folders()):
         return "a path of this machine"
     return ""
 
@@ -125,7 +125,7 @@ def name_of(path: str) -> str:
     return kind(path.rstrip("/\\")).name or "unnamed"
 
 
-def _folders() -> list[tuple[str, str]]:
+def _machine_folders() -> list[tuple[str, str]]:
     """(pattern, what is shown instead) of the home folder and the current one, the longer first."""
     home, here = str(Path.home()), os.getcwd()
     spelled = dict.fromkeys((here, os.path.realpath(here), os.environ.get("PWD") or here), ".")

@@ -10,7 +10,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
-LISTED = """
+HUB_LICENCES = """
 apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0
 bigcode-openrail-m openrail++ afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear
 c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0
@@ -22,7 +22,7 @@ ofl-1.1 ncsa unlicense zlib deepfloyd-if-license fair-noncommercial-research-lic
 llama3.1 llama3.2 llama3.3 llama4 grok2-community other unknown
 """
 """Licences that the Hub listed in August 2026. It takes other words as names of licences of your own only."""
-LICENCES = tuple(LISTED.split())
+LICENCES = tuple(HUB_LICENCES.split())
 LICENCE_TEXTS = ("LICENSE", "LICENSE.md", "LICENSE.txt")
 """Where the words of one are looked for, by the Hub and here."""
 
@@ -39,9 +39,9 @@ def wrong_licence(word: str, where: str) -> str:
         where: the option or setting, to begin with: `--license `, `data.language=`.
     """
     named = re.fullmatch(r"[a-z0-9][a-z0-9.+-]{1,63}", word)
-    if word in LICENCES or (named and (_is_spdx(word) or not _meant(word))):
+    if word in LICENCES or (named and (_is_spdx(word) or not _suggestion(word))):
         return ""
-    if meant := _meant(word):
+    if meant := _suggestion(word):
         return f"{where}{word!r} isn't an identifier of the Hub, did you mean {meant!r}?"
     return (
         f"{where}{word!r} isn't an identifier of the Hub; write for example apache-2.0, mit, cc-by-4.0, or a "
@@ -76,15 +76,15 @@ def wrong_language(word: str, where: str) -> str:
     )
 
 
-def _meant(word: str) -> str:
+def _suggestion(word: str) -> str:
     """The licence of the Hub that a word begins to say (`gpl3`, `cc-by`) or misspells (`mti`), if any.
 
     A version is never misspelt: `llama5` isn't a slip for `llama4`.
     """
-    letters, digits = _parts(word)
+    letters, digits = _letters_and_digits(word)
     found = []
     for known in LICENCES:
-        known_letters, known_digits = _parts(known)
+        known_letters, known_digits = _letters_and_digits(known)
         likeness = SequenceMatcher(None, letters, known_letters).ratio()
         alike = likeness >= 0.8 or sorted(letters) == sorted(known_letters)
         begun = len(letters + digits) > 2 and letters != "" and known_letters.startswith(letters)
@@ -93,7 +93,7 @@ def _meant(word: str) -> str:
     return max(found)[-1] if found else ""
 
 
-def _parts(licence: str) -> tuple[str, str]:
+def _letters_and_digits(licence: str) -> tuple[str, str]:
     """What it is called and its version: `("gpl", "30")` of `GPL v3.0`, `("mit", "")` of `MIT License`."""
     bare = re.sub(r"[^a-z0-9]|licen[cs]e|v(ersion)?(?=[\s._-]*\d)", "", licence.lower())
     return re.sub(r"\d", "", bare), re.sub(r"\D", "", bare)
