@@ -70,9 +70,11 @@ def check_ref(name: str | None, what: str) -> None:
 
 def api() -> Any:
     """The Hub's client with the user's token, which there must be."""
-    from huggingface_hub import HfApi, get_token
+    from huggingface_hub import HfApi, constants, get_token
 
     quiet()
+    if constants.HF_HUB_OFFLINE:
+        raise UserError("HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it")
     if not (token := get_token()):
         raise UserError(f"not logged in to the Hugging Face Hub: {LOG_IN_TO_WRITE}")
     return HfApi(token=token)
@@ -138,8 +140,7 @@ def translate_hub_errors(
         if (answer := _answer_in(error)) is not None:
             kind, why = _explain(answer, revision, reading)
         elif unreached and HF_HUB_OFFLINE:
-            kind = UserError
-            why = f"HF_HUB_OFFLINE is set{' and it is not in the cache' if reading else ''}; unset it"
+            kind, why = UserError, "HF_HUB_OFFLINE is set and it isn't in the cache; unset it"
         elif unreached:
             kind = Failed if "://" in ENDPOINT else UserError
             why = f"the Hub at {ENDPOINT} can't be reached ({_reason(error)})"
