@@ -140,7 +140,7 @@ def translate_hub_errors(
         if (answer := _answer_in(error)) is not None:
             kind, why = _explain(answer, revision, reading)
         elif unreached and HF_HUB_OFFLINE:
-            kind, why = UserError, "HF_HUB_OFFLINE is set and it isn't in the cache; unset it"
+            kind, why = UserError, "HF_HUB_OFFLINE is set; unset it, or name what is in the cache"
         elif unreached:
             kind = Failed if "://" in ENDPOINT else UserError
             why = f"the Hub at {ENDPOINT} can't be reached ({_reason(error)})"

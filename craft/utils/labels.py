@@ -6,7 +6,7 @@ import json
 import re
 from difflib import SequenceMatcher
 from functools import cache
-from importlib.metadata import distribution
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,8 @@ def wrong_licence(word: str, where: str) -> str:
 @cache
 def _languages() -> dict[str, str]:
     """The names of languages by their codes of ISO 639, as `datasets` lists them; it needn't be imported."""
-    file = distribution("datasets").locate_file("datasets/utils/resources/languages.json")
-    names: dict[str, str] = json.loads(Path(str(file)).read_text(encoding="utf-8"))
+    package = Path(str(find_spec("datasets").origin)).parent  # type: ignore[union-attr]
+    names = json.loads((package / "utils" / "resources" / "languages.json").read_text(encoding="utf-8"))
     return {**names, "multilingual": "texts in several languages"}
 
 
