@@ -224,7 +224,7 @@ def describe_model(
     curve, sample, and the card that tells of them."""
     from craft.data.facts import facts
     from craft.sharing.card import write_card
-    from craft.sharing.record import METRICS_FILE, write_record
+    from craft.sharing.record import CURVE, METRICS_FILE, write_record
 
     write_record(
         model_dir,
@@ -232,8 +232,7 @@ def describe_model(
         data=facts(corpus),
         evaluations=[evaluation.to_dict() for evaluation in evaluations],
         sample=sample,
-        metrics=paths.run_dir / METRICS_FILE,
-        curve=paths.figure("loss"),
+        copies={METRICS_FILE: paths.run_dir / METRICS_FILE, CURVE: paths.figure("loss")},
     )
     write_card(model_dir)
 

@@ -56,16 +56,14 @@ def public_run(run: dict[str, Any]) -> dict[str, Any]:
 
 def hub_data_set(data: dict[str, Any]) -> str | None:
     """The id of the data set of the Hub that a run read, if it read one; a folder is `./folder` there."""
-    return _repo_id(data.get("path")) if data.get("source") == "hub" else None
+    path = data.get("path")
+    return path if data.get("source") == "hub" and is_repo_id(path) else None
 
 
 def hub_model(models: dict[str, Any]) -> str | None:
     """The id of the model of the Hub that a run started from, if it did: of a folder there is no commit."""
-    return _repo_id(models.get("init_from")) if models.get("init_revision") else None
-
-
-def _repo_id(value: Any) -> str | None:
-    return value if isinstance(value, str) and is_repo_id(value) else None
+    base = models.get("init_from")
+    return base if models.get("init_revision") and is_repo_id(base) else None
 
 
 def public(value: Any, key: str = "") -> Any:

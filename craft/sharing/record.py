@@ -22,6 +22,7 @@ STATE = "trainer_state.json"
 """What transformers keeps in a checkpoint."""
 RECORD = (RUN_CONFIG, DATA, EVALUATION, METRICS_FILE, SAMPLE, CURVE)
 """What is shared with a model."""
+Fields = dict[str, Any]
 CORPUS = {"name": str, "characters": int, "vocabulary": int}
 SPLIT = {"characters": int, "sha256": str}
 FIGURES = dict.fromkeys(("bits_per_char", "bits_per_byte", "nats_per_char", "accuracy"), float)
@@ -48,10 +49,10 @@ class Record:
     """
 
     model_type: str
-    run: dict[str, dict[str, Any]]
-    corpus: dict[str, Any]
-    splits: dict[str, dict[str, Any]]
-    evaluations: list[dict[str, Any]]
+    run: dict[str, Fields]
+    corpus: Fields
+    splits: dict[str, Fields]
+    evaluations: list[Fields]
     sample: str
     curve: bool
     step: int | None
@@ -81,14 +82,7 @@ class Record:
 
 
 def write_record(
-    folder: Path,
-    *,
-    step: int,
-    data: dict[str, Any],
-    evaluations: Sequence[dict[str, Any]],
-    sample: str,
-    metrics: Path,
-    curve: Path,
+    folder: Path, step: int, data: Fields, evaluations: Sequence[Fields], sample: str, copies: dict[str, Path]
 ) -> None:
     """Writes the record of a finished run beside its model.
 
@@ -97,18 +91,18 @@ def write_record(
         data: facts about the text.
         evaluations: scores as plain data.
         sample: a text by the model.
-        metrics, curve: files to copy, if they exist.
+        copies: files to copy, if they exist, by their names there.
     """
     for name, content in ((DATA, data), (EVALUATION, {"step": step, "evaluations": list(evaluations)})):
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         (folder / name).write_text(text, encoding="utf-8")
     (folder / SAMPLE).write_text(sample + "\n", encoding="utf-8", errors="replace", newline="")
-    for source, name in ((metrics, METRICS_FILE), (curve, CURVE)):
+    for name, source in copies.items():
         if source.is_file():
             shutil.copyfile(source, folder / name)
 
 
-def read_fields(file: Path) -> dict[str, Any]:
+def read_fields(file: Path) -> Fields:
     """The fields of a JSON or YAML file, as plain data.
 
     Raises:
@@ -127,7 +121,7 @@ def read_fields(file: Path) -> dict[str, Any]:
     return found if file.suffix == ".json" else json.loads(plain)
 
 
-def fields_or_empty(file: Path) -> dict[str, Any]:
+def fields_or_empty(file: Path) -> Fields:
     """As `read_fields`; none if there are none."""
     try:
         return read_fields(file)
@@ -162,7 +156,7 @@ def is_png(file: Path) -> bool:
     return file.is_file() and file.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
-def _typed(found: Any, schema: dict[str, type]) -> dict[str, Any]:
+def _typed(found: Any, schema: dict[str, type]) -> Fields:
     """The fields of a schema, each None unless it is of its type; words aren't empty, numbers have an end."""
     given = fields(found)
 
@@ -175,7 +169,7 @@ def _typed(found: Any, schema: dict[str, type]) -> dict[str, Any]:
     return {name: checked(given.get(name), kind) for name, kind in schema.items()}
 
 
-def fields(found: Any) -> dict[str, Any]:
+def fields(found: Any) -> Fields:
     """A mapping as it is; of anything else none."""
     return found if isinstance(found, dict) else {}
 

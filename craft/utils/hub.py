@@ -27,7 +27,7 @@ IN_FOLDERS = ["*/*"]
 """What isn't: checkpoints to resume from lie in folders."""
 
 
-def is_repo_id(name: str) -> bool:
+def is_repo_id(name: Any) -> bool:
     """Whether there may be a repository of that name on the Hub; the oldest have no owner before it."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -36,7 +36,7 @@ def is_repo_id(name: str) -> bool:
         validate_repo_id(name)
     except HFValidationError:
         return False
-    return name.isascii()  # which older versions don't ask
+    return isinstance(name, str) and name.isascii()  # which not every version asks
 
 
 def meant_as_repo_id(name: str) -> bool:

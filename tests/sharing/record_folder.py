@@ -37,8 +37,6 @@ def folder_of(path: Path, name: str = "a text", sample: str = "words", **run: An
         "vocabulary": 30,
         "splits": {"train": {"characters": 900, "sha256": "ab" * 32}},
     }
-    write_record(
-        path, step=90, data=facts, evaluations=[score], sample=sample, metrics=path / "no", curve=path / "no"
-    )
+    write_record(path, step=90, data=facts, evaluations=[score], sample=sample, copies={})
     write_card(path)
     return path
