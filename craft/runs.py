@@ -223,17 +223,18 @@ def describe_model(
     """What others want to know of the finished model, in its own folder: scores, facts about the text, loss
     curve, sample, and the card that tells of them."""
     from craft.data.facts import facts
-    from craft.sharing.record import METRICS_FILE, keep
+    from craft.sharing.card import write_card
+    from craft.sharing.record import CURVE, METRICS_FILE, write_record
 
-    keep(
+    write_record(
         model_dir,
         step=step,
         data=facts(corpus),
         evaluations=[evaluation.to_dict() for evaluation in evaluations],
         sample=sample,
-        metrics=paths.run_dir / METRICS_FILE,
-        curve=paths.figure("loss"),
+        copies={METRICS_FILE: paths.run_dir / METRICS_FILE, CURVE: paths.figure("loss")},
     )
+    write_card(model_dir)
 
 
 def share(trainer: LanguageModelTrainer, model_dir: Path) -> None:

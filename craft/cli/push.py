@@ -47,9 +47,9 @@ def command(
     craft push latest ada/char-lstm --private --tag v1 --license cc-by-4.0
     craft generate ada/char-lstm --revision v1
     """
-    from craft.sharing.bundle import bundle
+    from craft.sharing.bundle import bundle, size
     from craft.sharing.trust import check_folder
-    from craft.sharing.upload import push, whole_checkpoint
+    from craft.sharing.upload import push
     from craft.utils.hub import check_ref, check_repo_id
     from craft.utils.outputs import resolve
 
@@ -60,14 +60,11 @@ def command(
         raise UserError(f"there is no folder {model!r}; name one made by 'craft train', or 'latest'")
     check_folder(folder)
     if dry_run:
-        items = bundle(folder, check_repo_id(name), licence)
-        items += whole_checkpoint(folder, into) if into else []
-        for item in items:
-            echo(f"{item.size:>14,}  {item.name}")
-        echo(
-            f"{sum(item.size for item in items):>14,}  bytes in {len(items)} files for {name}; not uploaded\n"
-        )
-        (card,) = (item.content for item in items if item.name == "README.md")
+        files = bundle(folder, check_repo_id(name), licence, into)
+        for file, content in files.items():
+            echo(f"{size({file: content}):>14,}  {file}")
+        echo(f"{size(files):>14,}  bytes in {len(files)} files for {name}; not uploaded\n")
+        card = files["README.md"]
         echo((card if isinstance(card, bytes) else card.read_bytes()).decode())
         return
     from craft.utils.logging import setup_logging

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from craft.data.hub_dataset import A_COPY
 from craft.utils.common import UserError
 from craft.utils.files import sync
-from craft.utils.hub import of_the_network
+from craft.utils.hub import is_network_error
 
 PAGES = (".html", ".htm", ".xhtml")
 """Suffixes of those who want the source of a web page."""
@@ -85,7 +85,7 @@ def _fetch(url: str, file: Path, pages: bool) -> None:
                     bar.update(len(part))
     except Exception as error:
         # Which HTTP client it is depends on the version of huggingface_hub.
-        if not (of_the_network(error) or isinstance(error, ValueError)):
+        if not (is_network_error(error) or isinstance(error, ValueError)):
             raise
         after = f"after {came:,}{f' of {total:,}' if total else ''} bytes" if came else ""
         if type(error).__name__.endswith("Timeout"):

@@ -14,7 +14,7 @@ from craft.data.columns import Column, column_texts, missing_column
 from craft.data.sources import Piece, Unit
 from craft.data.tables import ROWS
 from craft.utils.common import UserError
-from craft.utils.hub import of_the_network, quiet, told
+from craft.utils.hub import is_network_error, quiet, translate_hub_errors
 
 A_COPY = "with a copy here use data.source=files data.path=/path/to/copy"
 # Datasets of more files than this aren't asked for the parts of each, which takes a request a file.
@@ -86,8 +86,8 @@ def rows(dataset: Any, column: str, name: str) -> Iterator[Piece]:
         for text, where in column_texts(cells, found, name, "strict"):
             yield Piece(text, where, 0)
     except (pyarrow.ArrowException, ValueError, OSError) as error:
-        with told(f"{name} can't be read", A_COPY, reading=True):
-            if of_the_network(error):
+        with translate_hub_errors(f"{name} can't be read", A_COPY, reading=True):
+            if is_network_error(error):
                 raise
         raise UserError(f"{name} can't be read: {_why(name, '', error)}") from None
 
@@ -115,7 +115,7 @@ def load(path: str, name: str | None, revision: str | None, split: str, streamin
     quiet()
     if not sys.stderr.isatty():
         datasets.utils.disable_progress_bars()
-    with told(f"{path} can't be loaded", A_COPY, reading=True):
+    with translate_hub_errors(f"{path} can't be loaded", A_COPY, revision=revision, reading=True):
         try:
             if any(Path(path, file).is_file() for file in SAVED_TO_DISK):
                 return _from_disk(path, split, streaming)
@@ -127,7 +127,7 @@ def load(path: str, name: str | None, revision: str | None, split: str, streamin
             cause = error.__cause__ or error
             if (unreached := _unreached(error)) is not None:
                 raise unreached from unreached.__cause__
-            if of_the_network(error) or isinstance(error, (json.JSONDecodeError, MemoryError)):
+            if is_network_error(error) or isinstance(error, (json.JSONDecodeError, MemoryError)):
                 raise
             if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):  # of the disk
                 raise

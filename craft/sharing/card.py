@@ -1,7 +1,7 @@
-"""The model card: what a stranger should know before using a model; `metadata.py` has what the Hub reads.
+"""The model card: what a stranger should know before using a model, and what the Hub reads of it.
 
 The template escapes whatever is put into it, so that no name, sample or path of a corpus can end the YAML,
-add HTML or change the page. Only what is made here for its place (`Ready`) goes in as it is.
+add HTML or change the page. Only what is `Markup` goes in as it is.
 """
 
 from __future__ import annotations
@@ -11,19 +11,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from craft.sharing.metadata import corpus_name, front_matter, protocol_words
-from craft.sharing.privacy import hub_data_set, name_of, public_run, public_text
-from craft.sharing.record import CURVE, Record
+from craft.sharing.privacy import hub_data_set, hub_model, name_of, public_run, public_text, public_words
+from craft.sharing.record import Record, fields, fields_or_empty
 from craft.utils.common import UserError, human
 from craft.utils.files import replace_text
-from craft.utils.labels import LICENCE_TEXTS, is_licence, wrong_licence
+from craft.utils.labels import LICENCE_TEXTS, LICENCES, is_language, is_licence, wrong_licence
 from craft.utils.markup import block, inline
 
 CARD = "README.md"
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
-HERE = "path/to/this/folder"
-"""The model in a card that doesn't know where it will be."""
-UNKNOWN_LICENCE = "unknown"
 SEAL = "<!-- Written by craft; what you change above is kept when the model is pushed. SHA-256 {} -->\n"
 """The last line of a card in a folder: with it, the card as written is told from one that a person edited."""
 SHOWN = {
@@ -36,12 +32,16 @@ SHOWN = {
     ),
 }
 """Settings that the card lists (None: all of the section)."""
+FIGURES = (
+    ("bits_per_character", "bits per character", "bits_per_char"),
+    ("bits_per_byte", "bits per byte", "bits_per_byte"),
+    ("accuracy", "accuracy of the likeliest character", "accuracy"),
+)
+"""Metrics of the metadata: type, name, and where an evaluation has it."""
+PROTOCOL = {"protocol": "protocol", "block_size": "block_size", "characters": "predicted_characters"}
+"""What a score depends on, and its name in the metadata."""
 LONGEST_SAMPLE, LONGEST_SETTING = 5_000, 200
 """Characters of a sample and of a setting that are shown."""
-
-
-class Ready(str):
-    """Markdown that is escaped already."""
 
 
 def write_card(folder: Path, name: str | None = None) -> None:
@@ -80,132 +80,111 @@ def render(
         UserError: for a licence that isn't an identifier.
     """
     import jinja2
+    from markupsafe import Markup
+
+    def number(value: float | None, form: str = ",") -> Markup:
+        return Markup("–" if value is None else format(value, form))
 
     if licence is not None and (wrong := wrong_licence(licence, "--license ")):
         raise UserError(wrong)
     record = Record.of(folder)
-    stated = record.run["training"].get("hub_license")
-    if licence is None and is_licence(stated):
+    run = public_run(record.run)
+    if licence is None and is_licence(stated := record.run["training"].get("hub_license")):
         licence = stated
+    licence_text = next((name for name in LICENCE_TEXTS if (folder / name).is_file()), None)
+    title = public_text((repo_id or name or name_of(folder.name)).rpartition("/")[2])
+    sample = public_text(record.sample)
+    if len(sample) > LONGEST_SAMPLE:
+        sample = f"{sample[:LONGEST_SAMPLE]} …"
     environment = jinja2.Environment(
-        finalize=lambda value: value if isinstance(value, Ready) else inline(str(value)),
+        finalize=lambda value: value if isinstance(value, Markup) else inline(str(value)),
         undefined=jinja2.StrictUndefined,
         autoescape=False,  # Markdown isn't HTML: `finalize` escapes for both
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    title = (repo_id or name or name_of(folder.name)).rpartition("/")[2]
-    return template.render(
-        metadata=Ready(front_matter(record, title, licence or UNKNOWN_LICENCE, _licence_text(folder))),
-        title=public_text(title),
-        unit="byte" if record.run["data"].get("tokenizer") == "byte" else "character",
-        architecture=_architecture(record),
-        model_literal=Ready(f'"{repo_id or HERE}"'),
-        model_word=Ready(repo_id or "FOLDER"),
-        prompt_literal=Ready(_prompt(folder)),
-        corpus=_corpus(record),
-        splits=_splits(record),
-        settings=_settings(record),
-        evaluations=[_row(e) for e in record.evaluations],
-        curve=Ready(CURVE) if record.curve else "",
-        sample=_sample(record),
-        limits=_limits(record),
-        licence=_licence(licence),
+    environment.filters |= {"number": number, "protocol": protocol_words}
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        metadata=Markup(card_data(record, title, licence or "unknown", licence_text).to_yaml()),
+        title=title,
+        record=record,
+        size=human(record.parameters) if record.parameters else "an unknown number of",
+        repo_id=Markup(repo_id or ""),
+        path=Markup(repo_id or "path/to/this/folder"),
+        prompt=Markup(_prompt(folder)),
+        data=run["data"],
+        corpus=corpus_name(record),
+        of_the_hub=hub_data_set(record.run["data"]) is not None,
+        settings=[
+            (section, key, Markup(text) if isinstance(value, int | float) else text[:LONGEST_SETTING])
+            for section, names in SHOWN.items()
+            for key, value in run[section].items()
+            if value is not None and (names is None or key in names)
+            for text in [value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)]
+        ],
+        passes=_passes(record),
+        sample=Markup(block(sample)) if sample else "",
+        licence=licence,
     )
 
 
-def _corpus(record: Record) -> Ready | None:
-    if not record.run["data"]:
-        return None
-    shown = public_run(record.run)["data"]
-    kinds = {"builtin": "built into craft", "hub": "files of its owner", "files": "files of its owner"}
-    of_the_hub = hub_data_set(record.run["data"]) is not None
-    words = ["a data set of the Hub" if of_the_hub else kinds.get(str(shown.get("source")), "a text")]
-    path = str(shown.get("path", ""))
-    if of_the_hub or path.startswith("http"):
-        words.append(path)
-    if shown.get("revision"):
-        words.append(f"revision {shown['revision']}")
-    sentence = f"{inline(corpus_name(record))} ({', '.join(map(inline, words))})"
-    if record.characters is not None:
-        sentence += f": {record.characters:,} characters"
-    if record.vocabulary is not None:
-        sentence += f", {record.vocabulary:,} ids"
-    return Ready(sentence + ".")
+def card_data(record: Record, name: str, licence: str, licence_text: str | None = None) -> Any:
+    """What stands before the card, as the Hub's `ModelCardData`.
 
+    Args:
+        licence_text: the file beside the card that holds the words of a licence that the Hub doesn't list.
+    """
+    from huggingface_hub import EvalResult, ModelCardData
 
-def _splits(record: Record) -> list[dict[str, Any]]:
-    rows = []
-    for name, facts in record.splits.items():
-        characters, digest = facts["characters"], facts["sha256"]
-        unknown = Ready("–") if characters or digest else "a stream"
-        rows.append(
-            {
-                "name": name,
-                "characters": unknown if characters is None else f"{characters:,}",
-                "sha256": digest or unknown,
-            }
+    data = record.run["data"]
+    corpus, language = hub_data_set(data), data.get("language")
+    scored = [(e, figure) for e in record.evaluations for figure in FIGURES if e[figure[2]] is not None]
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            task_name="Character-level language modelling",
+            dataset_type=corpus or "text",  # not its own name, which might be that of a data set
+            dataset_name=corpus_name(record),
+            dataset_split=e["split"],
+            metric_type=kind,
+            metric_name=f"{words} ({protocol_words(e)})",
+            metric_value=e[key],
+            metric_args={shown: e[field] for field, shown in PROTOCOL.items()},
         )
-    return rows
-
-
-def _sample(record: Record) -> str:
-    text = public_text(record.sample)
-    cut = f"{text[:LONGEST_SAMPLE]} …" if len(text) > LONGEST_SAMPLE else text
-    return Ready(block(cut)) if text else ""
-
-
-def _settings(record: Record) -> list[tuple[Any, Any]]:
-    rows: list[tuple[Any, Any]] = []
-    shown = public_run(record.run)
-    for section, names in SHOWN.items():
-        for key, value in shown[section].items():
-            if value is not None and (names is None or key in names):
-                text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-                words = Ready(text) if isinstance(value, int | float) else text[:LONGEST_SETTING]
-                rows.append((Ready(f"{section}.{inline(key)}"), words))
-    return rows
-
-
-def _row(e: dict[str, Any]) -> dict[str, Any]:
-    def cell(key: str, form: str) -> Ready:
-        return Ready("–" if e[key] is None else format(e[key], form))
-
-    return {
-        "split": e["split"] or Ready("–"),
-        "protocol": protocol_words(e),
-        **{key: cell(key, ".4f") for key in ("bits_per_char", "bits_per_byte", "nats_per_char")},
-        "accuracy": cell("accuracy", ".2%"),
-        "characters": cell("characters", ","),
-    }
-
-
-def _architecture(record: Record) -> str:
-    size = human(record.parameters) if record.parameters else "an unknown number of"
-    trained = f", after {record.step:,} steps of training" if record.step else ""
-    return f"Architecture {record.model_type or 'unknown'}, {size} weights{trained}."
-
-
-def _limits(record: Record) -> list[Ready]:
-    size = record.parameters
-    if size < 3_000_000:
-        grasp = "It spells, lays text out and catches a manner; a sentence rarely means something."
-    elif size < 30_000_000:
-        grasp = "It writes sentences that hold together for a line or two, and forgets what they were about."
-    else:
-        grasp = "It writes fluently; it doesn't know what is true."
-    passes = _passes(record)
-    seen = f" (which it read {passes:.1f} times)" if passes else ""
-    limits = (
-        f"{grasp} It answers no questions and follows no instructions.",
-        f"It imitates its corpus{seen} and may repeat stretches of it word for word: share it only where the "
-        "corpus may be shared, and expect the views of the corpus in what it writes.",
-        "It knows the characters of its corpus only; what becomes of others is the tokenizer's setting "
-        "`data.unknown`.",
+        for e, (kind, words, key) in scored
+    ]
+    listed = licence in LICENCES
+    return ModelCardData(
+        language=language if is_language(language) else None,
+        license=licence if listed else "other",
+        license_name=None if listed else licence,
+        license_link=licence_text if not listed or licence == "other" else None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["character-level", "craft", *filter(None, [record.model_type])],
+        datasets=[corpus] if corpus else None,
+        metrics=list(dict.fromkeys(figure[0] for _, figure in scored)) or None,
+        base_model=hub_model(record.run["models"]),
+        model_name=name,
+        eval_results=results or None,
     )
-    return [Ready(limit) for limit in limits]
+
+
+def corpus_name(record: Record) -> str:
+    """The corpus as its owner calls it, in one line."""
+    data = record.run["data"]
+    path = data.get("path") or "a text"
+    names = [name_of(str(each)) for each in (path if isinstance(path, list) else [path])]
+    words = public_words(str(record.corpus["name"] or data.get("name") or ", ".join(names)))
+    return " ".join(words.split())
+
+
+def protocol_words(e: dict[str, Any]) -> str:
+    """`blocks, windows of 64`: the protocol of a score, with what it depends on."""
+    if e["protocol"] == "stateful" or e["block_size"] is None:
+        return str(e["protocol"])
+    return f"{e['protocol']}, windows of {e['block_size']}"
 
 
 def _passes(record: Record) -> float | None:
@@ -218,24 +197,9 @@ def _passes(record: Record) -> float | None:
     return record.step * batch * block_size / characters
 
 
-def _licence_text(folder: Path) -> str | None:
-    return next((name for name in LICENCE_TEXTS if (folder / name).is_file()), None)
-
-
-def _licence(licence: str | None) -> Ready:
-    if licence is None:
-        return Ready("Its owner has stated none; ask before you use it for more than a look.")
-    return Ready(f"{licence}. The code beside the weights is craft's, under Apache-2.0.")
-
-
 def _prompt(folder: Path) -> str:
     """A Python expression for a prompt that the model's alphabet has."""
-    try:
-        vocabulary = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
-        words = [token for token in vocabulary if isinstance(token, str)]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        words = []
+    tokenizer = fields_or_empty(folder / "tokenizer.json")
+    words = fields(fields(tokenizer.get("model")).get("vocab"))
     characters = [token for token in words if len(token) == 1 and token.isprintable()]
-    if not characters or "\n" in words:
-        return r'"\n"'
-    return f"chr({ord(characters[0])})"
+    return r'"\n"' if "\n" in words or not characters else f"chr({ord(characters[0])})"

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
-from mmap import mmap
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from craft.utils.hub import is_repo_id
-from craft.utils.masking import mask, secrets
+from craft.utils.masking import has_secret, mask, secrets
 from craft.utils.paths import HOLDS_PATH
 
-TEXTS = ("sample_prompt", "sample")
+SECTIONS = ("models", "data", "training")
+"""Of a resolved run."""
+TEXT_FIELDS = ("sample_prompt", "sample")
 """What holds a text to go on from, or by a model, where a slash is no path."""
-OWN_PLACES = {"data": ("cache_dir",), "training": ("output_dir",)}
+PLACE_SETTINGS = ("cache_dir", "output_dir")
 """Settings that say only where things lie here, which is nobody's business and no use elsewhere."""
-PLACES = re.compile(
+UPLOAD_SETTINGS = re.compile("hub_|push_to_hub$")
+"""Settings of `training` that say what is uploaded where."""
+PATH_START = re.compile(r"/|~|\.{1,2}[/\\]|[A-Za-z]:[/\\]|\\\\|file:")
+ABSOLUTE_PATHS = re.compile(
     r"""
       file:/+{rest}                                 # file:///data/my.txt
     | (?<![\w.~/\\<-]) (?:/{part})(?:/{part})+ /?  # /data/my.txt; neither and/or, https://a/b nor /a/
@@ -36,91 +40,79 @@ def public_run(run: dict[str, Any]) -> dict[str, Any]:
     It stays valid for `craft train --config`: whoever repeats it puts the text of that name into the current
     folder.
     """
-    shown = public(run)
-    for section, names in OWN_PLACES.items():
-        if isinstance(shown.get(section), dict):
-            shown[section].update({name: None for name in names if name in shown[section]})
-    data, training = run.get("data"), shown.get("training")
-    if isinstance(data, dict) and data.get("source") == "hub" and isinstance(data.get("path"), str):
-        shown["data"]["path"] = hub_data_set(data) or f"./{name_of(data['path'])}"
-    if isinstance(models := run.get("models"), dict) and (base := hub_model(models)):
-        shown["models"]["init_from"] = base
-    if isinstance(training, dict):
-        shown["training"] = {
-            key: value
-            for key, value in training.items()
-            if key != "push_to_hub" and not str(key).startswith("hub_")
-        }
+    sections = [name for name in SECTIONS if isinstance(run.get(name), dict)]
+    shown = public({name: run[name] for name in run if name in ("experiment", *sections)})
+    for section in sections:
+        fields = shown[section]
+        fields |= dict.fromkeys(set(PLACE_SETTINGS) & set(fields))
+        if section == "training":
+            shown[section] = {name: fields[name] for name in fields if not UPLOAD_SETTINGS.match(name)}
+        elif section == "models" and (model := hub_model(run[section])):
+            fields["init_from"] = model
+        elif section == "data" and fields.get("source") == "hub" and isinstance(fields.get("path"), str):
+            fields["path"] = hub_data_set(run[section]) or f"./{fields['path']}"
     return shown
 
 
 def hub_data_set(data: dict[str, Any]) -> str | None:
     """The id of the data set of the Hub that a run read, if it read one; a folder is `./folder` there."""
-    return _repo_id(data.get("path")) if data.get("source") == "hub" else None
+    path = data.get("path")
+    return path if data.get("source") == "hub" and is_repo_id(path) else None
 
 
 def hub_model(models: dict[str, Any]) -> str | None:
     """The id of the model of the Hub that a run started from, if it did: of a folder there is no commit."""
-    return _repo_id(models.get("init_from")) if models.get("init_revision") else None
+    base = models.get("init_from")
+    return base if models.get("init_revision") and is_repo_id(base) else None
 
 
-def public(value: Any, key: str = "", known: dict[str, str] | None = None) -> Any:
-    """Plain data without secrets and paths: what is a path, or stands where one belongs, becomes its name.
-
-    Args:
-        known: keys that were made public already, for many lines of the same ones.
-    """
+def public(value: Any, key: str = "") -> Any:
+    """Plain data without secrets and paths: what is a path, or stands where one belongs, becomes its name."""
     if isinstance(value, dict):
-        return _public_fields(value, {} if known is None else known)
+        return {
+            name if re.fullmatch(r"[\w.-]+", name) else public_words(name): public(each, name)
+            for name, each in value.items()
+        }
     if isinstance(value, list):
-        return [public(each, key, known) for each in value]
+        return [public(each, key) for each in value]
     if not isinstance(value, str):
         return value
-    if key not in TEXTS:
-        if re.match(r"https?://", value):
-            try:
-                parts = urlsplit(value)
-            except ValueError:  # of brackets that aren't an IPv6 address
-                return public_text(name_of(value))
-            host = parts.netloc.rpartition("@")[2]
-            value = urlunsplit((parts.scheme, host, parts.path, "", ""))
-        elif _looks_like_a_path(value) or HOLDS_PATH.search(key):
-            value = name_of(value)
-        return public_words(value)
-    return public_text(value)
-
-
-def _public_fields(fields: dict[Any, Any], known: dict[str, str]) -> dict[Any, Any]:
-    shown: dict[Any, Any] = {}
-    for key, value in fields.items():
-        if isinstance(key, str) and key not in known:
-            known[key] = public_words(key)
-        name = words = known[key] if isinstance(key, str) else key
-        number = 1
-        while name in shown or (name != key and name in fields):  # paths of one name
-            number += 1
-            name = f"{words} ({number})"
-        shown[name] = public(value, str(key), known)
-    return shown
+    if key in TEXT_FIELDS:
+        return public_text(value)
+    if re.match("https?://", value):  # without a user, a query and an anchor
+        value = re.sub(r"(?<=://)[^/]*@|[?#].*", "", value, flags=re.DOTALL)
+    elif PATH_START.match(value) or HOLDS_PATH.search(key):
+        value = name_of(value)
+    return public_words(value)
 
 
 def public_words(text: str) -> str:
     """What somebody wrote, without secrets and with paths as names."""
-    return public_text(PLACES.sub(lambda found: name_of(found[0]), text))
+    return public_text(ABSOLUTE_PATHS.sub(lambda found: name_of(found[0]), text))
 
 
 def public_text(text: str) -> str:
     """A text of a model or for it without secrets; folders of this machine in it show as `~` and `.`."""
-    for pattern, shown in _folders():
-        text = re.sub(pattern, lambda found, shown=shown: shown, text)  # type: ignore[misc]
+    for pattern, shown in _machine_folders():
+        text = re.sub(pattern, shown, text)
     return mask(text)
 
 
-def leak(data: bytes | mmap) -> str:
-    """What is private in the bytes of a file, in a few words; empty if there is nothing."""
-    if any(data.find(os.fsencode(secret)) >= 0 for secret in secrets()):
+def find_private(content: bytes | mmap.mmap | Path, *, text: bool) -> str:
+    """What is private in the content of a file, in a few words; empty if there is nothing.
+
+    Args:
+        text: also look for what has the form of a secret, which in numbers means nothing.
+    """
+    if isinstance(content, Path):
+        if not content.stat().st_size:
+            return ""
+        with content.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            return find_private(mapped, text=text)
+    known = any(content.find(os.fsencode(secret)) >= 0 for secret in secrets())
+    if known or (text and has_secret(content[:].decode(errors="replace"))):
         return "a token or password"
-    if any(re.search(os.fsencode(pattern), data) for pattern, _ in _folders()):
+    if any(re.search(os.fsencode(pattern), content) for pattern, _ in _machine_folders()):
         return "a path of this machine"
     return ""
 
@@ -131,24 +123,14 @@ def name_of(path: str) -> str:
     return kind(path.rstrip("/\\")).name or "unnamed"
 
 
-def _folders() -> list[tuple[str, str]]:
+def _machine_folders() -> list[tuple[str, str]]:
     """(pattern, what is shown instead) of the home folder and the current one, the longer first."""
     home, here = str(Path.home()), os.getcwd()
-    spelled = {here: ".", os.path.realpath(here): ".", os.environ.get("PWD") or here: "."}
-    spelled |= {home: "~", os.path.realpath(home): "~"}
-    patterns = []
-    for folder in sorted(spelled, key=len, reverse=True):
-        if len(folder.strip("/\\")) < 2:  # the root of everything
-            continue
-        # A short name such as /tmp may be a word of the text; with something below it, it is a path.
-        long = folder.count(os.sep) > 1
-        patterns.append((re.escape(folder) + (r"(?![\w-])" if long else r"(?=[/\\]\w)"), spelled[folder]))
-    return patterns
-
-
-def _looks_like_a_path(value: str) -> bool:
-    return re.match(r"(/|~|\.{1,2}[/\\]|[A-Za-z]:[/\\]|\\\\|file:)", value) is not None
-
-
-def _repo_id(value: Any) -> str | None:
-    return value if isinstance(value, str) and is_repo_id(value) else None
+    spelled = dict.fromkeys((here, os.path.realpath(here), os.environ.get("PWD") or here), ".")
+    spelled |= dict.fromkeys((home, os.path.realpath(home)), "~")
+    # A short name such as /tmp may be a word of the text; with something below it, it is a path.
+    return [
+        (re.escape(folder) + (r"(?![\w-])" if folder.count(os.sep) > 1 else r"(?=[/\\]\w)"), shown)
+        for folder, shown in sorted(spelled.items(), key=lambda each: -len(each[0]))
+        if len(folder.strip("/\\")) > 1  # not the root of everything
+    ]

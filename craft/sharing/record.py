@@ -6,7 +6,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,35 +20,39 @@ METRICS_FILE = "metrics.jsonl"
 DATA = "data.json"
 STATE = "trainer_state.json"
 """What transformers keeps in a checkpoint."""
-PNG = b"\x89PNG\r\n\x1a\n"
-MOST = 2**63
-"""What no count of anything reaches."""
+RECORD = (RUN_CONFIG, DATA, EVALUATION, METRICS_FILE, SAMPLE, CURVE)
+"""What is shared with a model."""
+Fields = dict[str, Any]
+CORPUS = {"name": str, "characters": int, "vocabulary": int}
+SPLIT = {"characters": int, "sha256": str}
+FIGURES = dict.fromkeys(("bits_per_char", "bits_per_byte", "nats_per_char", "accuracy"), float)
+SCORE = {"protocol": str, "split": str, "block_size": int, "characters": int, **FIGURES}
 
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of the model in a folder; empty where the run left nothing.
+    """What is known of the model in a folder; empty or None where the run left nothing.
+
+    Whatever isn't what craft writes there counts as missing: files may be torn or another program's, and a
+    card isn't worth a failure. Nobody else needs to doubt a record.
 
     Attributes:
         model_type: of its config.json.
         run: the resolved run; the sections `models`, `data` and `training` are always there.
-        name: the corpus as the run called it.
-        characters, vocabulary: of the corpus and its tokenizer.
+        corpus: its `name`, and how many `characters` and ids (`vocabulary`) it has.
         splits: by name, the `characters` and `sha256` of each.
         evaluations: scores as `Evaluation.to_dict` gives them; each has a protocol and a finite figure.
         sample: a text by the model.
         curve: whether a picture of the loss is there.
-        step: the step of training it is from, if known.
+        step: the step of training it is from.
         parameters: how many weights it has; 0 if that can't be read.
     """
 
     model_type: str
-    run: dict[str, dict[str, Any]]
-    name: str | None
-    characters: int | None
-    vocabulary: int | None
-    splits: dict[str, dict[str, Any]]
-    evaluations: list[dict[str, Any]]
+    run: dict[str, Fields]
+    corpus: Fields
+    splits: dict[str, Fields]
+    evaluations: list[Fields]
     sample: str
     curve: bool
     step: int | None
@@ -56,70 +60,80 @@ class Record:
 
     @classmethod
     def of(cls, folder: Path) -> Record:
-        """Reads what there is in a folder.
-
-        Whatever isn't what craft writes there counts as missing, part by part: the files may be torn or
-        another program's, and a card isn't worth a failure. Nobody else needs to doubt a record.
-        """
-        run, facts = _yaml(folder / RUN_CONFIG), _json(folder / DATA)
-        scores = _json(folder / EVALUATION)
-        step = _count(_json(folder / STATE).get("global_step"))
-        kind = _word(_json(folder / "config.json").get("model_type"))
+        """Reads what there is in a folder."""
+        run, facts, scores, state, config = (
+            fields_or_empty(folder / name) for name in (RUN_CONFIG, DATA, EVALUATION, STATE, "config.json")
+        )
+        kind = _typed(config, {"model_type": str})["model_type"] or ""
+        splits, evaluations = facts.get("splits"), scores.get("evaluations")
+        known = [_typed(e, SCORE) for e in (evaluations if isinstance(evaluations, list) else [])]
+        steps = _typed(state, {"global_step": int})["global_step"], _typed(scores, {"step": int})["step"]
         return cls(
-            model_type=kind if kind and re.fullmatch(r"[\w.-]{1,96}", kind, re.ASCII) else "",
-            run={name: _section(run.get(name)) for name in ("models", "data", "training")},
-            name=_word(facts.get("name")),
-            characters=_count(facts.get("characters")),
-            vocabulary=_count(facts.get("vocabulary")),
-            splits={
-                name: _fields(split, characters=_count, sha256=_digest)
-                for name, split in _section(facts.get("splits")).items()
-                if isinstance(split, dict)
-            },
-            evaluations=[e for e in map(_evaluation, _list(scores.get("evaluations"))) if e],
-            sample=_text(folder / SAMPLE, errors="strict").removesuffix("\n"),
+            model_type=kind if re.fullmatch(r"[\w.-]{1,96}", kind, re.ASCII) else "",
+            run={name: fields(run.get(name)) for name in ("models", "data", "training")},
+            corpus=_typed(facts, CORPUS),
+            splits={name: _typed(s, SPLIT) for name, s in fields(splits).items() if isinstance(s, dict)},
+            evaluations=[e for e in known if e["protocol"] and any(e[name] is not None for name in FIGURES)],
+            sample=_text(folder / SAMPLE),
             curve=is_png(folder / CURVE),
-            step=_count(scores.get("step")) if step is None else step,
+            step=next((step for step in steps if step is not None), None),
             parameters=count_parameters(folder),
         )
 
 
-def keep(
-    folder: Path,
-    *,
-    step: int,
-    data: dict[str, Any],
-    evaluations: Sequence[dict[str, Any]],
-    sample: str,
-    metrics: Path,
-    curve: Path,
+def write_record(
+    folder: Path, step: int, data: Fields, evaluations: Sequence[Fields], sample: str, copies: dict[str, Path]
 ) -> None:
-    """Writes the record of a finished run beside its model, and the card that tells of it.
+    """Writes the record of a finished run beside its model.
 
     Args:
         step: of training, that it is from.
         data: facts about the text.
         evaluations: scores as plain data.
         sample: a text by the model.
-        metrics, curve: files to copy, if they exist.
+        copies: files to copy, if they exist, by their names there.
     """
-    from craft.sharing.card import write_card
-
-    (folder / DATA).write_text(_dump(data), encoding="utf-8")
-    scores = {"step": step, "evaluations": list(evaluations)}
-    (folder / EVALUATION).write_text(_dump(scores), encoding="utf-8")
+    for name, content in ((DATA, data), (EVALUATION, {"step": step, "evaluations": list(evaluations)})):
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        (folder / name).write_text(text, encoding="utf-8")
     (folder / SAMPLE).write_text(sample + "\n", encoding="utf-8", errors="replace", newline="")
-    for source, name in ((metrics, METRICS_FILE), (curve, CURVE)):
+    for name, source in copies.items():
         if source.is_file():
             shutil.copyfile(source, folder / name)
-    write_card(folder)
+
+
+def read_fields(file: Path) -> Fields:
+    """The fields of a JSON or YAML file, as plain data.
+
+    Raises:
+        ValueError: in a few words, if it holds none.
+    """
+    import yaml
+
+    try:
+        text = file.read_bytes().decode("utf-8")
+        found = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
+        plain = json.dumps(found, ensure_ascii=False).encode()  # no dates, circles or half characters
+    except Exception as error:  # PyYAML's constructors raise whatever comes
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+    if not isinstance(found, dict):
+        raise ValueError("it holds no fields")
+    return found if file.suffix == ".json" else json.loads(plain)
+
+
+def fields_or_empty(file: Path) -> Fields:
+    """As `read_fields`; none if there are none."""
+    try:
+        return read_fields(file)
+    except ValueError:
+        return {}
 
 
 def count_parameters(folder: Path) -> int:
     """Weights in the safetensors files of a folder, read off their headers; 0 if one is damaged."""
     try:
         return sum(map(parameters_in, folder.glob("model*.safetensors")))
-    except (OSError, ValueError):
+    except ValueError:
         return 0
 
 
@@ -127,108 +141,41 @@ def parameters_in(file: Path) -> int:
     """Weights in a safetensors file.
 
     Raises:
-        ValueError: if it isn't one, or isn't whole.
+        ValueError: in a few words, if it isn't one, or isn't whole.
     """
-    size = file.stat().st_size
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        if not 2 <= length <= size - 8:
-            raise ValueError("it has no header of safetensors")
-        try:
-            header = json.loads(opened.read(length))
-            tensors = [tensor for name, tensor in header.items() if name != "__metadata__"]
-            ends = [int(tensor["data_offsets"][1]) for tensor in tensors]
-            counts = [math.prod(map(int, tensor["shape"])) for tensor in tensors]
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError("its header can't be read") from error
-    if 8 + length + max(ends, default=0) != size:
-        raise ValueError(
-            f"its header tells of {8 + length + max(ends, default=0):,} bytes, and it has {size:,}"
-        )
-    return sum(counts)
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="np") as opened:
+            return sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(str(error)) from error
 
 
 def is_png(file: Path) -> bool:
+    return file.is_file() and file.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def _typed(found: Any, schema: dict[str, type]) -> Fields:
+    """The fields of a schema, each None unless it is of its type; words aren't empty, numbers have an end."""
+    given = fields(found)
+
+    def checked(value: Any, kind: type) -> Any:
+        fits = type(value) is kind or (kind is float and type(value) is int)
+        if fits and kind is not str:  # no count is that large, and NaN is less than nothing
+            fits = abs(value) < 2**63 and (kind is float or value >= 0)
+        return kind(value) if fits and value != "" else None
+
+    return {name: checked(given.get(name), kind) for name, kind in schema.items()}
+
+
+def fields(found: Any) -> Fields:
+    """A mapping as it is; of anything else none."""
+    return found if isinstance(found, dict) else {}
+
+
+def _text(file: Path) -> str:
     try:
-        with file.open("rb") as opened:
-            return opened.read(len(PNG)) == PNG
-    except OSError:
-        return False
-
-
-def _dump(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-
-
-def _evaluation(found: Any) -> dict[str, Any] | None:
-    figures = ("bits_per_char", "bits_per_byte", "nats_per_char", "accuracy")
-    kinds = {"protocol": _word, "split": _word, "block_size": _count, "characters": _count}
-    e = _fields(found, **kinds, **dict.fromkeys(figures, _figure))
-    return e if e["protocol"] and any(e[name] is not None for name in figures) else None
-
-
-def _fields(found: Any, **kinds: Callable[[Any], Any]) -> dict[str, Any]:
-    """The named fields of a mapping; None where one isn't of its kind."""
-    given = found if isinstance(found, dict) else {}
-    return {name: kind(given.get(name)) for name, kind in kinds.items()}
-
-
-def _section(found: Any, depth: int = 3) -> dict[str, Any]:
-    """Plain data under names, without what YAML can hold besides."""
-    given = found if isinstance(found, dict) else {}
-    return {name: _plain(value, depth) for name, value in given.items() if isinstance(name, str)}
-
-
-def _plain(value: Any, depth: int) -> Any:
-    if isinstance(value, dict) and depth:
-        return _section(value, depth - 1)
-    if isinstance(value, list) and depth:
-        return [_plain(each, depth - 1) for each in value]
-    return value if isinstance(value, str | int | float) else None
-
-
-def _word(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
-
-
-def _count(value: Any) -> int | None:
-    known = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MOST
-    return value if known else None
-
-
-def _figure(value: Any) -> float | None:
-    known = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MOST
-    return float(value) if known else None  # NaN is less than nothing
-
-
-def _digest(value: Any) -> str | None:
-    return value if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else None
-
-
-def _text(file: Path, errors: str = "replace") -> str:
-    try:
-        return file.read_bytes().decode("utf-8", errors)
+        return file.read_bytes().decode("utf-8").removesuffix("\n")
     except (OSError, UnicodeDecodeError):
         return ""
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(_text(file))
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _list(found: Any) -> list[Any]:
-    return found if isinstance(found, list) else []
-
-
-def _yaml(file: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        found = yaml.safe_load(_text(file))
-    except Exception:  # its constructors of dates and numbers raise whatever comes of a wrong one
-        return {}
-    return found if isinstance(found, dict) else {}

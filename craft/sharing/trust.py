@@ -8,11 +8,12 @@ that very command.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
-from typing import Any
 
+from craft.sharing.record import fields_or_empty
 from craft.utils.common import UserError
-from craft.utils.hub import fetch
+from craft.utils.hub import CODE, IN_FOLDERS, SAFE, fetch
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
@@ -36,7 +37,7 @@ def trusted(model: str, revision: str | None = None, code: bool = False) -> Path
             f"--revision {revision} picks a version on the Hub, and {model} is a folder; leave it out"
         )
     if not folder.is_dir():
-        folder = fetch(model, revision, code)
+        folder = fetch(model, revision, [*SAFE, *CODE] if code else SAFE, IN_FOLDERS)
     check_folder(folder)
     return folder
 
@@ -45,69 +46,50 @@ def check_folder(folder: Path) -> None:
     """Refuses a model's folder that can't be trusted, before anything in it is opened by another library.
 
     Raises:
-        UserError: for weights as a pickle, for an adapter of another model, and for files that lead out of
-            the folder.
+        UserError: for weights as a pickle, for an adapter of another model, and for files or code that lead
+            out of the folder.
     """
     folder = folder.resolve()
-    if (folder / "adapter_config.json").exists():
+    # The cache of huggingface_hub keeps each file once, in blobs/, and links to it from snapshots/COMMIT/.
+    inside = [folder, *([folder.parent.parent / "blobs"] if folder.parent.name == "snapshots" else [])]
+    paths = sorted(folder.iterdir())
+    for path in paths:
+        if path.is_symlink() and not any(path.resolve().is_relative_to(place) for place in inside):
+            raise UserError(
+                f"{path} is a link out of its folder, so the model isn't loaded; copy the file there"
+            )
+    if folder / "adapter_config.json" in paths:
         raise UserError(
             f"{folder} holds an adapter (adapter_config.json), which leads to another model; merge it with "
             "merge_and_unload() and save the whole"
         )
-    for path in sorted(folder.iterdir()):
-        if path.is_symlink():
-            _check_link(path, folder)
-    if (folder / INDEX).is_file():
+    pickles = [path.name for path in paths if path.suffix in PICKLES]
+    if folder / INDEX in paths:
         _check_index(folder)
-    elif not (folder / WEIGHTS).is_file():
-        pickles = [path.name for path in sorted(folder.iterdir()) if path.suffix in PICKLES]
-        if pickles:
+    elif pickles and folder / WEIGHTS not in paths:
+        raise UserError(
+            f"{folder} holds its weights as a pickle ({pickles[0]}), which can run any code when it is "
+            "opened; craft reads safetensors only: save it again with save_pretrained by a recent "
+            "transformers, where you trust it"
+        )
+    for name in ("config.json", "tokenizer_config.json"):
+        classes = json.dumps(fields_or_empty(folder / name).get("auto_map"))
+        if elsewhere := re.search('[^"]*--[^"]*', classes):  # REPOSITORY--module.Class
             raise UserError(
-                f"{folder} holds its weights as a pickle ({pickles[0]}), which can run any code when it is "
-                "opened; craft reads safetensors only: save it again with save_pretrained by a recent "
-                "transformers, where you trust it"
+                f"{folder / name} leads to code in another repository ({elsewhere[0]}), so the model isn't "
+                "loaded; take its auto_map out, or name the model it was made from"
             )
-    _check_code(folder)
-
-
-def _check_link(path: Path, folder: Path) -> None:
-    target = path.resolve()
-    inside = target.is_relative_to(folder)
-    # The cache of huggingface_hub keeps each file once, in blobs/, and links to it from snapshots/COMMIT/.
-    cached = folder.parent.name == "snapshots" and target.is_relative_to(folder.parent.parent / "blobs")
-    if not inside and not cached:
-        raise UserError(f"{path} is a link out of its folder, so the model isn't loaded; copy the file there")
 
 
 def _check_index(folder: Path) -> None:
-    try:
-        index: Any = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        names = sorted({str(name) for name in index["weight_map"].values()})
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{folder / INDEX} isn't an index of weights: {error}") from error
-    for name in names:
-        plain = name not in ("", ".", "..") and not set(name) & set("/\\:")
-        if not plain or not name.endswith(".safetensors"):
+    files = fields_or_empty(folder / INDEX).get("weight_map")
+    if not isinstance(files, dict):
+        raise UserError(f"{folder / INDEX} isn't an index of weights")
+    for name in sorted(set(map(str, files.values()))):
+        if not re.fullmatch(r"[^/\\:]+\.safetensors", name):
             raise UserError(
                 f"{folder / INDEX} leads to {name!r}; weights must be safetensors files in the same folder, "
                 "so the model isn't loaded"
             )
         if not (folder / name).is_file():
             raise UserError(f"{folder} is incomplete: {INDEX} names {name}, which is missing")
-
-
-def _check_code(folder: Path) -> None:
-    """`auto_map` may name another repository: its code would run although the user named this one."""
-    for name in ("config.json", "tokenizer_config.json"):
-        try:
-            found = json.loads((folder / name).read_text(encoding="utf-8")).get("auto_map") or {}
-        except (OSError, ValueError, AttributeError):
-            continue  # told by whoever reads it
-        classes = found.values() if isinstance(found, dict) else found if isinstance(found, list) else [found]
-        for reference in classes:
-            words = reference if isinstance(reference, list) else [reference]
-            if any("--" in str(word) for word in words):
-                raise UserError(
-                    f"{folder / name} leads to code in another repository ({words[0]}), so the model isn't "
-                    "loaded; take its auto_map out, or name the model it was made from"
-                )

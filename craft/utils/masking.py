@@ -16,31 +16,31 @@ MASK = "***"
 SECRET_NAMES = re.compile(
     r"(?i)token|secret|passw(or)?d|api_?key|(^|_)key$|access_?key|private_?key|credential"
 )
-A_PATH = re.compile(r"(?i)_(path|file|dir)$")
-"""Where a secret lies (HF_TOKEN_PATH) is none."""
-OF_DIGITS = re.compile(r"(?i)(token|secret|passw(or)?d|pass(phrase)?|pin|code|key|credentials?)$")
-"""What holds a secret even if that is a number: MAX_TOKENS and TOKENS_PER_STEP are settings."""
-SHORTEST = 8
+PATH_NAMES = re.compile(r"(?i)_(path|file|dir)$")
+"""Names of variables that hold where a secret lies (HF_TOKEN_PATH), which is none."""
+DIGIT_NAMES = re.compile(r"(?i)(token|secret|passw(or)?d|pass(phrase)?|pin|code|key|credentials?)$")
+"""Names of variables that hold a secret even if it is a number; MAX_TOKENS is a setting."""
+MIN_LENGTH = 8
 """Characters of a secret. Whatever is shorter ("true", "1") is a setting, and a word of many texts."""
 HUB_TOKEN = re.compile(r"(?<![A-Za-z0-9])hf_(?:[A-Za-z0-9]{16,}|(?=[a-z]*[0-9A-Z])[A-Za-z0-9]{8,})")
 """A token of the Hugging Face Hub; `hf_datasets` is a word."""
-HEADER = re.compile(r"(?i)(authorization\W{1,6}bearer\s+)[^\s\"']{8,}")
+BEARER_HEADER = re.compile(r"(?i)(authorization\W{1,6}bearer\s+)[^\s\"']{8,}")
 """The token of a request, whatever it looks like."""
-OTHERS = re.compile(
+OTHER_TOKENS = re.compile(
     r"(?<=://)[^/\s@]+:[^/\s@]+(?=@)|wandb_v\d_\w{16,}"
     r"|(?<=[Bb]earer )(?:(?=[\w.~+/-]*\d)[\w.~+/-]{8,}|(?=[\w.~+/-]*[a-z][A-Z])[\w.~+/-]{20,})"
 )
-"""A password inside a URL, a key of Weights & Biases, the token of a request: a bearer that carries a letter
-has neither digits nor capitals inside."""
+"""A password inside a URL, a key of Weights & Biases, the token of a request. In prose the word behind
+"bearer" has neither digits nor inner capitals."""
 
 
 def secrets() -> list[str]:
     """The secrets that this process can read: variables whose name says so, and the token of the HF login.
     The longest come first, since one may hold another."""
-    named = {n: v for n, v in os.environ.items() if SECRET_NAMES.search(n) and not A_PATH.search(n)}
-    found = {value for name, value in named.items() if not value.isdigit() or OF_DIGITS.search(name)}
-    found.add(_login())
-    kept = [s for s in found if len(s) >= SHORTEST and not _is_path(s)]
+    named = {n: v for n, v in os.environ.items() if SECRET_NAMES.search(n) and not PATH_NAMES.search(n)}
+    found = {value for name, value in named.items() if not value.isdigit() or DIGIT_NAMES.search(name)}
+    found.add(_login_token())
+    kept = [secret for secret in found if len(secret) >= MIN_LENGTH and not _is_existing_path(secret)]
     return sorted(kept, key=len, reverse=True)
 
 
@@ -51,7 +51,7 @@ def mask(text: str) -> str:
             text = re.sub(rf"(?<!\d)(?<!\d\.){secret}(?!\d)", MASK, text)
         else:
             text = text.replace(secret, MASK)
-    return OTHERS.sub(MASK, HEADER.sub(rf"\1{MASK}", HUB_TOKEN.sub(MASK, text)))
+    return OTHER_TOKENS.sub(MASK, BEARER_HEADER.sub(rf"\1{MASK}", HUB_TOKEN.sub(MASK, text)))
 
 
 def masked(value: Any) -> Any:
@@ -72,12 +72,12 @@ def excepthook(kind: type[BaseException], error: BaseException, trace: Traceback
     sys.stderr.write(visible(mask("".join(traceback.format_exception(kind, error, trace)))))
 
 
-def _is_path(text: str) -> bool:
+def _is_existing_path(text: str) -> bool:
     """Whether a variable holds the place of something that is there, rather than a secret."""
     return text[0] in "/~." and os.path.exists(os.path.expanduser(text))
 
 
-def _login() -> str:
+def _login_token() -> str:
     """The token that `hf auth login` left, read without importing huggingface_hub; empty if there is none."""
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
     path = Path(os.environ.get("HF_TOKEN_PATH") or Path(home) / "token").expanduser()

@@ -135,7 +135,7 @@ os.chdir({str(folder)!r})
 fetch_run("ada/cut-run")
 """
     office.run("-c", code, status=9)
-    assert [name[:10] for name in runs(folder)] == [".fetching-"]
+    assert [name[:9] for name in runs(folder)] == [".staging-"]
     assert "no run to resume" in office.said("resume", folder=folder)
     office.done("resume", "ada/cut-run", folder=folder)
     assert len(runs(folder)) == 2  # the run and its model

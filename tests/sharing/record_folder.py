@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from craft.sharing.record import keep
+from craft.sharing.card import write_card
+from craft.sharing.record import write_record
 
 
 def folder_of(path: Path, name: str = "a text", sample: str = "words", **run: Any) -> Path:
@@ -36,7 +37,6 @@ def folder_of(path: Path, name: str = "a text", sample: str = "words", **run: An
         "vocabulary": 30,
         "splits": {"train": {"characters": 900, "sha256": "ab" * 32}},
     }
-    keep(
-        path, step=90, data=facts, evaluations=[score], sample=sample, metrics=path / "no", curve=path / "no"
-    )
+    write_record(path, step=90, data=facts, evaluations=[score], sample=sample, copies={})
+    write_card(path)
     return path

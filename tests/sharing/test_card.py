@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 from record_folder import folder_of
 
 from craft.config.compose import compose
-from craft.sharing.bundle import bundle, flaw
-from craft.sharing.card import CARD, TEMPLATE, is_edited, render, write_card
-from craft.sharing.metadata import metadata
+from craft.sharing.bundle import bundle, public_file
+from craft.sharing.card import CARD, TEMPLATE, card_data, is_edited, render, write_card
 from craft.sharing.record import Record
 from craft.utils.common import UserError
 
@@ -49,9 +48,18 @@ def parts(card: str) -> tuple[dict[str, Any], str]:
     return yaml.safe_load(match[2]), card[match.end() :]
 
 
+def is_whole(file: Path) -> bool:
+    """Whether a file can be shared."""
+    try:
+        public_file(file)
+    except UserError:
+        return False
+    return True
+
+
 def sent(folder: Path, licence: str | None = None, repo_id: str = "ada/x") -> dict[str, Any]:
     """What would be uploaded of a folder, by name."""
-    return {item.name: item.content for item in bundle(folder, repo_id, licence)}
+    return bundle(folder, repo_id, licence)
 
 
 def test_the_card_says_what_the_record_holds(tmp_path: Path) -> None:
@@ -80,18 +88,15 @@ def test_the_card_says_what_the_record_holds(tmp_path: Path) -> None:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=NASTY, sample=NASTY, setting=NASTY, repo=st.sampled_from([None, "ada/x"]))
 def test_words_stay_words(tmp_path: Path, name: str, sample: str, setting: str, repo: str | None) -> None:
-    encodable = name.encode("utf-8", "replace").decode()
     sample = sample.encode("utf-8", "replace").decode()
     folder = folder_of(
         tmp_path / "m", "n", sample, training={"optim": setting.encode("utf-8", "replace").decode()}
     )
     (folder / "data.json").write_text(json.dumps({"name": name}), encoding="utf-8")
     found, body = parts(render(folder, repo))
-    assert found == json.loads(
-        json.dumps(metadata(Record.of(folder), found["model-index"][0]["name"], "unknown"))
-    )
-    if name and not re.search(r"[\ud800-\udfff/~]", name):
-        assert found["model-index"][0]["results"][0]["dataset"]["name"] == encodable
+    assert found == card_data(Record.of(folder), found["model-index"][0]["name"], "unknown").to_dict()
+    if name.strip() and not re.search(r"[\ud800-\udfff/~]", name):
+        assert found["model-index"][0]["results"][0]["dataset"]["name"] == " ".join(name.split())
     tags = re.findall(r"<[^>\n]*>?", body)
     assert set(tags) <= {"<pre>", "</pre>"}, tags
     assert len(re.findall("^```", body, re.MULTILINE)) == 2
@@ -110,7 +115,7 @@ def test_a_card_that_a_person_edited_is_kept(tmp_path: Path) -> None:
     assert b'"ada/x"' in fresh  # type: ignore[operator]
     (folder / "README.md").write_text("My own words", encoding="utf-8")
     assert sent(folder)["README.md"] == b"My own words"
-    with pytest.raises(UserError, match="was edited"):
+    with pytest.raises(UserError, match=r"README\.md.*--license"):
         bundle(folder, "ada/x", "mit")
     write_card(folder)
     assert "ada/x" not in (folder / "README.md").read_text(encoding="utf-8")
@@ -270,16 +275,14 @@ def test_no_bytes_break_the_card(tmp_path: Path, name: str, content: bytes) -> N
     card = render(folder)
     is_a_card(card)
     card.encode()
-    if name in ("config.json", "model.safetensors", "tokenizer.json") and flaw(folder / name):
-        with pytest.raises(UserError, match=f"{name} is damaged"):
+    if name in ("config.json", "model.safetensors", "tokenizer.json") and not is_whole(folder / name):
+        with pytest.raises(UserError, match=re.escape(name)):
             bundle(folder, "ada/x")
     elif name == "config.json":
-        with pytest.raises(UserError, match="names a model_type"):
+        with pytest.raises(UserError, match="model_type"):
             bundle(folder, "ada/x")
     else:
-        assert (name in sent(folder)) == (
-            (folder / name).exists() and name != "trainer_state.json" and not flaw(folder / name)
-        )
+        assert (name in sent(folder)) == (name != "trainer_state.json" and is_whole(folder / name))
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -404,7 +407,7 @@ def test_a_folder_is_no_model_or_data_set_of_the_hub_wherever_its_card_is_writte
         (tmp_path / "ada" / "poems").rmdir()
     found = is_a_card(render(folder))
     assert not {"datasets", "base_model"} & set(found)
-    shown = next(item.content for item in bundle(folder, "ada/x") if item.name == "craft_run.yaml")
+    shown = bundle(folder, "ada/x")["craft_run.yaml"]
     assert b"ada/" not in shown  # type: ignore[operator]
     found = is_a_card(render(other))
     assert (found["datasets"], found["base_model"]) == (["ada/poems"], "ada/poems")
@@ -422,9 +425,9 @@ def test_a_licence_that_the_hub_does_not_list_is_given_by_its_name(tmp_path: Pat
     found = is_a_card(render(folder, licence="openrail++"))
     assert found["license"] == "openrail++"
     assert not {"license_name", "license_link"} & set(found)
-    assert "LICENSE" in {item.name for item in bundle(folder, "ada/x")}
+    assert "LICENSE" in set(bundle(folder, "ada/x"))
     for typed, meant in (("apache2.0", "apache-2.0"), ("MIT", "mit"), ("cc by 4.0", "cc-by-4.0")):
-        with pytest.raises(UserError, match=f"did you mean '{meant}'"):
+        with pytest.raises(UserError, match=f"'{meant}'"):
             render(folder, licence=typed)
 
 
@@ -437,5 +440,5 @@ def test_the_licence_is_that_of_the_run_unless_another_is_said(tmp_path: Path) -
     assert b"hub_license" not in run  # type: ignore[operator]  # whoever repeats it states their own
     folder = folder_of(tmp_path / "m", training={"hub_license": "My Licence"})
     assert is_a_card(render(folder))["license"] == "unknown"
-    with pytest.raises(UserError, match=r"--license 'Apache 2.0' .* did you mean 'apache-2.0'\?"):
+    with pytest.raises(UserError, match=r"--license 'Apache 2.0' .*'apache-2.0'"):
         render(folder, licence="Apache 2.0")

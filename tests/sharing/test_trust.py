@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import subprocess
 import sys
 import zipfile
@@ -46,7 +47,7 @@ def sharded(folder: Path, name: str) -> None:
 def test_a_pickle_isnt_opened(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(UserError, match=r"as a pickle \(pytorch_model.bin\).*safetensors only"):
+    with pytest.raises(UserError, match=r"pytorch_model\.bin.*save_pretrained"):
         load(folder)
     assert not Path("exploded").exists()
 
@@ -54,13 +55,13 @@ def test_a_pickle_isnt_opened(folder: Path) -> None:
 @pytest.mark.parametrize("suffix", PICKLES)
 def test_no_kind_of_pickle_is_opened(tmp_path: Path, suffix: str) -> None:
     (tmp_path / f"weights{suffix}").write_bytes(b"")
-    with pytest.raises(UserError, match=f"as a pickle .weights{suffix}"):
+    with pytest.raises(UserError, match=f"weights{suffix}"):
         check_folder(tmp_path)
 
 
 def test_an_adapter_leads_nowhere(folder: Path) -> None:
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "bob/other"}')
-    with pytest.raises(UserError, match=r"holds an adapter .* merge_and_unload"):
+    with pytest.raises(UserError, match=r"adapter_config.*merge_and_unload"):
         load(folder)
 
 
@@ -81,23 +82,23 @@ def test_an_adapter_leads_nowhere(folder: Path) -> None:
 )
 def test_an_index_cant_lead_out(folder: Path, name: str) -> None:
     sharded(folder, name)
-    with pytest.raises(UserError, match="weights must be safetensors files in the same folder"):
+    with pytest.raises(UserError, match=re.escape(repr(name))):
         load(folder)
 
 
 def test_an_index_must_be_one(folder: Path) -> None:
     sharded(folder, "gone.safetensors")
-    with pytest.raises(UserError, match=r"names gone.safetensors, which is missing"):
+    with pytest.raises(UserError, match=r"gone.safetensors"):
         load(folder)
     (folder / "model.safetensors.index.json").write_text("[]", encoding="utf-8")
-    with pytest.raises(UserError, match="isn't an index"):
+    with pytest.raises(UserError, match=r"index.json"):
         load(folder)
 
 
 def test_a_link_cant_lead_out(folder: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
     (folder / "model.safetensors").symlink_to(tmp_path / "elsewhere.safetensors")
-    with pytest.raises(UserError, match="is a link out of its folder"):
+    with pytest.raises(UserError, match=r"model.safetensors"):
         load(folder)
     cache = tmp_path / "models--ada--x"
     (cache / "blobs").mkdir(parents=True)
@@ -107,7 +108,7 @@ def test_a_link_cant_lead_out(folder: Path, tmp_path: Path) -> None:
     moved = folder.rename(cache / "snapshots" / "0123")
     (moved / "model.safetensors").symlink_to("../../blobs/aa")
     check_folder(moved)  # as the Hub's own cache has it
-    with pytest.raises(UserError, match="is a link out of its folder"):
+    with pytest.raises(UserError, match=r"model.safetensors"):
         check_folder(moved.parent.rename(cache / "copies") / "0123")
 
 
@@ -145,7 +146,7 @@ def test_code_of_another_repository_is_refused(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["auto_map"]["AutoModelForCausalLM"] = "eve/evil--own.Model"
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(UserError, match="code in another repository"):
+    with pytest.raises(UserError, match=r"config.json.*eve/evil--own.Model"):
         load(folder, trust_remote_code=True)
 
 
@@ -158,12 +159,12 @@ def test_code_of_another_repository_is_found_in_every_form(
 ) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
     (tmp_path / name).write_text(json.dumps({"auto_map": auto_map}), encoding="utf-8")
-    with pytest.raises(UserError, match=f"{name} leads to code in another repository"):
+    with pytest.raises(UserError, match=f"{name}.*eve/evil--own.T"):
         check_folder(tmp_path)
 
 
 def test_a_revision_belongs_to_the_hub(folder: Path) -> None:
-    with pytest.raises(UserError, match="--revision v1 picks a version on the Hub"):
+    with pytest.raises(UserError, match="--revision v1"):
         trusted(str(folder), "v1")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -38,5 +39,5 @@ def test_what_is_meant_as_a_name_and_what_is_one(
     if valid and "/" in name:
         assert check_repo_id(name) == name
     else:
-        with pytest.raises(UserError, match="is no name on the Hub"):
+        with pytest.raises(UserError, match=re.escape(repr(name))):
             check_repo_id(name)

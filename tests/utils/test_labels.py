@@ -1,4 +1,4 @@
-"""Licences: those of the Hub, those of one's own, and slips of the pen."""
+"""Licences: those of the Hub, those of one's own, and slips of the pen; and codes of languages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from craft.utils.labels import LICENCES, is_licence, wrong_licence
+from craft.utils.labels import LICENCES, is_language, is_licence, wrong_language, wrong_licence
 
 
 @pytest.mark.parametrize("word", LICENCES)
@@ -70,3 +70,21 @@ def test_any_word_is_a_licence_or_is_answered_in_one_line(word: object) -> None:
     said = wrong_licence(word, "--license ")
     assert is_licence(word) == (said == "")
     assert len(said.splitlines()) <= 1
+
+
+@pytest.mark.parametrize("code", ["de", "la", "zu", "grc", "code", "multilingual"])
+def test_a_code_of_a_language_is_taken_as_it_is(code: str) -> None:
+    assert is_language(code)
+    assert wrong_language(code, "data.language=") == ""
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("German", "de"), ("spanish", "es"), ("dutch", "nl"), ("en-US", "en"), ("pt_BR", "pt"), ("jp", None)],
+)
+def test_what_is_no_code_is_refused_with_what_was_meant(typed: str, meant: str | None) -> None:
+    said = wrong_language(typed, "data.language=")
+    assert f"data.language={typed!r}" in said
+    assert (f"did you mean {meant!r}" in said) == (meant is not None)
+    assert not is_language(typed)
+    assert not is_language(None)
