@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from craft.config.fields import GROUPS, all_keys, suggest
-from craft.config.files import config_folders, list_group
+from craft.config.fields import all_keys, suggest
+from craft.config.files import GROUPS, config_folders, list_group
 from craft.utils.claims import is_claimed
 from craft.utils.common import UserError, did_you_mean
 from craft.utils.history import finished_at, read_history

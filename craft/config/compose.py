@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from craft.config.command_line import split_overrides
-from craft.config.fields import GROUPS, SECTIONS
-from craft.config.files import Locator, config_folders, list_group, short
+from craft.config.files import GROUPS, SECTIONS, Locator, config_folders, list_group, located, short
 from craft.config.pretrained import agree, refuse_tokenizer_settings, start_from
 from craft.config.schema import Run
 from craft.config.values import overruled, resolved, set_value
@@ -51,19 +50,20 @@ def compose(
             config, files = _load_saved(saved, choices, folders)
         typed = {key for key, _ in values}
         locate = Locator(typed, files)
-        start = start_from(config, values, "models" in choices, files, saved=saved is not None)
-        read = ("models.init_from", *(["models.init_revision"] if start is not None else []))
-        values = [(key, text) for key, text in values if key not in read]
-        if start is not None:
-            refuse_tokenizer_settings(start["init_from"], sorted(typed))
-        for key, text in values:
-            for other, neutral in overruled(key, text).items():
-                OmegaConf.update(config, other, neutral, force_add=True)
-        for key, text in values:
-            set_value(config, key, text, locate)
-        if start is not None:
-            agree(config, start, typed)
-        return Run.of(_told_apart(resolved(config)), locate, typed if config_file is not None else None)
+        with located(locate):
+            start = start_from(config, values, "models" in choices, files, saved=saved is not None)
+            read = ("models.init_from", *(["models.init_revision"] if start is not None else []))
+            values = [(key, text) for key, text in values if key not in read]
+            if start is not None:
+                refuse_tokenizer_settings(start["init_from"], sorted(typed))
+            for key, text in values:
+                for other, neutral in overruled(key, text).items():
+                    OmegaConf.update(config, other, neutral, force_add=True)
+            for key, text in values:
+                set_value(config, key, text)
+            if start is not None:
+                agree(config, start, typed)
+            return Run.of(_told_apart(resolved(config)), locate, None if saved is None else typed)
 
 
 def _compose_groups(choices: Mapping[str, str], folders: Sequence[Path]) -> tuple[Any, dict[str, list[Path]]]:
