@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from craft.building import build_model
-from craft.config.command_line import Finished
 from craft.pretrained import saved_tokenizers, starting_tokenizer
 from craft.runs import begun, describe_model, export, finish, name_run, record, share, weights_sum
 from craft.utils import launch
@@ -26,6 +25,7 @@ from craft.utils.claims import claimed
 from craft.utils.common import SAMPLE_CHARACTERS, human
 from craft.utils.logging import get_logger, setup_logging
 from craft.utils.outputs import OUTPUTS, RunPaths
+from craft.utils.resuming import Finished
 from craft.utils.stopping import Leaving, leaving
 
 if TYPE_CHECKING:

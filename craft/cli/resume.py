@@ -52,9 +52,9 @@ def go_on(
     Args:
         config_file: instead of the configuration saved in the run.
     """
-    from craft.config.command_line import Finished, run_to_resume
     from craft.config.compose import compose
     from craft.utils.outputs import RUN_CONFIG
+    from craft.utils.resuming import Finished, run_to_resume
 
     found = run_to_resume(_here(run_dir))
     if isinstance(found, Finished):

@@ -13,14 +13,12 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from craft.config.command_line import Finished, run_to_resume, split_text
+from craft.config.command_line import split_text
 from craft.config.compose import compose
 from craft.config.files import GROUPS, builtin_folder, config_folders, list_group
 from craft.config.schema import Run
 from craft.training import requirements
 from craft.utils.common import UserError
-from craft.utils.history import add_event
-from craft.utils.outputs import RUN_CONFIG
 
 EXPERIMENTS = [name for name, _, _ in list_group("experiments", config_folders(None))]
 
@@ -266,55 +264,6 @@ def test_a_run_can_be_made_from_plain_data() -> None:
     assert Run.of(run.to_dict()) == run
     with pytest.raises(UserError, match=r"unknown key 'data.nothing'"):
         Run.of({**run.to_dict(), "data": {**run.data, "nothing": 1}})
-
-
-def test_the_run_to_resume(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no run to resume"):
-        run_to_resume("latest", tmp_path)
-    for name in ("a_0.8M_fp32_20260101_000000", "b_0.8M_fp32_20250101_000000_step_10"):
-        (tmp_path / "models" / name).mkdir(parents=True)
-        (tmp_path / "models" / name / RUN_CONFIG).write_text("x", encoding="utf-8")
-    folder = run_to_resume("latest", tmp_path)
-    assert folder == tmp_path / "models/a_0.8M_fp32_20260101_000000"
-    assert run_to_resume(str(folder)) == folder
-    with pytest.raises(UserError, match="no run there"):
-        run_to_resume(str(tmp_path))
-
-
-def test_the_newest_unfinished_run_is_resumed(tmp_path: Path) -> None:
-    models = tmp_path / "models"
-    for age, name in enumerate(("c", "c_step_5", "b", "a", "a_step_10")):  # the newest first
-        folder = models / name
-        folder.mkdir(parents=True)
-        (folder / RUN_CONFIG).write_text("x")
-        if "_step_" in name:
-            (folder / "config.json").write_text("{}")
-        os.utime(folder, (1e9 - age, 1e9 - age))
-    assert run_to_resume("latest", tmp_path) == models / "b"
-    assert run_to_resume(str(models / "a")) == Finished(models / "a")
-    (models / "b_step_3").mkdir()
-    (models / "b_step_3" / "config.json").write_text("{}")
-    none = run_to_resume("latest", tmp_path)
-    assert none == Finished(models / "c", others=2)
-    assert f"all 3 runs are finished; the newest is {models / 'c'}" in str(none)
-    with pytest.raises(UserError, match=rf"name its run, {models / 'a'},"):
-        run_to_resume(str(models / "a" / "checkpoint-20"))
-
-
-def test_a_history_says_whether_a_run_is_finished(tmp_path: Path) -> None:
-    """A finished run that trains on is unfinished again, although its earlier model lies beside it."""
-    run = tmp_path / "models" / "a"
-    run.mkdir(parents=True)
-    (run / RUN_CONFIG).write_text("x")
-    (tmp_path / "models" / "a_step_10").mkdir()
-    (tmp_path / "models" / "a_step_10" / "config.json").write_text("{}")
-    for event, step, finished in (("started", 0, False), ("finished", 10, True), ("resumed", 10, False)):
-        add_event(run, event, step=step)
-        assert isinstance(run_to_resume("latest", tmp_path), Finished) is finished
-    add_event(run, "finished", step=20)
-    with (run / "history.jsonl").open("a") as file:
-        file.write('{"event": "resu')  # a kill while it was written
-    assert str(run_to_resume(str(run))).startswith(f"{run} is finished, its model is {run}_step_20; ")
 
 
 def test_typing_one_of_two_words_for_the_same_takes_back_the_other() -> None:
