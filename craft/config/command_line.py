@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from craft.config.fields import all_keys, suggest
 from craft.config.files import GROUPS, config_folders, list_group
@@ -13,6 +15,8 @@ from craft.utils.common import UserError, did_you_mean
 from craft.utils.paths import typed_path
 
 OVERRIDE = re.compile(r"\+*([A-Za-z_]\w*(?:\.\w+)*)=(.*)", re.DOTALL)
+IN_ONE_LINE: Any = {"default_style": '"', "default_flow_style": True, "width": math.inf}
+"""How YAML is written that holds any path."""
 
 
 def split_text(arguments: Sequence[str]) -> list[str]:
@@ -38,20 +42,10 @@ def split_text(arguments: Sequence[str]) -> list[str]:
             raise UserError(f"no file {path!r}{_suggest_text(path)}")
     if not texts:
         return settings
-    path = f"[{', '.join(map(_quoted, texts))}]" if len(texts) > 1 else _verbatim(texts[0])
+    import yaml
+
+    path = yaml.safe_dump(texts if len(texts) > 1 else texts[0], **IN_ONE_LINE).strip()
     return ["data=text_file", f"data.path={path}", *settings]
-
-
-def _verbatim(path: str) -> str:
-    """A path that would be read as YAML (`'a'`, `null`, `[x]`) in quotes."""
-    plain = re.match(r"[^\s\"'\[{~#]", path) and path.lower() not in ("null", "true", "false")
-    return path if plain else _quoted(path)
-
-
-def _quoted(path: str) -> str:
-    """A path in YAML, whatever bytes it holds."""
-    kept = (c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in path)
-    return f'"{"".join(kept)}"'
 
 
 def _suggest_text(path: str) -> str:
@@ -100,11 +94,6 @@ def _choice(group: str, value: str, folders: Sequence[Path]) -> str:
 
 def suggest_setting(key: str) -> str:
     """`", did you mean 'training.max_steps'?"` for what was written where a setting belongs."""
-    if key in (keys := all_keys()):
+    if key in all_keys():
         return f", did you mean {key!r}?"
-    if hint := did_you_mean(key, GROUPS):
-        return hint
-    dotted = [name for name in keys if name.partition(".")[2] == key]
-    return (
-        f", did you mean {dotted[0]!r}?" if dotted else suggest(key) or f" (groups are {', '.join(GROUPS)})"
-    )
+    return did_you_mean(key, GROUPS) or suggest(key) or f" (groups are {', '.join(GROUPS)})"

@@ -19,7 +19,6 @@ from craft.config.pretrained import agree, refuse_tokenizer_settings, start_from
 from craft.config.schema import Run
 from craft.config.values import overruled, resolved, set_value
 from craft.utils.common import UserError
-from craft.utils.hub import is_repo_id
 from craft.utils.paths import typed_path
 
 
@@ -63,7 +62,7 @@ def compose(
                 set_value(config, key, text)
             if start is not None:
                 agree(config, start, typed)
-            return Run.of(_told_apart(resolved(config)), locate, None if saved is None else typed)
+            return Run.of(resolved(config), locate, None if saved is None else typed)
 
 
 def _compose_groups(choices: Mapping[str, str], folders: Sequence[Path]) -> tuple[Any, dict[str, list[Path]]]:
@@ -157,17 +156,6 @@ def _load_saved(
         for section in choices:
             config[section], files[section] = fresh[section], fresh_files[section]
     return config, files
-
-
-def _told_apart(run: dict[str, Any]) -> dict[str, Any]:
-    """A folder that is read as a data set of the Hub gets a leading `./`, so that no reader of the record
-    takes it for a name on the Hub."""
-    data = run.get("data")
-    if isinstance(data, dict) and data.get("source") == "hub":
-        path = data.get("path")
-        if isinstance(path, str) and is_repo_id(path) and Path(path).exists():
-            data["path"] = f"./{path}"
-    return run
 
 
 @contextmanager

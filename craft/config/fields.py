@@ -9,7 +9,7 @@ from typing import Any
 from craft.config.files import SECTIONS, config_folders, list_group
 from craft.config.snapshot import Section, sections
 from craft.utils.common import UserError, did_you_mean
-from craft.utils.settings import Field, yaml_word
+from craft.utils.settings import UNKNOWN, Field, yaml_word
 
 NEAR = 0.65
 """Likeness of two names of which one may be a slip for the other."""
@@ -22,39 +22,28 @@ START = {
 """Keys of the section `models` that belong to the run: the trained model it starts from, which version of it
 if it is on the Hub, and whether characters that it doesn't know get ids."""
 
-OTHER_NAMES = {
-    "lr": "learning_rate",
-    "batch_size": "per_device_train_batch_size",
-    "max_iters": "max_steps",
-    "steps": "max_steps",
-    "epochs": "num_train_epochs",
-    "eval_interval": "eval_steps",
-    "log_interval": "logging_steps",
-    "warmup_iters": "warmup_steps",
-    "warmup_ratio": "warmup_steps",
-    "beta1": "adam_beta1",
-    "beta2": "adam_beta2",
-    "grad_clip": "max_grad_norm",
-    "optimizer": "optim",
-    "n_layer": "num_hidden_layers",
-    "n_layers": "num_hidden_layers",
-    "num_layers": "num_hidden_layers",
-    "n_head": "num_attention_heads",
-    "n_heads": "num_attention_heads",
-    "num_heads": "num_attention_heads",
-    "n_embd": "hidden_size",
-    "d_model": "hidden_size",
-    "rnn_size": "hidden_size",
-    "context": "block_size",
-    "context_length": "block_size",
-    "seq_length": "block_size",
-    "seq_len": "block_size",
-    "device": "use_cpu",
-    "out_dir": "output_dir",
-    "text": "path",
-    "file": "path",
+CALLED_ELSEWHERE = {
+    "learning_rate": ("lr",),
+    "per_device_train_batch_size": ("batch_size",),
+    "max_steps": ("max_iters", "steps"),
+    "num_train_epochs": ("epochs",),
+    "eval_steps": ("eval_interval",),
+    "logging_steps": ("log_interval",),
+    "warmup_steps": ("warmup_iters", "warmup_ratio"),
+    "adam_beta1": ("beta1",),
+    "adam_beta2": ("beta2",),
+    "max_grad_norm": ("grad_clip",),
+    "optim": ("optimizer",),
+    "num_hidden_layers": ("n_layer", "n_layers", "num_layers"),
+    "num_attention_heads": ("n_head", "n_heads", "num_heads"),
+    "hidden_size": ("n_embd", "d_model", "rnn_size"),
+    "block_size": ("context", "context_length", "seq_length", "seq_len"),
+    "use_cpu": ("device",),
+    "output_dir": ("out_dir",),
+    "path": ("text", "file"),
 }
-"""What other programs call the same thing; used for suggestions only."""
+"""What other programs call a field; used for suggestions only."""
+OTHER_NAMES = {other: name for name, others in CALLED_ELSEWHERE.items() for other in others}
 
 
 def model_types() -> list[str]:
@@ -89,6 +78,12 @@ def section_fields(section: str, values: Mapping[str, Any]) -> dict[str, Field]:
     if section != "models":
         return fields
     return {"model_type": Field("model_type", (), tuple(model_types())), **START, **fields}
+
+
+def defaults(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of the section's class."""
+    fields = section_fields(section, values)
+    return {name: field.default for name, field in fields.items() if field.default is not UNKNOWN}
 
 
 def all_keys() -> list[str]:

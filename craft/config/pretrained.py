@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from craft.config.fields import START, model_types, section_fields
+from craft.config.fields import START, defaults, model_types, section_fields
 from craft.config.snapshot import FROM_DATA, sections
 from craft.config.values import read_value, resolved
 from craft.utils.common import UserError
 from craft.utils.hub import fetch_config
 from craft.utils.outputs import resolve
-from craft.utils.settings import UNKNOWN, coerce, yaml_word
+from craft.utils.settings import coerce, yaml_word
 
 OF_ITS_TOKENIZER = ("tokenizer", "unknown", "min_frequency", "max_vocab_size")
 """Settings of the data that decide on a new tokenizer, where the model's own is kept."""
@@ -142,12 +142,11 @@ def architecture(file: Path, init_from: str) -> dict[str, Any]:
             f"models.init_from={init_from} is a {model_type!r} model; craft trains on from its own, which "
             f"are {', '.join(model_types())}"
         )
-    section = sections()[model_type]
-    own = {name: section.fields[name].default for name in section.own}
-    left_to_data = set(FROM_DATA) - {"max_position_embeddings"}  # the context is part of the architecture
+    own = set(sections()[model_type].own) - set(FROM_DATA)
+    own.add("max_position_embeddings")  # the context is part of the architecture
     # An older model doesn't know of newer fields: it has what their defaults say.
-    complete = {**{name: default for name, default in own.items() if default is not UNKNOWN}, **config}
-    kept = {k: v for k, v in complete.items() if k in own and k not in left_to_data and v is not None}
+    complete = {**defaults("models", {"model_type": model_type}), **config}
+    kept = {name: value for name, value in complete.items() if name in own and value is not None}
     return {"model_type": model_type, **kept}
 
 
@@ -219,6 +218,6 @@ def agree(config: Any, start: Mapping[str, Any], typed: set[str]) -> None:
         if value is None and start.get(key) is not None:  # left open, so it is as the model has it
             config.models[key] = start[key]
     context = start.get("max_position_embeddings")
-    window = data.get("block_size", sections()["data"].fields["block_size"].default)
+    window = data.get("block_size", defaults("data", data)["block_size"])
     if context and "data.block_size" not in typed and isinstance(window, int) and window > context:
         config.data.block_size = context

@@ -11,14 +11,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from craft.config import combinations
-from craft.config.fields import section_fields, section_of, suggest
+from craft.config.combinations import complaints
+from craft.config.fields import defaults, section_fields, section_of, suggest
 from craft.config.files import SECTIONS, Locate
 from craft.config.rules import check_effect, model_config
 from craft.config.snapshot import FROM_DATA
 from craft.utils.common import UserError, did_you_mean
 from craft.utils.paths import typed_settings
-from craft.utils.settings import UNKNOWN, check_type, yaml_word
+from craft.utils.settings import check_type, yaml_word
 
 SECTIONS_ARE = "(a run has the sections models, data and training)"
 
@@ -74,8 +74,8 @@ class Run:
                     f"{name} is {what}{locate(name)}; it must be a mapping of settings {SECTIONS_ARE}"
                 )
             sections[name] = check_section(name, section)
-        complete = {name: {**_defaults(name, section), **section} for name, section in sections.items()}
-        _check_rules(complete, typed)
+        complete = {name: {**defaults(name, section), **section} for name, section in sections.items()}
+        complete["data"] = _check_rules(**complete, typed=typed)
         own = {name: _own(name, complete[name], section) for name, section in sections.items()}
         return cls(experiment=mapping.get("experiment", "none"), **own)
 
@@ -103,25 +103,22 @@ def check_section(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return typed_settings(section, checked)
 
 
-def _check_rules(sections: Mapping[str, dict[str, Any]], typed: Collection[str] | None) -> None:
-    """Every rule of values and of several fields; those that need torch come last."""
+def _check_rules(
+    models: dict[str, Any], data: dict[str, Any], training: dict[str, Any], typed: Collection[str] | None
+) -> dict[str, Any]:
+    """Every rule of values and of several fields, those that need torch last; returns the data as checked."""
     from craft.data.arguments import check_corpus, check_data
 
-    models, data, training = (sections[name] for name in SECTIONS)
+    data = check_data(data)
     stated = None if typed is None else [key.partition(".")[2] for key in typed if key.startswith("data.")]
-    check_corpus(check_data(data), stated)
-    recurrent = section_of("models", models).carries_state
-    combinations.check(combinations.Parts(models, data, training, recurrent))
+    check_corpus(data, stated)
+    for complaint in complaints(models, data, training, section_of("models", models).carries_state):
+        raise UserError(complaint)
     from craft.training.arguments import check_training
 
     check_training(training)
     model_config(models)
-
-
-def _defaults(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The defaults of the section's class."""
-    fields = section_fields(section, values)
-    return {name: field.default for name, field in fields.items() if field.default is not UNKNOWN}
+    return data
 
 
 def _own(section: str, complete: Mapping[str, Any], written: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import validated_field
 
 from craft.utils.common import UserError
 from craft.utils.encodings import wrong_encoding
+from craft.utils.hub import is_repo_id
 from craft.utils.labels import wrong_language
 from craft.utils.paths import typed_settings
 from craft.utils.settings import (
@@ -154,9 +155,11 @@ def check_data(values: Mapping[str, Any]) -> dict[str, Any]:
     data = {name: check_type("data", field, values[name]) for name, field in data_fields().items()}
     data = typed_settings("data", data)
     check_values("data", validators(DataArguments), data)
-    source = data["source"]
-    if source != "files" and isinstance(data["path"], list):
-        raise UserError(f"data.path={yaml_word(data['path'])} is a list; data.source={source} takes one name")
+    source, path = data["source"], data["path"]
+    if source != "files" and isinstance(path, list):
+        raise UserError(f"data.path={yaml_word(path)} is a list; data.source={source} takes one name")
+    if source == "hub" and isinstance(path, str) and is_repo_id(path) and Path(path).exists():
+        data["path"] = f"./{path}"  # a folder, which no reader of the record should look for on the Hub
     sizes = {name: data[f"{name}_size"] for name in ("validation", "test")}
     if all(size < 1 for size in sizes.values()) and sum(sizes.values()) >= 1:
         raise UserError(

@@ -394,4 +394,4 @@ def test_a_file_named_like_a_setting(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a=b.txt").write_text("x", encoding="utf-8")
     assert "for the file of that name write ./a=b.txt" in refusal("a=b.txt")
-    assert split_text(["./a=b.txt"]) == ["data=text_file", "data.path=./a=b.txt"]
+    assert split_text(["./a=b.txt"]) == ["data=text_file", 'data.path="./a=b.txt"']
