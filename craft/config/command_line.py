@@ -15,6 +15,7 @@ from craft.utils.common import UserError, did_you_mean
 from craft.utils.paths import typed_path
 
 OVERRIDE = re.compile(r"\+*([A-Za-z_]\w*(?:\.\w+)*)=(.*)", re.DOTALL)
+KEY_VALUE = "settings are written KEY=VALUE, for example training.max_steps=500"
 IN_ONE_LINE: Any = {"default_style": '"', "default_flow_style": True, "width": math.inf}
 """How YAML is written that holds any path."""
 
@@ -35,10 +36,7 @@ def split_text(arguments: Sequence[str]) -> list[str]:
         pattern_or_url = "://" in path or any(char in path for char in "*?[")
         if not pattern_or_url and not os.path.exists(typed_path(path)):
             if "=" in path:
-                raise UserError(
-                    f"can't read {path!r}: it is no file, and settings are written KEY=VALUE, for example "
-                    "training.max_steps=500"
-                )
+                raise UserError(f"can't read {path!r}: it is no file, and {KEY_VALUE}")
             raise UserError(f"no file {path!r}{_suggest_text(path)}")
     if not texts:
         return settings
@@ -70,9 +68,7 @@ def split_overrides(
     for text in overrides:
         match = OVERRIDE.fullmatch(text)
         if not match:
-            raise UserError(
-                f"can't read {text!r}: settings are written KEY=VALUE, for example training.max_steps=500"
-            )
+            raise UserError(f"can't read {text!r}: {KEY_VALUE}")
         key, value = match.groups()
         if "." in key:
             values.append((key, value))

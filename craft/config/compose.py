@@ -15,7 +15,7 @@ from typing import Any
 
 from craft.config.command_line import split_overrides
 from craft.config.files import GROUPS, SECTIONS, Locator, config_folders, list_group, located, short
-from craft.config.pretrained import agree, refuse_tokenizer_settings, start_from
+from craft.config.pretrained import agree, start_from
 from craft.config.schema import Run
 from craft.config.values import overruled, resolved, set_value
 from craft.utils.common import UserError
@@ -34,7 +34,7 @@ def compose(
         config_file: a saved run to start from instead of the groups.
 
     Raises:
-        UserError: for anything that isn't a possible run; nothing has been read or imported by then.
+        UserError: for anything that isn't a possible run; no text has been read by then.
     """
     from omegaconf import OmegaConf
 
@@ -53,8 +53,6 @@ def compose(
             start = start_from(config, values, "models" in choices, files, saved=saved is not None)
             read = ("models.init_from", *(["models.init_revision"] if start is not None else []))
             values = [(key, text) for key, text in values if key not in read]
-            if start is not None:
-                refuse_tokenizer_settings(start["init_from"], sorted(typed))
             for key, text in values:
                 for other, neutral in overruled(key, text).items():
                     OmegaConf.update(config, other, neutral, force_add=True)

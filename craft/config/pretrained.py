@@ -184,25 +184,10 @@ def refuse_conflicts(init_from: str, found: Mapping[str, Any], said: Mapping[str
         )
 
 
-def refuse_tokenizer_settings(init_from: str, typed: Sequence[str]) -> None:
-    """Refuses settings of a new tokenizer, which there won't be.
-
-    Args:
-        typed: the keys of the command line, dotted.
-
-    Raises:
-        UserError: naming all of them.
-    """
-    useless = [f"data.{key}" for key in OF_ITS_TOKENIZER if f"data.{key}" in typed]
-    if useless:
-        raise UserError(
-            f"models.init_from={init_from} keeps the model's tokenizer, so {' and '.join(useless)} would "
-            "have no effect; leave it out (models.extend_vocab=true gives new characters ids)"
-        )
-
-
 def agree(config: Any, start: Mapping[str, Any], typed: set[str]) -> None:
-    """Refuses typed fields that contradict the model; a window that nobody typed isn't longer than its.
+    """Refuses typed fields that contradict the model, and settings of a new tokenizer, which there won't be.
+
+    A window that nobody typed isn't longer than the model's.
 
     Args:
         config: the composed run; its fields of the model that were left open are filled in.
@@ -210,8 +195,13 @@ def agree(config: Any, start: Mapping[str, Any], typed: set[str]) -> None:
         typed: the keys of the command line, dotted.
 
     Raises:
-        UserError: as `refuse_conflicts`.
+        UserError: naming all of them.
     """
+    if useless := [f"data.{key}" for key in OF_ITS_TOKENIZER if f"data.{key}" in typed]:
+        raise UserError(
+            f"models.init_from={start['init_from']} keeps the model's tokenizer, so {' and '.join(useless)} "
+            "would have no effect; leave it out (models.extend_vocab=true gives new characters ids)"
+        )
     models, data = resolved(config.models), config.get("data") or {}
     refuse_conflicts(start["init_from"], start, {k: v for k, v in models.items() if f"models.{k}" in typed})
     for key, value in models.items():

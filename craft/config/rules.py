@@ -14,14 +14,14 @@ from craft.utils.settings import Field, yaml_word
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-_LANGUAGE = "craft's models predict the next character and nothing else; leave it out"
-
 IGNORED: dict[str, str] = {
-    **dict.fromkeys(("id2label", "label2id", "problem_type", "is_encoder_decoder"), _LANGUAGE),
-    "chunk_size_feed_forward": _LANGUAGE,
-    "return_dict": "craft's models return transformers' outputs; leave it out",
+    **dict.fromkeys(
+        ("id2label", "label2id", "problem_type", "is_encoder_decoder", "chunk_size_feed_forward"),
+        "craft's models predict the next character and nothing else",
+    ),
+    "return_dict": "craft's models return transformers' outputs",
 }
-"""Fields of every model's config that have no effect in training, and what to do instead."""
+"""Fields of every model's config that have no effect in training, and why."""
 
 OVERRULES: dict[str, dict[str, Any]] = {
     "training.per_device_train_batch_size": {"training.global_batch_size": None},
@@ -43,7 +43,8 @@ def check_effect(section: str, field: Field, value: Any) -> None:
     """
     name = f"{section}.{field.name}"
     if section == "models" and field.name in IGNORED and value not in (None, field.default):
-        raise UserError(f"{name}={yaml_word(value)} has no effect in craft: {IGNORED[field.name]}")
+        why = IGNORED[field.name]
+        raise UserError(f"{name}={yaml_word(value)} has no effect in craft: {why}; leave it out")
     if name == "training.hub_token" and value:
         raise UserError(f"{name} would be saved with the run; set the environment variable HF_TOKEN instead")
     if masked(value) != value:

@@ -28,10 +28,7 @@ FROM_DATA = ("vocab_size", "max_position_embeddings", "bos_token_id", "eos_token
 
 CHOICES = {
     "dtype": ("float32", "bfloat16", "float16"),
-    "attn_implementation": (
-        *("eager", "sdpa", "flex_attention"),
-        *("flash_attention_2", "flash_attention_3", "flash_attention_4"),
-    ),
+    "attn_implementation": ("eager", "sdpa", "flex_attention", *(f"flash_attention_{n}" for n in (2, 3, 4))),
 }
 """Words of fields that every model's config takes as text."""
 
