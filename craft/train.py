@@ -26,7 +26,7 @@ from craft.utils.common import SAMPLE_CHARACTERS, human
 from craft.utils.logging import get_logger, setup_logging
 from craft.utils.outputs import OUTPUTS, RunPaths
 from craft.utils.resuming import Finished
-from craft.utils.stopping import Leaving, leaving
+from craft.utils.stopping import NOTHING_YET, Leaving, leaving
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -74,7 +74,7 @@ def train(run: Run, resume: str | Path | None = None, allow_changes: bool = Fals
         TrainingFailed: if training can't go on, for example at a loss that isn't a number.
     """
     launch.check()
-    with leaving("nothing was trained yet, and nothing is lost") as end:
+    with leaving(NOTHING_YET) as end:
         from craft.training.distributed import among_peers
 
         with among_peers(last=True), ExitStack() as claims:
