@@ -65,11 +65,12 @@ def sections() -> dict[str, Section]:
 
 
 def _place() -> Path | None:
-    """The file in craft's cache folder; None for a folder of somebody who isn't there."""
+    """The file in craft's cache folder, one for each installation; None where its name makes no sense."""
     from craft.data.cache import Cache
 
+    versions = f"{craft.__version__}-{version('transformers')}"
     with suppress(UserError):
-        return Cache().root / f"settings-{craft.__version__}-{version('transformers')}.json"
+        return Cache().root / f"settings-{versions}-{hashlib.sha256(bytes(CRAFT)).hexdigest()[:8]}.json"
     return None
 
 
