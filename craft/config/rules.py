@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -67,7 +68,7 @@ def model_config(models: Mapping[str, Any]) -> PreTrainedConfig:
 
     given = {name: value for name, value in models.items() if value is not None and name not in START}
     try:
-        return AutoConfig.for_model(**given)
+        return AutoConfig.for_model(**copy.deepcopy(given))  # it fills mappings up
     except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
         cause = error.__cause__ or error
         sentence = " ".join(str(cause.args[0] if cause.args else cause).split()).rstrip(".")

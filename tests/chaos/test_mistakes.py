@@ -92,7 +92,7 @@ SETTINGS = [
     Mistake("train text.txt training.lerning_rate=1", "did you mean 'training.learning_rate'?"),
     Mistake("train text.txt lr=1", "training.learning_rate"),
     Mistake("train text.txt +a.b=1", "unknown section 'a'"),
-    Mistake("train text.txt ~models", "no file '~models'"),
+    Mistake("train text.txt ~models", "no user 'models'"),
     Mistake("train =1", "KEY=VALUE"),
     Mistake("train text.txt models=", "there are: char_lstm"),
     Mistake("train text.txt models=char_lstm,transformer", "char_lstm,transformer"),

@@ -251,6 +251,11 @@ def test_the_defaults_and_what_bytes_do_may_be_said_of_a_byte_tokenizer() -> Non
         compose(["data.tokenizer=byte", *defaults, f"data.unknown={unknown}"])
 
 
+def test_checking_a_run_changes_nothing_of_it() -> None:
+    run = compose(["models.rope_parameters.rope_type=linear", "models.rope_parameters.factor=2"])
+    assert run.models["rope_parameters"] == {"rope_type": "linear", "factor": 2}
+
+
 def test_a_saved_run_does_not_depend_on_later_defaults() -> None:
     run = compose(["data=text_file", "data.path=a.txt"])
     assert run.data["block_size"] == 64  # a default of the class, written out
