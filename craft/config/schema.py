@@ -126,5 +126,5 @@ def _own(section: str, complete: Mapping[str, Any], written: Mapping[str, Any]) 
     later version repeats it. A model's fields that follow from the data are left to the data."""
     left_open = FROM_DATA if section == "models" else ()
     own = section_of(section, written).own
-    defaults = [name for name in own if name in complete and name not in left_open]
-    return {name: complete[name] for name in dict.fromkeys([*written, *defaults])}
+    others = [name for name in own if name in complete and name not in left_open]
+    return {name: complete[name] for name in dict.fromkeys([*written, *others])}

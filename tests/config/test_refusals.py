@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 
 from craft.config.command_line import split_text
 from craft.config.compose import compose
@@ -229,6 +230,28 @@ def test_a_package_that_is_missing(override: str, package: str, monkeypatch: pyt
     assert "isn't installed" in message
     monkeypatch.setattr("craft.training.requirements.installed", lambda name: True)
     assert compose([*TEXT, override])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("data.block_size=0", "data.order=suffled", "training.ema_decay=2", "training.optim=muonn"),
+        *("training.learning_rate=0", "training.global_batch_size=3", "models.hidden_size=0"),
+        "models.head_dim=7",
+    ],
+)
+def test_python_and_yaml_read_the_same_sentence(override: str, tmp_path: Path) -> None:
+    from craft import CraftTrainingArguments, DataArguments, TransformerConfig
+
+    key, _, text = override.partition("=")
+    section, _, name = key.partition(".")
+    cls = {"data": DataArguments, "training": CraftTrainingArguments, "models": TransformerConfig}[section]
+    more = {"output_dir": str(tmp_path), "gradient_accumulation_steps": 2} if section == "training" else {}
+    with pytest.raises((UserError, ValueError, StrictDataclassError)) as caught:
+        cls(**{name: yaml.safe_load(text)}, **more)
+    said = str(caught.value.__cause__ or caught.value).rstrip(".")
+    accumulation = ["training.gradient_accumulation_steps=2"] if "batch" in name else []
+    assert said in refusal(override, *accumulation).replace("models.", "")
 
 
 def test_a_secret_is_not_repeated() -> None:
