@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from craft.config.fields import START
+from craft.config.rules import model_config
 from craft.pretrained import starting_model
 from craft.utils.common import SAMPLE_CHARACTERS, TEMPERATURE, UserError
 
@@ -55,16 +56,11 @@ def build_model(
 
 def new_model(fields: dict[str, Any], tokenizer: CharTokenizer, block_size: int) -> PreTrainedModel:
     """A model with fresh weights; what `fields` leave open follows from the tokenizer and the window."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    import craft.models  # noqa: F401  (makes craft's classes known to AutoModel)
+    from transformers import AutoModelForCausalLM
 
     fields = {key: value for key, value in fields.items() if value is not None}
     fields = {"max_position_embeddings": block_size, "vocab_size": len(tokenizer), **fields}
-    try:
-        config = AutoConfig.for_model(**fields)
-    except (ValueError, KeyError) as error:
-        raise UserError(f"models: {error}") from error
+    config = model_config(fields)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if (id_ := getattr(config, name, None)) is not None and not 0 <= id_ < len(tokenizer):
             raise UserError(

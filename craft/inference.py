@@ -119,6 +119,7 @@ def load(
     """
     where = str(trusted(resolve(model, root), revision, trust_remote_code))
     import torch
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
@@ -132,6 +133,8 @@ def load(
         network = AutoModelForCausalLM.from_pretrained(
             where, trust_remote_code=trust_remote_code, use_safetensors=True, **overrides
         )
+    except StrictDataclassError as error:
+        raise UserError(f"can't load the model {str(model)!r}: {' '.join(str(error).split())}") from error
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if "ignore_mismatched_sizes" in reason:

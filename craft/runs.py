@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from craft.config.command_line import Finished
 from craft.utils import launch
 from craft.utils.claims import is_claimed
 from craft.utils.common import Failed, UserError, human
@@ -21,6 +20,7 @@ from craft.utils.history import add_event, finished_at
 from craft.utils.logging import get_logger, setup_logging
 from craft.utils.outputs import OUTPUTS, RUN_CONFIG, RUN_NAMES, RunPaths, claim_stamp
 from craft.utils.paths import typed_path
+from craft.utils.resuming import Finished
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

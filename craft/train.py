@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from craft.building import build_model
-from craft.config.command_line import Finished
 from craft.pretrained import saved_tokenizers, starting_tokenizer
 from craft.runs import begun, describe_model, export, finish, name_run, record, share, weights_sum
 from craft.utils import launch
@@ -26,7 +25,8 @@ from craft.utils.claims import claimed
 from craft.utils.common import SAMPLE_CHARACTERS, human
 from craft.utils.logging import get_logger, setup_logging
 from craft.utils.outputs import OUTPUTS, RunPaths
-from craft.utils.stopping import Leaving, leaving
+from craft.utils.resuming import Finished
+from craft.utils.stopping import NOTHING_YET, Leaving, leaving
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -74,7 +74,7 @@ def train(run: Run, resume: str | Path | None = None, allow_changes: bool = Fals
         TrainingFailed: if training can't go on, for example at a loss that isn't a number.
     """
     launch.check()
-    with leaving("nothing was trained yet, and nothing is lost") as end:
+    with leaving(NOTHING_YET) as end:
         from craft.training.distributed.rendezvous import peer_failure_context
 
         with peer_failure_context(last=True), ExitStack() as claims:

@@ -19,8 +19,7 @@ def command(config_dir: Path | None) -> None:
     craft train experiments=shakespeare_lstm
     craft train my.txt models=char_lstm training.max_steps=500
     """
-    from craft.config.fields import GROUPS
-    from craft.config.files import config_folders, list_group
+    from craft.config.files import GROUPS, config_folders, list_group
 
     folders = config_folders(config_dir)
     listed = {group: list_group(group, folders) for group in GROUPS}

@@ -52,9 +52,10 @@ def go_on(
     Args:
         config_file: instead of the configuration saved in the run.
     """
-    from craft.config.command_line import Finished, run_to_resume
     from craft.config.compose import compose
     from craft.utils.outputs import RUN_CONFIG
+    from craft.utils.resuming import Finished, run_to_resume
+    from craft.utils.stopping import NOTHING_YET, leaving
 
     found = run_to_resume(_here(run_dir))
     if isinstance(found, Finished):
@@ -62,7 +63,8 @@ def go_on(
             echo(str(found))
             return
         found = found.run_dir
-    run = compose(overrides, config_dir=config_dir, config_file=config_file or found / RUN_CONFIG)
+    with leaving(NOTHING_YET):
+        run = compose(overrides, config_dir=config_dir, config_file=config_file or found / RUN_CONFIG)
     if print_config:
         echo(run.to_yaml(), nl=False)
         return

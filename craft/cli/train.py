@@ -57,6 +57,7 @@ def command(
     """
     from craft.config.command_line import split_text
     from craft.config.compose import compose
+    from craft.utils.stopping import NOTHING_YET, leaving
 
     if resume is not None and "=" in resume:  # `--resume KEY=VALUE`: the option's own value was left out
         arguments, resume = (resume, *arguments), "latest"
@@ -71,7 +72,8 @@ def command(
         return
     if allow_changes and resume is None:
         raise UserError("--allow-changes belongs to a run that goes on: craft resume RUN_DIR --allow-changes")
-    run = compose(overrides, config_dir=config_dir, config_file=config_file)
+    with leaving(NOTHING_YET):
+        run = compose(overrides, config_dir=config_dir, config_file=config_file)
     if print_config:
         echo(run.to_yaml(), nl=False)
         return

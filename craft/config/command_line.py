@@ -1,23 +1,23 @@
-"""What the words of a command line mean: a text, choices of files, values of fields, a run to resume."""
+"""What the words of a command line mean: a text, choices of files, values of fields."""
 
 from __future__ import annotations
 
-import glob
+import math
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from craft.config.fields import GROUPS, all_keys, suggest
-from craft.config.files import config_folders, list_group
-from craft.utils.claims import is_claimed
+from craft.config.fields import all_keys, suggest
+from craft.config.files import GROUPS, config_folders, list_group
 from craft.utils.common import UserError, did_you_mean
-from craft.utils.history import finished_at, read_history
-from craft.utils.outputs import OUTPUTS, RUN_CONFIG
 from craft.utils.paths import typed_path
 
 OVERRIDE = re.compile(r"\+*([A-Za-z_]\w*(?:\.\w+)*)=(.*)", re.DOTALL)
+KEY_VALUE = "settings are written KEY=VALUE, for example training.max_steps=500"
+IN_ONE_LINE: Any = {"default_style": '"', "default_flow_style": True, "width": math.inf}
+"""How YAML is written that holds any path."""
 
 
 def split_text(arguments: Sequence[str]) -> list[str]:
@@ -36,27 +36,14 @@ def split_text(arguments: Sequence[str]) -> list[str]:
         pattern_or_url = "://" in path or any(char in path for char in "*?[")
         if not pattern_or_url and not os.path.exists(typed_path(path)):
             if "=" in path:
-                raise UserError(
-                    f"can't read {path!r}: it is no file, and settings are written KEY=VALUE, for example "
-                    "training.max_steps=500"
-                )
+                raise UserError(f"can't read {path!r}: it is no file, and {KEY_VALUE}")
             raise UserError(f"no file {path!r}{_suggest_text(path)}")
     if not texts:
         return settings
-    path = f"[{', '.join(map(_quoted, texts))}]" if len(texts) > 1 else _verbatim(texts[0])
+    import yaml
+
+    path = yaml.safe_dump(texts if len(texts) > 1 else texts[0], **IN_ONE_LINE).strip()
     return ["data=text_file", f"data.path={path}", *settings]
-
-
-def _verbatim(path: str) -> str:
-    """A path that would be read as YAML (`'a'`, `null`, `[x]`) in quotes."""
-    plain = re.match(r"[^\s\"'\[{~#]", path) and path.lower() not in ("null", "true", "false")
-    return path if plain else _quoted(path)
-
-
-def _quoted(path: str) -> str:
-    """A path in YAML, whatever bytes it holds."""
-    kept = (c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in path)
-    return f'"{"".join(kept)}"'
 
 
 def _suggest_text(path: str) -> str:
@@ -66,75 +53,6 @@ def _suggest_text(path: str) -> str:
     folder, name = os.path.split(typed_path(path))
     names = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
     return did_you_mean(name, [other for other in names if other != name])  # a broken link
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A run with nothing left to do.
-
-    Args:
-        run_dir: its folder.
-        others: how many more there are like it, where no run was named.
-    """
-
-    run_dir: Path
-    others: int = 0
-
-    def __str__(self) -> str:
-        step = finished_at(self.run_dir)
-        which = (
-            f"all {self.others + 1} runs are finished; the newest is {self.run_dir}" if self.others else ""
-        )
-        model = f", its model is {self.run_dir}_step_{step}" if step is not None else ""
-        return (
-            f"{which or f'{self.run_dir} is finished'}{model}; to train it on: "
-            f"craft resume {self.run_dir} training.max_steps=N"
-        )
-
-
-def run_to_resume(run_dir: str, root: Path = OUTPUTS) -> Path | Finished:
-    """The folder of the run to go on with.
-
-    Args:
-        run_dir: the folder, or `latest` for the newest run that is neither finished nor in training now.
-
-    Raises:
-        UserError: if there is none.
-    """
-    if run_dir == "latest":
-        return _newest_unfinished(root / "models")
-    folder = Path(typed_path(run_dir))
-    if re.fullmatch(r"checkpoint-\d+", folder.name):
-        raise UserError(
-            f"{run_dir} is one checkpoint; name its run, {folder.parent}, which goes on from the newest good "
-            "one"
-        )
-    if not (folder / RUN_CONFIG).is_file():
-        raise UserError(
-            f"{run_dir}: no run there ({RUN_CONFIG} is missing); give a folder under outputs/models"
-        )
-    return Finished(folder) if _is_finished(folder) else folder
-
-
-def _newest_unfinished(models: Path) -> Path | Finished:
-    runs = [path.parent for path in models.glob(f"[!.]*/{RUN_CONFIG}") if "_step_" not in path.parent.name]
-    runs.sort(key=lambda run: run.stat().st_mtime_ns, reverse=True)
-    if not runs:
-        raise UserError(f"no run to resume in {models}; start one with 'craft train'")
-    unfinished = [run for run in runs if not _is_finished(run)]
-    if not unfinished:
-        return Finished(runs[0], others=len(runs) - 1)
-    idle = [run for run in unfinished if not is_claimed(run)]
-    if not idle:
-        raise UserError(f"{unfinished[0]} is in training now, and no other run is unfinished")
-    return idle[0]
-
-
-def _is_finished(run: Path) -> bool:
-    """By its history; a run without one is finished once its model lies beside it as `<run>_step_<n>`."""
-    if read_history(run):
-        return finished_at(run) is not None
-    return any(run.parent.glob(f"{glob.escape(run.name)}_step_*/config.json"))
 
 
 def split_overrides(
@@ -150,9 +68,7 @@ def split_overrides(
     for text in overrides:
         match = OVERRIDE.fullmatch(text)
         if not match:
-            raise UserError(
-                f"can't read {text!r}: settings are written KEY=VALUE, for example training.max_steps=500"
-            )
+            raise UserError(f"can't read {text!r}: {KEY_VALUE}")
         key, value = match.groups()
         if "." in key:
             values.append((key, value))
@@ -174,11 +90,6 @@ def _choice(group: str, value: str, folders: Sequence[Path]) -> str:
 
 def suggest_setting(key: str) -> str:
     """`", did you mean 'training.max_steps'?"` for what was written where a setting belongs."""
-    if key in (keys := all_keys()):
+    if key in all_keys():
         return f", did you mean {key!r}?"
-    if hint := did_you_mean(key, GROUPS):
-        return hint
-    dotted = [name for name in keys if name.partition(".")[2] == key]
-    return (
-        f", did you mean {dotted[0]!r}?" if dotted else suggest(key) or f" (groups are {', '.join(GROUPS)})"
-    )
+    return did_you_mean(key, GROUPS) or suggest(key) or f" (groups are {', '.join(GROUPS)})"

@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from craft.config.command_line import split_overrides
-from craft.config.fields import GROUPS, SECTIONS
-from craft.config.files import Locator, config_folders, list_group, short
-from craft.config.pretrained import agree, refuse_tokenizer_settings, start_from
+from craft.config.files import GROUPS, SECTIONS, Locator, config_folders, list_group, located, short
+from craft.config.pretrained import agree, start_from
 from craft.config.schema import Run
 from craft.config.values import overruled, resolved, set_value
 from craft.utils.common import UserError
-from craft.utils.hub import is_repo_id
 from craft.utils.paths import typed_path
 
 
@@ -36,7 +34,7 @@ def compose(
         config_file: a saved run to start from instead of the groups.
 
     Raises:
-        UserError: for anything that isn't a possible run; nothing has been read or imported by then.
+        UserError: for anything that isn't a possible run; no text has been read by then.
     """
     from omegaconf import OmegaConf
 
@@ -51,19 +49,18 @@ def compose(
             config, files = _load_saved(saved, choices, folders)
         typed = {key for key, _ in values}
         locate = Locator(typed, files)
-        start = start_from(config, values, "models" in choices, files, saved=saved is not None)
-        read = ("models.init_from", *(["models.init_revision"] if start is not None else []))
-        values = [(key, text) for key, text in values if key not in read]
-        if start is not None:
-            refuse_tokenizer_settings(start["init_from"], sorted(typed))
-        for key, text in values:
-            for other, neutral in overruled(key, text).items():
-                OmegaConf.update(config, other, neutral, force_add=True)
-        for key, text in values:
-            set_value(config, key, text, locate)
-        if start is not None:
-            agree(config, start, typed)
-        return Run.of(_told_apart(resolved(config)), locate, typed if config_file is not None else None)
+        with located(locate):
+            start = start_from(config, values, "models" in choices, files, saved=saved is not None)
+            read = ("models.init_from", *(["models.init_revision"] if start is not None else []))
+            values = [(key, text) for key, text in values if key not in read]
+            for key, text in values:
+                for other, neutral in overruled(key, text).items():
+                    OmegaConf.update(config, other, neutral, force_add=True)
+            for key, text in values:
+                set_value(config, key, text)
+            if start is not None:
+                agree(config, start, typed)
+            return Run.of(resolved(config), locate, None if saved is None else typed)
 
 
 def _compose_groups(choices: Mapping[str, str], folders: Sequence[Path]) -> tuple[Any, dict[str, list[Path]]]:
@@ -157,17 +154,6 @@ def _load_saved(
         for section in choices:
             config[section], files[section] = fresh[section], fresh_files[section]
     return config, files
-
-
-def _told_apart(run: dict[str, Any]) -> dict[str, Any]:
-    """A folder that is read as a data set of the Hub gets a leading `./`, so that no reader of the record
-    takes it for a name on the Hub."""
-    data = run.get("data")
-    if isinstance(data, dict) and data.get("source") == "hub":
-        path = data.get("path")
-        if isinstance(path, str) and is_repo_id(path) and Path(path).exists():
-            data["path"] = f"./{path}"
-    return run
 
 
 @contextmanager

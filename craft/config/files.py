@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from craft.config.fields import GROUPS
-from craft.config.sources import CRAFT
 from craft.utils.common import UserError
 from craft.utils.paths import typed_path
+
+CRAFT = Path(__file__).resolve().parent.parent
+SECTIONS = ("models", "data", "training")
+GROUPS = (*SECTIONS, "experiments")
+
+Locate = Callable[[str], str]
+"""Says where a key was written, to end a sentence with: `training.lr -> ' (mine/training/a.yaml:4)'`."""
 
 
 def builtin_folder() -> Path:
@@ -71,6 +77,19 @@ class Locator:
         if not name and section in self.files:
             return f" ({short(candidates[-1])})" if candidates else ""
         return ""
+
+
+@contextmanager
+def located(locate: Locate) -> Iterator[None]:
+    """Adds to a refusal where the first setting that it names was written."""
+    try:
+        yield
+    except UserError as error:
+        named = re.search(rf"\b(?:{'|'.join(SECTIONS)})(?:\.\w+)+", str(error))
+        where = locate(named[0]) if named else ""
+        if not where or where in str(error):
+            raise
+        raise UserError(f"{error}{where}") from error.__cause__
 
 
 def short(path: Path) -> str:

@@ -11,14 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from craft.config.fields import START, data_fields, model_source, model_types, section_fields
-from craft.config.rules import FROM_DATA
-from craft.config.schema import coerce
-from craft.config.sources import UNKNOWN, yaml_word
+from craft.config.fields import START, defaults, model_types, section_fields
+from craft.config.snapshot import FROM_DATA, sections
 from craft.config.values import read_value, resolved
 from craft.utils.common import UserError
 from craft.utils.hub import fetch_config
 from craft.utils.outputs import resolve
+from craft.utils.settings import coerce, yaml_word
 
 OF_ITS_TOKENIZER = ("tokenizer", "unknown", "min_frequency", "max_vocab_size")
 """Settings of the data that decide on a new tokenizer, where the model's own is kept."""
@@ -143,11 +142,11 @@ def architecture(file: Path, init_from: str) -> dict[str, Any]:
             f"models.init_from={init_from} is a {model_type!r} model; craft trains on from its own, which "
             f"are {', '.join(model_types())}"
         )
-    own = model_source(model_type).own
-    left_to_data = set(FROM_DATA) - {"max_position_embeddings"}  # the context is part of the architecture
+    own = set(sections()[model_type].own) - set(FROM_DATA)
+    own.add("max_position_embeddings")  # the context is part of the architecture
     # An older model doesn't know of newer fields: it has what their defaults say.
-    complete = {**{k: field.default for k, field in own.items() if field.default is not UNKNOWN}, **config}
-    kept = {k: v for k, v in complete.items() if k in own and k not in left_to_data and v is not None}
+    complete = {**defaults("models", {"model_type": model_type}), **config}
+    kept = {name: value for name, value in complete.items() if name in own and value is not None}
     return {"model_type": model_type, **kept}
 
 
@@ -185,25 +184,10 @@ def refuse_conflicts(init_from: str, found: Mapping[str, Any], said: Mapping[str
         )
 
 
-def refuse_tokenizer_settings(init_from: str, typed: Sequence[str]) -> None:
-    """Refuses settings of a new tokenizer, which there won't be.
-
-    Args:
-        typed: the keys of the command line, dotted.
-
-    Raises:
-        UserError: naming all of them.
-    """
-    useless = [f"data.{key}" for key in OF_ITS_TOKENIZER if f"data.{key}" in typed]
-    if useless:
-        raise UserError(
-            f"models.init_from={init_from} keeps the model's tokenizer, so {' and '.join(useless)} would "
-            "have no effect; leave it out (models.extend_vocab=true gives new characters ids)"
-        )
-
-
 def agree(config: Any, start: Mapping[str, Any], typed: set[str]) -> None:
-    """Refuses typed fields that contradict the model; a window that nobody typed isn't longer than its.
+    """Refuses typed fields that contradict the model, and settings of a new tokenizer, which there won't be.
+
+    A window that nobody typed isn't longer than the model's.
 
     Args:
         config: the composed run; its fields of the model that were left open are filled in.
@@ -211,14 +195,19 @@ def agree(config: Any, start: Mapping[str, Any], typed: set[str]) -> None:
         typed: the keys of the command line, dotted.
 
     Raises:
-        UserError: as `refuse_conflicts`.
+        UserError: naming all of them.
     """
+    if useless := [f"data.{key}" for key in OF_ITS_TOKENIZER if f"data.{key}" in typed]:
+        raise UserError(
+            f"models.init_from={start['init_from']} keeps the model's tokenizer, so {' and '.join(useless)} "
+            "would have no effect; leave it out (models.extend_vocab=true gives new characters ids)"
+        )
     models, data = resolved(config.models), config.get("data") or {}
     refuse_conflicts(start["init_from"], start, {k: v for k, v in models.items() if f"models.{k}" in typed})
     for key, value in models.items():
         if value is None and start.get(key) is not None:  # left open, so it is as the model has it
             config.models[key] = start[key]
     context = start.get("max_position_embeddings")
-    window = data.get("block_size", data_fields()["block_size"].default)
+    window = data.get("block_size", defaults("data", data)["block_size"])
     if context and "data.block_size" not in typed and isinstance(window, int) and window > context:
         config.data.block_size = context

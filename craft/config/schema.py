@@ -1,22 +1,24 @@
 """What a run is: which keys exist, what each may hold, and the `Run` that passed every check.
 
 The keys of each section are the fields of the class that receives it (`DataArguments`,
-`CraftTrainingArguments`, the model's own config), read from their sources by `sources.py`; ranges are in
-`rules.py`, combinations in `combinations.py`.
+`CraftTrainingArguments`, the model's own config), and so are their rules; those about several sections are in
+`combinations.py`. Names and types come first: they are answered without importing the classes.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from craft.config import combinations, rules
-from craft.config.fields import SECTIONS, Locate, model_source, own_fields, section_fields, suggest
-from craft.config.sources import UNKNOWN, Field, Kind, yaml_word
+from craft.config.combinations import complaints
+from craft.config.fields import defaults, section_fields, section_of, suggest
+from craft.config.files import SECTIONS, Locate
+from craft.config.rules import check_effect, model_config
+from craft.config.snapshot import FROM_DATA
 from craft.utils.common import UserError, did_you_mean
-from craft.utils.paths import HOLDS_PATH, typed_setting
+from craft.utils.paths import typed_settings
+from craft.utils.settings import check_type, yaml_word
 
 SECTIONS_ARE = "(a run has the sections models, data and training)"
 
@@ -71,16 +73,9 @@ class Run:
                 raise UserError(
                     f"{name} is {what}{locate(name)}; it must be a mapping of settings {SECTIONS_ARE}"
                 )
-            sections[name] = check_section(name, section, locate)
-        complete = {name: {**_defaults(name, section), **section} for name, section in sections.items()}
-        recurrent = model_source(sections["models"]["model_type"]).carries_state
-        defaults = _defaults("data", sections["data"])
-        stated = frozenset(
-            key
-            for key, value in complete["data"].items()
-            if value != defaults[key] and (typed is None or f"data.{key}" in typed)
-        )
-        combinations.check(combinations.Parts(**complete, recurrent=recurrent, stated=stated), locate)
+            sections[name] = check_section(name, section)
+        complete = {name: {**defaults(name, section), **section} for name, section in sections.items()}
+        complete["data"] = _check_rules(**complete, typed=typed)
         own = {name: _own(name, complete[name], section) for name, section in sections.items()}
         return cls(experiment=mapping.get("experiment", "none"), **own)
 
@@ -95,93 +90,41 @@ class Run:
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=110)
 
 
-def check_section(section: str, values: Mapping[str, Any], locate: Locate) -> dict[str, Any]:
-    """One section: every key known, every value of its type and in its range; "1e-3" becomes a number."""
-    known = section_fields(section, values, locate)
+def check_section(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """One section: every key known, every value of its type; "1e-3" becomes a number."""
+    known = section_fields(section, values)
     checked = {}
     for key, value in values.items():
         name = f"{section}.{key}"
         if key not in known:
-            hint = suggest(name, values.get("model_type"))
-            raise UserError(f"unknown key {name!r}{locate(name)}{hint}")
-        try:
-            checked[key] = coerce(value, known[key])
-        except TypeError:
-            raise UserError(
-                f"{name}={yaml_word(value)}{locate(name)} is not valid{_nearest(value, known[key])}; "
-                f"expected {known[key].describe()}"
-            ) from None
-        if HOLDS_PATH.search(str(key)):
-            checked[key] = typed_setting(checked[key], f"{name}=")
-        rules.check_range(section, str(key), checked[key], locate)
-        rules.check_effect(section, known[key], checked[key], locate)
-        rules.check_word(section, str(key), checked[key], locate)
-    return checked
+            raise UserError(f"unknown key {name!r}{suggest(name, values.get('model_type'))}")
+        checked[key] = check_type(section, known[key], value)
+        check_effect(section, known[key], checked[key])
+    return typed_settings(section, checked)
 
 
-def _nearest(value: Any, field: Field) -> str:
-    choices = [choice for kind in field.kinds for choice in kind.choices]
-    return did_you_mean(value, choices) if isinstance(value, str) and choices else ""
+def _check_rules(
+    models: dict[str, Any], data: dict[str, Any], training: dict[str, Any], typed: Collection[str] | None
+) -> dict[str, Any]:
+    """Every rule of values and of several fields, those that need torch last; returns the data as checked."""
+    from craft.data.arguments import check_corpus, check_data
 
+    data = check_data(data)
+    stated = None if typed is None else [key.partition(".")[2] for key in typed if key.startswith("data.")]
+    check_corpus(data, stated)
+    for complaint in complaints(models, data, training, section_of("models", models).carries_state):
+        raise UserError(complaint)
+    from craft.training.arguments import check_training
 
-def _defaults(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The defaults of the section's class; those that its source doesn't show as literals are left out."""
-    return {
-        field.name: field.default
-        for field in section_fields(section, values).values()
-        if field.default is not UNKNOWN
-    }
+    check_training(training)
+    model_config(models)
+    return data
 
 
 def _own(section: str, complete: Mapping[str, Any], written: Mapping[str, Any]) -> dict[str, Any]:
     """What a run holds: first what was written, then every other default of craft's own classes, so that a
     later version repeats it. A model's fields that follow from the data are left to the data."""
-    left_open = rules.FROM_DATA if section == "models" else ()
-    defaults = [name for name in own_fields(section, written) if name in complete and name not in left_open]
-    return {name: complete[name] for name in dict.fromkeys([*written, *defaults])}
-
-
-def coerce(value: Any, field: Field) -> Any:
-    """`value` as one of the field's kinds: `"1e-3"` becomes 0.001 where a number is meant, `2e3` 2000.
-
-    Raises:
-        TypeError: if it is none of them.
-    """
-    if value is None:
-        if field.nullable:
-            return None
-        raise TypeError
-    for kind in field.kinds:
-        if _is(value, kind):
-            return value
-    names = {kind.name for kind in field.kinds}
-    if isinstance(value, float) and "int" in names and value.is_integer():
-        return int(value)
-    if isinstance(value, str) and not field.textual and (meant := _scalar(value)) != value:
-        return coerce(meant, field)
-    raise TypeError
-
-
-def _scalar(text: str) -> Any:
-    """The number or truth value that a text spells, else the text: environment variables are always text."""
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    for number in (int, float):
-        try:
-            return number(text)
-        except ValueError:
-            pass
-    return text
-
-
-def _is(value: Any, kind: Kind) -> bool:
-    if kind.name == "choice":
-        return any(type(value) is type(choice) and value == choice for choice in kind.choices)
-    if kind.name == "any":
-        return True
-    if isinstance(value, bool):
-        return kind.name == "bool"
-    if kind.name == "float":
-        return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
-    types = {"int": int, "str": str, "list": list, "dict": dict}
-    return kind.name in types and isinstance(value, types[kind.name])
+    left_open = FROM_DATA if section == "models" else ()
+    own = section_of(section, written).own
+    others = [name for name in own if name in complete and name not in left_open]
+    return {name: complete[name] for name in dict.fromkeys([*written, *others])}

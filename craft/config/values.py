@@ -9,18 +9,16 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from craft.config.fields import SECTIONS, Locate, elsewhere, section_fields, suggest
+from craft.config.fields import elsewhere, section_fields, suggest
+from craft.config.files import SECTIONS
 from craft.config.rules import OVERRULES
 from craft.config.schema import SECTIONS_ARE
-from craft.config.sources import Field
 from craft.utils.common import UserError, did_you_mean
+from craft.utils.settings import Field
 
 
-def set_value(config: Any, key: str, text: str, locate: Locate) -> None:
+def set_value(config: Any, key: str, text: str) -> None:
     """Writes one command-line value into the composed configuration.
-
-    Args:
-        locate: says where a key was written.
 
     Raises:
         UserError: if there is no such section or key, or the text can't be read.
@@ -39,12 +37,12 @@ def set_value(config: Any, key: str, text: str, locate: Locate) -> None:
     plain: Any = OmegaConf.to_container(config[section], resolve=False)
     if key == "models.model_type":
         plain = {"model_type": text}
-    field = section_fields(section, plain if isinstance(plain, dict) else {}, locate).get(name)
+    field = section_fields(section, plain if isinstance(plain, dict) else {}).get(name)
     if field is None:
         model_type = plain.get("model_type") if isinstance(plain, dict) else None
         raise UserError(f"unknown key '{section}.{name}'{suggest(f'{section}.{name}', model_type)}")
     if "." in rest:
-        if not any(kind.name in ("dict", "any") for kind in field.kinds):
+        if not {"dict", "any"} & set(field.types):
             raise UserError(f"'{key}' does not exist: {section}.{name} is {field.describe()}")
         if not isinstance(config[section].get(name), DictConfig):
             config[section][name] = {}
@@ -80,8 +78,7 @@ def read_value(text: str, field: Field) -> Any:
             return text
         value = parse_value(text)
         fits = isinstance(value, str) or (value is None and field.nullable)
-        others = {kind.name for kind in field.kinds}
-        fits |= any(isinstance(value, kind) and kind.__name__ in others for kind in (list, dict, bool))
+        fits |= any(isinstance(value, kind) and kind.__name__ in field.types for kind in (list, dict, bool))
         return value if fits else text
     return parse_value(text)
 

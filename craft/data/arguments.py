@@ -1,20 +1,44 @@
-"""What a corpus is: the schema of `configs/data/*.yaml`.
+"""What a corpus is: the schema of `configs/data/*.yaml`, and every rule about it.
 
-Torch-free and literal: the fields below are the keys of the YAML files and of `data.*` overrides, and
-`craft.config` reads their names, types and defaults from this source without importing it.
+Torch-free: the fields below are the keys of the YAML files and of `data.*` overrides, their annotations and
+validators the rules of single values; the functions at the end are about several.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import PurePath
-from typing import Any, Literal, get_args, get_type_hints
+from pathlib import Path, PurePath
+from typing import Any, Literal
 
-from craft.utils.common import UserError, did_you_mean
+from huggingface_hub.dataclasses import validated_field
+
+from craft.utils.common import UserError
 from craft.utils.encodings import wrong_encoding
+from craft.utils.hub import is_repo_id
 from craft.utils.labels import wrong_language
-from craft.utils.paths import typed_setting
+from craft.utils.paths import typed_settings
+from craft.utils.settings import (
+    COUNT,
+    Field,
+    check_type,
+    check_values,
+    fields_of,
+    must,
+    validators,
+    word,
+    yaml_word,
+)
+
+_NAMES = must(
+    "hold texts alone, none of them empty",
+    lambda x: not isinstance(x, list) or all(isinstance(each, str) and each for each in x),
+)
+_SHARE = must(
+    "be 0 or more: a fraction below 1 or a whole number of characters",
+    lambda x: 0 <= x < 1 or (x >= 1 and x == int(x)),
+)
 
 
 @dataclass
@@ -63,11 +87,11 @@ class DataArguments:
 
     name: str | None = None
     source: Literal["builtin", "files", "hub"] = "files"
-    path: str | list[str] | None = None
-    exclude: str | list[str] | None = None
+    path: str | list[str] | None = validated_field(_NAMES, default=None)
+    exclude: str | list[str] | None = validated_field(_NAMES, default=None)
     format: Literal["auto", "text", "jsonl", "json", "csv", "tsv", "parquet"] = "auto"
     separator: str | None = None
-    language: str | None = None
+    language: str | None = validated_field(word(wrong_language), default=None)
     config_name: str | None = None
     revision: str | None = None
     split: str = "train"
@@ -75,48 +99,22 @@ class DataArguments:
     test_split: str | None = None
     text_column: str = "text"
     streaming: bool = False
-    lanes: int = 16
-    encoding: str | None = None
+    lanes: int = validated_field(COUNT, default=16)
+    encoding: str | None = validated_field(word(wrong_encoding), default=None)
     errors: Literal["strict", "replace"] = "strict"
-    validation_size: float | int = 0.1
-    test_size: float | int = 0.0
-    block_size: int = 64
+    validation_size: float | int = validated_field(_SHARE, default=0.1)
+    test_size: float | int = validated_field(_SHARE, default=0.0)
+    block_size: int = validated_field(COUNT, default=64)
     order: Literal["shuffled", "random"] = "shuffled"
     tokenizer: Literal["char", "byte"] = "char"
     unknown: Literal["strict", "unk", "bytes"] = "strict"
-    min_frequency: int = 1
-    max_vocab_size: int | None = None
+    min_frequency: int = validated_field(COUNT, default=1)
+    max_vocab_size: int | None = validated_field(COUNT, default=None)
     cache_dir: str | None = None
 
     def __post_init__(self) -> None:
-        for key in ("path", "cache_dir"):
-            setattr(self, key, typed_setting(getattr(self, key), f"data.{key}="))
-        for key, kind in get_type_hints(DataArguments).items():
-            value, choices = getattr(self, key), [c for c in get_args(kind) if isinstance(c, str)]
-            if choices and value not in choices:
-                hint = did_you_mean(str(value), choices)
-                raise UserError(f"data.{key}={value!r} is none of {', '.join(choices)}{hint}")
-        for key in ("path", "exclude"):
-            value = getattr(self, key)
-            if isinstance(value, list) and not all(isinstance(each, str) and each for each in value):
-                raise UserError(f"data.{key}={value} must hold texts alone, none of them empty")
-        if self.source != "files" and isinstance(self.path, list):
-            raise UserError(f"data.path={self.path} is a list; data.source={self.source} takes one name")
-        for key in ("block_size", "min_frequency", "lanes"):
-            if getattr(self, key) < 1:
-                raise UserError(f"data.{key}={getattr(self, key)} must be at least 1")
-        for key in ("validation_size", "test_size"):
-            size = getattr(self, key)
-            if size < 0 or (size >= 1 and size != int(size)):
-                raise UserError(
-                    f"data.{key}={size} must be a fraction below 1 or a whole number of characters"
-                )
-        if complaint := without_alphabet(vars(self)):
-            raise UserError(complaint[1])
-        if self.encoding is not None and (wrong := wrong_encoding(self.encoding, "data.encoding=")):
-            raise UserError(wrong)
-        if self.language is not None and (wrong := wrong_language(self.language, "data.language=")):
-            raise UserError(wrong)
+        for name, value in check_data(vars(self)).items():
+            setattr(self, name, value)
 
     @property
     def paths(self) -> list[str]:
@@ -142,22 +140,84 @@ def _stem(path: str) -> str:
     return next((s for s in reversed(stems) if s and not set(s) & set("*?[")), "corpus")
 
 
+@functools.cache
+def data_fields() -> dict[str, Field]:
+    """The keys of the section `data`."""
+    return fields_of(DataArguments)
+
+
+def check_data(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of all fields, as their types have them.
+
+    Raises:
+        UserError: at the first rule that is broken.
+    """
+    data = {name: check_type("data", field, values[name]) for name, field in data_fields().items()}
+    data = typed_settings("data", data)
+    check_values("data", validators(DataArguments), data)
+    source, path = data["source"], data["path"]
+    if source != "files" and isinstance(path, list):
+        raise UserError(f"data.path={yaml_word(path)} is a list; data.source={source} takes one name")
+    if source == "hub" and isinstance(path, str) and is_repo_id(path) and Path(path).exists():
+        data["path"] = f"./{path}"  # a folder, which no reader of the record should look for on the Hub
+    sizes = {name: data[f"{name}_size"] for name in ("validation", "test")}
+    if all(size < 1 for size in sizes.values()) and sum(sizes.values()) >= 1:
+        raise UserError(
+            f"data.test_size={sizes['test']} and data.validation_size={sizes['validation']} leave nothing to "
+            "train on; their sum must be below 1"
+        )
+    for name in ("validation", "test"):
+        if data[f"{name}_split"] and source != "hub":
+            raise UserError(
+                f"data.{name}_split={data[f'{name}_split']} names a split of a dataset (data.source=hub); "
+                f"texts are cut by data.{name}_size"
+            )
+    for name in OF_ALPHABET if data["tokenizer"] == "byte" else ():
+        # `unknown=bytes` is what that tokenizer does anyway.
+        if data[name] not in (data_fields()[name].default, "bytes"):
+            raise UserError(
+                f"data.{name}={data[name]} is about an alphabet; data.tokenizer=byte has none, leave it out"
+            )
+    return data
+
+
 OF_ALPHABET = ("unknown", "min_frequency", "max_vocab_size")
 """Settings of the alphabet, which a byte tokenizer doesn't have."""
 
+READ_BY = {
+    **dict.fromkeys(("config_name", "revision", "split"), ("hub",)),
+    **dict.fromkeys(("encoding", "errors", "exclude", "format", "separator"), ("files",)),
+    "text_column": ("files", "hub"),
+}
+"""Fields that only some sources look at."""
 
-def without_alphabet(data: Mapping[str, Any]) -> tuple[str, str] | None:
-    """A setting of the alphabet that the byte tokenizer would ignore: its key, and what to say.
 
-    `unknown=bytes` is what that tokenizer does anyway.
+def check_corpus(data: Mapping[str, Any], stated: Collection[str] | None = None) -> None:
+    """Refuses what is no corpus to train on, and settings that would have no effect on it.
+
+    Args:
+        data: what `check_data` returned.
+        stated: fields that somebody set now; others may have been saved by an earlier version. None: all.
+
+    Raises:
+        UserError: with what is missing, or to be left out.
     """
-    for key in OF_ALPHABET if data["tokenizer"] == "byte" else ():
-        if data[key] not in (getattr(DataArguments, key), "bytes"):
-            return (
-                f"data.{key}",
-                f"data.{key}={data[key]} is about an alphabet; data.tokenizer=byte has none, leave it out",
-            )
-    return None
+    source = data["source"]
+    if not data["path"]:
+        ways = {
+            "files": "craft train my.txt, or data.path=my.txt",
+            "hub": "data.path=USER/DATASET",
+            "builtin": "data.path=NAME",
+        }
+        raise UserError(f"data.path is missing, and data.source={source} needs one: {ways[source]}")
+    for name, field in data_fields().items():
+        if data[name] == field.default or (stated is not None and name not in stated):
+            continue
+        written = f"data.{name}={yaml_word(data[name])} has no effect"
+        if source not in READ_BY.get(name, (source,)):
+            raise UserError(f"{written} with data.source={source}; leave it out")
+        if name == "lanes" and not data["streaming"]:
+            raise UserError(f"{written} without data.streaming=true; leave it out")
 
 
 def of_saved_run(data: Mapping[str, Any]) -> dict[str, Any]:

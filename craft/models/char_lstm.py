@@ -5,14 +5,14 @@ layer is a transformers cache layer, so beam search, chunked prefill and continu
 Hub-safe: copied beside the weights by `save_pretrained`.
 """
 # ruff: noqa: RUF012  (transformers reads its plans and flags from plain class attributes)
-
-from __future__ import annotations
+# Annotations are evaluated here: `@strict` checks the types of a config's fields by them.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import GenerationMixin, PreTrainedConfig
 from transformers import initialization as init
@@ -21,10 +21,12 @@ from transformers.masking_utils import find_packed_sequence_indices
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
+from transformers.utils.type_validators import interval
 
 from .base import BaseModel, LanguageModel
 from .cells import Cell, LSTMCell, State, is_fused
 from .decoding import has_plain_weights
+from .fields import optional_count, optional_id
 from .inputs import either_cache, embed
 from .lora import tell_peft
 from .recurrence import Layout, in_steps, one_step, packed_layout, read
@@ -33,6 +35,7 @@ from .state_cache import LAYER_TYPE
 Norms = Literal["each", "head", "none"]
 
 
+@strict
 class CharLSTMConfig(PreTrainedConfig):
     """Shape of a CharLSTM; every field may be set in a model YAML.
 
@@ -45,7 +48,7 @@ class CharLSTMConfig(PreTrainedConfig):
         max_position_embeddings: window it was trained on; informative only, the state has no length limit.
 
     Raises:
-        ValueError: a field out of range, naming the field and its value.
+        StrictDataclassError: a field of another type or out of range, naming the field and its value.
     """
 
     model_type = "char_lstm"
@@ -53,34 +56,22 @@ class CharLSTMConfig(PreTrainedConfig):
     peft_targets = {"LORA": ("embed_tokens", "lm_head"), "": ("lm_head",)}  # PEFT can't adapt an nn.LSTM
     num_attention_heads = 1  # no field: what plans memory by heads finds the state in one piece
 
-    vocab_size: int = 256
-    hidden_size: int = 256
-    num_hidden_layers: int = 2
+    vocab_size: int = interval(min=1)(default=256)
+    hidden_size: int = interval(min=1)(default=256)
+    num_hidden_layers: int = interval(min=1)(default=2)
     layer_norm: Norms = "each"
-    layer_norm_eps: float = 1e-5
-    dropout: float = 0.0
-    forget_bias: float = 0.0
+    layer_norm_eps: int | float = interval(min=0, exclude_min=True)(default=1e-5)
+    dropout: int | float = interval(min=0, max=1, exclude_max=True)(default=0.0)
+    forget_bias: int | float = 0.0
     tie_word_embeddings: bool = False
-    max_position_embeddings: int | None = None
+    max_position_embeddings: int | None = optional_count(default=None)
     use_cache: bool = True
-    bos_token_id: int | None = None
-    eos_token_id: int | None = None
-    pad_token_id: int | None = None
+    bos_token_id: int | None = optional_id(default=None)
+    eos_token_id: int | None = optional_id(default=None)
+    pad_token_id: int | None = optional_id(default=None)
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)
-        self.validate()
-
-    def validate(self) -> None:
-        """Raise a ValueError that names the first field out of range."""
-        for name in ("vocab_size", "hidden_size", "num_hidden_layers"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
-        if self.layer_norm not in get_args(Norms):
-            raise ValueError(f'layer_norm must be "each", "head" or "none", got {self.layer_norm!r}')
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout!r}")
+    def validate_layer_type(self) -> None:
+        """Its cache layer is craft's own, which transformers' list doesn't have."""
 
     def to_dict(self) -> dict[str, Any]:
         tell_peft(self)
@@ -237,11 +228,11 @@ class DecodeState:
     states: list[State]
     ways: list[Callable[[torch.Tensor, State], tuple[torch.Tensor, State]]] = field(default_factory=list)
 
-    def take(self, rows: list[int]) -> DecodeState:
+    def take(self, rows: list[int]) -> "DecodeState":
         """The state of these rows."""
         return replace(self, states=[tuple(part[rows] for part in state) for state in self.states])
 
-    def join(self, others: list[DecodeState]) -> DecodeState:
+    def join(self, others: list["DecodeState"]) -> "DecodeState":
         """One state for the rows of this one and then those of the others."""
         layers = zip(*(other.states for other in (self, *others)))
         return replace(self, states=[tuple(map(torch.cat, zip(*states))) for states in layers])

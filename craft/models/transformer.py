@@ -7,10 +7,12 @@ in blocks.py, fast decoding in ring.py. Hub-safe: copied beside the weights by `
 # ruff: noqa: RUF012  (transformers reads its plans and flags from plain class attributes)
 # Annotations are evaluated here: transformers' tools read from them what `**kwargs` may hold.
 
+import difflib
 import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import AutoModel, GenerationMixin, PreTrainedConfig
 from transformers import initialization as init
@@ -22,14 +24,17 @@ from transformers.modeling_layers import (
     GenericForTokenClassification,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
+from transformers.utils.type_validators import interval
 
 from .base import BaseModel, LanguageModel
 from .blocks import Attention, RotaryEmbedding, TransformerLayer, make_norm
 from .decoding import has_plain_weights
+from .fields import optional_count, optional_id, optional_positive
 from .inputs import either_cache, embed
 from .lora import tell_peft
 from .ring import Ring
@@ -39,6 +44,7 @@ Norm = Literal["rmsnorm", "layernorm"]
 Position = Literal["rope", "learned"]
 
 
+@strict
 class TransformerConfig(PreTrainedConfig):
     """Shape of a Transformer; every field may be set in a model YAML.
 
@@ -61,7 +67,8 @@ class TransformerConfig(PreTrainedConfig):
         zero_init: start with half blocks and (untied) head at zero; only with initializer_range null.
 
     Raises:
-        ValueError: a field out of range or at odds with another, naming both and their values.
+        StrictDataclassError: a field of another type or out of range, naming the field and its value.
+        ValueError: a field at odds with another, naming both and their values.
     """
 
     model_type = "char_transformer"
@@ -85,36 +92,36 @@ class TransformerConfig(PreTrainedConfig):
         "norm": (["hidden_states"], ["hidden_states"]),
     }
 
-    vocab_size: int = 256
-    hidden_size: int = 128
-    num_hidden_layers: int = 4
-    num_attention_heads: int = 4
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
+    vocab_size: int = interval(min=1)(default=256)
+    hidden_size: int = interval(min=1)(default=128)
+    num_hidden_layers: int = interval(min=1)(default=4)
+    num_attention_heads: int = interval(min=1)(default=4)
+    num_key_value_heads: int | None = optional_count(default=None)
+    head_dim: int | None = optional_count(default=None)
     mlp: Mlp = "relu2"
-    intermediate_size: int | None = None
+    intermediate_size: int | None = optional_count(default=None)
     norm: Norm = "rmsnorm"
     norm_weight: bool = False
-    norm_eps: float = 1e-6
+    norm_eps: int | float = interval(min=0, exclude_min=True)(default=1e-6)
     qk_norm: bool = True
-    attention_scale: float | None = None
+    attention_scale: int | float | None = optional_positive(default=None)
     position: Position = "rope"
-    rope_theta: float = 10000.0
+    rope_theta: int | float = interval(min=0, exclude_min=True)(default=10000.0)
     rope_parameters: dict | None = None
-    max_position_embeddings: int | None = None
-    sliding_window: int | None = None
+    max_position_embeddings: int | None = optional_count(default=None)
+    sliding_window: int | None = optional_count(default=None)
     bias: bool = False
-    dropout: float = 0.0
+    dropout: int | float = interval(min=0, max=1, exclude_max=True)(default=0.0)
     tie_word_embeddings: bool = False
-    initializer_range: float | None = None
+    initializer_range: int | float | None = optional_positive(default=None)
     zero_init: bool = True
     use_cache: bool = True
-    bos_token_id: int | None = None
-    eos_token_id: int | None = None
-    pad_token_id: int | None = None
+    bos_token_id: int | None = optional_id(default=None)
+    eos_token_id: int | None = optional_id(default=None)
+    pad_token_id: int | None = optional_id(default=None)
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self._check_sizes()
+        self.validate_architecture()  # of what was given; `@strict` does it again with what follows from it
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
@@ -133,32 +140,34 @@ class TransformerConfig(PreTrainedConfig):
             self.rope_parameters = None
         if self.mlp == "swiglu":
             self.base_model_tp_plan = {**self.base_model_tp_plan, "layers.*.mlp.gate_proj": "colwise"}
-        self._check_choices()
 
-    def _check_sizes(self) -> None:
-        sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
-        derived = ("num_key_value_heads", "head_dim", "intermediate_size", "max_position_embeddings")
-        for name in (*sizes, *derived, "sliding_window"):
-            value = getattr(self, name)
-            if not (isinstance(value, int) and value >= 1) and not (value is None and name not in sizes):
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    def validate_architecture(self) -> None:
+        """Raise a ValueError for sizes that don't go together."""
         size, heads, shared = self.hidden_size, self.num_attention_heads, self.num_key_value_heads or 1
         if self.head_dim is None and size % heads:
-            raise ValueError(f"hidden_size ({size}) must be divisible by num_attention_heads ({heads})")
+            raise ValueError(f"hidden_size={size} must be a multiple of num_attention_heads={heads}")
         if heads % shared:
             raise ValueError(
-                f"num_attention_heads ({heads}) is no multiple of num_key_value_heads ({shared})"
+                f"num_attention_heads={heads} must be a multiple of num_key_value_heads={shared}"
+            )
+        width = self.head_dim or size // heads
+        if self.position == "rope" and width % 2:
+            raise ValueError(
+                f"head_dim={width} must be even for position=rope, which turns pairs (left open, it is "
+                f"hidden_size={size} / num_attention_heads={heads})"
             )
 
-    def _check_choices(self) -> None:
-        for name, choice in (("mlp", Mlp), ("norm", Norm), ("position", Position)):
-            allowed, value = get_args(choice), getattr(self, name)
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout!r}")
-        if self.position == "rope" and self.head_dim and self.head_dim % 2:
-            raise ValueError(f'position "rope" turns pairs: head_dim must be even, got {self.head_dim}')
+    def validate_rope(self) -> None:
+        """Raise a ValueError for words that transformers would pass over with a warning."""
+        given, kinds = self.rope_parameters or {}, ["default", *ROPE_INIT_FUNCTIONS]
+        for name in given:
+            if name not in (known := [*RopeParameters.__annotations__, "type"]):
+                raise ValueError(f"unknown key rope_parameters.{name}{_near(name, known)}")
+        if (kind := given.get("rope_type", "default")) not in kinds:
+            raise ValueError(
+                f"unknown rope_parameters.rope_type={kind}{_near(kind, kinds)} (there are {', '.join(kinds)})"
+            )
+        super().validate_rope()
 
     def to_dict(self) -> dict[str, Any]:
         tell_peft(self)
@@ -171,6 +180,11 @@ class TransformerConfig(PreTrainedConfig):
                 f"{length} characters exceed the learned positions, max_position_embeddings="
                 f"{self.max_position_embeddings}; stream() rolls its window over them and goes on without end"
             )
+
+
+def _near(word: Any, known: list[str]) -> str:
+    near = difflib.get_close_matches(str(word), known, n=1)
+    return f", did you mean {near[0]!r}?" if near else ""
 
 
 class TransformerPreTrainedModel(BaseModel):

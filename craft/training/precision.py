@@ -45,7 +45,9 @@ def choose_precision(
     launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no") if launcher is None else launcher
     on_cpu, capability = hardware.device == "cpu", hardware.capability
     if requested == "fp16" and on_cpu:
-        raise UserError("training.precision=fp16 needs a GPU, and this run is on a CPU; use auto or fp32")
+        raise UserError(
+            "training.precision=fp16 needs a GPU, and this run is on a CPU; use training.precision=auto"
+        )
     if requested == "bf16" and capability is not None and capability < (8, 0):
         raise UserError(f"training.precision=bf16 needs a GPU of capability 8.0 (here {hardware}); use fp16")
     if requested != "auto":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from craft.utils.common import UserError
@@ -49,3 +50,11 @@ def typed_setting(value: Any, where: str) -> Any:
     if isinstance(value, list):
         return [typed_setting(each, where) for each in value]
     return typed_path(value, where) if isinstance(value, str | os.PathLike) else value
+
+
+def typed_settings(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings, with `typed_setting` of those whose name says that they hold a path."""
+    return {
+        name: typed_setting(value, f"{section}.{name}=") if HOLDS_PATH.search(name) else value
+        for name, value in values.items()
+    }

@@ -16,6 +16,8 @@ from craft.utils.terminal import write_at_once
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
+NOTHING_YET = "nothing was trained yet, and nothing is lost"
+
 
 class TrainingInterrupted(SystemExit):
     """A signal was obeyed and nothing is lost; the status is 130 for Ctrl-C, else 0."""

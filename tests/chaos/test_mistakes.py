@@ -102,7 +102,7 @@ SETTINGS = [
     Mistake("train text.txt training.learning_rate=[1]", "a number"),
     Mistake("train text.txt training.max_steps=ten", "a whole number"),
     Mistake("train text.txt training.seed=99999999999999999999", "4294967295"),
-    Mistake("train text.txt models.dropout=1.0", "below 1"),
+    Mistake("train text.txt models.dropout=1.0", "smaller than 1"),
     Mistake("train text.txt models.hidden_size=130", "multiple of"),
     Mistake("train text.txt training.optim=adamw", "training.optim=adamw"),
     Mistake("train text.txt training.optim=lomo", "lomo_optim"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from craft.config.fields import GROUPS
+from craft.config.files import GROUPS
 
 
 @pytest.fixture

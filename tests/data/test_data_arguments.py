@@ -37,29 +37,26 @@ def test_the_standard_corpora_are_cut_as_the_field_cuts_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "message"),
+    ("values", "words"),
     [
-        ({"source": "file"}, "data.source='file' is none of builtin, files, hub, did you mean 'files'?"),
-        ({"unknown": "byte"}, "data.unknown='byte' is none of strict, unk, bytes, did you mean 'bytes'?"),
-        (
-            {"validation_size": 1.5},
-            "data.validation_size=1.5 must be a fraction below 1 or a whole number of characters",
-        ),
-        (
-            {"test_size": -0.1},
-            "data.test_size=-0.1 must be a fraction below 1 or a whole number of characters",
-        ),
-        ({"block_size": 0}, "data.block_size=0 must be at least 1"),
-        (
-            {"tokenizer": "byte", "min_frequency": 2},
-            "data.min_frequency=2 is about an alphabet; data.tokenizer=byte has none, leave it out",
-        ),
+        ({"source": "file"}, ["data.source=file", "builtin, files, hub", "'files'"]),
+        ({"unknown": "byte"}, ["data.unknown=byte", "strict, unk, bytes", "'bytes'"]),
+        ({"block_size": "many"}, ["data.block_size=many", "a whole number"]),
+        ({"validation_size": 1.5}, ["data.validation_size=1.5", "below 1", "whole number"]),
+        ({"validation_size": 0.5, "test_size": 0.5}, ["data.validation_size=0.5", "data.test_size=0.5"]),
+        ({"test_size": -0.1}, ["data.test_size=-0.1", "0 or more"]),
+        ({"block_size": 0}, ["data.block_size=0", "at least 1"]),
+        ({"path": ["a", ""]}, ['data.path=["a", ""]']),
+        ({"source": "hub", "path": ["a", "b"]}, ['data.path=["a", "b"]', "data.source=hub"]),
+        ({"validation_split": "dev"}, ["data.validation_split=dev", "data.source=hub"]),
+        ({"tokenizer": "byte", "min_frequency": 2}, ["data.min_frequency=2", "data.tokenizer=byte"]),
     ],
 )
-def test_values_out_of_range_are_named(values: dict[str, Any], message: str) -> None:
+def test_values_out_of_range_are_named(values: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(UserError) as error:
         DataArguments(**values)
-    assert str(error.value) == message
+    for word in words:
+        assert word in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from craft.config.command_line import Finished
 from craft.config.schema import Run
 from craft.runs import begun
 from craft.utils.common import UserError
 from craft.utils.history import add_event
+from craft.utils.resuming import Finished
 
 
 def asked(folder: Path | None, resume: str | None = None, **training: object) -> object:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassError
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 from craft.models import CharLSTMConfig, CharLSTMForCausalLM, char_lstm, recurrence
@@ -181,17 +182,19 @@ def test_a_row_of_padding_keeps_its_state(text: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "message"),
+    ("field", "value", "words"),
     [
-        ("hidden_size", 0, "hidden_size must be a positive integer, got 0"),
-        ("vocab_size", "many", "vocab_size must be a positive integer, got 'many'"),
-        ("layer_norm", "both", 'layer_norm must be "each", "head" or "none", got \'both\''),
-        ("dropout", 1.0, "dropout must be at least 0 and below 1, got 1.0"),
+        ("hidden_size", 0, ["hidden_size", "got 0"]),
+        ("vocab_size", "many", ["vocab_size", "'many'"]),
+        ("layer_norm", "both", ["layer_norm", "each", "head", "none", "got both"]),
+        ("dropout", 1.0, ["dropout", "got 1.0"]),
     ],
 )
-def test_a_field_out_of_range_is_named(field: str, value: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_a_field_out_of_range_is_named(field: str, value: Any, words: list[str]) -> None:
+    with pytest.raises(StrictDataclassError) as caught:
         CharLSTMConfig(**{field: value})
+    for word in words:
+        assert word in str(caught.value)
 
 
 def test_refuses_activation_checkpointing() -> None:

@@ -1,0 +1,83 @@
+"""Which run to go on with: a folder, or the newest that is neither finished nor in training now."""
+
+from __future__ import annotations
+
+import glob
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from craft.utils.claims import is_claimed
+from craft.utils.common import UserError
+from craft.utils.history import finished_at, read_history
+from craft.utils.outputs import OUTPUTS, RUN_CONFIG
+from craft.utils.paths import typed_path
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run with nothing left to do.
+
+    Args:
+        run_dir: its folder.
+        others: how many more there are like it, where no run was named.
+    """
+
+    run_dir: Path
+    others: int = 0
+
+    def __str__(self) -> str:
+        step = finished_at(self.run_dir)
+        which = (
+            f"all {self.others + 1} runs are finished; the newest is {self.run_dir}" if self.others else ""
+        )
+        model = f", its model is {self.run_dir}_step_{step}" if step is not None else ""
+        return (
+            f"{which or f'{self.run_dir} is finished'}{model}; to train it on: "
+            f"craft resume {self.run_dir} training.max_steps=N"
+        )
+
+
+def run_to_resume(run_dir: str, root: Path = OUTPUTS) -> Path | Finished:
+    """The folder of the run to go on with.
+
+    Args:
+        run_dir: the folder, or `latest` for the newest run that is neither finished nor in training now.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if run_dir == "latest":
+        return _newest_unfinished(root / "models")
+    folder = Path(typed_path(run_dir))
+    if re.fullmatch(r"checkpoint-\d+", folder.name):
+        raise UserError(
+            f"{run_dir} is one checkpoint; name its run, {folder.parent}, which goes on from the newest good "
+            "one"
+        )
+    if not (folder / RUN_CONFIG).is_file():
+        raise UserError(
+            f"{run_dir}: no run there ({RUN_CONFIG} is missing); give a folder under outputs/models"
+        )
+    return Finished(folder) if _is_finished(folder) else folder
+
+
+def _newest_unfinished(models: Path) -> Path | Finished:
+    runs = [path.parent for path in models.glob(f"[!.]*/{RUN_CONFIG}") if "_step_" not in path.parent.name]
+    runs.sort(key=lambda run: run.stat().st_mtime_ns, reverse=True)
+    if not runs:
+        raise UserError(f"no run to resume in {models}; start one with 'craft train'")
+    unfinished = [run for run in runs if not _is_finished(run)]
+    if not unfinished:
+        return Finished(runs[0], others=len(runs) - 1)
+    idle = [run for run in unfinished if not is_claimed(run)]
+    if not idle:
+        raise UserError(f"{unfinished[0]} is in training now, and no other run is unfinished")
+    return idle[0]
+
+
+def _is_finished(run: Path) -> bool:
+    """By its history; a run without one is finished once its model lies beside it as `<run>_step_<n>`."""
+    if read_history(run):
+        return finished_at(run) is not None
+    return any(run.parent.glob(f"{glob.escape(run.name)}_step_*/config.json"))
