@@ -9,10 +9,9 @@ are the same run, on one device or many.
 
 from __future__ import annotations
 
-import io
 import shlex
 import sys
-from contextlib import ExitStack, redirect_stdout
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,8 +90,6 @@ def workflow(
         claims: keeps the run's folder for this process until all is done.
     """
     # 1. Configuration
-    with redirect_stdout(io.StringIO()):  # it says there, where our own lines go, that W&B is offline
-        import transformers.integrations.integration_utils  # noqa: F401
     from transformers import set_seed
 
     from craft.data.arguments import DataArguments
