@@ -152,7 +152,7 @@ def test_processes_share_each_global_batch_and_resume_anywhere(
         loader = train_loader(dataset(), rows, accumulation, rank, world)
         batches = iter(skip_first_batches(loader, skip * accumulation))  # many passes over 200 characters
         seen.append([next(batches) for _ in range(3 * accumulation)])
-        states.append(loader.dataset.dataset.state_tensors())
+        states.append(loader.dataset.dataset.state_dict())
     for k in range(3):
         parts = [seen[r][k * accumulation + g] for g in range(accumulation) for r in range(world)]
         assert torch.equal(torch.cat([p["input_ids"] for p in parts]), expected[skip + k][:, :-1])
@@ -160,7 +160,7 @@ def test_processes_share_each_global_batch_and_resume_anywhere(
         assert {p["step_in_epoch"] for p in parts} == {skip + k}
     # What the processes found out together serves any number of processes.
     alone = dataset()
-    alone.restore(states)
+    alone.load_rank_states(states, 0)
     assert torch.equal(alone.batch(0, skip + 2, np.arange(total)), expected[skip + 2])
 
 
@@ -179,7 +179,7 @@ def test_a_process_reads_its_lanes_only_and_a_resumed_one_little_of_them() -> No
     last = dataset.batch(0, 20, rows)
     source.read.clear()
     again = StreamDataset(found, 4, 16, seed=3, lanes=8)
-    again.restore([dataset.state_tensors()])
+    again.load_rank_states([dataset.state_dict()], 0)
     assert torch.equal(again.batch(0, 20, rows), last)
     assert len(source.read) <= 4 * 3  # a block of 40 characters and the next unit, in each of four lanes
     source.read.clear()
