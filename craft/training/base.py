@@ -35,6 +35,7 @@ from craft.training.checkpointing.checkpointer import Checkpointer
 from craft.training.checkpointing.disk import Sizes
 from craft.training.distributed import sharding
 from craft.training.distributed.agreement import raise_on_all_ranks
+from craft.training.ending import best_checkpoint, finish_weights
 from craft.training.evaluation import Validation
 from craft.training.logging import CharacterCounts, MetricsRecorder
 from craft.training.losses import AuxiliaryLosses, aligned
@@ -113,7 +114,7 @@ class Trainer(transformers.Trainer):
         for theirs in (PrinterCallback, ProgressCallback):
             self.pop_callback(theirs)
         stop = signals.StopOnSignal(self)
-        own = (self.ema, lifecycle.Lifecycle(self), stop, self.guard, best.KeepBest(), self.uploads)
+        own = (self.ema, lifecycle.Lifecycle(self), self.uploads, stop, self.guard, best.KeepBest(self))
         for callback in (*own, self.progress, self.watchdog):
             self.add_callback(callback)
 
@@ -191,6 +192,14 @@ class Trainer(transformers.Trainer):
             compilation.compile_forward(self.model, self.try_step, **options)
         return super()._prepare_for_training(max_steps, train_dataloader, checkpoint)
 
+    def _finalize_training(self, trial: Any, num_train_samples: Any, start_time: float) -> TrainOutput:
+        # Callbacks at the end are to see the weights, and metrics the time, of the whole run.
+        finish_weights(self, trial)
+        self.watch.pause()
+        result = super()._finalize_training(trial, num_train_samples, start_time - self.watch.before)
+        self.state.best_model_checkpoint = best_checkpoint(self)  # transformers would have deleted others
+        return result
+
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         # No callback is told the norm of the gradient.
         self.grad_norm = super()._get_grad_norm(model, grad_norm)
@@ -198,6 +207,7 @@ class Trainer(transformers.Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # Transformers writes into the folder that readers look at, file by file, with pickles.
+        self.guard.check()
         self.watch.pause()
         self.store_flos()
         self.checkpointer.run_dir = Path(self._get_output_dir(trial))
@@ -352,6 +362,7 @@ class LanguageModelTrainer(Trainer):
         self.add_callback(self.validation)
         self.flops_per_id = float(model.flops_per_token())
         self.characters = CharacterCounts(self)
+        self.add_callback(self.characters)
 
     def call_model_init(self, trial: Any = None) -> Any:
         """The fresh model of a trial of `hyperparameter_search`."""
@@ -367,9 +378,6 @@ class LanguageModelTrainer(Trainer):
                 setattr(config, name, getattr(self.tokenizer, name))
         self.carried, self.auxiliary = CarriedState(model, self.args), AuxiliaryLosses(self)
         self.step_state.changing = [self.running_loss, self.carried, self.auxiliary]
-
-    def shared_parts(self) -> dict[str, parts.Stateful]:
-        return {**super().shared_parts(), "characters": self.characters}
 
     def rank_parts(self) -> dict[str, parts.RankStateful]:
         own: dict[str, Any] = {"auxiliary_losses": self.auxiliary}

@@ -61,7 +61,7 @@ class CarriedState:
         before = dict(self.slots)
 
         def undo() -> None:
-            self.slots = before
+            self.slots = dict(before)  # a step may be undone more than once
 
         return undo
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NoReturn
 
 from transformers import TrainerState
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import SaveStrategy, TrainOutput
 
 from craft.training.checkpointing import folders
 from craft.training.checkpointing.checkpointer import is_resumable
@@ -40,25 +41,35 @@ def stop_training(trainer: Any, evaluation_due: bool = False) -> NoReturn:
     if step:
         save_if_new(trainer)
         logger.info(f"stopped at step {step:,} and saved; {checkpointer.recovery_hint()}")
+    else:
+        logger.info("stopped before the first step; nothing is lost")
     trainer.control = trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
     trainer.is_in_train = False
     trainer.uploads.finish()
     raise TrainingInterrupted(trainer.stop.exit_code)
 
 
-def keep_final_weights(trainer: Any) -> None:
-    """Leaves the model with the best weights, their average, or the last, as was asked for."""
+def finish_weights(trainer: Any, trial: Any) -> None:
+    """Saves the last checkpoint; leaves the model with the best weights, their average, or the last."""
+    if trainer.args.save_strategy != SaveStrategy.NO:
+        save_if_new(trainer, trial)
     unshard(trainer)
     trainer.ema.settle()
-    best = on_rank0_broadcast(lambda: trainer.state.best_global_step)  # the main process knows it
-    if not trainer.args.load_best_model_at_end or not best:
+    best = on_rank0_broadcast(lambda: best_checkpoint(trainer))  # the main process knows it
+    if not trainer.args.load_best_model_at_end or best is None:
         return
-    checkpoint = folders.checkpoint_dir(trainer.checkpointer.run_dir, best)
-    if why := on_rank0_broadcast(lambda: folders.damage(checkpoint)):
-        logger.warning(f"the best checkpoint, {checkpoint}, is damaged ({why}): the last weights are kept")
+    if why := on_rank0_broadcast(lambda: folders.damage(Path(best))):
+        logger.warning(f"the best checkpoint, {best}, is damaged ({why}): the last weights are kept")
         trainer.state.best_global_step = None
     else:
-        folders.load_weights(checkpoint, trainer.model)
+        folders.load_weights(Path(best), trainer.model)
+
+
+def best_checkpoint(trainer: Any) -> str | None:
+    """The folder of the best checkpoint, if there is one."""
+    best = trainer.state.best_global_step
+    folder = folders.checkpoint_dir(trainer.checkpointer.run_dir, best or -1)
+    return str(folder) if best and folder.is_dir() else None
 
 
 def restore_finished_run(trainer: Any, state: TrainerState) -> TrainOutput:

@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainerCallback
+
 from craft.sharing.record import METRICS_FILE
 from craft.training.checkpointing import disk
 from craft.utils.files import replace_text
@@ -58,7 +60,7 @@ class MetricsRecorder:
             MetricsFile(run_dir).write({"step": self.trainer.state.global_step, **event})
 
 
-class CharacterCounts:
+class CharacterCounts(TrainerCallback):
     """How many characters a language model read, and how fast; its losses are per id.
 
     Attributes:
@@ -74,11 +76,8 @@ class CharacterCounts:
         self.per_step = trainer.args.global_batch_size * dataset.block_size * self.per_id
         self._lap_step = 0
 
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._lap_step = self.trainer.state.global_step  # the stopwatch begins a lap there, too
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._lap_step = state.global_step  # the stopwatch begins a lap there, too
 
     def add_to(self, logs: dict[str, Any]) -> None:
         """Adds characters so far; beside a loss also its named parts, bits per character, and speed."""

@@ -47,7 +47,7 @@ class AuxiliaryLosses:
         before = dict(self.sums), self.steps
 
         def undo() -> None:
-            self.sums, self.steps = before
+            self.sums, self.steps = dict(before[0]), before[1]
 
         return undo
 

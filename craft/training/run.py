@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.trainer_utils import SaveStrategy, TrainOutput
+from transformers.trainer_utils import TrainOutput
 
 from craft.training.checkpointing.checkpointer import Checkpointer
 from craft.training.distributed.agreement import on_rank0_broadcast, raise_on_all_ranks
 from craft.training.distributed.rendezvous import peer_failure_context
-from craft.training.ending import keep_final_weights, restore_finished_run, save_if_new
+from craft.training.ending import restore_finished_run
 from craft.training.memory import is_out_of_memory
 from craft.training.precision_trial import try_precision
 from craft.training.resuming import lock_run_dir, validate_resume
@@ -54,6 +54,7 @@ def run_training(
         raise UserError(f"{planned} steps would be trained; set training.max_steps")
     trainer.settings = trainer.decisive_settings(planned)
     trainer.changes, trainer.schedule_moves, trainer.evaluation_due = {}, False, False
+    trainer.guard.skipped, trainer.micro_batches.parts = 0, 1  # another trial may have trained before
     finished = raise_on_all_ranks(lambda: validate_resume(trainer, planned, allow_changes))
     if finished is not None:
         return restore_finished_run(trainer, finished)
@@ -69,9 +70,6 @@ def _guarded(trainer: Any, loop: Loop, **kwargs: Any) -> TrainOutput:
     try:
         with trainer.stop.listening(), peer_failure_context(trainer.checkpointer.recovery_hint):
             result = _loop(trainer, loop, **kwargs)
-            if trainer.args.save_strategy != SaveStrategy.NO:
-                save_if_new(trainer, kwargs.get("trial"))
-            keep_final_weights(trainer)
             trainer.stop.raise_deferred()
             trainer.uploads.finish()
             if trainer.stop.requested:  # after the last step; all is saved

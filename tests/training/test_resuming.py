@@ -20,6 +20,7 @@ from craft.training.checkpointing.resume_rules import differences
 from craft.utils.claims import claimed
 from craft.utils.common import UserError
 from craft.utils.history import read_history
+from craft.utils.manifest import write_manifest
 
 QUIET: dict[str, Any] = {"eval_strategy": "no"}
 
@@ -137,6 +138,21 @@ def test_states_that_another_program_or_version_wrote_are_not_read(run_dir: Path
         tiny_run.trainer("char_lstm", run_dir, dropout=0.1, **QUIET).train(True)
     assert f"({name})" in str(refusal.value)
     assert f"models.init_from={run_dir / 'checkpoint-16'}" in str(refusal.value)
+
+
+def test_a_format_of_another_version_is_refused(run_dir: Path) -> None:
+    progress = run_dir / "checkpoint-16" / "progress.json"
+    progress.write_text(progress.read_text().replace('"format": 2', '"format": 3'))
+    write_manifest(run_dir / "checkpoint-16", step=16)
+    with pytest.raises(UserError) as refusal:
+        tiny_run.trainer("char_lstm", run_dir, dropout=0.1, **QUIET).train(True)
+    assert "format is 3" in str(refusal.value)
+
+
+def test_the_time_of_a_resumed_run_is_that_of_all_its_processes(run_dir: Path) -> None:
+    saved = json.loads((run_dir / "checkpoint-16" / "progress.json").read_text())["parts"]["stopwatch"]
+    metrics = tiny_run.trainer("char_lstm", run_dir, dropout=0.1, **QUIET).train(True).metrics
+    assert metrics["train_runtime"] >= saved["elapsed"] > 0
 
 
 def test_weights_alone_are_not_resumed_but_a_finished_model_is_made_of_them(tmp_path: Path) -> None:
@@ -271,10 +287,11 @@ def test_the_average_is_found_again_by_several_processes(
     trainer = tiny_run.trainer("char_transformer", tmp_path, ema_decay=0.9, max_steps=1, **QUIET)
     trainer.train()
     trainer.checkpointer.resumed = tmp_path / "checkpoint-1"
-    before = trainer.ema.average.updates
+    trainer.ema.on_train_begin(trainer.args, trainer.state, trainer.control)
     monkeypatch.setattr(type(trainer.args), "device", torch.device("cpu:0"))
     trainer.checkpointer.load("ema")
-    assert trainer.ema.average.updates == before
+    assert trainer.ema.average is not None
+    assert trainer.ema.average.updates == 1
 
 
 def test_what_decides_the_ids_of_a_stream_is_compared_as_it_is_written() -> None:

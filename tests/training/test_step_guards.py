@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from craft.training.base import LanguageModelTrainer
+from craft.training.callbacks.nonfinite import NonFiniteGuard
 from craft.training.logging import read_metrics
 from craft.training.memory import SavedActivationBytes, explanation, is_out_of_memory
 from craft.utils.common import TrainingFailed
@@ -80,6 +81,33 @@ def test_batches_are_skipped_and_a_resumed_run_counts_on(
         TrainingFailed, match=r"step 19: the loss is nan .*, after 2 skipped batches; last good"
     ):
         again.train()
+
+
+def test_nothing_is_saved_of_a_step_that_nobody_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU the loss is looked at only where something is due, and a callback may ask for a save later."""
+    monkeypatch.setattr(NonFiniteGuard, "on_step_end", lambda *args, **kwargs: None)
+    trainer = poisoned("char_transformer", tmp_path, (8,), save_steps=4, logging_steps=100)
+    with pytest.raises(TrainingFailed):
+        trainer.train()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
+
+
+def test_a_step_may_be_undone_more_than_once(tmp_path: Path) -> None:
+    trainer = tiny_run.trainer("char_lstm", tmp_path, **QUIET)
+    trainer._tr_loss = torch.tensor(1.0)
+    trainer.carried.slots, trainer.auxiliary.sums = {0: [torch.ones(2)]}, {"second": torch.ones(())}
+    trainer.step_state.snapshot()
+    for _ in range(2):
+        trainer._tr_loss += 1
+        trainer.carried.slots[0], trainer.carried.slots[1] = [torch.zeros(2)], [torch.zeros(2)]
+        trainer.auxiliary.add({"second": torch.ones(())}, last=True)
+        trainer.step_state.rollback()
+        assert trainer._tr_loss == 1
+        assert list(trainer.carried.slots) == [0]
+        assert trainer.carried.slots[0][0].tolist() == [1, 1]
+        assert (trainer.auxiliary.sums["second"], trainer.auxiliary.steps) == (1, 0)
 
 
 def test_the_mean_of_a_logged_loss_leaves_skipped_batches_out(tmp_path: Path) -> None:

@@ -15,18 +15,24 @@ logger = get_logger(__name__)
 class KeepBest(TrainerCallback):
     """Asks for a checkpoint at every new best, and for the end of training when patience is over."""
 
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
     def on_evaluate(
         self, args: Any, state: TrainerState, control: TrainerControl, metrics: Any = None, **kwargs: Any
     ) -> None:
+        if not self.trainer.is_in_train:
+            return
         value, best = (metrics or {}).get(_metric(args)), state.best_metric
         if value is not None and args.save_strategy != SaveStrategy.NO:
             worst = float("-inf") if args.greater_is_better else float("inf")
             best = worst if best is None else best
             control.should_save |= value > best if args.greater_is_better else value < best
         if patience_is_over(args, state):
+            reached = (max if args.greater_is_better else min)(_values(args, state))
             logger.info(
                 f"stopping early: {args.early_stopping_patience} evaluations were no better than "
-                f"{state.best_metric:.4f}"
+                f"{reached:.4f}"
             )
             control.should_training_stop = True
 
@@ -36,11 +42,15 @@ def patience_is_over(args: Any, state: TrainerState) -> bool:
 
     Read off the history of evaluations, so that a resumed run counts as if it had never stopped.
     """
-    values = [entry[_metric(args)] for entry in state.log_history if _metric(args) in entry]
+    values = _values(args, state)
     if not args.early_stopping_patience or not values:
         return False
     best = values.index((max if args.greater_is_better else min)(values))
     return len(values) - 1 - best >= args.early_stopping_patience
+
+
+def _values(args: Any, state: TrainerState) -> list[float]:
+    return [entry[_metric(args)] for entry in state.log_history if _metric(args) in entry]
 
 
 def _metric(args: Any) -> str:

@@ -88,6 +88,7 @@ class EmaCallback(TrainerCallback):
         """Training is over: the average becomes the model's weights."""
         if self.average is not None:
             self.average.settle()
+            self.average = None
 
     def state_dict(self) -> dict[str, Any]:
         if self.average is None:

@@ -27,6 +27,7 @@ class NonFiniteGuard(TrainerCallback):
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
         self.skipped, self.skipping = 0, False
+        self._rate = 0.0
 
     def state_dict(self) -> dict[str, Any]:
         return {"skipped": self.skipped}
@@ -64,16 +65,17 @@ class NonFiniteGuard(TrainerCallback):
             )
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Stops the run if the step wasn't computed with numbers.
+        due = control.should_log or control.should_evaluate or control.should_save
+        if due or args.device.type == "cpu":  # on a GPU, looking at a number waits for it
+            self.check()
+
+    def check(self) -> None:
+        """Stops the run if this step wasn't computed with numbers; whoever saves calls it, too.
 
         Raises:
             TrainingFailed: with the step, the learning rate, the last good checkpoint and advice.
         """
-        due = control.should_log or control.should_evaluate or control.should_save
-        due |= control.should_training_stop  # a signal saves: nothing may be saved unseen
-        if not due and args.device.type != "cpu":  # on a GPU, looking at a number waits for it
-            return
-        trainer = self.trainer
+        trainer, state = self.trainer, self.trainer.state
         what, scaler, loss = "", trainer.accelerator.scaler, trainer._tr_loss.item()
         norm = None if self.skipping else trainer.grad_norm
         if not math.isfinite(loss):

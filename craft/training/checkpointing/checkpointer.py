@@ -41,7 +41,7 @@ from craft.utils.logging import get_logger
 logger = get_logger(__name__)
 
 FORMAT = 2
-"""Of what is written beside the model; an earlier one is refused, its model loads all the same."""
+"""Of what is written beside the model; another one is refused, its model loads all the same."""
 STATE = "training_state.safetensors"
 PROGRESS = "progress.json"
 
@@ -191,12 +191,17 @@ class Checkpointer:
                     f"its state in a form of its own ({name}); start a new run from its weights with "
                     f"models.init_from={checkpoint}"
                 )
+        if is_resumable(checkpoint) and (found := _read_progress(checkpoint).get("format")) != FORMAT:
+            raise UserError(
+                f"can't resume from {checkpoint}: its format is {found}, this craft reads {FORMAT}; "
+                f"use the version that wrote it, or start a new run with models.init_from={checkpoint}"
+            )
         return checkpoint
 
     def progress(self) -> dict[str, Any]:
         """The `progress.json` of the resumed checkpoint."""
         assert self.resumed is not None
-        return json.loads((self.resumed / PROGRESS).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+        return _read_progress(self.resumed)
 
     @property
     def resumed_step(self) -> int | None:
@@ -207,7 +212,7 @@ class Checkpointer:
     def load(self, *names: str) -> None:
         """Puts back parts of the resumed checkpoint that are the same in all processes."""
         assert self.resumed is not None
-        states = {**load_tree(self.resumed / STATE), **self.progress()["parts"]}
+        states = {**load_tree(self.resumed / STATE, names=names), **self.progress()["parts"]}
         for name in names:
             if name in states:  # not what the run that wrote it didn't have
                 self.parts[name].load_state_dict(states[name])
@@ -215,7 +220,8 @@ class Checkpointer:
     def load_rank_parts(self, names: Iterable[str]) -> None:
         """Puts back parts that each process has for itself, from what all processes of that run wrote."""
         assert self.resumed is not None
-        saved = [load_tree(self.resumed / rank_file(r)) for r in range(self.progress()["processes"])]
+        names, files = list(names), map(rank_file, range(self.progress()["processes"]))
+        saved = [load_tree(self.resumed / file, names=names) for file in files]
         for name in names:
             states = [state[name] for state in saved if name in state]
             if states:
@@ -241,6 +247,10 @@ class Checkpointer:
         if any(folders.checkpoints(self.run_dir)):
             return f"the run is trained; 'craft resume {self.run_dir}' makes the model of it"
         return "the run is trained, but training.save_strategy=no kept nothing of it"
+
+
+def _read_progress(checkpoint: Path) -> dict[str, Any]:
+    return json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
 def is_resumable(checkpoint: Path) -> bool:

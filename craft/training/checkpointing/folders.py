@@ -173,7 +173,7 @@ def rotate(
         written: the steps that this run wrote since it started or went on. The last one is the newest,
             whatever its number.
         resumed: the step that the run went on from, which stays until a good one was written. What others
-            wrote behind it is another line, which ends then: it would be taken for this run's newest.
+            wrote behind it is another branch, which ends then: it would be taken for this run's newest.
     """
     newest = written[-1] if written else None
     if resumed is not None and newest is not None and is_good(checkpoint_dir(run_dir, newest)):
@@ -194,7 +194,7 @@ def rotate(
 
 
 def abandoned(run_dir: Path, resumed: int, written: Sequence[int] = ()) -> list[Path]:
-    """Checkpoints of the line that a run has left by going on from an older step, the newest first.
+    """Checkpoints of the branch that a run has left by going on from an older step, the newest first.
 
     Args:
         written: the steps that the run wrote since.

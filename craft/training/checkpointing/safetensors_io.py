@@ -8,11 +8,10 @@ same tree bit for bit and can't run anything.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -32,10 +31,17 @@ def save_tree(tree: Any, path: Path) -> None:
     save_file(tensors, path, metadata={STRUCTURE: json.dumps(structure)})
 
 
-def load_tree(path: Path, device: str | torch.device = "cpu") -> Any:
-    """The tree of a file, its tensors on `device`."""
-    with safe_open(path, framework="pt", device=str(device)) as file:
-        return _nested(json.loads(file.metadata()[STRUCTURE]), file.get_tensor)
+def load_tree(path: Path, names: Collection[str] | None = None) -> Any:
+    """The tree of a file.
+
+    Args:
+        names: of the entries to read, if the tree is a dict; all by default. What isn't read costs nothing.
+    """
+    with safe_open(path, framework="pt", device="cpu") as file:
+        structure = json.loads(file.metadata()[STRUCTURE])
+        if names is not None:
+            structure["dict"] = [entry for entry in structure["dict"] if entry[0] in names]
+        return _nested(structure, file.get_tensor)
 
 
 def _flat(node: Any, place: str, tensors: dict[str, Tensor]) -> Any:
