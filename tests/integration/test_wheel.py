@@ -70,7 +70,7 @@ def test_it_reads_its_own_configuration(site: Path, tmp_path: Path) -> None:
     assert yaml.safe_load(run(site, tmp_path, "train", "--print-config"))["experiment"] == "quickstart"
     assert {path.name for path in tmp_path.iterdir()} <= {
         "cache"
-    }  # craft's own, with what it knows of fields
+    }  # of fields, by craft
 
 
 def test_it_trains_and_writes_in_an_empty_folder(site: Path, tmp_path: Path) -> None:
