@@ -68,9 +68,7 @@ def test_it_reads_its_own_configuration(site: Path, tmp_path: Path) -> None:
     assert all(Path(line).is_relative_to(site) for line in done.stdout.splitlines()), done.stdout
     assert "quickstart" in run(site, tmp_path, "configs")
     assert yaml.safe_load(run(site, tmp_path, "train", "--print-config"))["experiment"] == "quickstart"
-    assert {path.name for path in tmp_path.iterdir()} <= {
-        "cache"
-    }  # of fields, by craft
+    assert {path.name for path in tmp_path.iterdir()} <= {"cache"}  # of fields, by craft
 
 
 def test_it_trains_and_writes_in_an_empty_folder(site: Path, tmp_path: Path) -> None:
