@@ -101,7 +101,7 @@ def test_a_folder_without_text_and_a_mixed_one_are_refused(tmp_path: Path) -> No
 
 def test_split_names_belong_to_datasets(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(UserError, match="data.validation_split=validation"):
+    with pytest.raises(UserError, match=r"data\.validation_split=validation"):
         find_source(DataArguments(path=str(tmp_path / "a.txt"), validation_split="validation"))
 
 
