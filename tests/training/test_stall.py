@@ -8,16 +8,23 @@ import pytest
 
 from craft.training.callbacks.stall import Watchdog
 
+Watched = tuple[list[float], Watchdog, Any, Any]
 
-def test_a_standstill_is_said_once_and_its_end(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
+    """The time, which the test moves; a watchdog that looks when told; the state of a run; and nothing."""
     now = [100.0]
     monkeypatch.setattr("craft.training.callbacks.stall.time.monotonic", lambda: now[0])
     monkeypatch.setattr("craft.training.callbacks.stall.threading.Thread.start", lambda self: None)
     dog, state = Watchdog(seconds=60), SimpleNamespace(global_step=0, is_world_process_zero=True)
     nothing: Any = None
     dog.on_train_begin(nothing, state, nothing)
+    return now, dog, state, nothing
+
+
+def test_a_standstill_is_said_once_and_its_end(watched: Watched, caplog: pytest.LogCaptureFixture) -> None:
+    now, dog, state, nothing = watched
     with caplog.at_level(logging.WARNING, logger="craft"):
         for _ in range(5):
             now[0] += 8
@@ -41,14 +48,9 @@ def test_a_standstill_is_said_once_and_its_end(
 
 
 def test_long_work_within_a_step_that_goes_on_is_no_standstill(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    watched: Watched, caplog: pytest.LogCaptureFixture
 ) -> None:
-    now = [100.0]
-    monkeypatch.setattr("craft.training.callbacks.stall.time.monotonic", lambda: now[0])
-    monkeypatch.setattr("craft.training.callbacks.stall.threading.Thread.start", lambda self: None)
-    dog, state = Watchdog(seconds=60), SimpleNamespace(global_step=0, is_world_process_zero=True)
-    nothing: Any = None
-    dog.on_train_begin(nothing, state, nothing)
+    now, dog, state, nothing = watched
     now[0] += 1
     dog.on_step_end(nothing, state, nothing)
     for _ in range(5):  # batches of an evaluation
