@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from craft.config.fields import START
 from craft.config.rules import model_config
 from craft.pretrained import starting_model
-from craft.utils.common import SAMPLE_CHARACTERS, TEMPERATURE, UserError
+from craft.utils.common import SAMPLE_CHARACTERS, TEMPERATURE
+from craft.utils.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from craft.sharing.trust import trusted
-from craft.utils.common import SAMPLE_CHARACTERS, TEMPERATURE, UserError
+from craft.utils.common import SAMPLE_CHARACTERS, TEMPERATURE
+from craft.utils.errors import UserError
 from craft.utils.logging import get_logger
 from craft.utils.outputs import OUTPUTS, resolve
 

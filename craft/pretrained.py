@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from craft.config.pretrained import architecture, refuse_conflicts
 from craft.sharing.trust import trusted
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 from craft.utils.logging import get_logger
 from craft.utils.outputs import resolve
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from craft.utils import launch
 from craft.utils.claims import is_claimed
-from craft.utils.common import Failed, UserError, human
+from craft.utils.common import human
+from craft.utils.errors import Failed, UserError
 from craft.utils.files import replace_text, sha256
 from craft.utils.history import add_event, finished_at
 from craft.utils.logging import get_logger, setup_logging

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from craft.inference import load
 from craft.sharing.trust import trusted
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 from craft.utils.hub import meant_as_repo_id
 from craft.utils.logging import get_logger
 from craft.utils.outputs import OUTPUTS, RUN_CONFIG, evaluation_file, resolve

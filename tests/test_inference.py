@@ -12,7 +12,7 @@ from craft.data.tokenization import ByteTokenizer, CharTokenizer
 from craft.inference import Sampling, load, sample, stream_text
 from craft.scoring import evaluate
 from craft.utils import hardware
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 from craft.utils.hardware import Hardware
 from craft.utils.outputs import resolve
 

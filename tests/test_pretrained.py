@@ -16,7 +16,7 @@ from craft.data.tokenization import ByteTokenizer, CharTokenizer, load_tokenizer
 from craft.inference import load
 from craft.pretrained import saved_tokenizers, starting_model
 from craft.train import train
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 OLD = "the quick brown fox jumps over the lazy dog\n" * 40
 NEW = OLD[:600] + "größe 你\n" * 40 + OLD[:600]

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from craft.building import build_model
 from craft.data.tokenization import CharTokenizer
 from craft.scoring import evaluate
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 LSTM = {"model_type": "char_lstm", "hidden_size": 8, "num_hidden_layers": 1}
 

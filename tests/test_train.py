@@ -13,7 +13,7 @@ from craft.building import new_model
 from craft.data.tokenization import CharTokenizer
 from craft.runs import learnt_by_heart, remedies, writable
 from craft.train import farewell
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 from craft.utils.outputs import RunPaths
 
 TOKENIZER = CharTokenizer.train(["abc\n"])

@@ -14,7 +14,7 @@ import click
 
 from craft.cli.options import from_the_hub
 from craft.inference import Sampling
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 from craft.utils.outputs import sample_file
 from craft.utils.paths import typed_path
 from craft.utils.terminal import echo, visible_pieces

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import click
 
 from craft import __version__
-from craft.utils.common import Failed, PeerLost, UserError
+from craft.utils.errors import Failed, PeerLost, UserError
 from craft.utils.launch import drop_empty
 from craft.utils.logging import first_to_say, rank_prefix
 from craft.utils.masking import excepthook, has_secret, mask

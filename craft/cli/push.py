@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 from craft.utils.terminal import echo
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from craft.cli.options import of_a_revision
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 from craft.utils.terminal import echo
 
 

@@ -8,7 +8,7 @@ import click
 
 from craft.cli.options import PATH
 from craft.cli.resume import go_on
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 from craft.utils.terminal import echo
 
 

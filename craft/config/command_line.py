@@ -11,7 +11,8 @@ from typing import Any
 
 from craft.config.fields import all_keys, suggest
 from craft.config.files import GROUPS, config_folders, list_group
-from craft.utils.common import UserError, did_you_mean
+from craft.utils.common import did_you_mean
+from craft.utils.errors import UserError
 from craft.utils.paths import typed_path
 
 OVERRIDE = re.compile(r"\+*([A-Za-z_]\w*(?:\.\w+)*)=(.*)", re.DOTALL)

@@ -18,7 +18,7 @@ from craft.config.files import GROUPS, SECTIONS, Locator, config_folders, list_g
 from craft.config.pretrained import agree, start_from
 from craft.config.schema import Run
 from craft.config.values import overruled, resolved, set_value
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 from craft.utils.paths import typed_path
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from craft.config.files import SECTIONS, config_folders, list_group
 from craft.config.snapshot import Section, sections
-from craft.utils.common import UserError, did_you_mean
+from craft.utils.common import did_you_mean
+from craft.utils.errors import UserError
 from craft.utils.settings import UNKNOWN, Field, yaml_word
 
 NEAR = 0.65

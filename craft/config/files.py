@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 from craft.utils.paths import typed_path
 
 CRAFT = Path(__file__).resolve().parent.parent

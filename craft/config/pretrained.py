@@ -14,7 +14,7 @@ from typing import Any
 from craft.config.fields import START, defaults, model_types, section_fields
 from craft.config.snapshot import FROM_DATA, sections
 from craft.config.values import read_value, resolved
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 from craft.utils.hub import fetch_config
 from craft.utils.outputs import resolve
 from craft.utils.settings import coerce, yaml_word

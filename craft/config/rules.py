@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from craft.config.fields import START
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 from craft.utils.masking import masked
 from craft.utils.settings import Field, yaml_word
 

@@ -16,7 +16,8 @@ from craft.config.fields import defaults, section_fields, section_of, suggest
 from craft.config.files import SECTIONS, Locate
 from craft.config.rules import check_effect, model_config
 from craft.config.snapshot import FROM_DATA
-from craft.utils.common import UserError, did_you_mean
+from craft.utils.common import did_you_mean
+from craft.utils.errors import UserError
 from craft.utils.paths import typed_settings
 from craft.utils.settings import check_type, yaml_word
 

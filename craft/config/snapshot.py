@@ -19,7 +19,7 @@ from typing import Any
 
 import craft
 from craft.config.files import CRAFT
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 from craft.utils.files import replace_text
 from craft.utils.settings import UNKNOWN, Field, fields_of
 

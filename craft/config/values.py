@@ -13,7 +13,8 @@ from craft.config.fields import elsewhere, section_fields, suggest
 from craft.config.files import SECTIONS
 from craft.config.rules import OVERRULES
 from craft.config.schema import SECTIONS_ARE
-from craft.utils.common import UserError, did_you_mean
+from craft.utils.common import did_you_mean
+from craft.utils.errors import UserError
 from craft.utils.settings import Field
 
 

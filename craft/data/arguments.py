@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import validated_field
 
-from craft.utils.common import UserError
 from craft.utils.encodings import wrong_encoding
+from craft.utils.errors import UserError
 from craft.utils.hub import is_repo_id
 from craft.utils.labels import wrong_language
 from craft.utils.paths import typed_settings

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 # Larger maps are read by position instead: a page that is touched in a map brings up to two megabytes of its
 # neighbours, all of which count as memory of this process until it gives them back.

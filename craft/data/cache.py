@@ -23,7 +23,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 from craft.utils.files import TICK_NS, replace_text, sync
 from craft.utils.logging import get_logger
 from craft.utils.manifest import difference, read_manifest, write_manifest

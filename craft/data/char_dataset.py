@@ -16,7 +16,8 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from craft.data.base import BaseDataset, TextDataset
 from craft.data.order import below, permuted
-from craft.utils.common import UserError, did_you_mean
+from craft.utils.common import did_you_mean
+from craft.utils.errors import UserError
 
 ORDERS = ("shuffled", "random", "streams")
 WINDOWS_AT_ONCE = 4096

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 ONE_AFTER_THE_OTHER = (
     "{% for message in messages %}{{ message.content }}{% if not loop.last %}SEPARATOR{% endif %}{% endfor %}"

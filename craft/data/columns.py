@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from craft.utils.common import UserError, did_you_mean
+from craft.utils.common import did_you_mean
+from craft.utils.errors import UserError
 
 # JSON objects may leave out what they don't have: a column is only missing if none of so many rows has it.
 SEARCHED = 10_000

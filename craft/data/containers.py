@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 from craft.utils.logging import get_logger
 
 COMPRESSED, ARCHIVES = (".gz", ".bz2", ".xz", ".zst"), (".tar", ".zip")

@@ -6,7 +6,7 @@ from pathlib import Path, PurePath
 from urllib.parse import urlsplit
 
 from craft.data.hub_dataset import A_COPY
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 from craft.utils.files import sync
 from craft.utils.hub import is_network_error
 

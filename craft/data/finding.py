@@ -17,8 +17,8 @@ from craft.data.download import download
 from craft.data.hub_dataset import SAVED_TO_DISK, HubDataset
 from craft.data.sources import BuiltIn, Source, Tables, TextFiles
 from craft.data.walking import Walk
-from craft.utils.common import UserError
 from craft.utils.encodings import codec_name
+from craft.utils.errors import UserError
 from craft.utils.hub import meant_as_repo_id
 from craft.utils.logging import get_logger
 

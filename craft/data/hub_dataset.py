@@ -13,7 +13,7 @@ from typing import Any
 from craft.data.columns import Column, column_texts, missing_column
 from craft.data.sources import Piece, Unit
 from craft.data.tables import ROWS
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 from craft.utils.hub import is_network_error, quiet, translate_hub_errors
 
 A_COPY = "with a copy here use data.source=files data.path=/path/to/copy"

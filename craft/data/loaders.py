@@ -25,7 +25,7 @@ from craft.data.sources import Source
 from craft.data.stream_splits import open_stream
 from craft.data.streaming import StreamDataset, TextStream
 from craft.data.tokenization import ByteTokenizer, CharTokenizer
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 from craft.utils.logging import get_logger
 
 logger = get_logger(__name__)

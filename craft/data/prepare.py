@@ -20,7 +20,7 @@ from craft.data.processors import EOS
 from craft.data.reading import PIECE
 from craft.data.sources import Piece, Source
 from craft.data.tokenization import CharTokenizer
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 VERSION = 3  # raise it when the meaning of cached files changes
 

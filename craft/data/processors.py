@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from craft.data import lookalikes
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 FIRST_ID = 4  # the first id behind the specials: byte 0, or the first character

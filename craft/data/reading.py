@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 
 from craft.data.containers import BINARY, MOSTLY, Member, Span, control_share, marked_encoding, members
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 PIECE = 1 << 20  # bytes per read: large enough for numpy, small enough to stay in the processor's cache
 _ENOUGH = 256  # bytes that a first piece must have for valid UTF-8 to be taken for a binary file

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple, Protocol
 from craft.data.containers import Span, marked_encoding, was_misread
 from craft.data.reading import read_text
 from craft.data.tables import row_groups, table_texts
-from craft.utils.common import UserError, did_you_mean
+from craft.utils.common import did_you_mean
+from craft.utils.errors import UserError
 from craft.utils.files import file_signature
 
 BUILTIN = ("python_docs",)

@@ -11,7 +11,7 @@ from craft.data.prepare import count_characters, encoded
 from craft.data.sources import Source
 from craft.data.streaming import TextStream
 from craft.data.tokenization import ByteTokenizer, CharTokenizer
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 # A character met later than this is unknown to the alphabet, so `strict` can't be promised on a stream.
 ALPHABET_CHARACTERS = 10_000_000

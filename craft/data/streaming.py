@@ -28,7 +28,7 @@ from craft.data.order import dealt, permuted
 from craft.data.prepare import encode_pieces
 from craft.data.sources import Source, Unit
 from craft.data.tokenization import CharTokenizer
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 UNIT_BYTES = 1 << 20  # units are at least so long, and long enough for this many windows:
 WINDOWS_PER_UNIT = 64

@@ -17,7 +17,7 @@ from typing import Any
 from craft.data.columns import Column, column_texts, missing_column
 from craft.data.containers import Member, Span, marked_encoding, members
 from craft.data.reading import decoded, undecodable
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 ROWS = 1000  # rows of Parquet per read
 BOM = "\ufeff"

@@ -23,7 +23,7 @@ from transformers import BatchEncoding, PreTrainedTokenizerFast
 
 from craft.data.lookalikes import instead, named
 from craft.data.processors import TextProcessor
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 POLICIES = ("strict", "unk", "bytes")
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")  # ids 0 to 3 of every vocabulary

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 from craft.utils.outputs import written_by_craft
 
 EVERYTHING = ("**",)

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from craft.utils.common import UserError, did_you_mean, parsed_stride
+from craft.utils.common import did_you_mean, parsed_stride
+from craft.utils.errors import UserError
 
 WARM_UP = 1024
 """Characters that each of several parallel streams reads before its own stretch, to get into its state."""

@@ -28,7 +28,7 @@ from craft.evaluation.protocols import (
     stream_rows,
     window_rows,
 )
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 FIGURES = ("nats_per_char", "bits_per_char", "bits_per_byte", "perplexity", "accuracy", "standard_error")
 LARGEST_LOGITS = 2**26  # elements of one batch of logits, 256 MiB in float32

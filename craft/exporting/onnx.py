@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from craft.utils.claims import LOCK, claimed
-from craft.utils.common import Failed, UserError, require_extra
+from craft.utils.common import require_extra
+from craft.utils.errors import Failed, UserError
 from craft.utils.outputs import OUTPUTS, onnx_dir, resolve
 
 if TYPE_CHECKING:

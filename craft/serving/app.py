@@ -20,7 +20,8 @@ from starlette.exceptions import HTTPException
 from craft.serving import protocol
 from craft.serving.protocol import Choice, Refusal, Request, check, short
 from craft.serving.scheduler import News, Scheduler, Text
-from craft.utils.common import SAMPLE_CHARACTERS, UserError
+from craft.utils.common import SAMPLE_CHARACTERS
+from craft.utils.errors import UserError
 from craft.utils.hosts import Hosts
 
 NAMELESS = "dummy"  # what huggingface_hub's InferenceClient says where its user named no model

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from craft.utils.common import UserError, require_extra
+from craft.utils.common import require_extra
+from craft.utils.errors import UserError
 from craft.utils.hosts import Hosts, is_loopback, listen
 from craft.utils.outputs import resolve, slug
 

@@ -13,7 +13,7 @@ from craft.sharing.card import CARD, is_edited, render
 from craft.sharing.privacy import find_private, public, public_run, public_text
 from craft.sharing.record import METRICS_FILE, RECORD, fields_or_empty, is_png, parameters_in, read_fields
 from craft.sharing.trust import PICKLES
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 from craft.utils.labels import LICENCE_TEXTS
 from craft.utils.manifest import MANIFEST, damage, manifest_text, read_manifest
 from craft.utils.outputs import RUN_CONFIG, RUN_NAMES

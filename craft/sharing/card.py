@@ -13,7 +13,8 @@ from typing import Any
 
 from craft.sharing.privacy import hub_data_set, hub_model, name_of, public_run, public_text, public_words
 from craft.sharing.record import Record, fields, fields_or_empty
-from craft.utils.common import UserError, human
+from craft.utils.common import human
+from craft.utils.errors import UserError
 from craft.utils.files import replace_text
 from craft.utils.labels import LICENCE_TEXTS, LICENCES, is_language, is_licence, wrong_licence
 from craft.utils.markup import block, inline

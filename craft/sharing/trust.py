@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from craft.sharing.record import fields_or_empty
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 from craft.utils.hub import CODE, IN_FOLDERS, SAFE, fetch
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

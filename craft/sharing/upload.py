@@ -15,7 +15,7 @@ from craft.sharing.bundle import LAST, MODEL, Files, bundle, size
 from craft.sharing.privacy import public_run
 from craft.sharing.record import METRICS_FILE, RECORD, read_fields
 from craft.sharing.trust import PICKLES
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 from craft.utils.files import replace_text, staged_folder
 from craft.utils.hub import CODE, api, check_ref, check_repo_id, fetch, retry_after, translate_hub_errors
 from craft.utils.logging import get_logger

@@ -29,7 +29,8 @@ from craft.training.callbacks import wandb
 from craft.training.distributed import rendezvous
 from craft.training.precision import ASKED, LAUNCHED, PRECISIONS, Hardware, choose_precision
 from craft.utils import launch
-from craft.utils.common import UserError, did_you_mean, parsed_stride
+from craft.utils.common import did_you_mean, parsed_stride
+from craft.utils.errors import UserError
 from craft.utils.labels import wrong_licence
 from craft.utils.logging import get_logger
 from craft.utils.paths import typed_setting

@@ -21,7 +21,8 @@ from craft.training.distributed.sharding import gathered_model
 from craft.training.ending import stop_training
 from craft.training.memory import is_out_of_memory
 from craft.training.step_state import rng_devices
-from craft.utils.common import TEMPERATURE, TrainingFailed, UserError, human
+from craft.utils.common import TEMPERATURE, human
+from craft.utils.errors import TrainingFailed, UserError
 from craft.utils.logging import get_logger
 
 logger = get_logger(__name__)

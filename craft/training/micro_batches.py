@@ -19,7 +19,7 @@ from craft.training.memory import (
     is_out_of_memory,
 )
 from craft.training.step_state import rng_devices
-from craft.utils.common import TrainingFailed
+from craft.utils.errors import TrainingFailed
 from craft.utils.logging import get_logger
 
 logger = get_logger(__name__)

@@ -22,7 +22,7 @@ from torch.optim.adamw import adamw
 
 from craft.training.arguments import CraftTrainingArguments
 from craft.training.precision import Hardware
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 from craft.utils.logging import get_logger
 
 logger = get_logger(__name__)

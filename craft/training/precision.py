@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from craft.utils.common import UserError, did_you_mean
+from craft.utils.common import did_you_mean
+from craft.utils.errors import UserError
 from craft.utils.hardware import Hardware
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")

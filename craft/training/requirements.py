@@ -16,7 +16,8 @@ from typing import Any
 
 from craft.training.precision import Hardware, choose_precision
 from craft.utils import launch
-from craft.utils.common import UserError, did_you_mean
+from craft.utils.common import did_you_mean
+from craft.utils.errors import UserError
 from craft.utils.settings import yaml_word
 
 OPTIMIZERS = {

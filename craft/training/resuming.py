@@ -14,7 +14,7 @@ from craft.training.checkpointing import disk, folders, resume_rules
 from craft.training.checkpointing.checkpointer import is_resumable, only_weights
 from craft.training.logging import MetricsFile
 from craft.utils.claims import claimed
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 from craft.utils.logging import get_logger
 
 logger = get_logger(__name__)

@@ -17,7 +17,7 @@ from craft.training.ending import restore_finished_run
 from craft.training.memory import is_out_of_memory
 from craft.training.precision_trial import try_precision
 from craft.training.resuming import lock_run_dir, validate_resume
-from craft.utils.common import TrainingFailed, UserError
+from craft.utils.errors import TrainingFailed, UserError
 from craft.utils.logging import get_logger
 from craft.utils.stopping import TrainingInterrupted
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from craft.data.tokenization import load_tokenizer
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 IDS_AT_ONCE = 1 << 24
 MOST = 1 << 27

@@ -22,7 +22,7 @@ import craft
 from craft.sharing.record import METRICS_FILE
 from craft.sharing.upload import push_checkpoint
 from craft.training.checkpointing.folders import UPLOADING
-from craft.utils.common import Failed, UserError
+from craft.utils.errors import Failed, UserError
 from craft.utils.logging import get_logger
 from craft.utils.masking import mask
 from craft.utils.outputs import RUN_NAMES

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 LOCK = ".lock"
 

@@ -1,4 +1,4 @@
-"""What every room needs: errors, missing extras, spelling help, names of protocols, readable numbers."""
+"""What every room needs: missing extras, spelling help, names of protocols, readable numbers."""
 
 from __future__ import annotations
 
@@ -6,46 +6,12 @@ import difflib
 from collections.abc import Iterable
 from importlib.util import find_spec
 
+from craft.utils.errors import UserError
+
 TEMPERATURE = 0.8
 """Of samples, unless another one is asked for: a bit safer than the model's own distribution."""
 SAMPLE_CHARACTERS = 500
 """How much is written where nobody says how much."""
-
-
-class UserError(Exception):
-    """A mistake of the user: one line that says what was wrong, the value, where, and the way out.
-
-    The command line prints it as `error: …` without a traceback and exits with status 2.
-
-    Attributes:
-        retold: it is another process' error, and that one says it.
-    """
-
-    retold = False
-
-
-class Failed(Exception):
-    """Something went wrong although nobody made a mistake: the network, a full disk.
-
-    One line that says what, and what is left. The command line prints it without a traceback and exits with
-    status 1.
-
-    Attributes:
-        retold: as in `UserError`.
-    """
-
-    retold = False
-
-
-class TrainingFailed(Failed):
-    """Training can't go on: NaN, a full disk. The line has the step, the last good checkpoint, a way on."""
-
-
-class PeerLost(TrainingFailed):
-    """Another process of this run is gone; one line about which, or nothing if another process has said it.
-
-    What is left of the group can't be tidied up, so the command line ends the process at once.
-    """
 
 
 def require_extra(extra: str, *packages: str) -> None:
@@ -58,7 +24,8 @@ def require_extra(extra: str, *packages: str) -> None:
     if missing:
         raise UserError(
             f"craft {extra} needs what isn't installed ({', '.join(missing)}): "
-            f"pip install 'craft-lm[{extra}]'"
+            f"pip install 'craft-lm[{extra}]'",
+            code="package-missing",
         )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 SLOW = 1.5
 """Times float32: what is slower than that is worth a warning."""

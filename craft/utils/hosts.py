@@ -14,7 +14,7 @@ from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 
 class Hosts:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from craft.utils.common import Failed, UserError
+from craft.utils.errors import Failed, UserError
 
 LOG_IN = "set the environment variable HF_TOKEN to a valid token, or run 'hf auth login'"
 LOG_IN_TO_WRITE = LOG_IN.replace("valid token", "token with write access")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 
-from craft.utils.common import UserError, did_you_mean
+from craft.utils.common import did_you_mean
+from craft.utils.errors import UserError
 
 COUNTS = {"WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0, "TORCHELASTIC_MAX_RESTARTS": 0}
 """Whole numbers, and the least that each may be."""

@@ -23,7 +23,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from craft.utils.common import UserError, did_you_mean
+from craft.utils.common import did_you_mean
+from craft.utils.errors import UserError
 from craft.utils.files import replace_text
 from craft.utils.hub import meant_as_repo_id
 from craft.utils.paths import typed_path

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 HOLDS_PATH = re.compile(r"(^|_)(path|dir|file|folder|from|checkpoint)$")
 """Names of settings that hold a path, if they hold text."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from craft.utils.claims import is_claimed
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 from craft.utils.history import finished_at, read_history
 from craft.utils.outputs import OUTPUTS, RUN_CONFIG
 from craft.utils.paths import typed_path

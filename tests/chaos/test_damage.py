@@ -12,7 +12,7 @@ import pytest
 import runs
 
 from craft.training.checkpointing.folders import checkpoints, find_checkpoint
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(0)]
 CASE = runs.Case(

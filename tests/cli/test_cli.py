@@ -249,7 +249,7 @@ import sys
 import click
 import craft.train
 from craft.cli.main import main
-from craft.utils.common import TrainingFailed
+from craft.utils.errors import TrainingFailed
 
 def train(run, **options):
     raise {error}

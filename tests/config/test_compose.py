@@ -17,7 +17,7 @@ from craft.config.compose import compose
 from craft.config.files import GROUPS, builtin_folder, config_folders, list_group
 from craft.config.schema import Run
 from craft.training import requirements
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 EXPERIMENTS = [name for name, _, _ in list_group("experiments", config_folders(None))]
 

@@ -12,7 +12,7 @@ import yaml
 
 from craft.config.compose import compose
 from craft.config.schema import Run
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 TEXT = ["data=text_file", "data.path=my.txt"]
 LSTM = {"model_type": "char_lstm", "hidden_size": 12, "num_hidden_layers": 3, "layer_norm": "head"}

@@ -12,7 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from craft.config.command_line import split_text
 from craft.config.compose import compose
 from craft.training import requirements
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 TEXT = ["data=text_file", "data.path=my.txt"]
 EVALUATES = ["training.eval_strategy=steps", "training.eval_steps=100"]

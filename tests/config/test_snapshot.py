@@ -49,7 +49,7 @@ def test_what_is_kept_is_what_was_read() -> None:
 def refused(folder: Path, *settings: str, before: str = "") -> str:
     """The sentence and the heavy modules that it took, of a process with that cache folder."""
     code = (
-        "import sys\nfrom craft.config.compose import compose\nfrom craft.utils.common import UserError\n"
+        "import sys\nfrom craft.config.compose import compose\nfrom craft.utils.errors import UserError\n"
         f"{before}\ntry:\n    compose({list(settings)!r})\nexcept UserError as error:\n"
         f"    print(error, {HEAVY})"
     )

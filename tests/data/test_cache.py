@@ -18,7 +18,7 @@ from filelock import FileLock
 import craft.data.cache
 import craft.utils.manifest
 from craft.data.cache import CHECKED, Cache, _checked
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 from craft.utils.manifest import MANIFEST
 
 

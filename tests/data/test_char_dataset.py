@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from craft.data.base import TextDataset, release
 from craft.data.char_dataset import CharDataset, train_loader
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 SEED = st.integers(0, 2**31)
 

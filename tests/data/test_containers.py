@@ -20,7 +20,7 @@ from craft.data.arguments import DataArguments
 from craft.data.containers import looks_like_text
 from craft.data.finding import find_source
 from craft.data.sources import Tables, TextFiles
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 Members = dict[str, bytes]
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from craft.data.arguments import DataArguments
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs" / "data").glob("*.yaml"))
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(DataArguments)}

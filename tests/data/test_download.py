@@ -13,7 +13,7 @@ import pytest
 
 from craft.data.arguments import DataArguments
 from craft.data.finding import find_source
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 PAGE = b"<!doctype html><title>Sign in</title>"
 

@@ -14,7 +14,7 @@ import pytest
 from craft.data.arguments import DataArguments
 from craft.data.finding import find_source
 from craft.data.loaders import load_corpus
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 
 def text_of(path: Any, **fields: Any) -> str:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from craft.data.arguments import DataArguments
 from craft.data.loaders import Corpus, cut, load_corpus, train_dataset
 from craft.data.tokenization import ByteTokenizer, CharTokenizer
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 
 def load(path: Any, **fields: Any) -> Corpus:
@@ -262,7 +262,7 @@ def test_the_hub_out_of_reach_is_told_with_a_way_out(tmp_path: Path) -> None:
     code = (
         "from craft.data.arguments import DataArguments\n"
         "from craft.data.loaders import load_corpus\n"
-        "from craft.utils.common import UserError\n"
+        "from craft.utils.errors import UserError\n"
         "try: load_corpus(DataArguments(source='hub', path='some/dataset'))\n"
         "except UserError as error: print(error)\n"
     )

@@ -18,7 +18,7 @@ from craft.data.cache import Cache
 from craft.data.prepare import count_characters, encoded, ids, scan
 from craft.data.sources import Piece, TextFiles
 from craft.data.tokenization import ByteTokenizer, CharTokenizer
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 TEXT = "naïve café\r\n世界 👩‍👩‍👧\0" * 50
 

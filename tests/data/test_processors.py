@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from craft.data.processors import BytesProcessor, ImageProcessor, TextProcessor, id_dtype
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 

@@ -20,7 +20,7 @@ from craft.data.arguments import DataArguments
 from craft.data.containers import Span, look_into, looks_like_text
 from craft.data.finding import find_source
 from craft.data.reading import read_text
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 EXACT = "\ufeffa\r\nb\rc\n\0\t \u2028\u2029\u0085e\u0301é👩‍👩‍👧\U0010ffff\x1b[0m\n\n"
 PACK: dict[str, Callable[[bytes], bytes]] = {

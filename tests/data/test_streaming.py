@@ -23,7 +23,7 @@ from craft.data.order import dealt
 from craft.data.sources import Piece, Unit
 from craft.data.streaming import StreamDataset, TextStream
 from craft.data.tokenization import ByteTokenizer, CharTokenizer
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 
 class Letters:

@@ -18,7 +18,7 @@ import craft.data.reading as reading
 from craft.data.arguments import DataArguments
 from craft.data.finding import find_source
 from craft.data.sources import Source
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 NUL = "\0" if sys.version_info >= (3, 11) else "x"
 """Python 3.10's csv refuses it, which is told as any other fault of a file."""

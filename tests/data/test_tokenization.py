@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from craft.data.tokenization import ByteTokenizer, CharTokenizer, first_id, load_tokenizer
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 TRICKY = "a\r\n\tb\0 \ufeffe\u0301 👩‍👩‍👧 \u2028\u0085<eos><0x41>▁Ġ##"
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)

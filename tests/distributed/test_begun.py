@@ -9,7 +9,7 @@ import pytest
 
 from craft.config.schema import Run
 from craft.runs import begun
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 from craft.utils.history import add_event
 from craft.utils.resuming import Finished
 

@@ -15,7 +15,7 @@ from craft.training.distributed import heartbeat as heartbeat_module
 from craft.training.distributed import rendezvous
 from craft.training.distributed.heartbeat import FAILED, Heartbeat
 from craft.training.distributed.rendezvous import interface_to, is_communication_error, peer_failure_context
-from craft.utils.common import PeerLost, UserError
+from craft.utils.errors import PeerLost, UserError
 
 CLOSED = RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer")
 

@@ -29,7 +29,7 @@ from craft.training.callbacks import lifecycle, uploads
 from craft.training.checkpointing import disk
 from craft.training.distributed import rendezvous
 from craft.training.distributed.agreement import on_rank0_broadcast, raise_on_all_ranks
-from craft.utils.common import Failed, UserError
+from craft.utils.errors import Failed, UserError
 
 rank = int(sys.argv[1])
 torch.set_num_threads(1)

@@ -20,7 +20,7 @@ sys.path.insert(0, str(TESTS / "training"))
 import tiny_run  # noqa: E402
 
 from craft.training.logging import read_metrics  # noqa: E402
-from craft.utils.common import UserError  # noqa: E402
+from craft.utils.errors import UserError  # noqa: E402
 
 SHARDED = {
     "ACCELERATE_USE_FSDP": "true",

@@ -16,7 +16,7 @@ from craft.evaluation.protocols import (
     stream_rows,
     window_rows,
 )
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 
 def contexts(rows: Rows, predictions: int) -> np.ndarray:

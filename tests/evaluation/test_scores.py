@@ -15,7 +15,7 @@ import torch
 from craft.evaluation import protocols
 from craft.evaluation.metrics import BitsPerCharacter, NextCharacterAccuracy
 from craft.evaluation.scores import Evaluation, evaluate_split, table
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 
 class Counting:

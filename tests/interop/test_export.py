@@ -24,7 +24,7 @@ from craft.exporting.onnx import TOLERANCE, compare, export_onnx
 from craft.exporting.step import AttentionStep, RecurrentStep
 from craft.inference import load, sample
 from craft.models import CharLSTMConfig, CharLSTMForCausalLM, TransformerConfig, TransformerForCausalLM
-from craft.utils.common import Failed, UserError
+from craft.utils.errors import Failed, UserError
 
 from .conftest import Trained
 

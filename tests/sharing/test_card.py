@@ -19,7 +19,7 @@ from craft.config.compose import compose
 from craft.sharing.bundle import bundle, public_file
 from craft.sharing.card import CARD, TEMPLATE, card_data, is_edited, render, write_card
 from craft.sharing.record import Record
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 NASTY = st.text(max_size=40) | st.sampled_from(
     [

@@ -11,7 +11,7 @@ from record_folder import folder_of
 
 from craft.sharing.bundle import bundle, check, public_file
 from craft.sharing.privacy import name_of, public, public_run, public_text
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 TOKEN = "planted-token-0123456789"
 

@@ -13,7 +13,7 @@ from craft.data.tokenization import CharTokenizer
 from craft.sharing.bundle import bundle, public_file
 from craft.sharing.card import LONGEST_SAMPLE, LONGEST_SETTING, render
 from craft.sharing.record import Record, count_parameters
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 TAKEN = (
     *("model.safetensors", "model-00001-of-00002.safetensors", "config.json", "generation_config.json"),

@@ -18,7 +18,7 @@ from craft.data.loaders import load_corpus
 from craft.data.tokenization import CharTokenizer
 from craft.inference import load
 from craft.sharing.trust import PICKLES, check_folder, trusted
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 TINY = {"model_type": "char_lstm", "hidden_size": 8, "num_hidden_layers": 1}
 

@@ -8,7 +8,7 @@ import tiny_run
 
 from craft.training.arguments import CraftTrainingArguments
 from craft.training.precision import Hardware, choose_precision
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 CPU = Hardware("cpu", native_bf16=True)
 OLD_CPU = Hardware("cpu")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from craft.training.checkpointing import folders as checkpoints
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 from craft.utils.files import sha256
 
 

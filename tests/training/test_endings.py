@@ -19,7 +19,7 @@ from craft.data.tokenization import CharTokenizer
 from craft.training.base import LanguageModelTrainer, TrainingInterrupted
 from craft.training.checkpointing.safetensors_io import save_tree
 from craft.training.logging import MetricsFile, read_metrics
-from craft.utils.common import TrainingFailed, UserError
+from craft.utils.errors import TrainingFailed, UserError
 
 
 def scripted(output_dir: Path, losses: list[float], **changes: Any) -> LanguageModelTrainer:

@@ -19,7 +19,7 @@ from craft.training.optimization import (
     orthogonalized,
 )
 from craft.training.precision import Hardware
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 SETTINGS: dict[str, Any] = {
     "lr": 1e-2,

@@ -14,7 +14,7 @@ import torch
 from craft.training.optimization import Hardware
 from craft.training.precision_trial import try_precision
 from craft.utils import hardware
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 QUIET = {"max_steps": 6, "eval_strategy": "no", "save_strategy": "no"}
 KINDS = pytest.mark.parametrize("kind", ["char_lstm", "char_transformer"])

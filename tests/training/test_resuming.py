@@ -18,7 +18,7 @@ from transformers.trainer_callback import ExportableState
 from craft.training.checkpointing.disk import Sizes
 from craft.training.checkpointing.resume_rules import differences
 from craft.utils.claims import claimed
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 from craft.utils.history import read_history
 from craft.utils.manifest import write_manifest
 

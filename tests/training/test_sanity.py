@@ -15,7 +15,7 @@ import torch
 from craft.data.char_dataset import CharDataset
 from craft.training.base import LanguageModelTrainer
 from craft.training.sanity import IDS_AT_ONCE, check_data, check_ids
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 
 class Own:

@@ -17,7 +17,7 @@ from craft.training.base import LanguageModelTrainer
 from craft.training.callbacks.nonfinite import NonFiniteGuard
 from craft.training.logging import read_metrics
 from craft.training.memory import SavedActivationBytes, explanation, is_out_of_memory
-from craft.utils.common import TrainingFailed
+from craft.utils.errors import TrainingFailed
 
 QUIET: dict[str, Any] = {"eval_strategy": "no", "logging_steps": 1}
 

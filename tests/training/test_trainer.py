@@ -29,7 +29,7 @@ from craft.training.base import LanguageModelTrainer
 from craft.training.checkpointing.safetensors_io import load_tree
 from craft.training.evaluation import first_chars
 from craft.training.logging import read_metrics
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 KINDS = ("char_lstm", "char_transformer")
 

@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from craft.training.checkpointing.disk import check_room
 from craft.training.checkpointing.folders import UPLOADING, clear_leftovers
 from craft.training.uploads import COPIES, Upload, Uploads
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "hub"))
 from server import Hub

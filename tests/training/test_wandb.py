@@ -15,7 +15,7 @@ import pytest
 import tiny_run
 
 from craft.training.callbacks import wandb as tracking
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 wandb = pytest.importorskip("wandb")
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from craft.utils.common import UserError, require_extra
+from craft.utils.common import require_extra
+from craft.utils.errors import UserError
 
 
 def test_a_missing_extra_is_named_with_the_command_that_installs_it() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from craft.utils import hardware
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 from craft.utils.hardware import Hardware, try_format
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 from craft.utils.hub import check_repo_id, is_repo_id, meant_as_repo_id
 
 

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from craft.utils import launch
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 TWO = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 

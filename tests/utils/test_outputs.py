@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from craft.utils import outputs
-from craft.utils.common import UserError, did_you_mean, human, human_time
+from craft.utils.common import did_you_mean, human, human_time
+from craft.utils.errors import UserError
 
 
 def test_every_name_of_a_run_shares_its_stamp() -> None:

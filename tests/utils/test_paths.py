@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 from craft.utils.paths import typed_path, typed_setting
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 from craft.utils.history import add_event
 from craft.utils.outputs import RUN_CONFIG
 from craft.utils.resuming import Finished, run_to_resume

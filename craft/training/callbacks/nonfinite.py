@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from craft.utils.common import TrainingFailed
+from craft.utils.errors import TrainingFailed
 from craft.utils.logging import get_logger
 
 logger = get_logger(__name__)

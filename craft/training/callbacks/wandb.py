@@ -15,7 +15,7 @@ from typing import Any
 from transformers.integrations import WandbCallback
 
 from craft.utils import launch
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 from craft.utils.logging import get_logger
 from craft.utils.markup import block, page
 from craft.utils.masking import mask, masked

@@ -34,7 +34,7 @@ from craft.training.distributed.agreement import raise_on_all_ranks
 from craft.training.distributed.heartbeat import first_line
 from craft.training.distributed.rendezvous import is_communication_error, peer_failure_context
 from craft.training.memory import is_out_of_memory
-from craft.utils.common import TrainingFailed, UserError
+from craft.utils.errors import TrainingFailed, UserError
 from craft.utils.history import read_history
 from craft.utils.logging import get_logger
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from craft.utils.common import TrainingFailed, UserError
+from craft.utils.errors import TrainingFailed, UserError
 from craft.utils.logging import get_logger
 
 logger = get_logger(__name__)

@@ -15,7 +15,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 from craft.utils import manifest
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 from craft.utils.files import sync
 from craft.utils.logging import get_logger
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 from craft.utils.logging import get_logger
 
 logger = get_logger(__name__)

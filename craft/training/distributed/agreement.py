@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from craft.training.distributed.heartbeat import first_line
 from craft.training.distributed.rendezvous import is_communication_error
-from craft.utils.common import Failed, PeerLost, TrainingFailed, UserError
+from craft.utils.errors import Failed, PeerLost, TrainingFailed, UserError
 
 T = TypeVar("T")
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from craft.utils.common import PeerLost
+from craft.utils.errors import PeerLost
 from craft.utils.logging import first_to_say, say_at_once
 
 SECONDS = 1.0

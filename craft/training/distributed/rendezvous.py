@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from craft.training.distributed.heartbeat import DONE, FAILED, MARGIN, Heartbeat, first_line
 from craft.utils import launch
-from craft.utils.common import PeerLost, UserError
+from craft.utils.errors import PeerLost, UserError
 
 COMMUNICATION = re.compile(
     r"gloo|nccl|connection (was )?(closed|reset|refused)|timed out waiting|broken pipe|no route to host", re.I

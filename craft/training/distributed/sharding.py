@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from craft.training.arguments import CraftTrainingArguments
 from craft.training.distributed.rendezvous import sharding_requested
-from craft.utils.common import UserError
+from craft.utils.errors import UserError
 
 
 def shard_on_cpu(trainer: Any) -> None:
