@@ -1,4 +1,4 @@
-"""Validation on the way: scores over the whole validation text, and samples. Calls `craft.evaluation`."""
+"""Validation while training: scores of the validation text, and samples. Calls `craft.evaluation`."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import TrainerCallback
 
 from craft.data.tokenization import first_id
 from craft.evaluation.protocols import natural_protocol
 from craft.evaluation.scores import Evaluation, evaluate_split
-from craft.training.compilation import plain_forward
+from craft.training.arguments import METRICS
 from craft.training.distributed.sharding import gathered_model
 from craft.training.ending import stop_training
-from craft.training.memory import is_out_of_memory
+from craft.training.logging import write_event
 from craft.training.step_state import rng_devices
-from craft.utils.common import TEMPERATURE, human
-from craft.utils.errors import TrainingFailed, UserError
+from craft.utils.common import TEMPERATURE
+from craft.utils.errors import UserError
 from craft.utils.logging import get_logger
 
 logger = get_logger(__name__)
@@ -63,14 +64,10 @@ class Validation(TrainerCallback):
         return first_chars(ids, self.args.eval_chars, self.tokenizer.id_chars)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Says if training scores a part of a long text."""
         ids = self.trainer.eval_dataset
-        if not state.is_world_process_zero or ids is None:
-            return
-        if self.args.eval_strategy != "no" and len(self.part(ids)) < len(ids):
+        if args.eval_strategy != "no" and ids is not None and len(part := self.part(ids)) < len(ids):
             logger.info(
-                f"validation of the first {self.args.eval_chars:,} characters while training "
-                f"(training.eval_chars), of all {human(len(ids) * self.trainer.characters.per_id)} at the end"
+                f"validation of the first {len(part):,} of {len(ids):,} ids while training (eval_chars)"
             )
 
     def run(self, ids: Any = None, prefix: str = "eval") -> dict[str, float]:
@@ -78,23 +75,14 @@ class Validation(TrainerCallback):
         trainer = self.trainer
         trainer.watch.pause()
         began, sample = time.perf_counter(), None
-        try:
-            with self._as_exported():
-                result = self.score(self.part(trainer.eval_dataset if ids is None else ids))
-                seconds = time.perf_counter() - began
-                if trainer.is_world_process_zero():
-                    with trainer.stop.defer_errors():
-                        sample = self.usual_sample()
-            stopped = trainer.is_in_train and trainer.stop.agreed()
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise TrainingFailed(
-                f"out of memory in the evaluation at step {trainer.state.global_step:,}; lower training."
-                f"per_device_eval_batch_size={self.args.per_device_eval_batch_size}; "
-                f"{trainer.checkpointer.last_good()}"
-            ) from None
-        if stopped:
+        # As it would be exported now: averaged, in float32, not compiled.
+        with gathered_model(trainer), trainer.ema.applied(), plain_forward(trainer.model):
+            result = self.score(self.part(trainer.eval_dataset if ids is None else ids))
+            seconds = time.perf_counter() - began
+            if trainer.is_world_process_zero():
+                with trainer.stop.defer_errors():
+                    sample = self.usual_sample()
+        if trainer.is_in_train and trainer.stop.agreed():
             stop_training(trainer, evaluation_due=True)
         if trainer.is_world_process_zero():
             logger.info(self.line(result))
@@ -102,7 +90,7 @@ class Validation(TrainerCallback):
         trainer.log(metrics)
         if sample is not None:
             logger.info("sample:\n    " + sample.strip("\n").replace("\n", "\n    "))
-            trainer.metrics.write({"sample": sample})
+            write_event(trainer, {"sample": sample})
             trainer.wandb.log_sample(sample, trainer.state.global_step)
         trainer.control = trainer.callback_handler.on_evaluate(
             self.args, trainer.state, trainer.control, metrics
@@ -110,13 +98,6 @@ class Validation(TrainerCallback):
         if trainer.is_in_train:
             trainer.watch.run()
         return metrics
-
-    @contextmanager
-    def _as_exported(self) -> Iterator[None]:
-        """Inside, the model is as it would be exported now: averaged, in float32, not compiled."""
-        trainer = self.trainer
-        with gathered_model(trainer), trainer.ema.applied(), plain_forward(trainer.model):
-            yield
 
     def score(self, ids: Any) -> Evaluation:
         """The score of a text, shared out among the processes; unfinished if a signal came."""
@@ -165,8 +146,7 @@ class Validation(TrainerCallback):
             name = str(self.args.metric_for_best_model).removeprefix("eval_")
             value = result.nats_per_char if name == "loss" else getattr(result, name)
             better = value > best if self.args.greater_is_better else value < best
-            of = "" if name == "loss" else f"{name} "
-            compared = ", best so far" if better else f", best {of}{best:.4f}"
+            compared = ", best so far" if better else f", best {best:.4f}"
         return (
             f"step {self.trainer.state.global_step:,}  validation {result.nats_per_char:.4f} nats = "
             f"{result.bits_per_char:.4f} bits/char  ({result.protocol}{compared})"
@@ -174,13 +154,9 @@ class Validation(TrainerCallback):
 
     def metrics(self, result: Evaluation, prefix: str, seconds: float) -> dict[str, float]:
         """A score as the metrics that transformers logs and compares."""
+        figures = {"loss": result.nats_per_char, **{name: getattr(result, name) for name in METRICS[1:]}}
         return {
-            f"{prefix}_loss": result.nats_per_char,
-            f"{prefix}_bits_per_char": result.bits_per_char,
-            f"{prefix}_bits_per_byte": result.bits_per_byte,
-            f"{prefix}_perplexity": result.perplexity,
-            f"{prefix}_accuracy": result.accuracy,
-            f"{prefix}_runtime": round(seconds, 3),
+            f"{prefix}_{name}": value for name, value in {**figures, "runtime": round(seconds, 3)}.items()
         }
 
 
@@ -188,3 +164,14 @@ def first_chars(ids: np.ndarray, chars: int, id_chars: np.ndarray) -> np.ndarray
     """The beginning of a text in which at most `chars` characters are predicted, and at least one id."""
     predicted = np.cumsum(id_chars[ids[1 : BYTES_PER_CHAR * chars + 1]])
     return ids[: 1 + max(1, int(np.searchsorted(predicted, chars, side="right")))]
+
+
+@contextmanager
+def plain_forward(model: nn.Module) -> Iterator[None]:
+    """Inside, the model's own forward: accelerate puts one with autocast on the instance."""
+    wrapped = model.__dict__.pop("forward", None)
+    try:
+        yield
+    finally:
+        if wrapped is not None:
+            model.forward = wrapped

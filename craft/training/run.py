@@ -15,7 +15,6 @@ from craft.training.distributed.agreement import on_rank0_broadcast, raise_on_al
 from craft.training.distributed.rendezvous import peer_failure_context
 from craft.training.ending import restore_finished_run
 from craft.training.memory import is_out_of_memory
-from craft.training.precision_trial import try_precision
 from craft.training.resuming import lock_run_dir, validate_resume
 from craft.utils.errors import TrainingFailed, UserError
 from craft.utils.logging import get_logger
@@ -58,7 +57,6 @@ def run_training(
     finished = raise_on_all_ranks(lambda: validate_resume(trainer, planned, allow_changes))
     if finished is not None:
         return restore_finished_run(trainer, finished)
-    raise_on_all_ranks(lambda: try_precision(trainer))
     with ExitStack() as locks:
         on_rank0_broadcast(lambda: lock_run_dir(trainer, planned, locks))
         return _guarded(trainer, loop, **kwargs)
@@ -81,10 +79,10 @@ def _guarded(trainer: Any, loop: Loop, **kwargs: Any) -> TrainOutput:
         raise
     finally:
         trainer.watch.pause()
-        trainer.progress.close()
         trainer.uploads.queue.leave()
         trainer.watchdog.close()
-        # Autocast and compilation end with training; another trainer may prepare the model again.
+        # Autocast and compilation end with training; it may be prepared again.
+        trainer.model_wrapped = trainer.model
         for attribute in ("forward", "_is_accelerate_prepared"):
             trainer.model.__dict__.pop(attribute, None)
 
@@ -98,8 +96,7 @@ def _loop(trainer: Any, loop: Loop, **kwargs: Any) -> TrainOutput:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-    batch = next(iter(trainer.get_train_dataloader()))
-    raise TrainingFailed(trainer.micro_batches.explain(batch))  # of the optimizer, or in passing
+    raise TrainingFailed(trainer.micro_batches.explain(), code="out-of-memory")
 
 
 @contextmanager

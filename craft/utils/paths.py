@@ -40,7 +40,8 @@ def typed_path(text: str | os.PathLike[str], where: str = "") -> str:
         user = re.split(r"[/\\]", expanded[1:])[0]
         raise UserError(
             f"{where}{path}: there is no user {user!r} here whose home ~ could mean; for a file or folder of "
-            f"that very name write ./{path}"
+            f"that very name write ./{path}",
+            code="path-invalid",
         )
     return expanded
 

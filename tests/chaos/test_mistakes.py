@@ -108,7 +108,7 @@ SETTINGS = [
     Mistake("train text.txt training.optim=lomo", "lomo_optim"),
     Mistake("train text.txt training.precision=fp16 training.use_cpu=true", "training.precision=auto"),
     Mistake("train text.txt training.eval_protocol=stateful models=transformer", "recurrent"),
-    Mistake("train text.txt training.output_dir=text.txt", "is no folder"),
+    Mistake("train text.txt training.output_dir=text.txt", "training.output_dir=text.txt"),
     Mistake("train text.txt training.output_dir=.", "training.output_dir=."),
     Mistake("train text.txt training.hub_token=hf_secret", "HF_TOKEN"),
     Mistake(["train", "text.txt", "data.path=${x"], "interpolation"),

@@ -16,10 +16,11 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from craft.data.tokenization import CharTokenizer
-from craft.training.base import LanguageModelTrainer, TrainingInterrupted
+from craft.training.base import LanguageModelTrainer
 from craft.training.checkpointing.safetensors_io import save_tree
 from craft.training.logging import MetricsFile, read_metrics
 from craft.utils.errors import TrainingFailed, UserError
+from craft.utils.stopping import TrainingInterrupted
 
 
 def scripted(output_dir: Path, losses: list[float], **changes: Any) -> LanguageModelTrainer:

@@ -35,9 +35,8 @@ class Lifecycle(TrainerCallback):
         trainer.watch.run()
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.trainer.micro_batches.searching or args.skip_nonfinite_batches:
+        if args.skip_nonfinite_batches:
             self.trainer.step_state.snapshot()
-            self.trainer.micro_batches.begin_step()
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps:
