@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from datetime import timedelta
 from typing import Any
 
 from transformers import TrainerCallback
 
-from craft.utils.common import human, human_time
+from craft.utils.common import human
 from craft.utils.logging import get_logger
 
 logger = get_logger(__name__)
@@ -66,8 +67,8 @@ class Progress(TrainerCallback):
             parts.append(f"{human(logs['chars_per_second'])} chars/s")
         done, left = state.global_step - self.first_step, state.max_steps - state.global_step
         if done and left:
-            seconds = (time.monotonic() - self.first_second) / done * left
-            parts.append(f"{human_time(seconds)} left")
+            seconds = int((time.monotonic() - self.first_second) / done * left)
+            parts.append(f"{timedelta(seconds=seconds)} left")
         width = len(f"{state.max_steps:,}")
         line = "  ".join(parts)
         logger.info(f"step {state.global_step:>{width},}/{state.max_steps:,}  {line}", extra={"on_bar": True})
