@@ -38,7 +38,7 @@ class Options:
     """What the user of `craft benchmark` can set; its help explains them."""
 
     repeats: int = 5
-    steps: int | None = None
+    steps: int = 100
     size: int = 64
     quick: bool = False
 

@@ -56,7 +56,7 @@ def comparisons(options: Options) -> Iterator[Comparison]:
     for task in TASKS:
         if options.quick:
             task = replace(task, size=networks.SMALL, batch=4, context=16)
-        yield training(task, options.steps or (4 if options.quick else 100))
+        yield training(task, 4 if options.quick else options.steps)
 
 
 def training(task: Task, steps: int) -> Comparison:

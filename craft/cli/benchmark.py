@@ -10,14 +10,14 @@ from craft.utils.terminal import echo
 
 @click.command("benchmark")
 @click.argument("names", nargs=-1, type=click.Choice(NAMES), metavar="[" + "|".join(NAMES) + "]...")
-@click.option(
-    "--repeats", default=5, show_default=True, type=click.IntRange(min=1), help="Rounds that count."
-)
-@click.option("--steps", type=click.IntRange(min=2), help="train: steps of one measurement.  [default: 100]")
-@click.option("--size", default=64, show_default=True, type=click.IntRange(1, 100_000),
-              help="encode: megabytes of the text whose whole preparation is measured.")  # fmt: skip
-@click.option("--quick", is_flag=True, help="Tiny models and texts: does it run? The figures mean nothing.")
-def command(names: tuple[str, ...], repeats: int, steps: int | None, size: int, quick: bool) -> None:
+@click.option("--repeats", metavar="N", default=5, show_default=True, type=click.IntRange(min=1),
+              help="Rounds that count, after one to warm up.")  # fmt: skip
+@click.option("--steps", metavar="N", default=100, show_default=True, type=click.IntRange(min=2),
+              help="train: steps of one measurement.")  # fmt: skip
+@click.option("--size", metavar="MB", default=64, show_default=True, type=click.IntRange(min=1),
+              help="encode: how long the text is that is prepared.")  # fmt: skip
+@click.option("--quick", is_flag=True, help="Tiny models and texts, to see that everything runs; no figures.")
+def command(names: tuple[str, ...], repeats: int, steps: int, size: int, quick: bool) -> None:
     """Measure craft's speed beside baselines: medians of interleaved rounds in the same process.
 
     Without a name all four run, which takes about a quarter of an hour on two cores. Every measurement goes
