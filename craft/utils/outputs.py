@@ -33,6 +33,8 @@ OUTPUTS = Path("outputs")
 RUN_NAMES = "run.json"
 RUN_CONFIG = "craft_run.yaml"
 """The resolved run, saved beside the weights; `craft train --config` repeats it."""
+DATA = "data.json"
+"""Facts about the text of a run, beside a finished model."""
 
 WRITTEN = (
     *(f"models/*/{RUN_CONFIG}", "logs/train_*.log", "samples/sample_*.txt", "evaluation/eval_*.json"),
