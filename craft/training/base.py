@@ -34,7 +34,7 @@ from craft.training.distributed import sharding
 from craft.training.distributed.agreement import raise_on_all_ranks
 from craft.training.ending import best_checkpoint, finish_weights
 from craft.training.evaluation import Validation
-from craft.training.logging import CharacterCounts, write_event
+from craft.training.logging import UnitCounts, write_event
 from craft.training.losses import AuxiliaryLosses, aligned
 from craft.training.micro_batches import MicroBatches
 from craft.training.requirements import library_errors
@@ -78,7 +78,7 @@ class Trainer(transformers.Trainer):
     ) -> None:
         args.settle_precision()
         precision.suit_attention(model, args.precision, on_cpu=args.on_cpu)
-        precision.warn_of_imitation(model, args.precision, on_cpu=args.on_cpu)
+        precision.warn_of_emulation(model, args.precision, on_cpu=args.on_cpu)
         sharding.check_sharding(model, args)
         self.model_class = type(model)  # sharding changes it
         args.use_cache = getattr(model.config, "use_cache", False)  # saved so with the model
@@ -300,7 +300,7 @@ class LanguageModelTrainer(Trainer):
             of `hyperparameter_search`.
         train_dataset: `CharDataset` or `StreamDataset`; order "streams" for models that carry their state.
         eval_ids: the validation text as ids, or None.
-        tokenizer: for samples, characters per id, and to be saved with the model.
+        tokenizer: for samples, what is counted, and to be saved with the model.
         block_size: window of evaluations; by default that of training.
         text: a fingerprint of the training text; by default made from its ids.
     """
@@ -338,8 +338,8 @@ class LanguageModelTrainer(Trainer):
         self.label_smoother: Any = None if smoother is None else aligned(smoother)
         self.validation = Validation(self, tokenizer, block_size or train_dataset.block_size)
         self.add_callback(self.validation)
-        self.characters = CharacterCounts(self)
-        self.add_callback(self.characters)
+        self.units = UnitCounts(self)
+        self.add_callback(self.units)
 
     def call_model_init(self, trial: Any = None) -> Any:
         """The fresh model of a trial of `hyperparameter_search`."""
@@ -413,6 +413,6 @@ class LanguageModelTrainer(Trainer):
         return self.validation.run(eval_dataset, metric_key_prefix)
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
-        """Adds what only a language model can say: bits per character, characters seen and per second."""
-        self.characters.add_to(logs)
+        """Adds what only a language model can say: bits per unit, units seen and per second."""
+        self.units.add_to(logs)
         super().log(logs, start_time)

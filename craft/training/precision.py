@@ -77,8 +77,8 @@ def suit_attention(model: Any, precision: str, *, on_cpu: bool) -> None:
         model.set_attn_implementation("eager")
 
 
-def warn_of_imitation(model: Any, precision: str, *, on_cpu: bool) -> None:
-    """Warns of a number format that this machine only imitates, with the same results and much slower."""
+def warn_of_emulation(model: Any, precision: str, *, on_cpu: bool) -> None:
+    """Warns of a number format that this machine only emulates, with the same results and much slower."""
     import torch
 
     hardware = Hardware.detect(on_cpu)
@@ -87,4 +87,4 @@ def warn_of_imitation(model: Any, precision: str, *, on_cpu: bool) -> None:
     settings[f"models.dtype={str(model.dtype)[6:]}"] = model.dtype
     for setting, dtype in settings.items():
         if dtype is not None and not hardware.computes_in(dtype):
-            logger.warning(f"{setting} is only imitated on this machine, up to 30 times slower than float32")
+            logger.warning(f"{setting} is only emulated on this machine, up to 30 times slower than float32")

@@ -8,7 +8,7 @@ import pytest
 import tiny_run
 import torch
 
-from craft.training.precision import Hardware, warn_of_imitation
+from craft.training.precision import Hardware, warn_of_emulation
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ from craft.training.precision import Hardware, warn_of_imitation
         ("fp32", torch.float32, False, []),
     ],
 )
-def test_an_imitated_precision_is_warned_of(
+def test_an_emulated_precision_is_warned_of(
     precision: str,
     dtype: torch.dtype,
     native: bool,
@@ -30,7 +30,7 @@ def test_an_imitated_precision_is_warned_of(
 ) -> None:
     hardware = Hardware("cpu", native_bf16=native)
     monkeypatch.setattr(Hardware, "detect", classmethod(lambda cls, use_cpu: hardware))
-    warn_of_imitation(tiny_run.model("char_transformer").to(dtype), precision, on_cpu=True)
+    warn_of_emulation(tiny_run.model("char_transformer").to(dtype), precision, on_cpu=True)
     assert len(caplog.messages) == len(named)
     assert all(name in message for name, message in zip(named, caplog.messages))
 

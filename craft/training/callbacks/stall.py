@@ -6,13 +6,13 @@ import statistics
 import threading
 import time
 from collections import deque
+from datetime import timedelta
 from typing import Any
 
 from transformers import TrainerCallback
 
 from craft.training.distributed.heartbeat import main_thread_location
 from craft.training.distributed.rendezvous import silent_peers
-from craft.utils.common import human_time
 from craft.utils.logging import get_logger
 
 logger = get_logger(__name__)
@@ -55,7 +55,7 @@ class Watchdog(TrainerCallback):
         took, self._last = now - self._last, now
         if self.late:
             self.late = False
-            logger.warning(f"going on after {human_time(took)}")
+            logger.warning(f"going on after {timedelta(seconds=int(took))}")
         return took
 
     def close(self) -> None:
@@ -69,7 +69,7 @@ class Watchdog(TrainerCallback):
             return
         self.late = True
         logger.warning(
-            f"no step was finished for {human_time(waited)} (usually {usual:.2g} s): after step "
+            f"no step was finished for {timedelta(seconds=int(waited))} (usually {usual:.2g} s): after step "
             f"{self._state.global_step:,}, in {main_thread_location()}; {silent_peers() or 'still waiting'}"
         )
 
