@@ -249,7 +249,7 @@ class Trainer(transformers.Trainer):
             return super().create_optimizer(model)
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
-        return optimization.decaying(model)
+        return optimization.decay_parameter_names(model)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """As in transformers, with defaults for what its schedules demand."""

@@ -74,14 +74,13 @@ class MicroBatches:
 
     def _fits(self) -> bool:
         trainer, device = self.trainer, self.trainer.args.device
-        fresh = device.type == "cuda" and trainer.resumed is None
+        weights = sum(p.numel() * p.element_size() for p in trainer.model.parameters() if p.requires_grad)
+        moments = 2 * weights if device.type == "cuda" and trainer.resumed is None else 0
         with trainer.step_state.preserved():  # a loader draws a random number
             batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
         try:
             with trainer.step_state.preserved():
-                reserved = torch.empty(
-                    trainer.sizes.optimizer if fresh else 0, dtype=torch.uint8, device=device
-                )
+                reserved = torch.empty(moments, dtype=torch.uint8, device=device)  # for the optimizer
                 piece = max(in_parts(batch, self.parts), key=lambda part: len(part["input_ids"]))
                 with trainer.accelerator.autocast():
                     loss = trainer.compute_loss(trainer.model, piece, num_items_in_batch=1)

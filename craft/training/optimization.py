@@ -38,7 +38,7 @@ SCHEDULE_DEFAULTS: dict[str, Callable[[int, int], dict[str, Any]]] = {
 }
 
 
-def decaying(model: nn.Module) -> list[str]:
+def decay_parameter_names(model: nn.Module) -> list[str]:
     """Names of the parameters that weight decay shrinks: matrices except embeddings, no gains or biases."""
     embeddings = {
         id(parameter)
@@ -56,7 +56,7 @@ def muon_groups(model: nn.Module, blocks_of: Callable[[str], int], args: Any) ->
         blocks_of: how many stacked matrices a named 2-D parameter holds; 0 leaves it to AdamW.
         args: `CraftTrainingArguments`.
     """
-    decay = set(decaying(model))
+    decay = set(decay_parameter_names(model))
     adamw_groups: dict[float, list[Tensor]] = {args.weight_decay: [], 0.0: []}
     muon: dict[int, list[Tensor]] = defaultdict(list)
     for name, parameter in model.named_parameters():

@@ -14,7 +14,7 @@ from transformers.trainer_utils import SchedulerType
 from craft.training.optimization import (
     MuonAdamW,
     _direction_dtype,
-    decaying,
+    decay_parameter_names,
     muon_groups,
     muon_optimizer,
     orthogonalized,
@@ -127,7 +127,7 @@ def test_every_weight_of_a_model_is_in_one_group(kind: str) -> None:
 
 
 def test_weight_decay_spares_norms_biases_and_embeddings() -> None:
-    assert decaying(Small()) == ["one.weight", "two.weight", "up.weight", "down.weight"]
+    assert decay_parameter_names(Small()) == ["one.weight", "two.weight", "up.weight", "down.weight"]
 
 
 def test_state_dict_round_trip_is_bitwise() -> None:

@@ -208,7 +208,8 @@ def check_resume(
     if changes and not allow:
         raise UserError(
             f"{checkpoint.parent} can't go on exactly, for settings changed since {name}: {what}; put them "
-            "back, or go on all the same with --allow-changes, which is recorded in the run"
+            "back, or go on all the same with --allow-changes, which is recorded in the run",
+            code="run-changed",
         )
     if changes:
         logger.warning(f"going on from {name} with other settings, as allowed: {what}")
