@@ -10,8 +10,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from craft.sharing.record import METRICS_FILE
-from craft.training.checkpointing import disk
-from craft.utils.files import replace_text
+from craft.utils.files import explain_disk_errors, replace_text
 
 
 class MetricsFile:
@@ -49,14 +48,10 @@ class MetricsRecorder:
         """Adds an event of this step.
 
         Raises:
-            TrainingFailed: if the disk refuses; of several processes, in all when they next agree.
+            Failed: if the disk refuses; of several processes, in all when they next agree.
         """
-        run_dir, checkpointer = self.trainer.run_dir, self.trainer.checkpointer
-
-        def hint() -> str:
-            return f"{checkpointer.last_good()}; {checkpointer.recovery_hint()}"
-
-        with self.trainer.stop.defer_errors(), disk.writing(METRICS_FILE, run_dir, hint):
+        run_dir, hint = self.trainer.run_dir, self.trainer.checkpointer.what_is_left
+        with self.trainer.stop.defer_errors(), explain_disk_errors(METRICS_FILE, run_dir, hint):
             MetricsFile(run_dir).write({"step": self.trainer.state.global_step, **event})
 
 

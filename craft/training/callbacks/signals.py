@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from datetime import timedelta
 from types import FrameType
 from typing import Any
 
@@ -20,13 +20,7 @@ import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from craft.training.distributed.agreement import is_distributed, raise_on_all_ranks
-from craft.training.distributed.rendezvous import (
-    announce_signal,
-    announced_signal,
-    collective_timeout,
-    is_communication_error,
-    report_step,
-)
+from craft.training.distributed.rendezvous import is_communication_error, report_step
 from craft.training.ending import stop_training
 from craft.utils.stopping import SIGNALS, TrainingInterrupted, exit_code, name_of, say
 
@@ -58,20 +52,23 @@ class StopRequest:
     @property
     def requested(self) -> bool:
         """Whether this process knows of a signal; others may not yet. For long work within a step."""
-        if self.launcher is not None and not self._received and os.getppid() != self.launcher:
-            self._received = signal.SIGTERM  # the launcher was killed, and can pass nothing on
-        if self._received:
-            announce_signal(self._received)
-        return bool(self._received or self.signum or announced_signal())
+        if self.launcher is not None and os.getppid() != self.launcher:
+            self._received = self._received or signal.SIGTERM  # it was killed, and can pass nothing on
+        return bool(self._received or self.signum)
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Inside, signals ask to stop. In threads, where Python can't, nothing changes."""
+    def listening(self, seconds: int = 600) -> Iterator[None]:
+        """Inside, signals ask to stop. In threads, where Python can't, nothing changes.
+
+        Args:
+            seconds: how long processes wait for each other.
+        """
         self.signum, self._received, self._since = 0, 0, None
-        self.begun, self.launcher, self._failure = False, launcher(), None
+        self.begun, self._failure = False, None
+        self.launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         if dist.is_initialized() and dist.get_backend() != "gloo":
             # Over NCCL the question would make the host wait for the GPU in every step.
-            self._group = dist.new_group(backend="gloo", timeout=collective_timeout())
+            self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=seconds))
         in_thread = threading.current_thread() is not threading.main_thread()
         before = {} if in_thread else {number: signal.signal(number, self._receive) for number in SIGNALS}
         self.listening_now = True
@@ -105,11 +102,6 @@ class StopRequest:
                 raise
             self._failure = self._failure or error
 
-    def raise_deferred(self) -> None:
-        """Raises an error that was deferred since all processes met last; all of them must ask."""
-        if self.most(int(self._failure is not None)):
-            raise_on_all_ranks(self._fail)
-
     def _fail(self) -> None:
         if self._failure is not None:
             raise self._failure
@@ -123,10 +115,8 @@ class StopRequest:
         return int(flag)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
-        # One Ctrl-C may arrive twice, from the terminal and from the launcher: only a later one is a second
-        # one.
-        at_once = 1.0 if self.launcher is not None else 0.2
-        if self._since is not None and time.monotonic() - self._since > at_once:
+        # One Ctrl-C may arrive twice, from the terminal and from the launcher: only a later one is a second.
+        if self._since is not None and time.monotonic() - self._since > 1:
             os._exit(128 + signum)
         if self._since is None:
             self._received, self._since = signum, time.monotonic()
@@ -134,17 +124,6 @@ class StopRequest:
                 say(f"{name_of(signum)}: stopped before the first step; nothing is lost")
                 raise TrainingInterrupted(exit_code(signum))
             say(f"{name_of(signum)}: finishing this step and saving; once more exits at once")
-
-
-def launcher() -> int | None:
-    """The parent process, if it is one of the programs that start others; those may die without a word."""
-    parent = os.getppid()
-    try:
-        words = Path(f"/proc/{parent}/cmdline").read_bytes()
-    except OSError:  # not Linux
-        return None
-    launchers = (b"accelerate", b"torchrun", b"torch.distributed", b"torch/distributed")
-    return parent if any(name in words for name in launchers) else None
 
 
 class StopOnSignal(TrainerCallback):
