@@ -20,21 +20,16 @@ class Finished:
 
     Args:
         run_dir: its folder.
-        others: how many more there are like it, where no run was named.
     """
 
     run_dir: Path
-    others: int = 0
 
     def __str__(self) -> str:
         step = finished_at(self.run_dir)
-        which = (
-            f"all {self.others + 1} runs are finished; the newest is {self.run_dir}" if self.others else ""
-        )
         model = f", its model is {self.run_dir}_step_{step}" if step is not None else ""
         return (
-            f"{which or f'{self.run_dir} is finished'}{model}; to train it on: "
-            f"craft resume {self.run_dir} training.max_steps=N"
+            f"{self.run_dir} is finished{model}; to train it on: craft resume {self.run_dir} "
+            "training.max_steps=N"
         )
 
 
@@ -71,7 +66,7 @@ def _newest_unfinished(models: Path) -> Path | Finished:
         raise UserError(f"no run to resume in {models}; start one with 'craft train'", code="run-missing")
     unfinished = [run for run in runs if not _is_finished(run)]
     if not unfinished:
-        return Finished(runs[0], others=len(runs) - 1)
+        return Finished(runs[0])
     idle = [run for run in unfinished if not is_locked(run)]
     if not idle:
         raise UserError(

@@ -39,8 +39,8 @@ def test_the_newest_unfinished_run_is_resumed(tmp_path: Path) -> None:
     (models / "b_step_3").mkdir()
     (models / "b_step_3" / "config.json").write_text("{}")
     none = run_to_resume("latest", tmp_path)
-    assert none == Finished(models / "c", others=2)
-    assert all(value in str(none) for value in ("3", str(models / "c"), "training.max_steps"))
+    assert none == Finished(models / "c")
+    assert all(value in str(none) for value in (str(models / "c"), "training.max_steps"))
     with refused("usage", models / "a"):
         run_to_resume(str(models / "a" / "checkpoint-20"))
 

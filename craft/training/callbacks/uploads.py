@@ -50,7 +50,7 @@ class UploadCheckpoints(TrainerCallback):
         self.trainer, self.args = trainer, trainer.args
         self._process: subprocess.Popen[bytes] | None = None
         self._said: Any = None
-        self._pending: list[Path] = []  # the one under way, and the one that waits
+        self._pending: list[Path] = []  # the one under way, and those that wait
 
     @property
     def active(self) -> bool:
@@ -66,16 +66,14 @@ class UploadCheckpoints(TrainerCallback):
         return set(map(folders.step_of, self._pending))
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if not self.active:
-            return
-        if self.sends_every_one:
-            self._wait("every checkpoint is sent; Ctrl-C leaves it off")
-        if not state.is_world_process_zero:
+        if not self.active or not state.is_world_process_zero:
             return
         checkpoint = folders.checkpoint_dir(self.trainer.checkpointer.run_dir, state.global_step)
-        for late in self._pending[1:]:
-            logger.info(f"{late.name} isn't uploaded: {checkpoint.name} takes its place")
-        self._pending[1:] = [checkpoint]
+        if not self.sends_every_one:
+            for late in self._pending[1:]:
+                logger.info(f"{late.name} isn't uploaded: {checkpoint.name} takes its place")
+            del self._pending[1:]
+        self._pending.append(checkpoint)
         self._go_on()
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -122,14 +120,27 @@ class UploadCheckpoints(TrainerCallback):
             return push(Path(folder), self.trainer.hub_model_id, branch=branch, message=message)
 
     def finish(self) -> None:
-        """Waits until the last checkpoint is on the Hub; after a signal for a while, after Ctrl-C not."""
+        """Waits until the last checkpoint is on the Hub; after a signal for a while, after Ctrl-C not.
+
+        All processes do, and meet again and again, so that none waits too long for another and all of them
+        hear of a signal.
+        """
         if not self.active:
             return
-        stop = self.trainer.stop
-        if not stop.signum:
-            self._wait("Ctrl-C leaves it off")
-        if stop.signum not in (0, signal.SIGINT):
-            self._wait(f"for at most {LAST_SECONDS} s; once more exits at once", seconds=LAST_SECONDS)
+        stop, since = self.trainer.stop, time.monotonic()
+
+        def more() -> bool:
+            self._go_on()
+            late = stop.signum and time.monotonic() - since > LAST_SECONDS
+            return bool(self._pending) and not late and stop.signum != signal.SIGINT
+
+        if more():
+            names = ", ".join(checkpoint.name for checkpoint in self._pending)
+            logger.info(f"waiting for the upload of {names}; Ctrl-C leaves it off")
+        while stop.most(int(more())):
+            time.sleep(0.1)
+            if not stop.signum and stop.agreed():
+                since = time.monotonic()
         if self.trainer.is_world_process_zero():  # what was spared for an upload may be one too many
             checkpointer, best = self.trainer.checkpointer, self.trainer.state.best_global_step
             folders.rotate(checkpointer.run_dir, checkpointer.keep, {best, *self.steps})
@@ -146,23 +157,6 @@ class UploadCheckpoints(TrainerCallback):
             later = " && ".join(shlex.join(["craft", *self._words(checkpoint)]) for checkpoint in left)
             logger.warning(f"not uploaded: {names}; that can be done later with: {later}")
         self._process, self._pending = None, []
-
-    def _wait(self, how: str, seconds: float | None = None) -> None:
-        """Waits until all is uploaded. All processes do, and meet again and again, so that none waits longer
-        for another and a signal is heard, which ends it; with `seconds` time does."""
-        stop = self.trainer.stop
-        self._go_on()
-        if self._pending:
-            names = ", ".join(checkpoint.name for checkpoint in self._pending)
-            logger.info(f"waiting for the upload of {names}; {how}")
-        end = time.monotonic() + (seconds or 0)
-
-        def more() -> bool:
-            self._go_on()
-            return bool(self._pending) and (seconds is None or time.monotonic() < end)
-
-        while stop.most(int(more())) and (seconds is not None or not stop.agreed()):
-            time.sleep(0.1)
 
 
 def open_run_repo(args: Any) -> str:

@@ -13,12 +13,9 @@ import torch.distributed as dist
 
 from craft.training.distributed.heartbeat import first_line
 from craft.training.distributed.rendezvous import is_communication_error
-from craft.utils.errors import Code, CraftError, Failed, PeerLost, TrainingFailed, UserError
+from craft.utils.errors import Code, CraftError, PeerLost
 
 T = TypeVar("T")
-
-KINDS = {kind.__name__: kind for kind in (UserError, Failed, TrainingFailed)}
-"""Failures whose message is for everybody; of any other the process that had it shows the traceback."""
 
 
 def is_distributed() -> bool:
@@ -41,9 +38,9 @@ def raise_on_all_ranks(do: Callable[[], T]) -> T:
     A failed collective is raised at once: the others can't be asked any more.
 
     Raises:
-        Exception: what `do` raised here; else what it raised in another process, marked as `retold`, if it is
-            one of `KINDS`.
-        PeerLost: otherwise; with nothing to say, since the process that failed says it.
+        Exception: what `do` raised here.
+        CraftError: what it raised in another process, marked as `retold`.
+        PeerLost: if it raised anything else there; with nothing to say, since that process shows the traceback.
     """
     if not is_distributed():
         return do()
@@ -62,14 +59,13 @@ def raise_on_all_ranks(do: Callable[[], T]) -> T:
         if first is None:
             return result  # type: ignore[no-any-return]
         kind, words, code = first
-        error = KINDS[kind](words, code=code) if kind in KINDS else PeerLost()
-        error.retold, error.__cause__ = True, RuntimeError(f"{kind}: {words}")
+        error = kind(words, code=code) if kind else PeerLost()
+        error.retold, error.__cause__ = True, RuntimeError(words)
     error.known_to_all = True
     raise error
 
 
-def _described(error: Exception) -> tuple[str, str, Code]:
-    kind = type(error).__name__
+def _described(error: Exception) -> tuple[type[CraftError] | None, str, Code]:
     if isinstance(error, CraftError):
-        return kind, str(error), error.code
-    return kind, f"{first_line(error)} (in process {dist.get_rank()})", "other"
+        return type(error), str(error), error.code
+    return None, f"in process {dist.get_rank()}: {type(error).__name__}: {first_line(error)}", "other"
