@@ -40,7 +40,7 @@ def raise_on_all_ranks(do: Callable[[], T]) -> T:
     Raises:
         Exception: what `do` raised here.
         CraftError: what it raised in another process, marked as `retold`.
-        PeerLost: if it raised anything else there; with nothing to say, since that process shows the traceback.
+        PeerLost: if that was anything else; with nothing to say, since that process shows the traceback.
     """
     if not is_distributed():
         return do()
