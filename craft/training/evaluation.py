@@ -97,8 +97,7 @@ class Validation(TrainerCallback):
                 result = self.score(self.scored_in_training(ids) if trainer.is_in_train else ids)
                 seconds = time.perf_counter() - began
                 if trainer.is_world_process_zero():
-                    with trainer.stop.defer_errors():
-                        sample = self.usual_sample()
+                    sample = self.usual_sample()
             stopped = trainer.is_in_train and trainer.stop.agreed()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):

@@ -52,7 +52,7 @@ class MetricsRecorder:
             Failed: if the disk refuses; of several processes, in all when they next agree.
         """
         run_dir, hint = self.trainer.run_dir, self.trainer.checkpointer.what_is_left
-        with self.trainer.stop.defer_errors(), explain_disk_errors(METRICS_FILE, run_dir, hint):
+        with explain_disk_errors(METRICS_FILE, run_dir, hint):
             MetricsFile(run_dir).write({"step": self.trainer.state.global_step, **event})
 
 

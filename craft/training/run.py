@@ -130,7 +130,6 @@ def _guarded(trainer: Any, loop: Loop, **kwargs: Any) -> TrainOutput:
             peer_failure_context(trainer.checkpointer.recovery_hint),
         ):
             result = _loop(trainer, loop, **kwargs)
-            trainer.stop.agreed()  # an error may have been deferred
             trainer.uploads.finish()
             if trainer.stop.requested:  # after the last step; all is saved
                 logger.info(trainer.checkpointer.once_trained())

@@ -24,7 +24,7 @@ from pathlib import Path
 import tiny_run
 import torch
 import torch.distributed as dist
-from craft.training import base, logging
+from craft.training import base
 from craft.training.callbacks import lifecycle, uploads
 from craft.training.distributed import rendezvous
 from craft.training.distributed.agreement import on_rank0_broadcast, raise_on_all_ranks
@@ -81,19 +81,6 @@ def saved(name, error, on):
 def bug(): saved("bug", KeyError("a bug"), 0)
 def memory(): saved("memory", MEMORY, 0)
 def disk_of_another(): saved("disk", FULL, 1)
-def at_metrics(name, step):
-    made, real = trainer(name), logging.MetricsFile.write
-    logging.MetricsFile.write = at_step(made, step, FULL, real)
-    try:
-        made.train()
-    finally:
-        logging.MetricsFile.write = real
-def metrics(): at_metrics("metrics", 5)
-def last_metrics(): at_metrics("last", 8)
-def sample():
-    made = trainer("sample", eval_strategy="steps", eval_steps=4, sample_chars=9)
-    made.validation.sample = fail(MEMORY)
-    made.train()
 def data(): # of the second process only
     real = base.check_data
     base.check_data = fail(UserError("the training text holds the id 99", code="data-invalid"), on=1)
@@ -146,9 +133,6 @@ EXPECTED = {
     "bug": (0, "KeyError", "peer-lost", "'a bug'"),
     "memory": (0, None, "peer-lost", "CUDA out of memory"),
     "disk_of_another": (1, "disk-full", "disk-full", "checkpoint-4"),
-    "metrics": (0, "disk-full", "disk-full", "metrics.jsonl"),
-    "last_metrics": (0, "disk-full", "disk-full", "metrics.jsonl"),
-    "sample": (0, None, "peer-lost", "OutOfMemoryError"),
     "data": (1, "data-invalid", "data-invalid", "99"),
 }
 """Which process fails, by which code or class (None for any), the other one's, and a value in that."""
@@ -167,7 +151,7 @@ def test_all_processes_hear_of_what_one_of_them_met(tmp_path: Path) -> None:
         assert (said[rank][3], said[1 - rank][3]) == (False, True), said
     assert not list((tmp_path / "bug").glob(".staging*"))
     saved = {path.parent.name for path in tmp_path.glob("*/checkpoint-*")}
-    assert saved == {"metrics", "last"}
+    assert saved == set()
 
 
 def test_a_run_that_one_process_refuses_is_refused_by_both(

@@ -1,7 +1,4 @@
-"""Stopping politely: SIGTERM, SIGUSR1 and Ctrl-C finish the step and save; a second one exits at once.
-
-An error on one rank, met between two steps, is flagged through the all-reduce that also carries stop signals.
-"""
+"""Stopping politely: SIGTERM, SIGUSR1 and Ctrl-C finish the step and save; a second one exits at once."""
 
 from __future__ import annotations
 
@@ -19,13 +16,9 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from craft.training.distributed.agreement import is_distributed, raise_on_all_ranks
-from craft.training.distributed.rendezvous import is_communication_error, report_step
+from craft.training.distributed.rendezvous import report_step
 from craft.training.ending import stop_training
 from craft.utils.stopping import SIGNALS, TrainingInterrupted, exit_code, name_of, say
-
-FAILED = 1 << 30
-"""More than any signal: some process failed."""
 
 
 class StopRequest:
@@ -38,12 +31,11 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signum = 0
-        self.begun = self.listening_now = False
+        self.begun = False
         self.launcher: int | None = None
         self._received = 0  # the handler writes this and `_since` only: it may interrupt `agreed`
         self._since: float | None = None
         self._group: dist.ProcessGroup | None = None
-        self._failure: Exception | None = None
 
     @property
     def exit_code(self) -> int:
@@ -64,47 +56,23 @@ class StopRequest:
             seconds: how long processes wait for each other.
         """
         self.signum, self._received, self._since = 0, 0, None
-        self.begun, self._failure = False, None
+        self.begun = False
         self.launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         if dist.is_initialized() and dist.get_backend() != "gloo":
             # Over NCCL the question would make the host wait for the GPU in every step.
             self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=seconds))
         in_thread = threading.current_thread() is not threading.main_thread()
         before = {} if in_thread else {number: signal.signal(number, self._receive) for number in SIGNALS}
-        self.listening_now = True
         try:
             yield
         finally:
-            self.listening_now = False
             for number, handler in before.items():
                 signal.signal(number, handler)
 
     def agreed(self) -> bool:
-        """Whether any process was asked to stop; all of them must ask, and get the same answer.
-
-        Raises:
-            Exception: in all of them, an error that one of them deferred; see `raise_on_all_ranks`.
-        """
-        own = max(self._received, self.signum) if self.requested else 0
-        number = self.most(FAILED if self._failure else own)
-        if number == FAILED:
-            raise_on_all_ranks(self._fail)
-        self.signum = number
+        """Whether any process was asked to stop; all of them must ask, and get the same answer."""
+        self.signum = self.most(max(self._received, self.signum) if self.requested else 0)
         return self.signum != 0
-
-    @contextmanager
-    def defer_errors(self) -> Iterator[None]:
-        """Inside, in training, an error of one of several processes waits until all meet, in `agreed`."""
-        try:
-            yield
-        except Exception as error:
-            if not (self.listening_now and is_distributed()) or is_communication_error(error):
-                raise
-            self._failure = self._failure or error
-
-    def _fail(self) -> None:
-        if self._failure is not None:
-            raise self._failure
 
     def most(self, number: int) -> int:
         """The largest of the numbers that all processes give."""
