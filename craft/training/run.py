@@ -141,7 +141,7 @@ def _guarded(trainer: Any, loop: Loop, **kwargs: Any) -> TrainOutput:
     finally:
         trainer.watch.pause()
         trainer.progress.close()
-        trainer.uploads.leave()
+        trainer.uploads.cancel()
         trainer.watchdog.close()
         # Autocast and compilation end with training; another trainer may prepare the model again.
         for attribute in ("forward", "_is_accelerate_prepared"):

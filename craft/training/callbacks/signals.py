@@ -1,4 +1,4 @@
-"""Stopping politely: SIGTERM, SIGUSR1 and Ctrl-C finish the step and save; a second one exits at once."""
+"""Stopping for a signal: SIGTERM, SIGUSR1 and Ctrl-C finish the step and save; a second one exits at once."""
 
 from __future__ import annotations
 

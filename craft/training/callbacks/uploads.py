@@ -57,7 +57,7 @@ class UploadCheckpoints(TrainerCallback):
         return bool(self.args.push_to_hub) and self.args.hub_strategy != HubStrategy.END
 
     @property
-    def sends_every_one(self) -> bool:
+    def sends_all(self) -> bool:
         return self.args.hub_always_push or self.args.hub_strategy == HubStrategy.ALL_CHECKPOINTS
 
     @property
@@ -69,17 +69,17 @@ class UploadCheckpoints(TrainerCallback):
         if not self.active or not state.is_world_process_zero:
             return
         checkpoint = folders.checkpoint_dir(self.trainer.checkpointer.run_dir, state.global_step)
-        if not self.sends_every_one:
+        if not self.sends_all:
             for late in self._pending[1:]:
                 logger.info(f"{late.name} isn't uploaded: {checkpoint.name} takes its place")
             del self._pending[1:]
         self._pending.append(checkpoint)
-        self._go_on()
+        self._advance()
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._go_on()
+        self._advance()
 
-    def _go_on(self) -> None:
+    def _advance(self) -> None:
         """Says how the upload under way ended, if it did, and starts the next."""
         if self._process is not None and self._process.poll() is not None:
             checkpoint = self._pending.pop(0)
@@ -130,7 +130,7 @@ class UploadCheckpoints(TrainerCallback):
         stop, since = self.trainer.stop, time.monotonic()
 
         def more() -> bool:
-            self._go_on()
+            self._advance()
             late = stop.signum and time.monotonic() - since > LAST_SECONDS
             return bool(self._pending) and not late and stop.signum != signal.SIGINT
 
@@ -145,7 +145,7 @@ class UploadCheckpoints(TrainerCallback):
             checkpointer, best = self.trainer.checkpointer, self.trainer.state.best_global_step
             folders.rotate(checkpointer.run_dir, checkpointer.keep, {best, *self.steps})
 
-    def leave(self) -> None:
+    def cancel(self) -> None:
         """Ends what is under way at once, and names what would make up for it."""
         if self._process is not None:
             self._process.kill()
@@ -153,7 +153,7 @@ class UploadCheckpoints(TrainerCallback):
         if self._pending:
             names = ", ".join(checkpoint.name for checkpoint in self._pending)
             # The last one takes the place of those before it, unless each has a folder of its own there.
-            left = self._pending if self.sends_every_one else self._pending[-1:]
+            left = self._pending if self.sends_all else self._pending[-1:]
             later = " && ".join(shlex.join(["craft", *self._words(checkpoint)]) for checkpoint in left)
             logger.warning(f"not uploaded: {names}; that can be done later with: {later}")
         self._process, self._pending = None, []

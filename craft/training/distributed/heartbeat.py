@@ -2,8 +2,8 @@
 
 Training in step means that everyone waits for the slowest, and a process that was killed, stopped or cut off
 would be waited for without a word. So each has a heartbeat: a thread that writes about once a second, into
-the store at which they all met, that the process lives, at which step and where. When a collective fails, the
-others look whose heart still beats.
+the store at which they all met, at which step it is and where. When a collective fails, the others read who
+doesn't write any more.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Heartbeat(threading.Thread):
         return PeerLost("" if said else "; ".join(filter(None, (sentence, recovery_hint))))
 
     def missing(self) -> str:
-        """A sentence about the processes that don't beat any more; empty if all do. It takes seconds."""
+        """A sentence about the processes that don't write any more; empty if all do. It takes seconds."""
         self._read()
         before = dict(self.others)
         time.sleep(SILENCE + self.interval)
