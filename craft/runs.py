@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from craft.utils import launch
-from craft.utils.claims import is_claimed
 from craft.utils.common import human
 from craft.utils.errors import Failed, UserError
-from craft.utils.files import replace_text, sha256
+from craft.utils.files import replace_text, sha256, staged_folder
 from craft.utils.history import add_event, finished_at
+from craft.utils.locks import is_locked
 from craft.utils.logging import get_logger, setup_logging
 from craft.utils.outputs import OUTPUTS, RUN_CONFIG, RUN_NAMES, RunPaths, claim_stamp
 from craft.utils.paths import typed_path
@@ -82,7 +82,7 @@ def begun(run: Run, args: CraftTrainingArguments, resume: str | Path | None) -> 
             return Finished(place)
         if any(checkpoints(place)):
             return place
-        if not finished and not is_claimed(place):
+        if not finished and not is_locked(place):
             (place / RUN_NAMES).unlink(missing_ok=True)  # begun, and lost before anything was saved
         return None
 
@@ -180,12 +180,8 @@ def finish(paths: RunPaths, step: int) -> None:
 def export(trainer: LanguageModelTrainer, model_dir: Path) -> None:
     """The finished model: weights, config, generation_config, tokenizer, its code and the resolved run; in
     one piece, also where it replaces an earlier one."""
-    from craft.training.checkpointing.folders import STAGING, discard, put
-
-    staging = model_dir.with_name(STAGING + model_dir.name)
-    discard(staging)
-    trainer.save_model(str(staging), _internal_call=True)  # `share` uploads it, with its scores
-    put(staging, model_dir)
+    with staged_folder(model_dir) as staging:
+        trainer.save_model(str(staging), _internal_call=True)  # `share` uploads it, with its scores
     best, last = trainer.state.best_global_step, trainer.state.global_step
     if trainer.args.load_best_model_at_end and best not in (None, last):
         logger.info(f"exported  the best weights, of step {best:,} of {last:,}")

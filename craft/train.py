@@ -20,8 +20,9 @@ from craft.building import build_model
 from craft.pretrained import saved_tokenizers, starting_tokenizer
 from craft.runs import begun, describe_model, export, finish, name_run, record, share, weights_sum
 from craft.utils import launch
-from craft.utils.claims import claimed
 from craft.utils.common import SAMPLE_CHARACTERS, human
+from craft.utils.files import explain_disk_errors
+from craft.utils.locks import run_lock
 from craft.utils.logging import get_logger, setup_logging
 from craft.utils.outputs import OUTPUTS, RunPaths
 from craft.utils.resuming import Finished
@@ -78,18 +79,18 @@ def train(run: Run, resume: str | Path | None = None, allow_changes: bool = Fals
     with leaving(NOTHING_YET) as end:
         from craft.training.distributed.rendezvous import peer_failure_context
 
-        with peer_failure_context(last=True), ExitStack() as claims:
-            return workflow(run, resume, allow_changes, end, claims)
+        with peer_failure_context(last=True), ExitStack() as locks:
+            return workflow(run, resume, allow_changes, end, locks)
 
 
 def workflow(
-    run: Run, resume: str | Path | None, allow_changes: bool, end: Leaving, claims: ExitStack
+    run: Run, resume: str | Path | None, allow_changes: bool, end: Leaving, locks: ExitStack
 ) -> TrainResult | None:
     """The seven steps of `train`, in every process.
 
     Args:
         end: what is said if a signal ends the program.
-        claims: keeps the run's folder for this process until all is done.
+        locks: keeps the run's folder for this process until all is done.
     """
     # 1. Configuration
     from transformers import set_seed
@@ -131,7 +132,6 @@ def workflow(
     # 4. Trainer
     from craft.training.base import LanguageModelTrainer
     from craft.training.callbacks.step_lines import StepLines
-    from craft.training.checkpointing.disk import writing
 
     trainer = LanguageModelTrainer(
         model=model,
@@ -144,7 +144,7 @@ def workflow(
     )
 
     def on_run_validated() -> None:
-        claims.enter_context(claimed(paths.run_dir))
+        locks.enter_context(run_lock(paths.run_dir))
         record(run, paths)
 
     trainer.on_run_validated = on_run_validated
@@ -155,7 +155,7 @@ def workflow(
     if args.process_index != 0:
         return None
     end.state = trainer.checkpointer.once_trained()
-    claims.enter_context(writing("the finished model", OUTPUTS, lambda: end.state))
+    locks.enter_context(explain_disk_errors("the finished model", OUTPUTS, lambda: end.state))
     model_dir = paths.export_dir(trainer.state.global_step)
     export(trainer, model_dir)
 
