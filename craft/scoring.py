@@ -234,11 +234,11 @@ def _data_arguments(folder: Path, data: str | None) -> DataArguments:
 def _read(saved: Path) -> DataArguments:
     import yaml
 
-    from craft.data.arguments import DataArguments, of_saved_run
+    from craft.data.arguments import DataArguments
 
     try:
         run: Any = yaml.safe_load(saved.read_text(encoding="utf-8"))
-        return DataArguments(**of_saved_run(run["data"]))
+        return DataArguments(**run["data"])
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split()).replace("DataArguments.__init__() got an ", "")
         raise UserError(f"{saved} isn't a run that craft saved: {reason}") from error

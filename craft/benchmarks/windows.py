@@ -42,7 +42,7 @@ def windows(ids: np.ndarray, block_size: int, batch: int, batches: int, seed: in
     from craft.data.char_dataset import CharDataset, train_loader
 
     dataset = CharDataset(ids, block_size, batch, seed)
-    loader = train_loader(dataset, per_device_batch_size=batch, accumulation=1, rank=0, world=1)
+    loader = train_loader(dataset, batch, 1, 0, 1, make_batch=lambda windows: {"windows": windows})
     table: Any = RowDataset(ids, block_size)
     rows = torch.utils.data.DataLoader(table, batch_size=batch, shuffle=True, drop_last=True)
     random = np.random.default_rng(seed)

@@ -7,7 +7,7 @@ validators the rules of single values; the functions at the end are about severa
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, Literal
@@ -157,70 +157,60 @@ def check_data(values: Mapping[str, Any]) -> dict[str, Any]:
     check_values("data", validators(DataArguments), data)
     source, path = data["source"], data["path"]
     if source != "files" and isinstance(path, list):
-        raise UserError(f"data.path={yaml_word(path)} is a list; data.source={source} takes one name")
+        raise UserError(
+            f"data.path={yaml_word(path)} is a list; data.source={source} takes one name",
+            code="setting-conflict",
+        )
     if source == "hub" and isinstance(path, str) and is_repo_id(path) and Path(path).exists():
         data["path"] = f"./{path}"  # a folder, which no reader of the record should look for on the Hub
     sizes = {name: data[f"{name}_size"] for name in ("validation", "test")}
     if all(size < 1 for size in sizes.values()) and sum(sizes.values()) >= 1:
         raise UserError(
             f"data.test_size={sizes['test']} and data.validation_size={sizes['validation']} leave nothing to "
-            "train on; their sum must be below 1"
+            "train on; their sum must be below 1",
+            code="setting-conflict",
         )
-    for name in ("validation", "test"):
-        if data[f"{name}_split"] and source != "hub":
-            raise UserError(
-                f"data.{name}_split={data[f'{name}_split']} names a split of a dataset (data.source=hub); "
-                f"texts are cut by data.{name}_size"
-            )
-    for name in OF_ALPHABET if data["tokenizer"] == "byte" else ():
+    if source != "hub" and (split := data["validation_split"] or data["test_split"]):
+        raise UserError(
+            f"data.validation_split and data.test_split (={split}) are of datasets (data.source=hub); texts "
+            "are cut by data.validation_size and data.test_size",
+            code="setting-conflict",
+        )
+    for name in ("unknown", "min_frequency", "max_vocab_size") if data["tokenizer"] == "byte" else ():
         # `unknown=bytes` is what that tokenizer does anyway.
         if data[name] not in (data_fields()[name].default, "bytes"):
             raise UserError(
-                f"data.{name}={data[name]} is about an alphabet; data.tokenizer=byte has none, leave it out"
+                f"data.{name}={data[name]} is about an alphabet; data.tokenizer=byte has none, leave it out",
+                code="setting-no-effect",
             )
     return data
 
 
-OF_ALPHABET = ("unknown", "min_frequency", "max_vocab_size")
-"""Settings of the alphabet, which a byte tokenizer doesn't have."""
-
-READ_BY = {
-    **dict.fromkeys(("config_name", "revision", "split"), ("hub",)),
-    **dict.fromkeys(("encoding", "errors", "exclude", "format", "separator"), ("files",)),
-    "text_column": ("files", "hub"),
-}
-"""Fields that only some sources look at."""
+OF_SOURCES = (
+    *("config_name", "revision", "split", "text_column"),
+    *("encoding", "errors", "exclude", "format", "separator"),
+)
+"""Fields that only some sources look at; the others have no use for them."""
 
 
-def check_corpus(data: Mapping[str, Any], stated: Collection[str] | None = None) -> None:
-    """Refuses what is no corpus to train on, and settings that would have no effect on it.
-
-    Args:
-        data: what `check_data` returned.
-        stated: fields that somebody set now; others may have been saved by an earlier version. None: all.
+def check_corpus(data: Mapping[str, Any]) -> None:
+    """Refuses what is no corpus to train on.
 
     Raises:
         UserError: with what is missing, or to be left out.
     """
-    source = data["source"]
     if not data["path"]:
         ways = {
             "files": "craft train my.txt, or data.path=my.txt",
             "hub": "data.path=USER/DATASET",
             "builtin": "data.path=NAME",
         }
-        raise UserError(f"data.path is missing, and data.source={source} needs one: {ways[source]}")
-    for name, field in data_fields().items():
-        if data[name] == field.default or (stated is not None and name not in stated):
-            continue
-        written = f"data.{name}={yaml_word(data[name])} has no effect"
-        if source not in READ_BY.get(name, (source,)):
-            raise UserError(f"{written} with data.source={source}; leave it out")
-        if name == "lanes" and not data["streaming"]:
-            raise UserError(f"{written} without data.streaming=true; leave it out")
-
-
-def of_saved_run(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The section `data` of a saved run, without what earlier versions accepted beside the byte tokenizer."""
-    byte = data.get("tokenizer") == "byte"
-    return {key: value for key, value in data.items() if not (byte and key in OF_ALPHABET)}
+        source = data["source"]
+        raise UserError(
+            f"data.path is missing, and data.source={source} needs one: {ways[source]}", code="text-missing"
+        )
+    if data["lanes"] != data_fields()["lanes"].default and not data["streaming"]:
+        raise UserError(
+            f"data.lanes={data['lanes']} has no effect without data.streaming=true; leave it out",
+            code="setting-no-effect",
+        )

@@ -45,7 +45,8 @@ class TextDataset:
         if len(self.ids) < self.width:
             raise UserError(
                 f"{len(self.ids)} characters don't fill a window of data.block_size={block_size} and the "
-                f"character behind it; the largest block_size that works is {len(self.ids) - lookahead}"
+                f"character behind it; make data.block_size at most {len(self.ids) - lookahead}",
+                code="text-short",
             )
         self._windows = np.lib.stride_tricks.sliding_window_view(self.ids, self.width)
         self._file = _FileOf.array(ids) if self.ids.nbytes > MAPPED_BYTES else None
@@ -82,7 +83,9 @@ class _FileOf:
         file, size = self.file.fileno(), length * self.dtype.itemsize
         for row, place in zip(rows, (starts * self.dtype.itemsize + self.offset).tolist()):
             if os.preadv(file, [row], place) != size:
-                raise UserError(f"{self.file.name} became shorter while it was being read; run again")
+                raise UserError(
+                    f"{self.file.name} became shorter while it was being read", code="text-changed"
+                )
         return rows
 
 

@@ -25,9 +25,11 @@ def read_template(file: Path) -> str:
         text = file.read_text(encoding="utf-8")
         _compile_jinja_template(text)  # with the tags and filters that transformers' templates have
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"can't read --chat-template {file}: {error}") from error
+        raise UserError(f"can't read --chat-template {file}: {error}", code="file-unreadable") from error
     except TemplateSyntaxError as error:
-        raise UserError(f"--chat-template {file}:{error.lineno}: {error.message}") from error
+        raise UserError(
+            f"--chat-template {file}:{error.lineno}: {error.message}", code="setting-value"
+        ) from error
     return text
 
 

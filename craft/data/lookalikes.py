@@ -11,34 +11,13 @@ from collections.abc import Collection, Sequence
 
 NAMED = 3
 """How many look-alikes of one character are named."""
-
-# Greek and Cyrillic letters, some signs.
-_GROUPS = """
-    AАΑ BВΒ CС EЕΕ HНΗ IІΙ JЈ KКΚ MМΜ NΝ OОΟ PРΡ SЅ TТΤ XХΧ YΥ ZΖ
-    aаα cс eе iіι jј oоο pрρ sѕ vν xх yу /⁄∕ *∗ :∶ |ǀ∣ ·•∙⋅
-"""
 # Those that Unicode's own equivalences (NFKD) leave apart; the first of each stands for the others.
-_ALIKE = (
-    "'‘’‚‛′`´ʹʻʼ",
-    '"“”„‟″«»',
-    "-‐‑‒–—―−⁃",
-    " \t",
-    "\n\r\v\f\x85\u2028\u2029",
-    *_GROUPS.split(),
-)
+_ALIKE = ("'‘’‚‛′`´ʹʻʼ", '"“”„‟″«»', "-‐‑‒–—―−⁃", " \t", "\n\r\v\f\x85\u2028\u2029")
 _FIRST = str.maketrans({char: alike[0] for alike in _ALIKE for char in alike[1:]})
 
 
-def look_alikes(char: str, alphabet: Collection[str], around: tuple[str, str] = ("", "")) -> list[str]:
-    """What `alphabet` has instead of `char`, which it lacks: characters, or several that make one sign.
-
-    Args:
-        around: the text before and behind it, whose characters may make one sign with it.
-    """
-    before, behind = around[0][-1:], around[1][:2]
-    for text in (char, before + char, char + behind[:1], before + char + behind[:1], char + behind):
-        if (composed := unicodedata.normalize("NFC", text)) in alphabet and composed != before:
-            return [composed]
+def look_alikes(char: str, alphabet: Collection[str]) -> list[str]:
+    """What `alphabet` has instead of `char`, which it lacks: characters, or several that make one sign."""
     shown = _sign(char)
     for parts in (unicodedata.normalize("NFD", char), shown):
         if len(parts) > 1 and set(parts) <= set(alphabet):
@@ -52,9 +31,9 @@ def look_alikes(char: str, alphabet: Collection[str], around: tuple[str, str] = 
     return sorted(found)[:NAMED]
 
 
-def instead(char: str, alphabet: Collection[str], around: tuple[str, str] = ("", "")) -> str:
+def instead(char: str, alphabet: Collection[str]) -> str:
     """The look-alikes of `char` as a message names them; empty if there are none."""
-    return " or ".join(map(named, look_alikes(char, alphabet, around)))
+    return " or ".join(map(named, look_alikes(char, alphabet)))
 
 
 def doubled(alphabet: Sequence[str]) -> list[str]:

@@ -11,7 +11,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -23,6 +22,7 @@ from craft.data.tokenization import CharTokenizer
 from craft.utils.errors import UserError
 
 VERSION = 3  # raise it when the meaning of cached files changes
+ARRAY = "ids.bin"
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,15 @@ def scan(source: Source, cache: Cache) -> Scan:
 
     def build(folder: Path) -> None:
         found = _scan(source)
-        _unchanged(source, signature)
+        _check_unchanged(source, signature)
         (folder / "scan.json").write_text(json.dumps(asdict(found)), encoding="utf-8")
 
     path = cache.entry(f"scan-{_digest([VERSION, type(source).__name__, signature])}", build) / "scan.json"
     return Scan(**json.loads(path.read_text(encoding="utf-8")))
 
 
-def ids_key(found: Scan, tokenizer: CharTokenizer) -> str:
-    """The name of the ids of a content under a tokenizer."""
+def content_key(found: Scan, tokenizer: CharTokenizer) -> str:
+    """What decides the ids of a text: its content and the tokenizer."""
     return f"ids-{_digest([VERSION, found.sha256, tokenizer.unknown, ''.join(tokenizer.alphabet)])}"
 
 
@@ -66,22 +66,21 @@ def ids(source: Source, found: Scan, tokenizer: CharTokenizer, cache: Cache) -> 
     Raises:
         UserError: for characters that the tokenizer refuses, or if the source changes meanwhile.
     """
+    dtype = tokenizer.processor.dtype
 
     def build(folder: Path) -> None:
         signature = source.signature()
-        _write(folder / "ids.npy", encoded(source, tokenizer), tokenizer.processor.dtype)
-        _unchanged(source, signature)
+        # Written, not mapped: the dirty pages of a map would count as memory of this process.
+        with (folder / ARRAY).open("wb") as file:
+            for block in encoded(source.pieces(), source.documents, tokenizer):
+                file.write(block.astype(dtype, copy=False).data)
+        _check_unchanged(source, signature)
 
-    return np.load(cache.entry(ids_key(found, tokenizer), build) / "ids.npy", mmap_mode="r")
-
-
-def encoded(source: Source, tokenizer: CharTokenizer) -> Iterator[np.ndarray]:
-    """The ids of a source in blocks of about a megabyte of text; `<eos>` follows each document."""
-    return encode_pieces(source.pieces(), source.documents, tokenizer)
+    return np.memmap(cache.entry(f"{content_key(found, tokenizer)}-array", build) / ARRAY, dtype, mode="r")
 
 
-def encode_pieces(pieces: Iterator[Piece], documents: bool, tokenizer: CharTokenizer) -> Iterator[np.ndarray]:
-    """The ids of pieces of a source, as in `encoded`."""
+def encoded(pieces: Iterator[Piece], documents: bool, tokenizer: CharTokenizer) -> Iterator[np.ndarray]:
+    """The ids of pieces of a source in blocks of about a megabyte of text; `<eos>` follows each document."""
     end = np.array([EOS], tokenizer.processor.dtype)
     for batch in _batches(pieces):
         blocks: list[np.ndarray] = []
@@ -140,29 +139,11 @@ def _batches(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
         yield batch
 
 
-def _write(path: Path, blocks: Iterator[np.ndarray], dtype: np.dtype) -> None:
-    """Blocks as one .npy file. Written, not mapped: the dirty pages of a map would count as our memory."""
-    count = 0
-    with path.open("wb") as file:
-        header = _header(file, dtype, 0)
-        for block in blocks:
-            file.write(block.astype(dtype, copy=False).data)
-            count += len(block)
-        file.seek(0)
-        if _header(file, dtype, count) != header:
-            raise AssertionError("numpy's header grew with the count")
-
-
-def _header(file: BinaryIO, dtype: np.dtype, count: int) -> int:
-    """Writes the header of a 1-D array; numpy pads it so that its length doesn't depend on `count`."""
-    description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (count,)}
-    np.lib.format.write_array_header_1_0(file, description)
-    return file.tell()
-
-
-def _unchanged(source: Source, before: list) -> None:
+def _check_unchanged(source: Source, before: list) -> None:
     if source.signature() != before:
-        raise UserError("the text changed while it was being read; run again when it is complete")
+        raise UserError(
+            "the text changed while it was being read; run again when it is complete", code="text-changed"
+        )
 
 
 def _digest(value: list) -> str:

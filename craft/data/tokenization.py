@@ -74,7 +74,7 @@ class CharTokenizer(PreTrainedTokenizerFast):
             UserError: if characters are left out although every unseen character is an error.
         """
         if unknown not in POLICIES:
-            raise UserError(f"unknown={unknown!r} is none of {', '.join(POLICIES)}")
+            raise UserError(f"unknown={unknown!r} is none of {', '.join(POLICIES)}", code="setting-value")
         frequent = [c for c, n in counts.items() if n >= min_frequency]
         kept = sorted(frequent, key=lambda c: (-counts[c], c))[:max_vocab_size]
         if unknown == "strict" and len(kept) < len(counts):
@@ -82,12 +82,8 @@ class CharTokenizer(PreTrainedTokenizerFast):
             raise UserError(
                 f"data.min_frequency={min_frequency} and data.max_vocab_size={max_vocab_size} leave out "
                 f"{len(left_out)} characters of the corpus, such as {left_out[0]!r}: "
-                "say what they become with data.unknown=unk or data.unknown=bytes"
-            )
-        if counts and not kept and unknown == "unk":
-            raise UserError(
-                f"data.min_frequency={min_frequency} leaves no character of the corpus: the most frequent "
-                f"one occurs {max(counts.values())} times"
+                "say what they become with data.unknown=unk or data.unknown=bytes",
+                code="setting-conflict",
             )
         return cls._over(sorted(kept), unknown)
 
@@ -198,13 +194,13 @@ class CharTokenizer(PreTrainedTokenizerFast):
         if self.unknown == "bytes":
             return
         known = set(b"".join(self.token_bytes).decode())
-        for position, char in enumerate(text):
-            if char not in known:
-                has = instead(char, self.alphabet, (text[:position], text[position + 1 :]))
-                raise UserError(
-                    f"{where} {text!r} can't be written by this model: {named(char)} isn't in its alphabet"
-                    + (f", which has {has} instead; write that" if has else "; leave it out")
-                )
+        if missing := [char for char in text if char not in known]:
+            has = instead(missing[0], self.alphabet)
+            raise UserError(
+                f"{where} {text!r} can't be written by this model: {named(missing[0])} isn't in its alphabet"
+                + (f", which has {has} instead; write that" if has else "; leave it out"),
+                code="character-unknown",
+            )
 
     def encode_ids(self, text: str, where: str = "the text", offset: int = 0) -> np.ndarray:
         """The ids of `tok(text).input_ids`, by numpy: unsigned [len], hundreds of MB/s.
@@ -273,13 +269,14 @@ def load_tokenizer(path: str | Path, **kwargs: Any) -> CharTokenizer:
     try:
         tokenizer = CharTokenizer.from_pretrained(str(path), **kwargs)
     except (OSError, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0].rstrip(":")
-        if Path(path).is_dir() and not (Path(path) / "tokenizer.json").is_file():
-            reason = "there is no tokenizer.json"  # of which they say "can't instantiate from one of: ;"
-        raise UserError(f"no tokenizer in {path}: {reason}; is the folder complete?") from error
+        raise UserError(
+            f"no tokenizer in {path}: {str(error).splitlines()[0].rstrip(':')}; is there a tokenizer.json?",
+            code="tokenizer-invalid",
+        ) from error
     if "unknown" not in tokenizer.init_kwargs:
         raise UserError(
-            f"the tokenizer in {path} isn't a character tokenizer of craft; load it with AutoTokenizer"
+            f"the tokenizer in {path} isn't a character tokenizer of craft; load it with AutoTokenizer",
+            code="tokenizer-invalid",
         )
     if tokenizer.unknown == "bytes" and not tokenizer.alphabet:
         tokenizer.__class__ = ByteTokenizer
