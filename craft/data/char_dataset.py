@@ -7,6 +7,7 @@ continues exactly where it stopped.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,16 +15,19 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from craft.data.base import BaseDataset, TextDataset
+from craft.data.base import BaseDataset, IdsOnDisk, map_of
 from craft.data.order import below, permuted
 from craft.utils.errors import UserError
 
 ORDERS = ("shuffled", "random", "streams")
 WINDOWS_AT_ONCE = 4096
+MAPPED_BYTES = 1 << 28
+"""Larger maps are read by position instead: their pages would count as memory of this process."""
 
 
-class CharDataset(TextDataset):
-    """The windows of every step.
+class CharDataset:
+    """The windows of every step: `block_size + lookahead` consecutive ids, so that no prediction is lost at
+    their edges.
 
     Orders:
         shuffled: an epoch cuts the corpus into non-overlapping windows from a random phase and visits them in
@@ -33,7 +37,7 @@ class CharDataset(TextDataset):
             stretches; step k is chunk k of each, and the state is zero at step 0 of an epoch.
 
     Args:
-        ids: 1-D array of ids.
+        ids: 1-D array of any integer type, in memory or memory-mapped; it is never copied as a whole.
         block_size: T.
         global_batch_size: windows per optimizer step, over all processes and accumulation steps.
         seed: decides the order, together with epoch and step.
@@ -57,17 +61,23 @@ class CharDataset(TextDataset):
         # Less than a whole window is given up, so that every phase in [0, T) has the same number of windows.
         self._n_starts = len(ids) + 1 - lookahead
         self._n_windows = self._n_starts // block_size - 1
+        largest = self._n_starts // (global_batch_size + 1)
         if order == "random":
-            self._n_windows = max(self._n_windows, global_batch_size)
-        if self._n_windows < global_batch_size:
+            self._n_windows, largest = max(self._n_windows, global_batch_size), self._n_starts - 1
+        if largest < block_size:
             raise UserError(
                 f"{len(ids)} characters of training text are too few for a global batch of "
                 f"{global_batch_size} windows of data.block_size={block_size}; make the batch smaller, or "
-                f"data.block_size at most {self._n_starts // (global_batch_size + 1)}",
+                f"data.block_size at most {largest}",
                 code="text-short",
             )
-        super().__init__(ids, block_size, lookahead)
+        # np.memmap runs Python code on every slice; a plain view of the same memory doesn't.
+        self.ids = np.asarray(ids).view(np.ndarray)
+        self.block_size, self.width = block_size, block_size + lookahead
+        self._windows = np.lib.stride_tricks.sliding_window_view(self.ids, self.width)
         self.global_batch_size, self.seed, self.order = global_batch_size, seed, order
+        by_position = ids.nbytes > MAPPED_BYTES and map_of(ids) and hasattr(os, "preadv")
+        self._file = IdsOnDisk(ids) if by_position else None
         self.steps_per_epoch = self._n_windows // global_batch_size
         # numpy's overhead per call is that of thousands of windows: compute several steps at once.
         self._steps_per_block = max(1, WINDOWS_AT_ONCE // global_batch_size)
@@ -76,6 +86,12 @@ class CharDataset(TextDataset):
     def __len__(self) -> int:
         """Windows per epoch."""
         return self.steps_per_epoch * self.global_batch_size
+
+    def windows(self, starts: np.ndarray) -> torch.Tensor:
+        """LongTensor [len(starts), block_size + lookahead]: the ids from each start on."""
+        if self._file is None:
+            return torch.from_numpy(self._windows[starts].astype(np.int64))
+        return torch.from_numpy(self._file.windows(starts, self.width).astype(np.int64))
 
     def starts(self, epoch: int, step: int) -> np.ndarray:
         """int64 [global_batch_size]: where the windows of a step start in the ids.

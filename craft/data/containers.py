@@ -37,16 +37,9 @@ PACKED = {
     **{".zst": rb"\x28\xb5\x2f\xfd", ".zip": rb"PK(\x03\x04|\x05\x06)"},
 }
 """How packed files begin; tar archives have a checksum instead."""
+OPEN: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 # PDF, Office before 2007, 7z, RAR, PNG, JPEG, SQLite.
-FOREIGN = (
-    b"%PDF-",
-    b"\xd0\xcf\x11\xe0",
-    b"7z\xbc\xaf",
-    b"Rar!\x1a\7",
-    b"\x89PNG\r\n",
-    b"\xff\xd8\xff",
-    b"SQLite f",
-)
+FOREIGN = rb"%PDF-|\xd0\xcf\x11\xe0|7z\xbc\xaf|Rar!\x1a\x07|\x89PNG\r\n|\xff\xd8\xff|SQLite f"
 ZIPPED_DOCUMENTS = (".docx", ".xlsx", ".pptx", ".odt", ".ods", ".odp", ".epub")
 """Archives of XML, which would make a corpus of tags."""
 BOMS = {
@@ -116,11 +109,7 @@ def members(span: Span, encoding: str = "utf-8", lines: bool = False) -> Iterato
     """
     path = span.path
     if path.exists() and not path.is_file():
-        raise UserError(
-            f"{path} isn't a regular file and can't be read twice (to count, then to encode); save what it "
-            "holds to a file",
-            code="file-unreadable",
-        )
+        raise UserError(f"{path} isn't a regular file; save what it holds to one", code="file-unreadable")
     with path.open("rb") as file:
         if span.start or span.end is not None:
             start, end = (_aligned(file, position, lines) for position in (span.start, span.end))
@@ -129,11 +118,7 @@ def members(span: Span, encoding: str = "utf-8", lines: bool = False) -> Iterato
             return
         head = file.peek(HEAD)
         if is_foreign(head, path):
-            raise UserError(
-                f"{path} is a document, picture, database or archive that craft doesn't read; save its text "
-                "as plain text",
-                code="text-format",
-            )
+            raise UserError(f"{path} is no text that craft reads; save it as plain text", code="text-format")
         packing = packing_of(head)
         if packing == ".zip":
             yield from _texts(path, _zipped(file), encoding)
@@ -182,7 +167,7 @@ def is_text(head: bytes, name: PurePath, encoding: str) -> bool:
 def is_foreign(head: bytes, name: PurePath) -> bool:
     """Whether this is the beginning of a file of a known kind that holds no plain text."""
     if packing_of(head) != ".zip":
-        return head.startswith(FOREIGN)
+        return re.match(FOREIGN, head) is not None
     return name.suffix.lower() in ZIPPED_DOCUMENTS or head[30:].startswith((b"[Content_Types]", b"mimetype"))
 
 
@@ -212,18 +197,14 @@ def _aligned(file: BinaryIO, position: int | None, lines: bool) -> int:
 
 def _decompressed(file: io.BufferedReader, packing: str) -> io.BufferedReader:
     opened: Any
-    if packing == ".gz":
-        opened = gzip.GzipFile(fileobj=file)
-    elif packing == ".bz2":
-        opened = bz2.BZ2File(file)
-    elif packing == ".xz":
-        opened = lzma.LZMAFile(file)  # noqa: SIM115
+    if packing in OPEN:
+        opened = OPEN[packing](file)
     elif packing == ".zst":
         try:
             import zstandard
         except ImportError:
             raise UserError(
-                f"{file.name} needs the zstandard package: pip install 'craft-lm[zstd]', or unpack it",
+                f"{file.name} needs the zstandard package: pip install 'craft-lm[zstd]'",
                 code="package-missing",
             ) from None
         opened = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
@@ -260,9 +241,7 @@ def _texts(path: Path, archived: Iterator[tuple[str, Any]], encoding: str) -> It
         member = io.BufferedReader(stream, HEAD)
         head, format = member.peek(HEAD), format_of(place)
         if packing_of(head) and not is_foreign(head, place):
-            raise UserError(
-                f"{name} is packed once more; unpack {path} and give the folder", code="text-format"
-            )
+            raise UserError(f"{name} is packed once more; unpack {path}", code="text-format")
         if format != "text" or is_text(head, place, encoding):
             found += 1
             yield Member(member, name, format)

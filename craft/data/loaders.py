@@ -17,7 +17,7 @@ from craft.data.base import BaseDataset
 from craft.data.cache import Cache
 from craft.data.char_dataset import CharDataset
 from craft.data.finding import find_source
-from craft.data.lookalikes import doubled, instead, named
+from craft.data.lookalikes import instead, named
 from craft.data.prepare import content_key, ids, scan
 from craft.data.sources import Source
 from craft.data.stream_splits import open_stream
@@ -191,10 +191,7 @@ def _new_tokenizer(args: DataArguments, counts: Counter[str]) -> CharTokenizer:
     """The tokenizer of `args` over the characters of all splits (as nanoGPT's, which sees the whole text)."""
     if args.tokenizer == "byte":
         return ByteTokenizer.create()
-    tokenizer = CharTokenizer.from_counts(counts, args.unknown, args.min_frequency, args.max_vocab_size)
-    if ways := doubled(tokenizer.alphabet):
-        logger.info(f"alphabet  holds look-alikes: {'; '.join(ways[:NAMED])}")
-    return tokenizer
+    return CharTokenizer.from_counts(counts, args.unknown, args.min_frequency, args.max_vocab_size)
 
 
 def _check_known(tokenizer: CharTokenizer, counts: Counter[str], name: str) -> None:

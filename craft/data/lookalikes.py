@@ -7,13 +7,12 @@ the model has; so what refuses a character names what the alphabet has instead.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 NAMED = 3
 """How many look-alikes of one character are named."""
-# Those that Unicode's own equivalences (NFKD) leave apart; the first of each stands for the others.
-_ALIKE = ("'‘’‚‛′`´ʹʻʼ", '"“”„‟″«»', "-‐‑‒–—―−⁃", " \t", "\n\r\v\f\x85\u2028\u2029")
-_FIRST = str.maketrans({char: alike[0] for alike in _ALIKE for char in alike[1:]})
+ALIKE = {"Pd": "-", "Pi": '"', "Pf": '"', "Zs": " ", "Zl": " ", "Zp": " ", "Cc": " "}
+"""What stands for the dashes, quotes and spaces of a category of Unicode."""
 
 
 def look_alikes(char: str, alphabet: Collection[str]) -> list[str]:
@@ -36,20 +35,12 @@ def instead(char: str, alphabet: Collection[str]) -> str:
     return " or ".join(map(named, look_alikes(char, alphabet)))
 
 
-def doubled(alphabet: Sequence[str]) -> list[str]:
-    """Signs for which `alphabet` has two ways that nobody can tell apart: accents, kinds of spaces."""
-    known = set(alphabet)
-    spaces = [char for char in alphabet if char != "\t" and _sign(char) == " "]
-    accents = [(char, unicodedata.normalize("NFD", char)) for char in alphabet]
-    pairs = [(char, parts) for char, parts in accents if parts != char and set(parts) <= known]
-    return [" and ".join(map(named, ways)) for ways in ([spaces] if len(spaces) > 1 else []) + pairs]
-
-
 def named(text: str) -> str:
     """Characters with their code points: 'é' (U+0065 U+0301)."""
     return f"{text!r} ({' '.join(f'U+{ord(char):04X}' for char in text)})"
 
 
 def _sign(text: str) -> str:
-    """What characters show, whichever of their look-alikes they are."""
-    return unicodedata.normalize("NFKD", text.translate(_FIRST)).translate(_FIRST)
+    """What characters show, by the equivalences of Unicode and its categories."""
+    plain = (ALIKE.get(unicodedata.category(char), char) for char in unicodedata.normalize("NFKD", text))
+    return "".join(plain).translate({ord("'"): '"', ord("−"): "-"})

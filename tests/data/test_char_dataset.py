@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from refusals import refused
 
-from craft.data.base import TextDataset, release
+from craft.data.base import release
 from craft.data.char_dataset import CharDataset, train_loader
 from craft.utils.errors import UserError
 
@@ -32,7 +32,7 @@ loader_of = partial(train_loader, make_batch=make_batch)
 
 
 def test_windows_are_inputs_and_the_next_characters() -> None:
-    dataset = TextDataset(np.arange(10, dtype=np.uint8), block_size=3)
+    dataset = CharDataset(np.arange(10, dtype=np.uint8), 3, 1, 0, "random")
     windows = dataset.windows(np.array([0, 6, 2]))
     assert windows.tolist() == [[0, 1, 2, 3], [6, 7, 8, 9], [2, 3, 4, 5]]
     assert windows.dtype == torch.int64
@@ -42,7 +42,7 @@ def test_windows_are_inputs_and_the_next_characters() -> None:
 def test_windows_of_a_memory_map_are_those_of_the_array(dtype: Any, tmp_path: Path) -> None:
     ids = np.random.default_rng(0).integers(0, 200, 1000).astype(dtype)
     np.save(tmp_path / "ids.npy", ids)
-    mapped = TextDataset(np.load(tmp_path / "ids.npy", mmap_mode="r"), 7)
+    mapped = CharDataset(np.load(tmp_path / "ids.npy", mmap_mode="r"), 7, 1, 0)
     starts = np.array([0, 992, 3])
     assert mapped.windows(starts).tolist() == [ids[s : s + 8].tolist() for s in starts]
 
@@ -51,20 +51,20 @@ def test_windows_of_a_memory_map_are_those_of_the_array(dtype: Any, tmp_path: Pa
 def test_large_files_are_read_by_position(
     dtype: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("craft.data.base.MAPPED_BYTES", 100)
+    monkeypatch.setattr("craft.data.char_dataset.MAPPED_BYTES", 100)
     ids = np.random.default_rng(0).integers(0, 200, 1000).astype(dtype)
     np.save(tmp_path / "ids.npy", ids)
     whole = np.load(tmp_path / "ids.npy", mmap_mode="r")
     for part in (whole, whole[13:], whole[13:][7:900]):
-        dataset = TextDataset(part, 7)
+        dataset = CharDataset(part, 7, 1, 0)
         assert dataset._file is not None
         starts = np.array([0, len(part) - 8, 3])
         assert dataset.windows(starts).tolist() == [part[s : s + 8].tolist() for s in starts]
-    assert TextDataset(ids, 7)._file is None  # an array in memory
-    assert TextDataset(np.load(tmp_path / "ids.npy", mmap_mode="r+"), 7)._file is None
+    assert CharDataset(ids, 7, 1, 0)._file is None  # an array in memory
+    assert CharDataset(np.load(tmp_path / "ids.npy", mmap_mode="r+"), 7, 1, 0)._file is None
     os.truncate(tmp_path / "ids.npy", 600)
     with refused("text-changed", tmp_path / "ids.npy"):
-        TextDataset(whole, 7).windows(np.array([900]))
+        CharDataset(whole, 7, 1, 0).windows(np.array([900]))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
@@ -171,7 +171,7 @@ def test_a_stream_goes_on_where_its_last_chunk_ended(
     assert n - len(inputs) <= (batch + 1) * size + lookahead  # what an epoch leaves out
 
 
-@pytest.mark.parametrize("order", ["shuffled", "streams"])
+@pytest.mark.parametrize("order", ["shuffled", "random", "streams"])
 @given(batch=st.integers(1, 20), size=st.integers(1, 30), n=st.integers(2, 300))
 def test_a_corpus_that_is_too_short_is_refused_with_the_largest_block_that_works(
     order: str, batch: int, size: int, n: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from craft.data.lookalikes import doubled, look_alikes, named
+from craft.data.lookalikes import look_alikes, named
 
 
 @pytest.mark.parametrize(
@@ -31,13 +31,6 @@ from craft.data.lookalikes import doubled, look_alikes, named
 )
 def test_look_alikes_of_a_character(char: str, alphabet: str, found: list[str]) -> None:
     assert look_alikes(char, alphabet) == found
-
-
-def test_signs_that_an_alphabet_has_in_two_ways() -> None:
-    assert doubled("abé '\"-\u201c\u2014\t\n") == []
-    spaces, accent = doubled(" e\u00e9\u0301\u202f")
-    assert spaces == "' ' (U+0020) and '\\u202f' (U+202F)"
-    assert accent == "'\u00e9' (U+00E9) and 'e\u0301' (U+0065 U+0301)"
 
 
 def test_code_points_are_named() -> None:
