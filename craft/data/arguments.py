@@ -7,6 +7,7 @@ validators the rules of single values; the functions at the end are about severa
 from __future__ import annotations
 
 import functools
+import glob
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -129,15 +130,11 @@ class DataArguments:
 
     @property
     def label(self) -> str:
-        """The name of the corpus in the names of outputs: `name`, else the stem of the last part of `path`
-        that is no pattern; of several the first, and how many follow."""
-        first, *more = dict.fromkeys(map(_stem, self.paths)) or ["corpus"]
-        return self.name or (f"{first}-and-{len(more)}-more" if more else first)
-
-
-def _stem(path: str) -> str:
-    stems = [part.strip("/").split(".")[0] for part in PurePath(path).parts]
-    return next((s for s in reversed(stems) if s and not set(s) & set("*?[")), "corpus")
+        """The name of the corpus in the names of outputs: `name`, else the stem of the last part of the first
+        `path` that is no pattern."""
+        parts = reversed(PurePath(self.paths[0]).parts if self.paths else ())
+        stems = (part.strip("/").split(".")[0] for part in parts if not glob.has_magic(part))
+        return self.name or next(filter(None, stems), "corpus")
 
 
 @functools.cache
@@ -186,29 +183,34 @@ def check_data(values: Mapping[str, Any]) -> dict[str, Any]:
     return data
 
 
-OF_SOURCES = (
-    *("config_name", "revision", "split", "text_column"),
-    *("encoding", "errors", "exclude", "format", "separator"),
-)
-"""Fields that only some sources look at; the others have no use for them."""
+READ_BY = {
+    **dict.fromkeys(("config_name", "revision", "split"), ("hub",)),
+    **dict.fromkeys(("encoding", "errors", "exclude", "format", "separator"), ("files",)),
+    "text_column": ("files", "hub"),
+}
+"""Fields that only some sources look at."""
 
 
 def check_corpus(data: Mapping[str, Any]) -> None:
-    """Refuses what is no corpus to train on.
+    """Refuses what is no corpus to train on, and settings that would have no effect on it.
 
     Raises:
         UserError: with what is missing, or to be left out.
     """
+    source = data["source"]
     if not data["path"]:
-        ways = {
-            "files": "craft train my.txt, or data.path=my.txt",
-            "hub": "data.path=USER/DATASET",
-            "builtin": "data.path=NAME",
-        }
-        source = data["source"]
+        ways = {"hub": "data.path=USER/DATASET", "builtin": "data.path=NAME"}
         raise UserError(
-            f"data.path is missing, and data.source={source} needs one: {ways[source]}", code="text-missing"
+            f"data.path is missing, and data.source={source} needs one: "
+            f"{ways.get(source, 'craft train my.txt, or data.path=my.txt')}",
+            code="text-missing",
         )
+    for name, sources in READ_BY.items():
+        if source not in sources and data[name] != data_fields()[name].default:
+            raise UserError(
+                f"data.{name}={yaml_word(data[name])} has no effect with data.source={source}; leave it out",
+                code="setting-no-effect",
+            )
     if data["lanes"] != data_fields()["lanes"].default and not data["streaming"]:
         raise UserError(
             f"data.lanes={data['lanes']} has no effect without data.streaming=true; leave it out",

@@ -39,8 +39,6 @@ class HubDataset:
     text_column: str
     streaming: bool
     documents = True
-    format = "a dataset"
-    uses = ("text_column", "config_name", "revision", "split")
 
     def __post_init__(self) -> None:
         import datasets
@@ -59,10 +57,8 @@ class HubDataset:
         return self._pieces(self._dataset)
 
     def shards(self, size: int) -> list[Shard]:
-        dataset = self._dataset
-        if not self.streaming:
-            dataset = dataset.to_iterable_dataset(num_shards=max(1, min(MOST_SHARDS, len(dataset) // ROWS)))
-        elif dataset.num_shards <= MANY_FILES:
+        dataset = self._dataset  # which streams: nobody asks otherwise
+        if dataset.num_shards <= MANY_FILES:
             dataset = dataset.reshard()  # Parquet by row groups instead of files
         count = min(dataset.num_shards, MOST_SHARDS)
 
@@ -72,9 +68,8 @@ class HubDataset:
         return [shard(i) for i in range(count)]
 
     def signature(self) -> list[Any]:
-        if self.streaming:  # datasets has no fingerprint for these; the addresses of files hold the commit
-            files = getattr(getattr(self._dataset, "_ex_iterable", None), "kwargs", {}).get("files")
-            return [self.path, self.config_name, self.revision, self.split, self.text_column, str(files)]
+        if self.streaming:  # datasets has no fingerprint for these
+            return [self.path, self.config_name, self.revision, self.split, self.text_column]
         return [self._dataset._fingerprint, self.text_column]
 
     def _pieces(self, dataset: Any) -> Iterator[Piece]:

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from craft.data.arguments import OF_SOURCES, DataArguments
+from craft.data.arguments import DataArguments
 from craft.data.base import BaseDataset
 from craft.data.cache import Cache
 from craft.data.char_dataset import CharDataset
 from craft.data.finding import find_source
 from craft.data.lookalikes import instead, named
 from craft.data.prepare import content_key, ids, scan
-from craft.data.sources import Source
+from craft.data.sources import Files, Source
 from craft.data.stream_splits import open_stream
 from craft.data.streaming import StreamDataset, TextStream
 from craft.data.tokenization import ByteTokenizer, CharTokenizer
@@ -83,7 +83,7 @@ def load_corpus(
     cache = Cache(args.cache_dir)
     scans = {split: scan(source, cache) for split, source in sources.items()}
     for split, found in scans.items():
-        if not found.characters:
+        if not found.counts:
             raise UserError(f"data.path={args.shown} is empty (its {split} split)", code="text-missing")
     counts: Counter[str] = Counter()
     for found in scans.values():
@@ -107,7 +107,7 @@ def load_corpus(
         test=whole.get("test", test),
         name=args.label,
         fingerprint=hashlib.sha256(repr((keys, validation_size, test_size)).encode()).hexdigest()[:16],
-        n_chars=sum(found.characters for found in scans.values()),
+        n_chars=counts.total(),
         documents=sources["train"].documents,
     )
 
@@ -219,8 +219,8 @@ def _check_known(tokenizer: CharTokenizer, counts: Counter[str], name: str) -> N
 
 
 def _refuse_without_effect(args: DataArguments, source: Source) -> None:
-    """Refuses settings that decide nothing about this source."""
-    for name in OF_SOURCES:
+    """Refuses settings that decide nothing about these files."""
+    for name in ("text_column", "encoding", "separator") if isinstance(source, Files) else ():
         value = getattr(args, name)
         if name not in source.uses and value != getattr(DataArguments, name):
             raise UserError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,27 +31,33 @@ class Scan:
 
     Args:
         sha256: of the text and the boundaries of its documents.
-        characters, bytes, documents: how many (bytes in UTF-8; 0 documents if the source has none).
         counts: character -> occurrences.
     """
 
     sha256: str
-    characters: int
-    bytes: int
-    documents: int
     counts: dict[str, int]
 
 
 def scan(source: Source, cache: Cache) -> Scan:
     """The first pass over a source, or what is remembered of it."""
     signature = source.signature()
+    content, boundaries = hashlib.sha256(), hashlib.sha256()
+
+    def texts() -> Iterator[str]:
+        for pieces in _batches(source.pieces()):
+            text = "".join([piece.text for piece in pieces])
+            content.update(text.encode())
+            if source.documents:
+                boundaries.update(np.array([len(piece.text) for piece in pieces], np.int64).tobytes())
+            yield text
 
     def build(folder: Path) -> None:
-        found = _scan(source)
+        counts = count_characters(texts())
+        sha256 = hashlib.sha256(content.digest() + boundaries.digest()).hexdigest()
         _check_unchanged(source, signature)
-        (folder / "scan.json").write_text(json.dumps(asdict(found)), encoding="utf-8")
+        (folder / "scan.json").write_text(json.dumps({"sha256": sha256, "counts": counts}), encoding="utf-8")
 
-    path = cache.entry(f"scan-{_digest([VERSION, type(source).__name__, signature])}", build) / "scan.json"
+    path = cache.entry(f"counts-{_digest([VERSION, type(source).__name__, signature])}", build) / "scan.json"
     return Scan(**json.loads(path.read_text(encoding="utf-8")))
 
 
@@ -95,34 +101,13 @@ def count_characters(texts: Iterator[str]) -> dict[str, int]:
     """Character -> occurrences, of texts of any number, in order of code point."""
     totals = np.zeros(0x110000, np.int64)
     for text in texts:
-        _count(text, totals)
-    return {chr(c): int(totals[c]) for c in np.flatnonzero(totals)}
-
-
-def _scan(source: Source) -> Scan:
-    content, boundaries = hashlib.sha256(), hashlib.sha256()
-    totals = np.zeros(0x110000, np.int64)
-    n_bytes = documents = 0
-    for pieces in _batches(source.pieces()):
-        text = "".join([p.text for p in pieces])
-        data = text.encode()
-        content.update(data)
-        n_bytes += len(data)
-        _count(text, totals)
-        if source.documents:
-            documents += len(pieces)
-            boundaries.update(np.array([len(p.text) for p in pieces], np.int64).tobytes())
-    sha256 = hashlib.sha256(content.digest() + boundaries.digest()).hexdigest()
-    counts = {chr(c): int(totals[c]) for c in np.flatnonzero(totals)}
-    return Scan(sha256, int(totals.sum()), n_bytes, documents, counts)
-
-
-def _count(text: str, totals: np.ndarray) -> None:
-    if text.isascii():
-        found = np.bincount(np.frombuffer(text.encode("ascii"), np.uint8))
-    else:
-        found = np.bincount(np.frombuffer(text.encode("utf-32-le"), np.uint32))
-    totals[: len(found)] += found
+        ascii = text.isascii()
+        codes = np.frombuffer(
+            text.encode("ascii" if ascii else "utf-32-le"), np.uint8 if ascii else np.uint32
+        )
+        found = np.bincount(codes)
+        totals[: len(found)] += found
+    return {chr(code): int(totals[code]) for code in np.flatnonzero(totals)}
 
 
 def _batches(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
@@ -141,9 +126,7 @@ def _batches(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
 
 def _check_unchanged(source: Source, before: list) -> None:
     if source.signature() != before:
-        raise UserError(
-            "the text changed while it was being read; run again when it is complete", code="text-changed"
-        )
+        raise UserError("the text changed while it was being read; run again", code="text-changed")
 
 
 def _digest(value: list) -> str:

@@ -45,18 +45,10 @@ class Source(Protocol):
 
     Attributes:
         documents: whether its pieces are documents.
-        format: what it is read as, for messages.
-        uses: the fields of the arguments that decide what is read of it, beside its place.
     """
 
     @property
     def documents(self) -> bool: ...
-
-    @property
-    def format(self) -> str: ...
-
-    @property
-    def uses(self) -> Sequence[str]: ...
 
     def pieces(self) -> Iterator[Piece]:
         """The text from its beginning, the same on every call."""
@@ -74,8 +66,6 @@ class BuiltIn:
 
     path: str
     documents = False
-    format = "a built-in corpus"
-    uses = ()
 
     def __post_init__(self) -> None:
         if self.path not in BUILTIN:
@@ -126,8 +116,9 @@ class Files:
 
     @property
     def uses(self) -> Sequence[str]:
-        how = {"text": ("separator", "encoding", "errors"), "parquet": ("text_column",)}
-        return ("exclude", "format", *how.get(self.format, ("text_column", "encoding", "errors")))
+        """The settings that decide how such files are read."""
+        how = {"text": ("separator", "encoding"), "parquet": ("text_column",)}
+        return how.get(self.format, ("text_column", "encoding"))
 
     def pieces(self) -> Iterator[Piece]:
         return self._pieces([Span(path) for path in self.paths])

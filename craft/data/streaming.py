@@ -67,8 +67,10 @@ class TextStream:
 
     def shard(self, index: int) -> Iterator[np.ndarray]:
         """The id arrays of one shard."""
-        blocks = encoded(self.shards[index].pieces(), self.documents, self.tokenizer)
-        return _without_first(blocks, self.skip if index == 0 else 0)
+        skip = self.skip if index == 0 else 0
+        for block in encoded(self.shards[index].pieces(), self.documents, self.tokenizer):
+            yield block[min(skip, len(block)) :]
+            skip = max(0, skip - len(block))
 
     def behind(self, n: int) -> TextStream:
         """The stream without its first n ids."""
@@ -141,12 +143,6 @@ class StreamDataset:
         """The shards that a lane reads in a pass, in order."""
         return self._spread(number)[lane]
 
-    def length(self, shard: int) -> int:
-        """How many ids a shard holds; it is read if that isn't known yet."""
-        if self.lengths[shard] < 0:
-            self.lengths[shard] = sum(len(block) for block in self.stream.shard(shard))
-        return int(self.lengths[shard])
-
     def state_dict(self) -> dict[str, Tensor]:
         """What this process found out; with it a resumed run finds its place without reading."""
         return {"stream_lengths": torch.from_numpy(self.lengths)}
@@ -183,47 +179,35 @@ class _Lane:
 
     def _from(self, window: int) -> Iterator[np.ndarray]:
         """The windows from a number on: each pass visits every window of its shards once, block by block."""
-        empty = 0
+        empty, size = 0, self.dataset.block_size
         for number in count():
-            block, size = window // self.block, self.dataset.block_size
-            shards = self.dataset.shards_of(self.number, number)
-            place = self._locate(shards, block * self.block * size)
-            if isinstance(place, int):  # the pass is shorter than that
-                n_windows = max(0, place - self.dataset.lookahead) // size
-            else:
-                n_windows = block * self.block
-                for windows in self._blocks(self._ids(shards, *place)):
-                    keys = self.dataset.seed, number, self.number, block
-                    order = permuted(np.arange(len(windows)), len(windows), *keys)
-                    yield from windows[order[max(0, window - n_windows) :]]
-                    n_windows += len(windows)
-                    block += 1
+            shards, block = self.dataset.shards_of(self.number, number), window // self.block
+            first = block * self.block
+            for windows in self._blocks(self._ids(shards, first * size)):
+                keys = self.dataset.seed, number, self.number, block
+                order = permuted(np.arange(len(windows)), len(windows), *keys)
+                yield from windows[order[max(0, window - first) :]]
+                first, block = first + len(windows), block + 1
+            n_windows = max(0, int(self.dataset.lengths[shards].sum()) - self.dataset.lookahead) // size
             window = max(0, window - n_windows)
             empty = 0 if n_windows else empty + 1
             if empty == EMPTY_PASSES:
                 raise _too_short(size)
 
-    def _locate(self, shards: Sequence[int], position: int) -> tuple[int, int] | int:
-        """(index in `shards`, ids to skip there) of a position in the ids of them all, or their count."""
-        total = 0
-        if position == 0 and shards:
-            return 0, 0
-        for index, shard in enumerate(shards):
-            length = self.dataset.length(shard)
-            if position < total + length:
-                return index, position - total
-            total += length
-        return total
-
-    def _ids(self, shards: Sequence[int], index: int, skip: int) -> Iterator[np.ndarray]:
-        """The id arrays of `shards` from a place on; the lengths of the shards are noted in passing."""
-        for shard in shards[index:]:
+    def _ids(self, shards: Sequence[int], skip: int) -> Iterator[np.ndarray]:
+        """The id arrays of `shards` behind the first `skip` ids. Those that are known to lie before aren't
+        read; the lengths of the others are noted in passing."""
+        lengths = self.dataset.lengths
+        for shard in shards:
+            if 0 <= lengths[shard] <= skip:
+                skip -= lengths[shard]
+                continue
             length = 0
             for block in self.dataset.stream.shard(shard):
                 yield block[min(skip, len(block)) :]
                 skip = max(0, skip - len(block))
                 length += len(block)
-            self.dataset.lengths[shard] = length
+            lengths[shard] = length
 
     def _blocks(self, arrays: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         """Windows in arrays [<= block, T + lookahead]; an unfilled window at the end is left."""
@@ -237,12 +221,6 @@ class _Lane:
                 pending = pending[self.block * size :]
         if len(pending) >= size + ahead:
             yield np.lib.stride_tricks.sliding_window_view(pending, size + ahead)[::size]
-
-
-def _without_first(blocks: Iterator[np.ndarray], skip: int) -> Iterator[np.ndarray]:
-    for block in blocks:
-        yield block[min(skip, len(block)) :]
-        skip = max(0, skip - len(block))
 
 
 def _too_short(block_size: int) -> UserError:

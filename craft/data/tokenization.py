@@ -98,13 +98,10 @@ class CharTokenizer(PreTrainedTokenizerFast):
     ) -> CharTokenizer:
         """As in transformers, for texts or batches of texts, but no characters are ever merged: a tokenizer
         of the same policy over the characters of `text_iterator`, of `vocab_size` ids at the most."""
-        counts: Counter[str] = Counter()
-        for text in _strings(text_iterator):
-            counts.update(text)
         specials = [self.convert_ids_to_tokens(i) for i in range(len(SPECIAL_TOKENS))]
         renamed = tuple((special_tokens_map or {}).get(token, token) for token in specials)
         room = max(0, vocab_size - len(specials) - 256 * (self.unknown == "bytes"))
-        alphabet = type(self).from_counts(counts, self.unknown, max_vocab_size=room).alphabet
+        alphabet = self.train(_strings(text_iterator), self.unknown, max_vocab_size=room).alphabet
         tokenizer = self._over(alphabet if self.alphabet else [], self.unknown, renamed)
         if new_special_tokens:
             tokenizer.add_special_tokens({"extra_special_tokens": list(new_special_tokens)})
@@ -116,8 +113,7 @@ class CharTokenizer(PreTrainedTokenizerFast):
     ) -> CharTokenizer:
         byte_tokens = [f"<0x{b:02X}>" for b in range(256)] if unknown == "bytes" else []
         vocab = {token: i for i, token in enumerate([*specials, *byte_tokens, *alphabet])}
-        pad, bos, eos, unk = specials
-        model = BPE(vocab, [], unk_token=unk, fuse_unk=False, byte_fallback=unknown == "bytes")
+        model = BPE(vocab, [], unk_token=specials[-1], fuse_unk=False, byte_fallback=unknown == "bytes")
         backend = Tokenizer(model)
         # Ids don't depend on it; words have numbers in `word_ids`, where without it a text is one word.
         backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_next")
@@ -125,10 +121,7 @@ class CharTokenizer(PreTrainedTokenizerFast):
         backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in specials])
         return cls(
             tokenizer_object=backend,
-            pad_token=pad,
-            bos_token=bos,
-            eos_token=eos,
-            unk_token=unk,
+            **dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), specials)),
             padding_side="left",
             split_special_tokens=True,
             clean_up_tokenization_spaces=False,
