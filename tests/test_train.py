@@ -40,7 +40,7 @@ def test_a_model_that_does_not_fit_its_text(fields: dict[str, object], phrase: s
 def test_the_next_commands_can_be_pasted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(logging.getLogger("craft.train"), "info", said.append)
-    farewell(Path(name), RunPaths("m", "1K", "fp32", folder=Path("run")), TOKENIZER)
+    farewell(Path(name), RunPaths("m", "1K", "fp32", "20260102_030405", folder=Path("run")), TOKENIZER)
     generate, evaluate, pipeline = (shlex.split(line) for line in said[0].splitlines()[-3:])
     assert generate == ["craft", "generate", name]
     assert evaluate == ["craft", "evaluate", name]

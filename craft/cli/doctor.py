@@ -68,10 +68,12 @@ def facts() -> Iterator[tuple[str, str]]:
             )
     import torch
 
+    from craft.utils.hardware import cpu_name
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = torch.get_num_threads()
     used = f"{cores} core{'s' * (cores != 1)} for this process, {threads} thread{'s' * (threads != 1)}"
-    yield "processor", f"{_processor()}, {used}"
+    yield "processor", f"{cpu_name()}, {used}"
     yield "instructions", torch.backends.cpu.get_cpu_capability()
     yield "number formats", _formats()
     for index in range(torch.cuda.device_count()):
@@ -82,16 +84,6 @@ def facts() -> Iterator[tuple[str, str]]:
         yield "mps", "Apple GPU"
     elif not torch.cuda.is_available():
         yield "gpu", "none found"
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = (
-        [line.partition(":")[2].strip() for line in info.open() if "model name" in line]
-        if info.exists()
-        else []
-    )
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _formats() -> str:

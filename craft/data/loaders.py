@@ -43,7 +43,7 @@ class Corpus:
         validation, test: 1-D ids; None if `validation_size` or `test_size` is 0.
         name: as in the names of outputs.
         fingerprint: of content, tokenizer and splits.
-        n_chars: characters of all splits; None when streaming.
+        n_units: characters (or what the tokenizer counts) of all splits; None when streaming.
         documents: whether `<eos>` ends each document.
     """
 
@@ -53,7 +53,7 @@ class Corpus:
     test: np.ndarray | None
     name: str
     fingerprint: str
-    n_chars: int | None
+    n_units: int | None
     documents: bool
 
 
@@ -71,9 +71,7 @@ def load_corpus(
         UserError: if the source is missing, empty or no text.
     """
     sources = {"train": find_source(args)}
-    if (
-        tokenizer is None or extend is not None
-    ):  # to train on it; a text that is scored takes a run's settings
+    if tokenizer is None or extend is not None:  # a text that is scored takes the settings of another run
         _refuse_without_effect(args, sources["train"])
     for split in ("validation", "test"):
         if name := getattr(args, f"{split}_split"):
@@ -107,7 +105,7 @@ def load_corpus(
         test=whole.get("test", test),
         name=args.label,
         fingerprint=hashlib.sha256(repr((keys, validation_size, test_size)).encode()).hexdigest()[:16],
-        n_chars=counts.total(),
+        n_units=sum(n * (len(c.encode()) if tokenizer.unit == "byte" else 1) for c, n in counts.items()),
         documents=sources["train"].documents,
     )
 
@@ -220,9 +218,9 @@ def _check_known(tokenizer: CharTokenizer, counts: Counter[str], name: str) -> N
 
 def _refuse_without_effect(args: DataArguments, source: Source) -> None:
     """Refuses settings that decide nothing about these files."""
-    for name in ("text_column", "encoding", "separator") if isinstance(source, Files) else ():
+    for name in ("text_column", "encoding", "separator"):
         value = getattr(args, name)
-        if name not in source.uses and value != getattr(DataArguments, name):
+        if isinstance(source, Files) and name not in source.uses and value != getattr(DataArguments, name):
             raise UserError(
                 f"data.{name}={yaml_word(value)} has no effect on {args.shown}, which is read as "
                 f"{source.format}; leave it out",
@@ -240,6 +238,6 @@ def _stream(args: DataArguments, sources: dict[str, Source], tokenizer: CharToke
         test=held_out.get("test"),
         name=args.label,
         fingerprint=hashlib.sha256(repr((source.signature(), len(tokenizer))).encode()).hexdigest()[:16],
-        n_chars=None,
+        n_units=None,
         documents=source.documents,
     )
