@@ -30,7 +30,6 @@ from craft.utils.manifest import difference, read_manifest, write_manifest
 from craft.utils.paths import typed_path
 
 CHECKED = "checked.json"  # when the files were last read and compared with the manifest, and their state then
-SILENT_BYTES = 10**9  # reading more than this takes seconds, which should be explained
 TRUSTED_NS = 7 * 24 * 3600 * 10**9
 
 
@@ -82,8 +81,6 @@ def _fault(place: Path) -> str:
         files = read_manifest(place)["files"]
         if _checked(place) == _state(place, files):
             return ""
-        if (size := sum(written["size"] for written in files.values())) > SILENT_BYTES:
-            get_logger(__name__).info(f"checking {size / 1e9:.1f} GB of prepared data in {place}")
         if why := difference(place, files):
             return why
         _remember(place, files)

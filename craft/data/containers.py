@@ -49,9 +49,6 @@ BOMS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 HEAD = 1 << 13  # bytes that tell a text from other files
-# Texts hold tabs, line ends and escape sequences, exact dumps NUL; of the others a binary file has more.
-CONTROL = re.compile("[\x01-\x08\x0e-\x1a\x1c-\x1f\x7f-\x84\x86-\x9f]")
-BINARY = 0.1
 CONTINUATION = bytes(range(0x80, 0xC0))  # bytes inside a character of UTF-8
 # RuntimeError: an encrypted zip archive, or one compressed in an unusual way. ValueError: pyarrow's, too.
 UNREADABLE = (
@@ -131,7 +128,7 @@ def members(span: Span, encoding: str = "utf-8", lines: bool = False) -> Iterato
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def reading_errors(path: Path) -> Iterator[None]:
     """Turns whatever the readers of files raise, which share no class of errors, into one line."""
     try:
         yield
@@ -156,12 +153,16 @@ def is_text(head: bytes, name: PurePath, encoding: str) -> bool:
     """Whether the beginning of a file is text, or packed."""
     if is_foreign(head, name):
         return False
-    if packing_of(head):
-        return True
+    return packing_of(head) != "" or decodes(head, encoding)
+
+
+def decodes(head: bytes, encoding: str) -> bool:
+    """Whether bytes, which may end within a character, are of an encoding."""
     try:
-        return control_share(codecs.getincrementaldecoder(encoding)().decode(head)) <= BINARY
+        codecs.getincrementaldecoder(encoding)().decode(head)
     except UnicodeError:
         return False
+    return True
 
 
 def is_foreign(head: bytes, name: PurePath) -> bool:
@@ -174,11 +175,6 @@ def is_foreign(head: bytes, name: PurePath) -> bool:
 def bom_encoding(head: bytes) -> str | None:
     """`utf-16` or `utf-32` if a byte-order mark says so."""
     return next((encoding for mark, encoding in BOMS.items() if head.startswith(mark)), None)
-
-
-def control_share(text: str) -> float:
-    """The share of control codes that texts don't hold."""
-    return len(CONTROL.findall(text)) / max(len(text), 1)
 
 
 def _aligned(file: BinaryIO, position: int | None, lines: bool) -> int:

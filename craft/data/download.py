@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from craft.data.cache import Cache
-from craft.data.hub_dataset import A_COPY
+from craft.data.hub_dataset import LOCAL_COPY_HINT
 from craft.utils.errors import UserError
 from craft.utils.hub import is_network_error, quiet
 
@@ -55,15 +55,15 @@ def _fetch(url: str, file: Path, pages: bool) -> None:
     with file.open("rb") as stream:
         start = stream.read(1 << 10).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if not start:
-        raise UserError(f"{url} is empty; {A_COPY}", code="text-missing")
+        raise UserError(f"{url} is empty; {LOCAL_COPY_HINT}", code="text-missing")
     if not pages and start.startswith((b"<!doctype html", b"<html")):
         raise UserError(
             f"{url} answers with a web page, not with a text or table; take the address of the file itself "
-            f"(on GitHub that of 'Raw'), or {A_COPY}; data.format=text trains on the page's HTML",
+            f"(on GitHub that of 'Raw'), or {LOCAL_COPY_HINT}; data.format=text trains on the page's HTML",
             code="text-format",
         )
 
 
 def _unreachable(url: str, why: object) -> UserError:
     reason = (str(why).strip() or type(why).__name__).splitlines()[0].rstrip(".")
-    return UserError(f"{url} can't be fetched ({reason}); {A_COPY}", code="network")
+    return UserError(f"{url} can't be fetched ({reason}); {LOCAL_COPY_HINT}", code="network")

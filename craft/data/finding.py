@@ -9,7 +9,7 @@ from pathlib import Path
 
 from craft.data.arguments import DataArguments
 from craft.data.cache import Cache
-from craft.data.containers import HEAD, Span, format_of, is_text, members, naming, packing_of
+from craft.data.containers import HEAD, Span, format_of, is_text, members, packing_of, reading_errors
 from craft.data.download import download
 from craft.data.hub_dataset import HubDataset
 from craft.data.sources import BuiltIn, Files, Source
@@ -57,7 +57,7 @@ def _files(paths: list[Path], args: DataArguments) -> Files:
     encoding = codec_name(args.encoding) or "utf-8"
     formats: dict[str, Path] = {}
     for path in paths:
-        with naming(path):
+        with reading_errors(path):
             member = next(members(Span(path), encoding))
         format = member.format or format_of(path) if args.format == "auto" else args.format
         formats.setdefault(format, path)
@@ -87,7 +87,7 @@ def _files(paths: list[Path], args: DataArguments) -> Files:
 
 def _is_open_ended(path: Path) -> bool:
     """Whether a file is plain text whose last line has no end, as far as its last byte tells."""
-    with naming(path), path.open("rb") as stream:
+    with reading_errors(path), path.open("rb") as stream:
         packed = packing_of(stream.read(HEAD))
         stream.seek(max(0, path.stat().st_size - 1))
         return not packed and stream.read() not in (b"\r", b"\n", b"\0", b"")  # NUL: of a wide line end
@@ -133,10 +133,11 @@ def _local(pattern: str, walk: Walk, args: DataArguments) -> list[Path]:
         with file.open("rb") as stream:
             return format != "text" or is_text(stream.read(HEAD), file, encoding)
 
-    if os.path.exists(path) and not path.is_dir():
+    is_folder = os.path.isdir(path)
+    if os.path.exists(path) and not is_folder:
         return [] if walk.excludes(path) else [path]
-    if not glob.has_magic(pattern) and not path.is_dir():
-        near = did_you_mean(path.name, os.listdir(path.parent)) if path.parent.is_dir() else ""
+    if not glob.has_magic(pattern) and not is_folder:
+        near = did_you_mean(path.name, os.listdir(path.parent)) if os.path.isdir(path.parent) else ""
         hub = "; for a dataset of the Hub say data.source=hub" if meant_as_repo_id(pattern) else ""
         raise UserError(
             f"data.path={pattern} doesn't exist{near} (the current folder is {Path.cwd()}){hub}",

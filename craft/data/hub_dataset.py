@@ -16,13 +16,13 @@ from craft.data.tables import ROWS
 from craft.utils.errors import CraftError, UserError
 from craft.utils.hub import is_network_error, quiet, translate_hub_errors
 
-A_COPY = "with a copy here use data.source=files data.path=/path/to/copy"
+LOCAL_COPY_HINT = "with a copy here use data.source=files data.path=/path/to/copy"
 # Datasets of more files than this aren't asked for the parts of each, which takes a request a file.
 MANY_FILES = 256
 MOST_SHARDS = 4096
 SAVED_TO_DISK = ("dataset_dict.json", "state.json")  # what `Dataset.save_to_disk` leaves in its folder
 
-HOW_CHOSEN = (
+CHOICE_HINT = (
     "data.config_name, data.revision and data.split choose what is read (a slice such as train[:50%] needs "
     "data.streaming=false); for text or tables say data.source=files"
 )
@@ -107,7 +107,7 @@ def _translated(what: str, revision: str | None) -> Iterator[None]:
     """
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    with translate_hub_errors(what, A_COPY, revision=revision, reading=True):
+    with translate_hub_errors(what, LOCAL_COPY_HINT, revision=revision, reading=True):
         try:
             yield
         except CraftError:
@@ -129,7 +129,7 @@ def _translated(what: str, revision: str | None) -> Iterator[None]:
             reason = " ".join(str(cause).split())[:400].rstrip(".") or type(cause).__name__
             hint = "check its name, and if it is private or gated log in (HF_TOKEN, or 'hf auth login')"
             raise UserError(
-                f"{what}: {reason}; {hint if 'on the Hub' in reason else HOW_CHOSEN}", code="data-invalid"
+                f"{what}: {reason}; {hint if 'on the Hub' in reason else CHOICE_HINT}", code="data-invalid"
             ) from None
 
 

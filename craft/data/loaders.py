@@ -1,4 +1,4 @@
-"""A source to splits of ids: the door of this room.
+"""A source to splits of ids.
 
 `load_corpus(args)` finds the source, trains the tokenizer on it (or takes the one given), prepares the ids
 once, and cuts them into train, validation and test.
@@ -198,22 +198,16 @@ def _check_known(tokenizer: CharTokenizer, counts: Counter[str], name: str) -> N
     Raises:
         UserError: if they have no id under its policy `strict`.
     """
-    new = tokenizer.unseen(counts)
-    if not new:
-        return
-    commonest = sorted(new, key=lambda char: (-counts[char], char))[:NAMED]
-    likes = [instead(char, tokenizer.alphabet) for char in commonest]
-    listed = ", ".join(
-        f"{named(char)} {counts[char]:,} times{f' (it has {like})' if like else ''}"
-        for char, like in zip(commonest, likes)
+    new = sorted(tokenizer.unseen(counts), key=lambda char: -counts[char])
+    likes = {char: instead(char, tokenizer.alphabet) for char in new[:NAMED]}
+    listed = (
+        f"{named(c)} {counts[c]:,} times" + (f" (it has {has})" if has else "") for c, has in likes.items()
     )
-    what = f"{len(new)} characters of {name} are new to the model: {listed}{', …' if new[NAMED:] else ''}"
-    if tokenizer.unknown == "strict":
-        raise UserError(
-            f"{what}; give them ids with models.extend_vocab=true, or write what it has",
-            code="character-unknown",
-        )
-    logger.info(f"alphabet  {what}; they become {'<unk>' if tokenizer.unknown == 'unk' else 'their bytes'}")
+    what = f"{len(new)} characters of {name} are new to the model: {', '.join(listed)}"
+    if new and tokenizer.unknown == "strict":
+        raise UserError(f"{what}; give them ids with models.extend_vocab=true", code="character-unknown")
+    if new:
+        logger.info(f"alphabet  {what}; they become {'<unk>' if tokenizer.unknown == 'unk' else 'bytes'}")
 
 
 def _refuse_without_effect(args: DataArguments, source: Source) -> None:

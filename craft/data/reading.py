@@ -9,11 +9,10 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterator
 
-from craft.data.containers import BINARY, Member, bom_encoding, control_share
+from craft.data.containers import Member, bom_encoding, decodes
 from craft.utils.errors import UserError
 
 PIECE = 1 << 20  # bytes per read: large enough for numpy, small enough to stay in the processor's cache
-ENOUGH = 256  # bytes that a first piece must have to be taken for a binary file
 COMMON = ("cp1252", "shift_jis", "gb18030", "euc_kr", "cp1251", "koi8_r")
 """Encodings that a message names if the bytes can be of them."""
 
@@ -25,7 +24,7 @@ def decoded(member: Member, errors: str, encoding: str) -> Iterator[str]:
         errors: `strict` or `replace` (invalid bytes become U+FFFD).
 
     Raises:
-        UserError: for binary files, and bytes that aren't of the encoding, with the place of the first.
+        UserError: for bytes that aren't of the encoding, with the place of the first.
     """
     decoder = codecs.getincrementaldecoder(encoding)(errors)
     offset, left = member.start, member.length  # in the file
@@ -40,8 +39,8 @@ def decoded(member: Member, errors: str, encoding: str) -> Iterator[str]:
             text = decoder.decode(data, final=not data)
         except UnicodeDecodeError as error:
             raise _undecodable(member.name, error, offset - pending, encoding) from None
-        if offset == member.start and len(data) >= ENOUGH and errors == "strict":
-            _refuse_binary(member.name, data, text, encoding)
+        if offset == member.start and encoding.startswith("utf-8") and errors == "strict":
+            _refuse_utf16(member.name, data)
         offset += len(data)
         if text:
             yield text
@@ -53,7 +52,7 @@ def _undecodable(name: str, error: UnicodeDecodeError, base: int, encoding: str)
     """What to say about bytes that aren't of the encoding, the first of which lies at `base` in the file."""
     data, offset = error.object, base + error.start
     marked = bom_encoding(data) if offset == 0 else None
-    likely = [marked] if marked else [other for other in COMMON if _decodes(data, other)]
+    likely = [marked] if marked else [other for other in COMMON if decodes(data, other)]
     return UserError(
         f"{name} isn't valid {encoding} at byte {offset} (0x{data[error.start]:02x}); if it is text, name "
         f"its encoding ({' or '.join(f'data.encoding={each}' for each in likely or ['…'])}), or read it with "
@@ -62,21 +61,12 @@ def _undecodable(name: str, error: UnicodeDecodeError, base: int, encoding: str)
     )
 
 
-def _decodes(data: bytes, encoding: str) -> bool:
-    try:
-        codecs.getincrementaldecoder(encoding)().decode(data)
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _refuse_binary(name: str, data: bytes, text: str, encoding: str) -> None:
-    """Refuses bytes that can be decoded by accident: UTF-16 without a mark, machine code."""
+def _refuse_utf16(name: str, data: bytes) -> None:
+    """Refuses UTF-16 without a mark, which is valid UTF-8 where every second byte is NUL."""
     even, odd = data[::2].count(0), data[1::2].count(0)
-    if encoding.startswith("utf-8") and max(even, odd) > len(data) // 3 and min(even, odd) < len(data) // 50:
-        problem = f"is UTF-16; read it with data.encoding=utf-16-{'le' if odd > even else 'be'}"
-    elif (share := control_share(text)) > BINARY:
-        problem = f"isn't text in {encoding}: {share:.0%} of its first characters are control codes"
-    else:
-        return
-    raise UserError(f"{name} {problem} (data.errors=replace reads it as it is)", code="text-encoding")
+    if len(data) > 99 and max(even, odd) > len(data) // 3 and min(even, odd) < len(data) // 50:
+        raise UserError(
+            f"{name} is UTF-16; read it with data.encoding=utf-16-{'le' if odd > even else 'be'} (or as it "
+            "is, with data.errors=replace)",
+            code="text-encoding",
+        )

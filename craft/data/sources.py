@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from craft.data.containers import HEAD, Member, Span, bom_encoding, members, naming, packing_of
+from craft.data.containers import HEAD, Member, Span, bom_encoding, members, packing_of, reading_errors
 from craft.data.reading import decoded
 from craft.data.tables import parquet_texts, table_texts
 from craft.utils.common import did_you_mean
@@ -140,7 +140,7 @@ class Files:
 
     def _pieces(self, spans: list[Span]) -> Iterator[Piece]:
         for span in spans:
-            with naming(span.path):
+            with reading_errors(span.path):
                 if self.format == "parquet":
                     texts = parquet_texts(span, self.text_column, self.errors)
                     yield from (Piece(text, where) for text, where in texts)
@@ -175,7 +175,7 @@ class Files:
     def _cut(self, path: Path, size: int) -> Iterator[tuple[Span, int]]:
         """A file in spans of `size` bytes (of Parquet row groups), each with its size. Packed files come
         whole, others than UTF-8, and CSV, where a line break in a field looks like one between rows."""
-        with naming(path), path.open("rb") as file:
+        with reading_errors(path), path.open("rb") as file:
             head, length = file.peek(HEAD), path.stat().st_size
             if self.format == "parquet":
                 import pyarrow.parquet

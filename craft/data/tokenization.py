@@ -90,7 +90,7 @@ class CharTokenizer(PreTrainedTokenizerFast):
                 "say what they become with data.unknown=unk or data.unknown=bytes",
                 code="setting-conflict",
             )
-        return cls._over(sorted(kept), unknown, unit=unit)
+        return cls._of_alphabet(sorted(kept), unknown, unit=unit)
 
     def train_new_from_iterator(
         self,
@@ -107,13 +107,13 @@ class CharTokenizer(PreTrainedTokenizerFast):
         renamed = tuple((special_tokens_map or {}).get(token, token) for token in specials)
         room = max(0, vocab_size - len(specials) - 256 * (self.unknown == "bytes"))
         alphabet = self.train(_strings(text_iterator), self.unknown, max_vocab_size=room).alphabet
-        tokenizer = self._over(alphabet if self.alphabet else [], self.unknown, renamed, self.unit)
+        tokenizer = self._of_alphabet(alphabet if self.alphabet else [], self.unknown, renamed, self.unit)
         if new_special_tokens:
             tokenizer.add_special_tokens({"extra_special_tokens": list(new_special_tokens)})
         return tokenizer
 
     @classmethod
-    def _over(
+    def _of_alphabet(
         cls,
         alphabet: list[str],
         unknown: str,
@@ -149,7 +149,7 @@ class CharTokenizer(PreTrainedTokenizerFast):
         A byte tokenizer knows them already and is returned as it is.
         """
         new = self.unseen(characters)
-        return self._over([*self.alphabet, *new], self.unknown, unit=self.unit) if new else self
+        return self._of_alphabet([*self.alphabet, *new], self.unknown, unit=self.unit) if new else self
 
     @property
     def unknown(self) -> str:
@@ -269,7 +269,7 @@ class ByteTokenizer(CharTokenizer):
     @classmethod
     def create(cls, unit: str = "byte") -> ByteTokenizer:
         """A byte tokenizer; for images its `unit` is that of `ImageProcessor`, pixel."""
-        return cls._over([], "bytes", unit=unit)  # type: ignore[return-value]
+        return cls._of_alphabet([], "bytes", unit=unit)  # type: ignore[return-value]
 
 
 def load_tokenizer(path: str | Path, **kwargs: Any) -> CharTokenizer:

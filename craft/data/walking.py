@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path, PurePath
+from typing import NoReturn
 
 from craft.utils.errors import UserError
 from craft.utils.outputs import written_by_craft
@@ -48,11 +49,8 @@ class Walk:
             place = Path(here)
             parts = place.relative_to(folder).parts
             deeper = depth is None or len(parts) + 1 < depth
-            folders[:] = [
-                name
-                for name in folders
-                if deeper and (hidden or not name.startswith(".")) and self._goes_into(place / name)
-            ]
+            shown = [name for name in folders if deeper and (hidden or not name.startswith("."))]
+            folders[:] = [name for name in shown if self._goes_into(place / name)]
             found += [place / name for name in names if matches((*parts, name), pattern)]
         texts: list[Path] = []
         for file in sorted(file for file in found if not self.excludes(file)):
@@ -107,7 +105,7 @@ def _from_the_right(pattern: str) -> str:
     return wanted.removeprefix("**/").removesuffix("/**").rstrip("/") or "/"
 
 
-def _unreadable(error: OSError) -> None:
+def _unreadable(error: OSError) -> NoReturn:
     raise UserError(
         f"{error.filename} can't be read: {error.strerror}; leave it out with data.exclude={error.filename}",
         code="file-unreadable",

@@ -159,17 +159,12 @@ def test_bytes_that_are_not_utf8_are_named_with_encodings_they_may_be_of(tmp_pat
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
-def test_binary_files_that_happen_to_be_valid_utf8_are_refused(encoding: str, tmp_path: Path) -> None:
+def test_utf16_that_happens_to_be_valid_utf8_is_refused(encoding: str, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(("plain English words. " * 20).encode(encoding))
     with refused("text-encoding", file, f"data.encoding={encoding} "):
         read(file)
-    data = bytes(range(1, 128)) + bytes(range(32)) * 20
-    file.write_bytes(data)
-    with refused("text-encoding", file, "%"):
-        read(file)
-    assert len(read(file, "replace")) == 127 + 640
-    assert not is_text(data, file, "utf-8")
+    assert len(read(file, "replace")) == 2 * 420
 
 
 def test_nul_characters_do_not_make_a_text_binary(tmp_path: Path) -> None:
@@ -254,7 +249,6 @@ def test_a_folder_is_read_in_its_encoding(tmp_path: Path) -> None:
     ("data", "encoding", "values"),
     [
         ("日本".encode("shift_jis") + b"\xff", "shift_jis", ["byte 4 ", "0xff"]),
-        (bytes(range(256)) * 8, "latin-1", ["iso8859-1"]),
         ("He said “hello”\n".encode("cp1252"), None, ["data.encoding=cp1252"]),
         ("日本語のテスト、表示\n".encode("shift_jis") * 9, None, ["data.encoding=shift_jis"]),
         ("中文文本测试，这里有很多字。\n".encode("gb18030") * 9, None, ["data.encoding=gb18030"]),
