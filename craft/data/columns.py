@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
+from reprlib import repr as short
 from typing import Any
 
 from craft.utils.common import did_you_mean
@@ -39,7 +40,7 @@ def column_texts(
     first: dict[str, Any] = {}
     for number, (row, where) in enumerate(rows):
         if not isinstance(row, dict):
-            raise UserError(f"{where} holds {_shown(row)}, not an object with columns", code="text-format")
+            raise UserError(f"{where} holds {short(row)}, not an object with columns", code="text-format")
         values = [row[column]] if column in row else list(_follow(row, steps))
         texts = [_text(value, column, where, errors) for value in values if value is not None]
         found, missing, first = found or bool(texts), missing or not values, first or row
@@ -93,7 +94,7 @@ def _text(value: Any, column: str, where: str, errors: str) -> str:
     if not isinstance(value, str):
         inside = list(islice(_paths(value, column), SHOWN)) if isinstance(value, dict | list) else []
         raise UserError(
-            f"{where}: data.text_column={column} holds {_shown(value)}, not text; name "
+            f"{where}: data.text_column={column} holds {short(value)}, not text; name "
             + (f"a text in it: {' or '.join(inside)}" if inside else "another column"),
             code="text-column",
         )
@@ -108,7 +109,3 @@ def _text(value: Any, column: str, where: str, errors: str) -> str:
             code="text-encoding",
         ) from None
     return value
-
-
-def _shown(value: Any) -> str:
-    return repr(value) if len(repr(value)) < 60 else f"{repr(value)[:60]}…"

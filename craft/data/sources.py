@@ -1,5 +1,4 @@
-"""Where text comes from: the built-in corpus and files; datasets of the Hub are in `hub_dataset.py`. One
-interface for all of them.
+"""Where text comes from: files; datasets of the Hub are in `hub_dataset.py`. One interface for both.
 
 A source yields pieces of text in a fixed order, and says by a cheap signature whether it may have changed
 since it was last read. Rows of tables and Hub datasets are documents: an `<eos>` follows each. For streams it
@@ -8,7 +7,6 @@ also names its shards: parts, in the same order, that can each be read without r
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,11 +16,8 @@ from typing import Any, NamedTuple, Protocol
 from craft.data.containers import HEAD, Member, Span, bom_encoding, members, packing_of, reading_errors
 from craft.data.reading import decoded
 from craft.data.tables import parquet_texts, table_texts
-from craft.utils.common import did_you_mean
 from craft.utils.errors import UserError
 from craft.utils.files import file_signature
-
-BUILTIN = ("python_docs",)
 
 
 class Piece(NamedTuple):
@@ -58,34 +53,6 @@ class Source(Protocol):
 
     def signature(self) -> list[Any]:
         """A small value that changes whenever the text may have changed."""
-
-
-@dataclass(frozen=True)
-class BuiltIn:
-    """`python_docs`: the language reference topics of the running CPython, 0.46 MB, no download."""
-
-    path: str
-    documents = False
-
-    def __post_init__(self) -> None:
-        if self.path not in BUILTIN:
-            raise UserError(
-                f"data.path={self.path!r} isn't a built-in corpus ({', '.join(BUILTIN)})"
-                f"{did_you_mean(self.path, BUILTIN)}; for a file of your own say data.source=files",
-                code="text-missing",
-            )
-
-    def pieces(self) -> Iterator[Piece]:
-        from pydoc_data.topics import topics
-
-        yield Piece("\n\n".join(topics[name].strip() for name in sorted(topics)) + "\n", self.path)
-
-    def shards(self, size: int) -> list[Shard]:
-        return [Shard(1, self.pieces)]
-
-    def signature(self) -> list[Any]:
-        (piece,) = self.pieces()
-        return [self.path, hashlib.sha256(piece.text.encode()).hexdigest()]
 
 
 @dataclass(frozen=True)

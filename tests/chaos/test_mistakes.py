@@ -145,7 +145,7 @@ DATA = [
     Mistake("train text.txt other.txt", "no file 'other.txt'"),
     Mistake("train http://127.0.0.1:9/x.txt", "http://127.0.0.1:9/x.txt"),
     Mistake("train data.source=hub data.path=no/such", "no/such can't be loaded: HF_HUB_OFFLINE is set"),
-    Mistake("train data.source=builtin data.path=python_dcs", "did you mean 'python_docs'?"),
+    Mistake("train data.source=builtin data.path=python_dcs", "'python_docs'"),
     Mistake("train folder", "folder", lambda folder: (folder / "folder").mkdir()),
     text("empty.txt", b"", "empty.txt is empty"),
     text("short.txt", b"hello world", "too few for data.block_size=16"),
