@@ -183,7 +183,8 @@ def describe(corpus: Corpus) -> str:
     from craft.data.streaming import TextStream
 
     if isinstance(corpus.train, TextStream):
-        return f"{corpus.name}, streamed in {len(corpus.train.units):,} units, {len(corpus.tokenizer):,} ids"
+        n_shards, n_ids = len(corpus.train.shards), len(corpus.tokenizer)
+        return f"{corpus.name}, streamed in {n_shards:,} shards, {n_ids:,} ids"
     splits = {"training": corpus.train, "validation": corpus.validation, "test": corpus.test}
     parts = [f"{len(ids):,} for {name}" for name, ids in splits.items() if ids is not None]
     size = f"{corpus.n_units:,} {unit_of(corpus.tokenizer).plural}"

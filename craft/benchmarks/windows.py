@@ -41,7 +41,7 @@ def comparisons(options: Options) -> Iterator[Comparison]:
 def windows(ids: np.ndarray, block_size: int, batch: int, batches: int) -> Comparison:
     """The ways to draw `batches` batches of windows."""
     dataset = CharDataset(ids, block_size, batch, seed=0)
-    loader = train_loader(dataset, per_device_batch_size=batch, accumulation=1, rank=0, world=1)
+    loader = train_loader(dataset, batch, 1, 0, 1, make_batch=lambda windows: {"windows": windows})
     rows = DataLoader(
         np.lib.stride_tricks.sliding_window_view(ids, block_size + 1)[::block_size],
         batch_size=batch,

@@ -144,10 +144,6 @@ def _load_saved(
         raise UserError(f"--config {file} can't be read: {_one_line(error)}") from error
     if not isinstance(config, DictConfig):
         raise UserError(f"{file} is not a saved run: it must have the sections {', '.join(SECTIONS)}")
-    if isinstance(config.get("data"), DictConfig):
-        from craft.data.arguments import of_saved_run
-
-        config.data = of_saved_run(config.data)
     files = {section: [file] for section in SECTIONS}
     if choices:
         fresh, fresh_files = _compose_groups({**choices, "experiments": "none"}, folders)

@@ -111,8 +111,7 @@ def _check_rules(
     from craft.data.arguments import check_corpus, check_data
 
     data = check_data(data)
-    stated = None if typed is None else [key.partition(".")[2] for key in typed if key.startswith("data.")]
-    check_corpus(data, stated)
+    check_corpus(data)
     for complaint in complaints(models, data, training, section_of("models", models).carries_state):
         raise UserError(complaint)
     from craft.training.arguments import check_training

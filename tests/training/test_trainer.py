@@ -43,7 +43,7 @@ def bare_loop(kind: str, steps: int, carry: bool) -> list[float]:
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda s: s / warm if s < warm else (20 - s) / (20 - warm)
     )
-    losses, state, loader = [], None, train_loader(dataset, tiny_run.BATCH, 1, 0, 1)
+    losses, state, loader = [], None, train_loader(dataset, tiny_run.BATCH, 1, 0, 1, model.make_batch)
     while True:
         loader.set_epoch(len(losses) // dataset.steps_per_epoch)
         for batch in loader:
