@@ -158,7 +158,7 @@ def test_a_model_file_can_be_copied_to_the_hub(path: Path) -> None:
         "craft.config.compose",
         "craft.inference",
         "craft.scoring",
-        "craft.pretrained",
+        "craft.building",
         "craft.train",
     ],
 )

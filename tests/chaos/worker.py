@@ -12,7 +12,6 @@ import transformers  # noqa: F401
 
 import craft.data.loaders
 import craft.models
-import craft.pretrained
 import craft.scoring
 import craft.train
 import craft.training.base
