@@ -18,7 +18,7 @@ from craft.utils.outputs import RunPaths
 def test_the_next_commands_can_be_pasted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(logging.getLogger("craft.train"), "info", said.append)
-    print_next_steps(Path(name), RunPaths("m", "1K", "fp32", folder=Path("run")))
+    print_next_steps(Path(name), RunPaths("m", "1K", "fp32", "20260102_030405", folder=Path("run")))
     generate, evaluate = (shlex.split(line) for line in said[0].splitlines()[-2:])
     assert generate == ["craft", "generate", name]
     assert evaluate == ["craft", "evaluate", name]

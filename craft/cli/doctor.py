@@ -57,12 +57,10 @@ def facts() -> Iterator[tuple[str, str]]:
                 yield name, version(name)
     import torch
 
-    from craft.benchmarks.machine import cpu_name, usable_cores
+    from craft.utils.hardware import cpu_name
 
-    yield (
-        "processor",
-        f"{cpu_name()}, {usable_cores()} cores for this process, {torch.get_num_threads()} threads",
-    )
+    threads = torch.get_num_threads()
+    yield "processor", f"{cpu_name()}, {os.cpu_count()} cores, {threads} threads for this process"
     yield "instructions", torch.backends.cpu.get_cpu_capability()
     yield "number formats", _formats()
     for index in range(torch.cuda.device_count()):

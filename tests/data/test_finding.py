@@ -144,6 +144,7 @@ def test_what_craft_wrote_is_no_text_unless_it_is_named(
     write(tmp_path, **{"a_txt": "A", "mine__craft_run.yaml": "x", "mine__run.json": "{}"})
     write(tmp_path, mine__notes_txt="M", outputs__samples__sample_20260131_142501_txt="S")
     write(tmp_path, **{"mine_step_5__config.json": "{}", "mine_step_5__craft_run.yaml": "x"})
+    (tmp_path / "outputs/.stamps").mkdir()
     write(cache, **{"scan-1__scan.json": "{}"})
     assert text_of(tmp_path) == text_of(tmp_path / "**") == text_of(tmp_path / "**" / "*.txt") == "A"
     for place in ("mine", "mine_step_5", "outputs", "cache"):

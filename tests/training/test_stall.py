@@ -41,8 +41,8 @@ def test_a_standstill_is_said_once_and_its_end(watched: Watched, caplog: pytest.
         dog.on_step_end(nothing, state, nothing)
         dog.look()
     first, second = (record.message for record in caplog.records)
-    assert first.startswith("no step was finished for 1:25 (a step usually takes 8 s): after step 5, in ")
-    assert second == "going on after 1:30"
+    assert first.startswith("no step was finished for 0:01:25 (a step usually takes 8 s): after step 5, in ")
+    assert second == "going on after 0:01:30"
     assert 90 not in dog.times
     dog.close()
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from datetime import timedelta
 from typing import Any
 
 from transformers import TrainerCallback
 
-from craft.utils.common import human, human_time
+from craft.utils.common import human
 from craft.utils.logging import get_logger
 
 logger = get_logger(__name__)
@@ -60,14 +61,15 @@ class Progress(TrainerCallback):
         if not state.is_world_process_zero or not logs or "loss" not in logs:
             return
         parts = [f"loss {logs['loss']:.3f}"]
-        if "bits_per_char" in logs:  # of language models
-            parts.append(f"{logs['bits_per_char']:.3f} bits/char")
-        if "chars_per_second" in logs:
-            parts.append(f"{human(logs['chars_per_second'])} chars/s")
+        for name, value in logs.items():  # of language models, by their unit
+            if name.startswith("bits_per_"):
+                parts.append(f"{value:.3f} {name.replace('_per_', '/')}")
+            elif name.endswith("s_per_second"):
+                parts.append(f"{human(value)} {name.replace('_per_second', '/s')}")
         done, left = state.global_step - self.first_step, state.max_steps - state.global_step
         if done and left:
-            seconds = (time.monotonic() - self.first_second) / done * left
-            parts.append(f"{human_time(seconds)} left")
+            seconds = int((time.monotonic() - self.first_second) / done * left)
+            parts.append(f"{timedelta(seconds=seconds)} left")
         width = len(f"{state.max_steps:,}")
         line = "  ".join(parts)
         logger.info(f"step {state.global_step:>{width},}/{state.max_steps:,}  {line}", extra={"on_bar": True})

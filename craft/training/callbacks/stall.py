@@ -6,13 +6,13 @@ import statistics
 import threading
 import time
 from collections import deque
+from datetime import timedelta
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from craft.training.distributed.heartbeat import main_thread_location
 from craft.training.distributed.rendezvous import silent_peers
-from craft.utils.common import human_time
 from craft.utils.logging import get_logger
 
 logger = get_logger(__name__)
@@ -58,7 +58,7 @@ class Watchdog(TrainerCallback):
         took, self._last = now - self._last, now
         if self.late:
             self.late = False
-            logger.warning(f"going on after {human_time(took)}")
+            logger.warning(f"going on after {timedelta(seconds=int(took))}")
         return took
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -77,7 +77,7 @@ class Watchdog(TrainerCallback):
         often = f"a step usually takes {usual:.2g} s" if self.times else "the first one since training began"
         others = silent_peers()
         logger.warning(
-            f"no step was finished for {human_time(waited)} ({often}): after step "
+            f"no step was finished for {timedelta(seconds=int(waited))} ({often}): after step "
             f"{self._state.global_step:,}, in {main_thread_location()}; {others or 'still waiting'}"
         )
 
