@@ -36,7 +36,7 @@ def hosts(tmp_path: Path) -> Iterator[Hosts]:
 def steps(hosts: Hosts, *outputs: str) -> list[dict[str, Any]]:
     """The lines of logged steps that were printed so far."""
     lines = [line for name in outputs for line in (hosts.folder / f"{name}.out").read_text().splitlines()]
-    return [json.loads(line) for line in lines if line.startswith("{")]
+    return [json.loads(line) for line in lines if line.startswith('{"step"')]
 
 
 def final(hosts: Hosts, *outputs: str) -> str:
