@@ -13,6 +13,7 @@ import gc
 import importlib
 import json
 import platform
+import shutil
 import statistics
 import subprocess
 import time
@@ -30,7 +31,7 @@ from craft.utils.hardware import cpu_name
 from craft.utils.outputs import benchmark_file
 
 SCHEMA = 2
-PACKAGES = ("craft-lm", "torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy")
+PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy")
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,11 @@ def describe_machine() -> dict[str, Any]:
     name = gpu or f"{cpu_name()}-{threads}t"
     return {
         "hardware": {"name": name, "cpu": cpu_name(), "threads": threads, "system": platform.platform()},
-        "versions": {"python": platform.python_version()}
-        | {package: version(package) for package in PACKAGES},
+        "versions": {
+            "python": platform.python_version(),
+            "craft": craft.__version__,
+            **{package: version(package) for package in PACKAGES},
+        },
         "commit": commit(),
     }
 
@@ -144,7 +148,8 @@ def describe_machine() -> dict[str, Any]:
 def commit() -> str | None:
     """The commit of the checkout that craft runs from, with `-dirty` if files differ; None without one."""
     root = Path(craft.__file__).parents[1]
-    if not (root / ".git").exists():  # git would also find a repository around an installed craft
+    # git by itself would also find a repository around an installed craft.
+    if not (root / ".git").exists() or shutil.which("git") is None:
         return None
     command = ["git", "describe", "--always", "--dirty"]
     return subprocess.run(command, cwd=root, capture_output=True, text=True).stdout.strip()
