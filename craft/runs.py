@@ -111,7 +111,7 @@ def name_run(
 
     if resume is not None:
         paths = RunPaths.of_run_dir(Path(resume))
-        if corpus.n_chars is None and paths.text not in (None, corpus.fingerprint):
+        if corpus.n_units is None and paths.text not in (None, corpus.fingerprint):
             # A stream is known by the times of its files, which a copy changes.
             logger.warning(
                 f"the files of {corpus.name} were touched since this run started: is it the same text?"

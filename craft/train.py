@@ -26,6 +26,7 @@ from craft.utils.logging import get_logger, setup_logging
 from craft.utils.outputs import OUTPUTS, RunPaths
 from craft.utils.resuming import Finished
 from craft.utils.stopping import NOTHING_YET, Leaving, leaving
+from craft.utils.units import unit_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from craft.data.tokenization import CharTokenizer
     from craft.evaluation.scores import Evaluation
     from craft.training.arguments import CraftTrainingArguments
+    from craft.training.base import LanguageModelTrainer
 
 logger = get_logger(__name__)
 
@@ -138,7 +140,7 @@ def workflow(
         eval_ids=corpus.validation,
         tokenizer=corpus.tokenizer,
         run_config=run.to_dict(),
-        text=corpus.fingerprint if corpus.n_chars is not None else None,
+        text=corpus.fingerprint if corpus.n_units is not None else None,
     )
 
     def on_run_validated() -> None:
@@ -167,7 +169,7 @@ def workflow(
 
     # 7. Inference
     sample = write_sample(finished, tokenizer, args, paths)
-    draw(paths, run, corpus)
+    draw(paths, run, corpus, trainer)
     describe_model(model_dir, paths, trainer.state.global_step, corpus, evaluations, sample)
     finish(paths, trainer.state.global_step)
     farewell(model_dir, paths, tokenizer)
@@ -184,10 +186,8 @@ def describe(corpus: Corpus) -> str:
         return f"{corpus.name}, streamed in {len(corpus.train.units):,} units, {len(corpus.tokenizer):,} ids"
     splits = {"training": corpus.train, "validation": corpus.validation, "test": corpus.test}
     parts = [f"{len(ids):,} for {name}" for name, ids in splits.items() if ids is not None]
-    return (
-        f"{corpus.name}, {corpus.n_chars:,} characters, {len(corpus.tokenizer):,} ids\n"
-        f"          {', '.join(parts)}"
-    )
+    size = f"{corpus.n_units:,} {unit_of(corpus.tokenizer).plural}"
+    return f"{corpus.name}, {size}, {len(corpus.tokenizer):,} ids\n          {', '.join(parts)}"
 
 
 def evaluate(
@@ -195,7 +195,7 @@ def evaluate(
 ) -> list[Evaluation]:
     """Scores of the finished model over the whole validation split, if there is one."""
     from craft.evaluation.protocols import natural_protocol
-    from craft.scoring import score
+    from craft.evaluation.scores import score
 
     if corpus.validation is None:
         return []
@@ -212,8 +212,7 @@ def evaluate(
 
 def keep_scores(evaluations: list[Evaluation], model_dir: Path, file: Path) -> None:
     """Shows scores as a table and keeps them as JSON."""
-    from craft.evaluation.scores import table
-    from craft.scoring import save_scores
+    from craft.evaluation.scores import save_scores, table
 
     save_scores(evaluations, str(model_dir), file)
     logger.info(f"\n{table(evaluations)}\n")
@@ -233,13 +232,17 @@ def write_sample(
     return text
 
 
-def draw(paths: RunPaths, run: Run, corpus: Corpus) -> None:
+def draw(paths: RunPaths, run: Run, corpus: Corpus, trainer: LanguageModelTrainer) -> None:
     """The loss curve of the whole run, from its metrics."""
     from craft.training.logging import read_metrics
-    from craft.utils.visualization import plot_loss_curve
+    from craft.views.loss_curve import loss_curve
+    from craft.views.png import draw_loss_curve
 
+    unit, scored, ids = unit_of(corpus.tokenizer), "whole split", corpus.validation
+    if ids is not None and len(trainer.validation.scored_in_training(ids)) < len(ids):
+        scored = f"first {trainer.args.eval_chars:,} {unit.plural}"
     title = f"{run.models['model_type']} {paths.size} on {corpus.name}"
-    plot_loss_curve(read_metrics(paths.run_dir), paths.figure("loss"), title)
+    draw_loss_curve(loss_curve(read_metrics(paths.run_dir), unit, scored, title), paths.figure("loss"))
 
 
 def farewell(model_dir: Path, paths: RunPaths, tokenizer: CharTokenizer) -> None:

@@ -44,7 +44,7 @@ class Corpus:
         validation, test: 1-D ids; None if `validation_size` or `test_size` is 0.
         name: as in the names of outputs.
         fingerprint: of content, tokenizer and splits.
-        n_chars: characters of all splits; None when streaming.
+        n_units: characters (or what the tokenizer counts) of all splits; None when streaming.
         documents: whether `<eos>` ends each document.
     """
 
@@ -54,7 +54,7 @@ class Corpus:
     test: np.ndarray | None
     name: str
     fingerprint: str
-    n_chars: int | None
+    n_units: int | None
     documents: bool
 
 
@@ -108,7 +108,7 @@ def load_corpus(
         **splits,
         name=args.label,
         fingerprint=hashlib.sha256(repr((keys, validation_size, test_size)).encode()).hexdigest()[:16],
-        n_chars=sum(found.characters for found in scans.values()),
+        n_units=sum(f.bytes if tokenizer.unit == "byte" else f.characters for f in scans.values()),
         documents=sources["train"].documents,
     )
 
@@ -281,6 +281,6 @@ def _streamed(args: DataArguments, source: Source, tokenizer: CharTokenizer | No
         test=test,
         name=args.label,
         fingerprint=hashlib.sha256(repr((source.signature(), len(tokenizer))).encode()).hexdigest()[:16],
-        n_chars=None,
+        n_units=None,
         documents=source.documents,
     )

@@ -48,6 +48,8 @@ class ImageProcessor:
     The ids are those of the byte vocabulary, so a byte-level model is an autoregressive image model.
     """
 
+    unit = "pixel"
+
     def __init__(self, shape: Sequence[int]) -> None:
         if len(shape) not in (2, 3) or min(shape) < 1:
             raise UserError(f"an image is [height, width] or [height, width, channels], not {list(shape)}")

@@ -24,6 +24,7 @@ from transformers import BatchEncoding, PreTrainedTokenizerFast
 from craft.data.lookalikes import instead, named
 from craft.data.processors import TextProcessor
 from craft.utils.errors import UserError
+from craft.utils.units import unit_named
 
 POLICIES = ("strict", "unk", "bytes")
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")  # ids 0 to 3 of every vocabulary
@@ -48,12 +49,13 @@ class CharTokenizer(PreTrainedTokenizerFast):
         unknown: str = "strict",
         min_frequency: int = 1,
         max_vocab_size: int | None = None,
+        unit: str | None = None,
     ) -> CharTokenizer:
         """A tokenizer over the characters of `texts`; see `from_counts`."""
         counts: Counter[str] = Counter()
         for text in texts:
             counts.update(text)
-        return cls.from_counts(counts, unknown, min_frequency, max_vocab_size)
+        return cls.from_counts(counts, unknown, min_frequency, max_vocab_size, unit)
 
     @classmethod
     def from_counts(
@@ -62,6 +64,7 @@ class CharTokenizer(PreTrainedTokenizerFast):
         unknown: str = "strict",
         min_frequency: int = 1,
         max_vocab_size: int | None = None,
+        unit: str | None = None,
     ) -> CharTokenizer:
         """A tokenizer over the characters of `counts` (character -> occurrences).
 
@@ -69,6 +72,8 @@ class CharTokenizer(PreTrainedTokenizerFast):
             unknown: what an unseen character becomes: `strict` (an error), `unk` (`<unk>`) or `bytes`.
             min_frequency: rarer characters are left out.
             max_vocab_size: at most this many characters, the most frequent.
+            unit: what figures count, in the singular: `note` where each character is one; by default
+                `character`.
 
         Raises:
             UserError: if characters are left out although every unseen character is an error.
@@ -89,7 +94,7 @@ class CharTokenizer(PreTrainedTokenizerFast):
                 f"data.min_frequency={min_frequency} leaves no character of the corpus: the most frequent "
                 f"one occurs {max(counts.values())} times"
             )
-        return cls._over(sorted(kept), unknown)
+        return cls._over(sorted(kept), unknown, unit=unit)
 
     def train_new_from_iterator(
         self,
@@ -109,14 +114,18 @@ class CharTokenizer(PreTrainedTokenizerFast):
         renamed = tuple((special_tokens_map or {}).get(token, token) for token in specials)
         room = max(0, vocab_size - len(specials) - 256 * (self.unknown == "bytes"))
         alphabet = type(self).from_counts(counts, self.unknown, max_vocab_size=room).alphabet
-        tokenizer = self._over(alphabet if self.alphabet else [], self.unknown, renamed)
+        tokenizer = self._over(alphabet if self.alphabet else [], self.unknown, renamed, self.unit)
         if new_special_tokens:
             tokenizer.add_special_tokens({"extra_special_tokens": list(new_special_tokens)})
         return tokenizer
 
     @classmethod
     def _over(
-        cls, alphabet: list[str], unknown: str, specials: tuple[str, ...] = SPECIAL_TOKENS
+        cls,
+        alphabet: list[str],
+        unknown: str,
+        specials: tuple[str, ...] = SPECIAL_TOKENS,
+        unit: str | None = None,
     ) -> CharTokenizer:
         byte_tokens = [f"<0x{b:02X}>" for b in range(256)] if unknown == "bytes" else []
         vocab = {token: i for i, token in enumerate([*specials, *byte_tokens, *alphabet])}
@@ -138,6 +147,7 @@ class CharTokenizer(PreTrainedTokenizerFast):
             clean_up_tokenization_spaces=False,
             model_input_names=["input_ids", "attention_mask"],
             unknown=unknown,
+            unit=unit_named(("character" if alphabet else "byte") if unit is None else unit).name,
         )
 
     def unseen(self, characters: Iterable[str]) -> list[str]:
@@ -150,12 +160,17 @@ class CharTokenizer(PreTrainedTokenizerFast):
         A byte tokenizer knows them already and is returned as it is.
         """
         new = self.unseen(characters)
-        return self._over([*self.alphabet, *new], self.unknown) if new else self
+        return self._over([*self.alphabet, *new], self.unknown, unit=self.unit) if new else self
 
     @property
     def unknown(self) -> str:
         """The policy for unseen characters: `strict`, `unk` or `bytes`."""
         return self.init_kwargs["unknown"]
+
+    @property
+    def unit(self) -> str:
+        """What figures count, saved with the tokenizer; one that was saved without it counts characters."""
+        return self.init_kwargs.get("unit", "character")
 
     @property
     def alphabet(self) -> list[str]:
@@ -182,6 +197,13 @@ class CharTokenizer(PreTrainedTokenizerFast):
     def id_bytes(self) -> np.ndarray:
         """int64 [vocab]: how many UTF-8 bytes each id stands for (specials 0, `<unk>` 1)."""
         return self.processor.id_bytes
+
+    @property
+    def id_units(self) -> np.ndarray:
+        """int64 [vocab]: how many units each id stands for."""
+        if self.unit == "byte" or (self.unit != "character" and not self.alphabet):
+            return self.id_bytes
+        return self.id_chars
 
     @property
     def token_bytes(self) -> list[bytes]:
@@ -256,8 +278,9 @@ class ByteTokenizer(CharTokenizer):
     """One id per UTF-8 byte: an empty alphabet under the policy `bytes`; 260 ids, every string, no loss."""
 
     @classmethod
-    def create(cls) -> ByteTokenizer:
-        return cls._over([], "bytes")  # type: ignore[return-value]
+    def create(cls, unit: str = "byte") -> ByteTokenizer:
+        """A byte tokenizer; for images its `unit` is that of `ImageProcessor`, pixel."""
+        return cls._over([], "bytes", unit=unit)  # type: ignore[return-value]
 
 
 def load_tokenizer(path: str | Path, **kwargs: Any) -> CharTokenizer:

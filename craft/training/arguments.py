@@ -49,11 +49,12 @@ from craft.utils.settings import (
     word,
     yaml_word,
 )
+from craft.utils.units import UNITS
 
 logger = get_logger(__name__)
 
-METRICS = ("loss", "bits_per_char", "bits_per_byte", "perplexity", "accuracy")
-"""What every evaluation logs, with `eval_` before it."""
+METRICS = ("loss", *(unit.metric for unit in UNITS.values()), "perplexity", "accuracy")
+"""What evaluations log, with `eval_` before it; bits by the unit of the model."""
 WINDOWS = 8
 """Per device, where no batch size is given."""
 
@@ -86,7 +87,7 @@ class CraftTrainingArguments(transformers.TrainingArguments):
             backpropagation through time); False starts every window from zero.
         ema_decay: decay of an exponential moving average of the weights, which is evaluated and exported.
         early_stopping_patience: stop after so many evaluations without a better one.
-        sample_chars: characters generated and logged at every evaluation; 0 for none.
+        sample_chars: characters (ids) generated and logged at every evaluation; 0 for none.
         sample_prompt: what the sample starts from; by default a line break.
         ddp_timeout: seconds after which a process that other ones wait for counts as lost.
         skip_nonfinite_batches: how many batches of the run may be left out because their loss or gradient
@@ -95,8 +96,9 @@ class CraftTrainingArguments(transformers.TrainingArguments):
             log; None for none.
         hub_license: the licence for the model card, as an identifier of the Hub (`apache-2.0`, `cc-by-4.0`);
             without it the card says that none is stated.
-        eval_chars: how many characters of the validation split are scored while training, counted from its
-            beginning, at every evaluation the same ones; None for all of it. Once trained, all of it is.
+        eval_chars: how many characters (or other units) of the validation split are scored while training,
+            counted from its beginning, at every evaluation the same ones; None for all of it. Once trained,
+            all of it is.
         eval_protocol: "blocks" | "stateful" | "sliding-N" | "auto" (stateful for recurrent models).
 
     Raises:

@@ -3,7 +3,7 @@
 What `Trainer` adds knows nothing of language: checkpoints that are whole or absent, with all that an exact
 resume needs; a stop on NaN; signals that save; an average of the weights; Muon; metrics in a file. Each is a
 part of the checkpoints (`checkpointing`), a callback (`callbacks`) or a function; the trainer joins them.
-`LanguageModelTrainer` adds windows of ids, the state that a recurrent model carries, and bits per character.
+`LanguageModelTrainer` adds windows of ids, the state that a recurrent model carries, and bits per unit.
 
 A save at step N: a callback sets `control.should_save`, the loop calls `Trainer._save_checkpoint`, this calls
 `Checkpointer.save`, which writes what `shared_parts` and `rank_parts` register.
@@ -37,7 +37,7 @@ from craft.training.distributed import sharding
 from craft.training.distributed.agreement import raise_on_all_ranks
 from craft.training.ending import best_checkpoint, finish_weights
 from craft.training.evaluation import Validation
-from craft.training.logging import CharacterCounts, MetricsRecorder
+from craft.training.logging import MetricsRecorder, UnitCounts
 from craft.training.losses import AuxiliaryLosses, aligned
 from craft.training.micro_batches import MicroBatches
 from craft.training.model_files import write_model, write_trainer_state
@@ -316,7 +316,7 @@ class LanguageModelTrainer(Trainer):
         args: its `output_dir` is the run directory.
         train_dataset: `CharDataset` or `StreamDataset`; order "streams" for models that carry their state.
         eval_ids: the validation text as ids, or None.
-        tokenizer: for samples, characters per id, and to be saved with the model.
+        tokenizer: for samples, what is counted, and to be saved with the model.
         block_size: window of evaluations; by default that of training.
         run_config: the resolved run, saved beside the weights.
         text: a fingerprint of the training text, if it has one; by default made from its ids.
@@ -361,8 +361,8 @@ class LanguageModelTrainer(Trainer):
         self.validation = Validation(self, tokenizer, block_size or train_dataset.block_size)
         self.add_callback(self.validation)
         self.flops_per_id = float(model.flops_per_token())
-        self.characters = CharacterCounts(self)
-        self.add_callback(self.characters)
+        self.units = UnitCounts(self)
+        self.add_callback(self.units)
 
     def call_model_init(self, trial: Any = None) -> Any:
         """The fresh model of a trial of `hyperparameter_search`."""
@@ -393,7 +393,7 @@ class LanguageModelTrainer(Trainer):
         return {**super().decisive_settings(planned_steps), **data}
 
     def find_checkpoint(self, resume: str | Path | bool | None) -> Path | None:
-        """As in `Trainer`; refuses a checkpoint whose ids mean other characters."""
+        """As in `Trainer`; refuses a checkpoint whose ids mean something else."""
         checkpoint = super().find_checkpoint(resume)
         if checkpoint is not None:
             check_alphabet(checkpoint, self.tokenizer)
@@ -471,6 +471,6 @@ class LanguageModelTrainer(Trainer):
         return self.validation.run(eval_dataset, metric_key_prefix)
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
-        """Adds what only a language model can say: bits per character, characters seen and per second."""
-        self.characters.add_to(logs)
+        """Adds what only a language model can say: bits per unit, units seen and per second."""
+        self.units.add_to(logs)
         super().log(logs, start_time)

@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 from craft.sharing.record import METRICS_FILE
 from craft.training.checkpointing import disk
 from craft.utils.files import replace_text
+from craft.utils.units import unit_of
 
 
 class MetricsFile:
@@ -60,19 +61,19 @@ class MetricsRecorder:
             MetricsFile(run_dir).write({"step": self.trainer.state.global_step, **event})
 
 
-class CharacterCounts(TrainerCallback):
-    """How many characters a language model read, and how fast; its losses are per id.
+class UnitCounts(TrainerCallback):
+    """How many units (characters, bytes, …) a model read, and how fast; its losses are per id.
 
     Attributes:
-        per_id: characters that an id stands for, which may be less than one; measured on the beginning.
-        per_step: characters of a global batch.
+        per_id: units that an id stands for, which may be less than one; measured on the beginning.
+        per_step: units of a global batch.
     """
 
     def __init__(self, trainer: Any) -> None:
         self.trainer, dataset = trainer, trainer.train_dataset
         known = getattr(dataset, "ids", trainer.eval_dataset)
-        id_chars = trainer.tokenizer.id_chars
-        self.per_id = 1.0 if known is None else float(id_chars[known[: 1 << 20]].mean())
+        self.unit, id_units = unit_of(trainer.tokenizer), trainer.tokenizer.id_units
+        self.per_id = 1.0 if known is None else float(id_units[known[: 1 << 20]].mean())
         self.per_step = trainer.args.global_batch_size * dataset.block_size * self.per_id
         self._lap_step = 0
 
@@ -80,17 +81,17 @@ class CharacterCounts(TrainerCallback):
         self._lap_step = state.global_step  # the stopwatch begins a lap there, too
 
     def add_to(self, logs: dict[str, Any]) -> None:
-        """Adds characters so far; beside a loss also its named parts, bits per character, and speed."""
+        """Adds units so far; beside a loss also its named parts, bits per unit, and speed."""
         step = self.trainer.state.global_step
-        logs["characters"] = round(step * self.per_step)
+        logs[self.unit.plural] = round(step * self.per_step)
         if "loss" not in logs:
             return
         logs.update(named := self.trainer.auxiliary.drain())
-        logs["bits_per_char"] = (logs["loss"] - sum(named.values())) / math.log(2) / self.per_id
+        logs[self.unit.metric] = (logs["loss"] - sum(named.values())) / math.log(2) / self.per_id
         seconds, steps = self.trainer.watch.lap(), step - self._lap_step
         self._lap_step = step
         if seconds > 0 and steps > 0:
-            logs["chars_per_second"] = round(steps * self.per_step / seconds, 1)
+            logs[self.unit.speed] = round(steps * self.per_step / seconds, 1)
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:

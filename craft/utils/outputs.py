@@ -34,6 +34,8 @@ STAMPS = ".stamps"
 RUN_NAMES = "run.json"
 RUN_CONFIG = "craft_run.yaml"
 """The resolved run, saved beside the weights; `craft train --config` repeats it."""
+DATA = "data.json"
+"""Facts about the text of a run, beside a finished model."""
 
 WRITTEN_TOGETHER = ((RUN_CONFIG, RUN_NAMES), (RUN_CONFIG, "config.json"), ("model.onnx", "config.json"))
 """Files that lie together only in a run, a model, an export."""

@@ -36,7 +36,7 @@ def test_tiny_shakespeare_is_cut_as_nanogpt_cuts_it(shakespeare: Path) -> None:
     with shakespeare.open(encoding="utf-8", newline="") as file:
         text = file.read()
     assert (len(corpus.train), len(corpus.validation), corpus.test) == (1_003_854, 111_540, None)
-    assert (corpus.n_chars, corpus.documents) == (len(text), False)
+    assert (corpus.n_units, corpus.documents) == (len(text), False)
     assert corpus.train.dtype == np.uint8
     assert isinstance(corpus.train, np.memmap)
     # nanoGPT's vocabulary is sorted(set(text)); ours has four specials before it.
@@ -147,7 +147,7 @@ def test_rows_of_tables_are_documents(suffix: str, streaming: bool, tmp_path: Pa
         assert corpus.tokenizer.decode(ids) == text
         return
     assert decoded(corpus, "train") == text
-    assert corpus.n_chars == sum(map(len, ROWS))
+    assert corpus.n_units == sum(map(len, ROWS))
     # An edited table is read anew, though datasets would find it in its cache.
     if suffix == ".jsonl":
         stat = path.stat()
@@ -198,7 +198,7 @@ def test_a_dataset_keeps_its_own_splits(dataset_folder: Path, streaming: bool) -
     assert corpus.name == "stories"
     if not streaming:
         assert corpus.tokenizer.alphabet == list("abcd")  # of all splits, so that strict holds
-        assert corpus.n_chars == 30 * 8
+        assert corpus.n_units == 30 * 8
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -255,7 +255,7 @@ def test_a_setting_that_decides_nothing_is_refused_but_not_where_it_is_inherited
         assert f"data.{field}={value}" in str(caught.value)
         assert file.name in str(caught.value)
         tokenizer = load_corpus(DataArguments(path=str(file), block_size=8, text_column="text")).tokenizer
-        assert load_corpus(args, tokenizer=tokenizer).n_chars  # of a run whose settings were for another text
+        assert load_corpus(args, tokenizer=tokenizer).n_units  # of a run whose settings were for another text
 
 
 def test_the_hub_out_of_reach_is_told_with_a_way_out(tmp_path: Path) -> None:

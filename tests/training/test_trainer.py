@@ -27,7 +27,7 @@ from craft.sharing.bundle import bundle
 from craft.training.arguments import CraftTrainingArguments
 from craft.training.base import LanguageModelTrainer
 from craft.training.checkpointing.safetensors_io import load_tree
-from craft.training.evaluation import first_chars
+from craft.training.evaluation import first_units
 from craft.training.logging import read_metrics
 from craft.utils.errors import UserError
 
@@ -142,7 +142,7 @@ def test_the_beginning_of_a_text_in_bytes_is_counted_in_characters(chars: int, i
     """The first id isn't predicted; ä is two ids, of which the first counts, and 世 three."""
     tokenizer = ByteTokenizer.create()
     text = tokenizer.encode_ids("aäb世")
-    assert len(first_chars(text, chars, tokenizer.id_chars)) == ids
+    assert len(first_units(text, chars, tokenizer.id_chars)) == ids
 
 
 def test_sampling_and_evaluating_leave_training_alone(tmp_path: Path) -> None:

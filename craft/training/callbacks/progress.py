@@ -61,10 +61,11 @@ class Progress(TrainerCallback):
         if not state.is_world_process_zero or not logs or "loss" not in logs:
             return
         parts = [f"loss {logs['loss']:.3f}"]
-        if "bits_per_char" in logs:  # of language models
-            parts.append(f"{logs['bits_per_char']:.3f} bits/char")
-        if "chars_per_second" in logs:
-            parts.append(f"{human(logs['chars_per_second'])} chars/s")
+        for name, value in logs.items():  # of language models, by their unit
+            if name.startswith("bits_per_"):
+                parts.append(f"{value:.3f} {name.replace('_per_', '/')}")
+            elif name.endswith("s_per_second"):
+                parts.append(f"{human(value)} {name.replace('_per_second', '/s')}")
         done, left = state.global_step - self.first_step, state.max_steps - state.global_step
         if done and left:
             seconds = int((time.monotonic() - self.first_second) / done * left)
