@@ -19,7 +19,7 @@ from craft.utils.files import replace_text, staged_folder
 from craft.utils.history import finished_at
 from craft.utils.locks import is_locked
 from craft.utils.logging import get_logger, setup_logging
-from craft.utils.outputs import OUTPUTS, RUN_CONFIG, RUN_NAMES, RunPaths, claim_stamp
+from craft.utils.outputs import OUTPUTS, RUN_CONFIG, RUN_NAMES, RunPaths, unique_timestamp
 from craft.utils.paths import typed_path
 from craft.utils.resuming import Finished
 
@@ -121,7 +121,7 @@ def name_run(
             if folder is not None:
                 check_folder(folder)
             with writable(OUTPUTS):
-                stamp = claim_stamp()
+                stamp = unique_timestamp()
             kind = run.models["model_type"]
             return RunPaths(kind, size, args.precision, stamp=stamp, folder=folder, text=text)
 
