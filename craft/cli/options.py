@@ -21,6 +21,7 @@ class TypedPath(click.ParamType):
 
 
 PATH = TypedPath()
+COUNT = click.IntRange(min=1)
 
 of_a_revision = click.option("--revision", metavar="NAME", help="A branch, tag or commit of it on the Hub.")
 """Which version of a model or run is taken from the Hub."""

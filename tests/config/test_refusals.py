@@ -37,6 +37,7 @@ MISTAKES: dict[Code, list[tuple[str, ...]]] = {
         ("hydra.run.dir=x", "'hydra'"),
         ("+a.b=1", "'a'", "models, data, training"),
         ("training._target_=os.system", "'training._target_'"),
+        ("models.return_dict=false", "'models.return_dict'"),
         ("training.learning_rate.x=1", "'training.learning_rate.x'"),
     ],
     "usage": [
@@ -122,8 +123,6 @@ MISTAKES: dict[Code, list[tuple[str, ...]]] = {
         ("training.eval_protocol=sliding-65", "sliding-65", "data.block_size=64", "sliding-32"),
     ],
     "setting-no-effect": [
-        ("models.return_dict=false", "models.return_dict=false"),
-        ("models.id2label={a:1}", "models.id2label"),
         ("models.extend_vocab=true", "models.extend_vocab=true", "models.init_from"),
         ("models.init_revision=v1", "models.init_revision=v1", "models.init_from"),
     ],
