@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from craft.utils import launch
-from craft.utils.claims import is_claimed
 from craft.utils.common import human
 from craft.utils.errors import Failed, UserError
-from craft.utils.files import replace_text
+from craft.utils.files import replace_text, staged_folder
 from craft.utils.history import finished_at
+from craft.utils.locks import is_locked
 from craft.utils.logging import get_logger, setup_logging
-from craft.utils.outputs import OUTPUTS, RUN_CONFIG, RUN_NAMES, RunPaths, claim_stamp
+from craft.utils.outputs import OUTPUTS, RUN_CONFIG, RUN_NAMES, RunPaths, unique_timestamp
 from craft.utils.paths import typed_path
 from craft.utils.resuming import Finished
 
@@ -76,7 +76,7 @@ def what_to_resume(
             return Finished(folder)
         if any(checkpoints(folder)):
             return folder
-        if not finished and not is_claimed(folder):
+        if not finished and not is_locked(folder):
             (folder / RUN_NAMES).unlink(missing_ok=True)  # begun, and lost before anything was saved
         return None
 
@@ -117,7 +117,7 @@ def name_run(
             if folder is not None:
                 check_folder(folder)
             with writable(OUTPUTS):
-                stamp = claim_stamp()
+                stamp = unique_timestamp()
             kind = run.models["model_type"]
             return RunPaths(kind, size, args.precision, stamp=stamp, folder=folder, text=text)
 
@@ -169,12 +169,8 @@ def record(run: Run, paths: RunPaths) -> None:
 def export(trainer: LanguageModelTrainer, model_dir: Path) -> None:
     """The finished model: weights, config, generation_config, tokenizer, its code and the resolved run; in
     one piece, also where it replaces an earlier one."""
-    from craft.training.checkpointing.folders import STAGING, discard, put
-
-    staging = model_dir.with_name(STAGING + model_dir.name)
-    discard(staging)
-    trainer.save_model(str(staging), _internal_call=True)  # `share` uploads it, with its scores
-    put(staging, model_dir)
+    with staged_folder(model_dir) as staging:
+        trainer.save_model(str(staging), _internal_call=True)  # `share` uploads it, with its scores
     best, last = trainer.state.best_global_step, trainer.state.global_step
     if trainer.args.load_best_model_at_end and best not in (None, last):
         logger.info(f"exported  the best weights, of step {best:,} of {last:,}")

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 from craft.building import build_model, saved_tokenizers, starting_tokenizer
 from craft.runs import describe_model, export, name_run, record, share, what_to_resume
 from craft.utils import launch
-from craft.utils.claims import claimed
 from craft.utils.common import SAMPLE_CHARACTERS, human
-from craft.utils.files import sha256
+from craft.utils.files import explain_disk_errors, sha256
 from craft.utils.history import add_event
+from craft.utils.locks import run_lock
 from craft.utils.logging import get_logger, setup_logging
 from craft.utils.outputs import OUTPUTS, RunPaths
 from craft.utils.resuming import Finished
@@ -131,7 +131,6 @@ def workflow(
     # 4. Trainer
     from craft.training.base import LanguageModelTrainer
     from craft.training.callbacks.step_lines import StepLines
-    from craft.training.checkpointing.disk import writing
 
     trainer = LanguageModelTrainer(
         model=model,
@@ -144,7 +143,7 @@ def workflow(
     )
 
     def on_run_validated() -> None:
-        locks.enter_context(claimed(paths.run_dir))
+        locks.enter_context(run_lock(paths.run_dir))
         record(run, paths)
 
     trainer.on_run_validated = on_run_validated
@@ -155,7 +154,7 @@ def workflow(
     if args.process_index != 0:
         return None
     end.state = trainer.checkpointer.once_trained()
-    locks.enter_context(writing("the finished model", OUTPUTS, lambda: end.state))
+    locks.enter_context(explain_disk_errors("the finished model", OUTPUTS, lambda: end.state))
     model_dir = paths.export_dir(trainer.state.global_step)
     export(trainer, model_dir)
 
@@ -182,7 +181,8 @@ def describe(corpus: Corpus) -> str:
     from craft.data.streaming import TextStream
 
     if isinstance(corpus.train, TextStream):
-        return f"{corpus.name}, streamed in {len(corpus.train.units):,} units, {len(corpus.tokenizer):,} ids"
+        n_shards, n_ids = len(corpus.train.shards), len(corpus.tokenizer)
+        return f"{corpus.name}, streamed in {n_shards:,} shards, {n_ids:,} ids"
     splits = {"training": corpus.train, "validation": corpus.validation, "test": corpus.test}
     parts = [f"{len(ids):,} for {name}" for name, ids in splits.items() if ids is not None]
     size = f"{corpus.n_units:,} {unit_of(corpus.tokenizer).plural}"

@@ -22,7 +22,7 @@ from craft.utils.launch import drop_empty
 from craft.utils.logging import first_to_say, rank_prefix
 from craft.utils.masking import excepthook, has_secret, mask
 from craft.utils.stopping import SIGNALS
-from craft.utils.terminal import echo, take_any_text
+from craft.utils.terminal import echo, prepare_standard_streams
 
 COMMANDS = {
     "train": "Train a model on your text, or on an experiment of craft's.",
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     drop_empty()
     for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
-    take_any_text()
+    prepare_standard_streams()
     sys.excepthook = excepthook
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
