@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from craft.cli.options import of_a_revision
+from craft.cli.options import of_a_revision, with_plugins
 from craft.utils.errors import UserError
 from craft.utils.terminal import echo
 
@@ -16,6 +16,7 @@ from craft.utils.terminal import echo
 @click.option("--allow-changes", is_flag=True, help="Go on although settings changed that decide the result.")
 @click.option("--print-config", is_flag=True, help="Print the run that would go on as YAML, and stop.")
 @of_a_revision
+@with_plugins
 def command(
     arguments: tuple[str, ...], allow_changes: bool, print_config: bool, revision: str | None
 ) -> None:
