@@ -216,9 +216,8 @@ class Trainer(transformers.Trainer):
             self.state.global_step,
             lambda folder: model_files.write_trainer_state(self, folder),
             {"settings": self.settings, "environment": resume_rules.environment(self.args.device)},
-            best_step=self.state.best_global_step,
             only_model=self.args.save_only_model,
-            needed=self.sizes.checkpoint(self.args.save_only_model),
+            spared={self.state.best_global_step, *self.uploads.steps},
         )
         self.watch.run()
 

@@ -94,8 +94,7 @@ class Validation(TrainerCallback):
             result = self.score(self.scored_in_training(ids) if trainer.is_in_train else ids)
             seconds = time.perf_counter() - began
             if trainer.is_world_process_zero():
-                with trainer.stop.defer_errors():
-                    sample = self.usual_sample()
+                sample = self.usual_sample()
         if trainer.is_in_train and trainer.stop.agreed():
             stop_training(trainer, evaluation_due=True)
         if trainer.is_world_process_zero():

@@ -10,8 +10,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from craft.sharing.record import METRICS_FILE
-from craft.training.checkpointing import disk
-from craft.utils.files import replace_text
+from craft.utils.files import explain_disk_errors, replace_text
 from craft.utils.units import unit_of
 
 
@@ -77,14 +76,10 @@ def write_event(trainer: Any, event: dict[str, Any]) -> None:
     """Adds an event of this step to the metrics of a trainer's run; for its main process alone.
 
     Raises:
-        TrainingFailed: if the disk refuses; of several processes, in all when they next agree.
+        Failed: if the disk refuses; of several processes, in all when they next agree.
     """
-    run_dir, checkpointer = trainer.run_dir, trainer.checkpointer
-
-    def hint() -> str:
-        return f"{checkpointer.last_good()}; {checkpointer.recovery_hint()}"
-
-    with trainer.stop.defer_errors(), disk.writing(METRICS_FILE, run_dir, hint):
+    run_dir, hint = trainer.run_dir, trainer.checkpointer.what_is_left
+    with explain_disk_errors(METRICS_FILE, run_dir, hint):
         MetricsFile(run_dir).write({"step": trainer.state.global_step, **event})
 
 

@@ -1,4 +1,4 @@
-"""What a setting may hold, as the class that receives it declares it, and one sentence for what it may not.
+"""What a setting may hold, as the class that receives it declares it, and the answer to what it may not.
 
 The types, choices and defaults of a field come from its annotation; what types can't say, from validators in
 its metadata, as `huggingface_hub.dataclasses.validated_field` puts them there. YAML, the command line and

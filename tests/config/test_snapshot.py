@@ -133,7 +133,7 @@ def test_the_choices_of_a_model_are_those_that_it_accepts() -> None:
             for word in words:
                 assert getattr(AutoConfig.for_model(model_type, **{name: word}), name) == word
             if words:
-                with pytest.raises(StrictDataclassError, match=name):
+                with pytest.raises(StrictDataclassError):
                     AutoConfig.for_model(model_type, **{name: "nonsense"})
     assert {name for name, words in found.items() if words} == {"mlp", "norm", "position", "layer_norm"}
 

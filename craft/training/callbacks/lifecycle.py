@@ -7,8 +7,8 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import IntervalStrategy
 
-from craft.training.checkpointing import disk
 from craft.training.distributed.agreement import on_rank0_broadcast, raise_on_all_ranks
+from craft.utils.files import explain_disk_errors
 from craft.utils.history import HISTORY, add_event
 
 
@@ -67,7 +67,7 @@ class Lifecycle(TrainerCallback):
         details["processes"] = trainer.args.world_size
         if trainer.changes:
             details["changes"] = {name: list(pair) for name, pair in trainer.changes.items()}
-        with disk.writing(HISTORY, trainer.run_dir, checkpointer.recovery_hint):
+        with explain_disk_errors(HISTORY, trainer.run_dir, checkpointer.recovery_hint):
             add_event(trainer.run_dir, "resumed" if trainer.resumed else "started", **details)
 
     def _run_deferred_evaluation(self) -> None:
