@@ -12,8 +12,8 @@ from refusals import refused
 
 from craft.building import build_model
 from craft.data.tokenization import ByteTokenizer, CharTokenizer
+from craft.evaluation.finished import evaluate_model
 from craft.inference import Sampling, load, sample, stream_text
-from craft.scoring import evaluate
 from craft.utils.hardware import Hardware
 from craft.utils.outputs import resolve
 
@@ -264,10 +264,9 @@ def test_a_bfloat16_model_computes_in_float32_where_bfloat16_is_imitated(
 @pytest.mark.precision
 @pytest.mark.parametrize("dtype", [None, "bfloat16", "float16"])
 def test_half_precision_writes_and_is_scored(
-    dtype: str | None, bfloat16_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dtype: str | None, bfloat16_folder: Path, tmp_path: Path
 ) -> None:
     """On processors of every kind, near what float32 gives."""
-    monkeypatch.setattr("craft.scoring.load", lambda *args, **settings: load(bfloat16_folder, **asked))
     text = tmp_path / "text.txt"
     text.write_text(TEXT * 20, encoding="utf-8")
     scores = []
@@ -275,6 +274,6 @@ def test_half_precision_writes_and_is_scored(
         model, tokenizer = load(bfloat16_folder, **asked)
         assert len("".join(stream_text(model, tokenizer, "to be", max_new_tokens=30, seed=1))) == 30
         assert model.generate(torch.ones(2, 3, dtype=torch.long), max_new_tokens=4).shape == (2, 7)
-        (score,) = evaluate(bfloat16_folder, str(text), root=tmp_path).evaluations
+        (score,) = evaluate_model(model, tokenizer, bfloat16_folder, str(text))
         scores.append(score.nats_per_char)
     assert scores[0] == pytest.approx(scores[1], rel=2e-2)

@@ -7,7 +7,9 @@ import json
 import click
 
 from craft.cli.options import from_the_hub
-from craft.scoring import SPLITS
+from craft.evaluation import SPLITS
+from craft.sharing.trust import trusted
+from craft.utils.outputs import OUTPUTS, evaluation_file, resolve
 from craft.utils.terminal import echo
 
 
@@ -32,7 +34,7 @@ from craft.utils.terminal import echo
     "--window",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Characters of a window of 'blocks' and 'sliding-N'.  [default: the one the model was trained on]",
+    help="Length of a window of 'blocks' and 'sliding-N'.  [default: the one the model was trained on]",
 )
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Windows scored at once."
@@ -54,7 +56,7 @@ def command(
     revision: str | None,
     trust_remote_code: bool,
 ) -> None:
-    """Score a model over a whole split: every character is predicted once.
+    """Score a model over a whole split: everything in it is predicted once.
 
     MODEL is 'latest', a folder, or a model on the Hugging Face Hub. DATA is a file, folder, glob, URL or data
     set of the Hub; without it, the data that the model was trained on, which must be the same as then. The
@@ -65,23 +67,23 @@ def command(
     craft evaluate latest other.txt --split all
     craft evaluate outputs/models/MODEL --protocol blocks --protocol sliding-32
     """
-    from craft.scoring import evaluate
+    from craft.evaluation.protocols import stride_of
 
-    scores = evaluate(
-        model,
-        data,
-        protocols,
-        split,
-        batch_size,
+    for protocol in protocols:
+        stride_of(protocol)  # before anything is loaded
+    where = resolve(model)
+    folder = trusted(where, revision, trust_remote_code)
+    from craft.evaluation.finished import evaluate_model
+    from craft.evaluation.scores import save_scores, table
+    from craft.inference import load
+
+    network, tokenizer = load(folder, trust_remote_code=trust_remote_code)
+    evaluations = evaluate_model(
+        *(network, tokenizer, folder, data, protocols, split, batch_size),
         window=window,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
         allow_changes=allow_changes,
     )
-    from craft.evaluation.scores import table
-
-    if as_json:
-        echo(json.dumps([each.to_dict() for each in scores.evaluations], indent=2))
-    else:
-        echo(table(scores.evaluations))
-    echo(f"saved {scores.save()}", err=True)  # stdout is for the figures alone
+    echo(json.dumps([each.to_dict() for each in evaluations], indent=2) if as_json else table(evaluations))
+    file = evaluation_file(network.config.model_type, evaluations[0].dataset, OUTPUTS)
+    save_scores(evaluations, where, file)
+    echo(f"saved {file}", err=True)  # stdout is for the figures alone

@@ -24,6 +24,7 @@ from transformers import BatchEncoding, PreTrainedTokenizerFast
 from craft.data.lookalikes import instead, named
 from craft.data.processors import TextProcessor
 from craft.utils.errors import UserError
+from craft.utils.units import unit_named
 
 POLICIES = ("strict", "unk", "bytes")
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")  # ids 0 to 3 of every vocabulary
@@ -48,12 +49,13 @@ class CharTokenizer(PreTrainedTokenizerFast):
         unknown: str = "strict",
         min_frequency: int = 1,
         max_vocab_size: int | None = None,
+        unit: str | None = None,
     ) -> CharTokenizer:
         """A tokenizer over the characters of `texts`; see `from_counts`."""
         counts: Counter[str] = Counter()
         for text in texts:
             counts.update(text)
-        return cls.from_counts(counts, unknown, min_frequency, max_vocab_size)
+        return cls.from_counts(counts, unknown, min_frequency, max_vocab_size, unit)
 
     @classmethod
     def from_counts(
@@ -62,6 +64,7 @@ class CharTokenizer(PreTrainedTokenizerFast):
         unknown: str = "strict",
         min_frequency: int = 1,
         max_vocab_size: int | None = None,
+        unit: str | None = None,
     ) -> CharTokenizer:
         """A tokenizer over the characters of `counts` (character -> occurrences).
 
@@ -69,12 +72,14 @@ class CharTokenizer(PreTrainedTokenizerFast):
             unknown: what an unseen character becomes: `strict` (an error), `unk` (`<unk>`) or `bytes`.
             min_frequency: rarer characters are left out.
             max_vocab_size: at most this many characters, the most frequent.
+            unit: what figures count, in the singular: `note` where each character is one; by default
+                `character`.
 
         Raises:
             UserError: if characters are left out although every unseen character is an error.
         """
         if unknown not in POLICIES:
-            raise UserError(f"unknown={unknown!r} is none of {', '.join(POLICIES)}")
+            raise UserError(f"unknown={unknown!r} is none of {', '.join(POLICIES)}", code="setting-value")
         frequent = [c for c, n in counts.items() if n >= min_frequency]
         kept = sorted(frequent, key=lambda c: (-counts[c], c))[:max_vocab_size]
         if unknown == "strict" and len(kept) < len(counts):
@@ -82,14 +87,10 @@ class CharTokenizer(PreTrainedTokenizerFast):
             raise UserError(
                 f"data.min_frequency={min_frequency} and data.max_vocab_size={max_vocab_size} leave out "
                 f"{len(left_out)} characters of the corpus, such as {left_out[0]!r}: "
-                "say what they become with data.unknown=unk or data.unknown=bytes"
+                "say what they become with data.unknown=unk or data.unknown=bytes",
+                code="setting-conflict",
             )
-        if counts and not kept and unknown == "unk":
-            raise UserError(
-                f"data.min_frequency={min_frequency} leaves no character of the corpus: the most frequent "
-                f"one occurs {max(counts.values())} times"
-            )
-        return cls._over(sorted(kept), unknown)
+        return cls._of_alphabet(sorted(kept), unknown, unit=unit)
 
     def train_new_from_iterator(
         self,
@@ -102,26 +103,26 @@ class CharTokenizer(PreTrainedTokenizerFast):
     ) -> CharTokenizer:
         """As in transformers, for texts or batches of texts, but no characters are ever merged: a tokenizer
         of the same policy over the characters of `text_iterator`, of `vocab_size` ids at the most."""
-        counts: Counter[str] = Counter()
-        for text in _strings(text_iterator):
-            counts.update(text)
         specials = [self.convert_ids_to_tokens(i) for i in range(len(SPECIAL_TOKENS))]
         renamed = tuple((special_tokens_map or {}).get(token, token) for token in specials)
         room = max(0, vocab_size - len(specials) - 256 * (self.unknown == "bytes"))
-        alphabet = type(self).from_counts(counts, self.unknown, max_vocab_size=room).alphabet
-        tokenizer = self._over(alphabet if self.alphabet else [], self.unknown, renamed)
+        alphabet = self.train(_strings(text_iterator), self.unknown, max_vocab_size=room).alphabet
+        tokenizer = self._of_alphabet(alphabet if self.alphabet else [], self.unknown, renamed, self.unit)
         if new_special_tokens:
             tokenizer.add_special_tokens({"extra_special_tokens": list(new_special_tokens)})
         return tokenizer
 
     @classmethod
-    def _over(
-        cls, alphabet: list[str], unknown: str, specials: tuple[str, ...] = SPECIAL_TOKENS
+    def _of_alphabet(
+        cls,
+        alphabet: list[str],
+        unknown: str,
+        specials: tuple[str, ...] = SPECIAL_TOKENS,
+        unit: str | None = None,
     ) -> CharTokenizer:
         byte_tokens = [f"<0x{b:02X}>" for b in range(256)] if unknown == "bytes" else []
         vocab = {token: i for i, token in enumerate([*specials, *byte_tokens, *alphabet])}
-        pad, bos, eos, unk = specials
-        model = BPE(vocab, [], unk_token=unk, fuse_unk=False, byte_fallback=unknown == "bytes")
+        model = BPE(vocab, [], unk_token=specials[-1], fuse_unk=False, byte_fallback=unknown == "bytes")
         backend = Tokenizer(model)
         # Ids don't depend on it; words have numbers in `word_ids`, where without it a text is one word.
         backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_next")
@@ -129,15 +130,13 @@ class CharTokenizer(PreTrainedTokenizerFast):
         backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in specials])
         return cls(
             tokenizer_object=backend,
-            pad_token=pad,
-            bos_token=bos,
-            eos_token=eos,
-            unk_token=unk,
+            **dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), specials)),
             padding_side="left",
             split_special_tokens=True,
             clean_up_tokenization_spaces=False,
             model_input_names=["input_ids", "attention_mask"],
             unknown=unknown,
+            unit=unit_named(("character" if alphabet else "byte") if unit is None else unit).name,
         )
 
     def unseen(self, characters: Iterable[str]) -> list[str]:
@@ -150,12 +149,17 @@ class CharTokenizer(PreTrainedTokenizerFast):
         A byte tokenizer knows them already and is returned as it is.
         """
         new = self.unseen(characters)
-        return self._over([*self.alphabet, *new], self.unknown) if new else self
+        return self._of_alphabet([*self.alphabet, *new], self.unknown, unit=self.unit) if new else self
 
     @property
     def unknown(self) -> str:
         """The policy for unseen characters: `strict`, `unk` or `bytes`."""
         return self.init_kwargs["unknown"]
+
+    @property
+    def unit(self) -> str:
+        """What figures count, saved with the tokenizer; one that was saved without it counts characters."""
+        return self.init_kwargs.get("unit", "character")
 
     @property
     def alphabet(self) -> list[str]:
@@ -184,6 +188,13 @@ class CharTokenizer(PreTrainedTokenizerFast):
         return self.processor.id_bytes
 
     @property
+    def id_units(self) -> np.ndarray:
+        """int64 [vocab]: how many units each id stands for."""
+        if self.unit == "byte" or (self.unit != "character" and not self.alphabet):
+            return self.id_bytes
+        return self.id_chars
+
+    @property
     def token_bytes(self) -> list[bytes]:
         """What each id shows in a text, tokens that a user added among them: nothing for special ones."""
         added = sorted((i, t) for i, t in self.added_tokens_decoder.items() if i >= self.processor.vocab_size)
@@ -198,13 +209,13 @@ class CharTokenizer(PreTrainedTokenizerFast):
         if self.unknown == "bytes":
             return
         known = set(b"".join(self.token_bytes).decode())
-        for position, char in enumerate(text):
-            if char not in known:
-                has = instead(char, self.alphabet, (text[:position], text[position + 1 :]))
-                raise UserError(
-                    f"{where} {text!r} can't be written by this model: {named(char)} isn't in its alphabet"
-                    + (f", which has {has} instead; write that" if has else "; leave it out")
-                )
+        if missing := [char for char in text if char not in known]:
+            has = instead(missing[0], self.alphabet)
+            raise UserError(
+                f"{where} {text!r} can't be written by this model: {named(missing[0])} isn't in its alphabet"
+                + (f", which has {has} instead; write that" if has else "; leave it out"),
+                code="character-unknown",
+            )
 
     def encode_ids(self, text: str, where: str = "the text", offset: int = 0) -> np.ndarray:
         """The ids of `tok(text).input_ids`, by numpy: unsigned [len], hundreds of MB/s.
@@ -256,8 +267,9 @@ class ByteTokenizer(CharTokenizer):
     """One id per UTF-8 byte: an empty alphabet under the policy `bytes`; 260 ids, every string, no loss."""
 
     @classmethod
-    def create(cls) -> ByteTokenizer:
-        return cls._over([], "bytes")  # type: ignore[return-value]
+    def create(cls, unit: str = "byte") -> ByteTokenizer:
+        """A byte tokenizer; for images its `unit` is that of `ImageProcessor`, pixel."""
+        return cls._of_alphabet([], "bytes", unit=unit)  # type: ignore[return-value]
 
 
 def load_tokenizer(path: str | Path, **kwargs: Any) -> CharTokenizer:
@@ -273,13 +285,14 @@ def load_tokenizer(path: str | Path, **kwargs: Any) -> CharTokenizer:
     try:
         tokenizer = CharTokenizer.from_pretrained(str(path), **kwargs)
     except (OSError, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0].rstrip(":")
-        if Path(path).is_dir() and not (Path(path) / "tokenizer.json").is_file():
-            reason = "there is no tokenizer.json"  # of which they say "can't instantiate from one of: ;"
-        raise UserError(f"no tokenizer in {path}: {reason}; is the folder complete?") from error
+        raise UserError(
+            f"no tokenizer in {path}: {str(error).splitlines()[0].rstrip(':')}; is there a tokenizer.json?",
+            code="tokenizer-invalid",
+        ) from error
     if "unknown" not in tokenizer.init_kwargs:
         raise UserError(
-            f"the tokenizer in {path} isn't a character tokenizer of craft; load it with AutoTokenizer"
+            f"the tokenizer in {path} isn't a character tokenizer of craft; load it with AutoTokenizer",
+            code="tokenizer-invalid",
         )
     if tokenizer.unknown == "bytes" and not tokenizer.alphabet:
         tokenizer.__class__ = ByteTokenizer

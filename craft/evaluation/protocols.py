@@ -19,7 +19,7 @@ from craft.utils.common import did_you_mean, parsed_stride
 from craft.utils.errors import UserError
 
 WARM_UP = 1024
-"""Characters that each of several parallel streams reads before its own stretch, to get into its state."""
+"""Predictions that each of several parallel streams makes before its own stretch, to get into its state."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,9 @@ def stride_of(protocol: str) -> int:
     stride = parsed_stride(protocol)
     if stride is None:
         near = did_you_mean(protocol, ("blocks", "stateful", "sliding-32"))
-        raise UserError(f"unknown protocol {protocol!r}{near}; use blocks, stateful or sliding-N")
+        raise UserError(
+            f"unknown protocol {protocol!r}{near}; use blocks, stateful or sliding-N", code="setting-value"
+        )
     return stride
 
 
@@ -93,14 +95,17 @@ def check_protocol(protocol: str, *, carries_state: bool, block_size: int, conte
     stride = stride_of(protocol)
     if protocol == "stateful" and not carries_state:
         raise UserError(
-            "protocol 'stateful' needs a recurrent model, and this one has no state; use 'blocks'"
+            "protocol 'stateful' needs a recurrent model, and this one has no state; use 'blocks'",
+            code="setting-conflict",
         )
     if context is not None and not carries_state and block_size > context:
         raise UserError(
-            f"windows of {block_size} are longer than the model's context of {context}; use {context}"
+            f"windows of {block_size} are longer than the model's context of {context}; use {context}",
+            code="setting-value",
         )
     if protocol.startswith("sliding-") and not 1 <= stride <= block_size:
         raise UserError(
-            f"protocol {protocol!r}: the stride must lie between 1 and the window of {block_size}"
+            f"protocol {protocol!r}: the stride must lie between 1 and the window of {block_size}",
+            code="setting-value",
         )
     return stride

@@ -1,17 +1,19 @@
-"""How well a model predicts a whole text: nats, bits per character and per byte, perplexity, accuracy.
+"""How well a model predicts a whole text: nats and bits per character (or other unit), perplexity, accuracy.
 
 A figure means little without its protocol, so every `Evaluation` carries one. All of them predict every
 target of the text exactly once; they differ in how much of the text before it the model may see
 (`protocols.py`). A text of n ids has n - 1 targets: nothing predicts its first. Sums are divided by what
 the predicted ids stand for (a character may take several ids, an id several bytes), never by a count of
-something else.
+something else. What that is, the tokenizer says (`craft.utils.units`).
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from craft.data.base import release
+from craft.data.facts import split_facts
 from craft.evaluation.protocols import (
     Rows,
     block_rows,
@@ -29,8 +32,8 @@ from craft.evaluation.protocols import (
     window_rows,
 )
 from craft.utils.errors import UserError
+from craft.utils.units import unit_named, unit_of
 
-FIGURES = ("nats_per_char", "bits_per_char", "bits_per_byte", "perplexity", "accuracy", "standard_error")
 LARGEST_LOGITS = 2**26  # elements of one batch of logits, 256 MiB in float32
 
 
@@ -44,12 +47,16 @@ class Evaluation:
         nats: summed negative log-likelihood.
         squares: sum of its squares, for the standard error.
         predictions: how many ids were predicted.
-        characters: how many characters they stand for.
-        bytes: how many UTF-8 bytes they stand for.
+        units: how many units (characters) they stand for.
+        bytes: how many UTF-8 bytes they stand for; None where the unit isn't text.
         correct: how many times the likeliest id was the right one.
         block_size: the window.
         dataset: name of the text.
         sha256: of the text in UTF-8, if it was taken.
+        unit: the name of what is counted.
+
+    Counts and figures have the names of `to_dict` as attributes too: `characters` and `bits_per_char`, or of
+    bytes `bytes` and `bits_per_byte`.
     """
 
     protocol: str
@@ -57,24 +64,26 @@ class Evaluation:
     nats: float
     squares: float
     predictions: int
-    characters: int
-    bytes: int
+    units: int
+    bytes: int | None
     correct: int
     block_size: int
     dataset: str = ""
     sha256: str = ""
+    unit: str = "character"
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("_") and name in (found := self.to_dict()):
+            return found[name]
+        raise AttributeError(f"{type(self).__name__} has no {name!r}")
 
     @property
-    def nats_per_char(self) -> float:
-        return self.nats / self.characters
+    def nats_per_unit(self) -> float:
+        return self.nats / self.units
 
     @property
-    def bits_per_char(self) -> float:
-        return self.nats_per_char / math.log(2)
-
-    @property
-    def bits_per_byte(self) -> float:
-        return self.nats / self.bytes / math.log(2)
+    def bits_per_unit(self) -> float:
+        return self.nats_per_unit / math.log(2)
 
     @property
     def perplexity(self) -> float:
@@ -88,37 +97,69 @@ class Evaluation:
 
     @property
     def standard_error(self) -> float:
-        """Of `nats_per_char`, if predictions were independent of each other (they aren't: a lower bound)."""
+        """Of `nats_per_unit`, if predictions were independent of each other (they aren't: a lower bound)."""
         mean = self.nats / self.predictions
         variance = max(0.0, self.squares / self.predictions - mean * mean)
-        return math.sqrt(variance / self.predictions) * self.predictions / self.characters
+        return math.sqrt(variance / self.predictions) * self.predictions / self.units
+
+    def figures(self) -> dict[str, float]:
+        """What is compared, by the names of metrics."""
+        unit = unit_named(self.unit)
+        found = {unit.nats: self.nats_per_unit, unit.metric: self.bits_per_unit}
+        if self.bytes is not None:
+            found["bits_per_byte"] = self.nats / self.bytes / math.log(2)
+        more = ("perplexity", "accuracy", "standard_error")
+        return found | {name: getattr(self, name) for name in more}
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything above as plain numbers, for JSON."""
-        return {**asdict(self), **{name: getattr(self, name) for name in FIGURES}}
+        """Everything above as plain numbers, for JSON, by names that follow from the unit."""
+        counts = asdict(self)
+        del counts["unit"]
+        if self.bytes is None:
+            del counts["bytes"]
+        plural = unit_named(self.unit).plural
+        return {plural if key == "units" else key: value for key, value in counts.items()} | self.figures()
+
+
+def score(
+    model: Any, tokenizer: Any, ids: np.ndarray, protocols: Sequence[str], **settings: Any
+) -> list[Evaluation]:
+    """Scores of a model over a whole text with its hash, one for each protocol.
+
+    Args:
+        **settings: as for `evaluate_split`, which raises the same.
+    """
+    sha256 = split_facts(ids, tokenizer)["sha256"]
+    found = (evaluate_split(model, ids, protocol=each, tokenizer=tokenizer, **settings) for each in protocols)
+    return [replace(evaluation, sha256=sha256) for evaluation in found]
+
+
+def save_scores(evaluations: Sequence[Evaluation], model: str, file: Path) -> None:
+    """Writes the figures of a model as JSON.
+
+    Args:
+        model: the folder or Hub id that was scored.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    scores = {"model": model, "evaluations": [evaluation.to_dict() for evaluation in evaluations]}
+    file.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
 
 
 def table(evaluations: Sequence[Evaluation]) -> str:
     """Evaluations of one split as text for 80 columns: what was scored, then a line for each protocol."""
-    head = ("protocol", "nats/char", "bits/char", "bits/byte", "perplexity", "accuracy")
+    first, unit = evaluations[0], unit_named(evaluations[0].unit)
+    forms = dict.fromkeys(first.figures(), ".4f") | {"perplexity": ".3f", "accuracy": ".2%"}
+    del forms["standard_error"]
+    head = ("protocol", *(name.replace("_per_", "/") for name in forms))
     rows = [
-        (
-            e.protocol,
-            f"{e.nats_per_char:.4f}",
-            f"{e.bits_per_char:.4f}",
-            f"{e.bits_per_byte:.4f}",
-            f"{e.perplexity:.3f}",
-            f"{e.accuracy:.2%}",
-        )
-        for e in evaluations
+        (e.protocol, *(format(e.figures()[name], form) for name, form in forms.items())) for e in evaluations
     ]
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:]))])
         for row in (head, *rows)
     ]
-    first = evaluations[0]
-    scored = f"{first.characters:,} predicted characters"
+    scored = f"{first.units:,} predicted {unit.plural}"
     return "\n".join([", ".join(filter(None, (first.dataset, f"{first.split} split", scored))), *lines])
 
 
@@ -129,8 +170,7 @@ def evaluate_split(
     protocol: str = "blocks",
     block_size: int,
     batch_size: int = 64,
-    id_chars: np.ndarray | None = None,
-    id_bytes: np.ndarray | None = None,
+    tokenizer: Any = None,
     split: str = "validation",
     dataset: str = "",
     precision: str = "fp32",
@@ -147,10 +187,11 @@ def evaluate_split(
         block_size: the window; for "stateful" the chunk in which the text is read (no effect on the
             result).
         batch_size: windows (or streams) side by side.
-        id_chars, id_bytes: [vocabulary] characters and bytes that each id stands for; by default one each.
+        tokenizer: says what is counted: its `unit`, and how many units and bytes each id stands for; by
+            default each is one character of one byte.
         precision: "fp32", or "bf16" | "fp16" to read under autocast.
         streams: for "stateful": in how many stretches the text is read side by side, each after `WARM_UP`
-            characters of what precedes it, which brings it to its state but for rounding in models that
+            predictions of what precedes it, which brings it to its state but for rounding in models that
             have been trained; 1 reads strictly in one pass. By default as many as `batch_size`, if the text
             is long enough.
         rank, world: this process' share of the windows; sums are added up over all processes.
@@ -160,14 +201,16 @@ def evaluate_split(
     Raises:
         UserError: if the text is too short, or the protocol is unknown or not for this model.
     """
-    predictions = len(ids) - 1
+    predictions, unit = len(ids) - 1, unit_of(tokenizer)
     if predictions < 1:
         raise UserError(
-            f"the {split} split has {len(ids)} characters and the first can't be predicted; add text"
+            f"the {split} split has {len(ids)} {unit.plural} and the first can't be predicted; add text",
+            code="text-short",
         )
     if getattr(model, "lookahead", 1) < 1:
         raise UserError(
-            f"a {type(model).__name__} predicts no next character, so no text can be scored by it"
+            f"a {type(model).__name__} predicts no next {unit.name}, so no text can be scored by it",
+            code="model-mismatch",
         )
     carries = bool(getattr(model, "carries_state", False))
     context = getattr(model.config, "max_position_embeddings", None)
@@ -181,7 +224,8 @@ def evaluate_split(
     per_row = min(rows.length, block_size) * model.config.vocab_size
     batch_size = max(1, min(batch_size, LARGEST_LOGITS // per_row))
     sums = torch.zeros(6, dtype=torch.float64)  # on the CPU, since not every device knows float64
-    tables = [None if t is None else torch.as_tensor(np.asarray(t)) for t in (id_chars, id_bytes)]
+    counts = (None, None) if tokenizer is None else (tokenizer.id_units, tokenizer.id_bytes)
+    tables = [None if table is None else torch.as_tensor(np.asarray(table)) for table in counts]
     device = model.device.type
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     was_training = model.training
@@ -196,18 +240,19 @@ def evaluate_split(
     if world > 1:
         sums = sums.to(model.device)  # where the processes can add them up
         dist.all_reduce(sums)
-    nats, squares, count, correct, characters, size = sums.tolist()
+    nats, squares, count, correct, units, size = sums.tolist()
     return Evaluation(
         protocol=protocol,
         split=split,
         nats=nats,
         squares=squares,
         predictions=round(count),
-        characters=round(characters),
-        bytes=round(size),
+        units=round(units),
+        bytes=round(size) if unit.has_bytes else None,
         correct=round(correct),
         block_size=block_size,
         dataset=dataset,
+        unit=unit.name,
     )
 
 

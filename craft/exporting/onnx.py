@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import logging
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from craft.utils.common import require_extra
 from craft.utils.errors import Failed, UserError
-from craft.utils.files import staged_folder
+from craft.utils.files import explain_disk_errors, staged_folder
 from craft.utils.outputs import OUTPUTS, onnx_dir, resolve
 
 if TYPE_CHECKING:
@@ -52,32 +52,31 @@ def export_onnx(
 
     Args:
         model, revision: as for `craft.inference.load`.
-        folder: where to; None is `outputs/onnx/<model>`.
+        folder: where to, which mustn't be there yet; None is `outputs/onnx/<model>`.
 
     Raises:
-        UserError: for an unknown model, a folder that isn't empty or can't be written, or if the extra
-            `export` isn't installed.
+        UserError: for an unknown model, a folder that is there or can't be made, or if the extra `export`
+            isn't installed.
         Failed: if onnxruntime computes something else than torch, or the disk is full.
     """
     require_extra("export", "onnx", "onnxscript", "onnxruntime")
     where = resolve(model, root)
     version = f"{where}-{revision}" if revision else where
     folder = folder or onnx_dir(Path(where).resolve().name if Path(where).is_dir() else version, root)
-    if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
+    if os.path.lexists(folder):
         raise UserError(
-            f"{folder} exists and isn't an empty folder; name another by --output, or delete it",
-            code="setting-conflict",
+            f"{folder} exists; name another folder by --output, or delete it", code="setting-conflict"
         )
     try:
-        with staged_folder(folder) as staging:
-            return _export(where, revision, staging, folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise Failed(f"the disk of {folder} is full; nothing is left there", code="disk-full") from error
         raise UserError(
-            f"{folder} can't be written: {error.strerror}; name another folder by --output",
+            f"{folder} can't be made: {error.strerror}; name another folder by --output",
             code="file-unwritable",
         ) from error
+    explained = explain_disk_errors("the model", folder, lambda: "nothing is left there")
+    with explained, staged_folder(folder) as staging:
+        return _export(where, revision, staging, folder)
 
 
 def _export(where: str, revision: str | None, staging: Path, folder: Path) -> Exported:

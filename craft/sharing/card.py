@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from craft.sharing.privacy import hub_data_set, hub_model, name_of, public_run, public_text, public_words
-from craft.sharing.record import Record, fields, fields_or_empty
+from craft.sharing.record import Record, fields, fields_or_empty, figures
 from craft.utils.common import human
 from craft.utils.errors import UserError
 from craft.utils.files import replace_text
@@ -33,16 +33,8 @@ SHOWN = {
     ),
 }
 """Settings that the card lists (None: all of the section)."""
-FIGURES = (
-    ("bits_per_character", "bits per character", "bits_per_char"),
-    ("bits_per_byte", "bits per byte", "bits_per_byte"),
-    ("accuracy", "accuracy of the likeliest character", "accuracy"),
-)
-"""Metrics of the metadata: type, name, and where an evaluation has it."""
-PROTOCOL = {"protocol": "protocol", "block_size": "block_size", "characters": "predicted_characters"}
-"""What a score depends on, and its name in the metadata."""
 LONGEST_SAMPLE, LONGEST_SETTING = 5_000, 200
-"""Characters of a sample and of a setting that are shown."""
+"""Lengths of a sample and of a setting that are shown."""
 
 
 def write_card(folder: Path, name: str | None = None) -> None:
@@ -110,6 +102,11 @@ def render(
         metadata=Markup(card_data(record, title, licence or "unknown", licence_text).to_yaml()),
         title=title,
         record=record,
+        unit=record.unit,
+        columns=[
+            (Markup(words.replace(" per ", "/")), name, ".2%" if name == "accuracy" else ".4f")
+            for name, words in figures(record.unit).items()
+        ],
         size=human(record.parameters) if record.parameters else "an unknown number of",
         repo_id=Markup(repo_id or ""),
         path=Markup(repo_id or "path/to/this/folder"),
@@ -138,22 +135,25 @@ def card_data(record: Record, name: str, licence: str, licence_text: str | None 
     """
     from huggingface_hub import EvalResult, ModelCardData
 
-    data = record.run["data"]
+    data, unit = record.run["data"], record.unit
     corpus, language = hub_data_set(data), data.get("language")
-    scored = [(e, figure) for e in record.evaluations for figure in FIGURES if e[figure[2]] is not None]
+    metrics = {name: words for name, words in figures(unit).items() if name != unit.nats}
+    scored = [(e, name) for e in record.evaluations for name in metrics if e[name] is not None]
+    of = {"accuracy": f" of the likeliest {unit.name}"}
+    protocol = {"protocol": "protocol", "block_size": "block_size", unit.plural: f"predicted_{unit.plural}"}
     results = [
         EvalResult(
             task_type="text-generation",
-            task_name="Character-level language modelling",
+            task_name=f"{unit.name.capitalize()}-level language modelling",
             dataset_type=corpus or "text",  # not its own name, which might be that of a data set
             dataset_name=corpus_name(record),
             dataset_split=e["split"],
-            metric_type=kind,
-            metric_name=f"{words} ({protocol_words(e)})",
-            metric_value=e[key],
-            metric_args={shown: e[field] for field, shown in PROTOCOL.items()},
+            metric_type=metrics[name].replace(" ", "_"),
+            metric_name=f"{metrics[name]}{of.get(name, '')} ({protocol_words(e)})",
+            metric_value=e[name],
+            metric_args={shown: e[field] for field, shown in protocol.items()},
         )
-        for e, (kind, words, key) in scored
+        for e, name in scored
     ]
     listed = licence in LICENCES
     return ModelCardData(
@@ -163,9 +163,9 @@ def card_data(record: Record, name: str, licence: str, licence_text: str | None 
         license_link=licence_text if not listed or licence == "other" else None,
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["character-level", "craft", *filter(None, [record.model_type])],
+        tags=[f"{unit.name}-level", "craft", *filter(None, [record.model_type])],
         datasets=[corpus] if corpus else None,
-        metrics=list(dict.fromkeys(figure[0] for _, figure in scored)) or None,
+        metrics=list(dict.fromkeys(metrics[name].replace(" ", "_") for _, name in scored)) or None,
         base_model=hub_model(record.run["models"]),
         model_name=name,
         eval_results=results or None,
@@ -192,10 +192,10 @@ def _passes(record: Record) -> float | None:
     """How many times training read its text."""
     batch = record.run["training"].get("global_batch_size")
     block_size = record.run["data"].get("block_size")
-    characters = record.splits.get("train", {}).get("characters")
-    if not (isinstance(batch, int) and isinstance(block_size, int) and record.step and characters):
+    size = record.splits.get("train", {}).get(record.unit.plural)
+    if not (isinstance(batch, int) and isinstance(block_size, int) and record.step and size):
         return None
-    return record.step * batch * block_size / characters
+    return record.step * batch * block_size / size
 
 
 def _prompt(folder: Path) -> str:

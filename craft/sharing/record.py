@@ -11,22 +11,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from craft.utils.outputs import RUN_CONFIG
+from craft.utils.errors import UserError
+from craft.utils.outputs import DATA, RUN_CONFIG
+from craft.utils.units import UNITS, Unit, unit_named
 
 EVALUATION = "evaluation.json"
 SAMPLE = "sample.txt"
 CURVE = "loss_curve.png"
 METRICS_FILE = "metrics.jsonl"
-DATA = "data.json"
 STATE = "trainer_state.json"
 """What transformers keeps in a checkpoint."""
 RECORD = (RUN_CONFIG, DATA, EVALUATION, METRICS_FILE, SAMPLE, CURVE)
 """What is shared with a model."""
 Fields = dict[str, Any]
-CORPUS = {"name": str, "characters": int, "vocabulary": int}
-SPLIT = {"characters": int, "sha256": str}
-FIGURES = dict.fromkeys(("bits_per_char", "bits_per_byte", "nats_per_char", "accuracy"), float)
-SCORE = {"protocol": str, "split": str, "block_size": int, "characters": int, **FIGURES}
+
+
+def figures(unit: Unit) -> dict[str, str]:
+    """The figures of a score that a card shows, each with what it is called."""
+    by_bytes = {"bits_per_byte": "bits per byte"} if unit.has_bytes else {}
+    nats = {unit.nats: unit.label.replace("bits", "nats")}
+    return {unit.metric: unit.label, **by_bytes, **nats, "accuracy": "accuracy"}
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,9 @@ class Record:
 
     Attributes:
         model_type: of its config.json.
+        unit: what its figures count, by its tokenizer.
         run: the resolved run; the sections `models`, `data` and `training` are always there.
-        corpus: its `name`, and how many `characters` and ids (`vocabulary`) it has.
+        corpus: its `name`, and how many `characters` (or other units) and ids (`vocabulary`) it has.
         splits: by name, the `characters` and `sha256` of each.
         evaluations: scores as `Evaluation.to_dict` gives them; each has a protocol and a finite figure.
         sample: a text by the model.
@@ -49,6 +54,7 @@ class Record:
     """
 
     model_type: str
+    unit: Unit
     run: dict[str, Fields]
     corpus: Fields
     splits: dict[str, Fields]
@@ -61,19 +67,29 @@ class Record:
     @classmethod
     def of(cls, folder: Path) -> Record:
         """Reads what there is in a folder."""
-        run, facts, scores, state, config = (
-            fields_or_empty(folder / name) for name in (RUN_CONFIG, DATA, EVALUATION, STATE, "config.json")
-        )
+        names = (RUN_CONFIG, DATA, EVALUATION, STATE, "config.json", "tokenizer_config.json")
+        run, facts, scores, state, config, tokenizer = (fields_or_empty(folder / name) for name in names)
+        try:
+            unit = unit_named(tokenizer.get("unit", "character"))
+        except UserError:
+            unit = UNITS["character"]
+        numbers = dict.fromkeys(figures(unit), float)
+        score = {"protocol": str, "split": str, "block_size": int, unit.plural: int, **numbers}
         kind = _typed(config, {"model_type": str})["model_type"] or ""
         splits, evaluations = facts.get("splits"), scores.get("evaluations")
-        known = [_typed(e, SCORE) for e in (evaluations if isinstance(evaluations, list) else [])]
+        known = [_typed(e, score) for e in (evaluations if isinstance(evaluations, list) else [])]
         steps = _typed(state, {"global_step": int})["global_step"], _typed(scores, {"step": int})["step"]
         return cls(
             model_type=kind if re.fullmatch(r"[\w.-]{1,96}", kind, re.ASCII) else "",
+            unit=unit,
             run={name: fields(run.get(name)) for name in ("models", "data", "training")},
-            corpus=_typed(facts, CORPUS),
-            splits={name: _typed(s, SPLIT) for name, s in fields(splits).items() if isinstance(s, dict)},
-            evaluations=[e for e in known if e["protocol"] and any(e[name] is not None for name in FIGURES)],
+            corpus=_typed(facts, {"name": str, unit.plural: int, "vocabulary": int}),
+            splits={
+                name: _typed(split, {unit.plural: int, "sha256": str})
+                for name, split in fields(splits).items()
+                if isinstance(split, dict)
+            },
+            evaluations=[e for e in known if e["protocol"] and any(e[name] is not None for name in numbers)],
             sample=_text(folder / SAMPLE),
             curve=is_png(folder / CURVE),
             step=next((step for step in steps if step is not None), None),

@@ -1,4 +1,4 @@
-"""Validation on the way: scores over the whole validation text, and samples. Calls `craft.evaluation`."""
+"""Validation while training: scores of the validation text, and samples. Calls `craft.evaluation`."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import TrainerCallback
 
 from craft.data.tokenization import first_id
 from craft.evaluation.protocols import natural_protocol
 from craft.evaluation.scores import Evaluation, evaluate_split
-from craft.training.compilation import plain_forward
 from craft.training.distributed.sharding import gathered_model
 from craft.training.ending import stop_training
-from craft.training.memory import is_out_of_memory
+from craft.training.logging import write_event
 from craft.training.step_state import rng_devices
-from craft.utils.common import TEMPERATURE, human
-from craft.utils.errors import TrainingFailed, UserError
+from craft.utils.common import TEMPERATURE
+from craft.utils.errors import UserError
 from craft.utils.logging import get_logger
+from craft.utils.units import unit_of
 
 logger = get_logger(__name__)
 
-BYTES_PER_CHAR = 4
-"""At most, in UTF-8: a character is no more ids than that."""
+IDS_PER_UNIT = 4
+"""At most: a character is no more bytes in UTF-8."""
 
 
 class Validation(TrainerCallback):
@@ -36,13 +37,25 @@ class Validation(TrainerCallback):
 
     Args:
         trainer: a `LanguageModelTrainer`.
-        tokenizer: knows how many characters and bytes an id is.
+        tokenizer: knows what is counted, and how much of it an id is.
         block_size: the window.
     """
 
     def __init__(self, trainer: Any, tokenizer: Any, block_size: int) -> None:
         self.trainer, self.args = trainer, trainer.args
-        self.tokenizer, self.block_size = tokenizer, block_size
+        self.tokenizer, self.block_size, self.unit = tokenizer, block_size, unit_of(tokenizer)
+        metric = str(self.args.metric_for_best_model or "loss").removeprefix("eval_")
+        if metric.startswith("bits_per_") and metric not in self.metric_names():
+            raise UserError(
+                f"training.metric_for_best_model={metric} isn't logged by a model that counts "
+                f"{self.unit.plural}; use loss",
+                code="setting-conflict",
+            )
+
+    def metric_names(self) -> list[str]:
+        """Figures of an evaluation, as they are logged behind `eval_`."""
+        bits = dict.fromkeys((self.unit.metric, *(["bits_per_byte"] if self.unit.has_bytes else [])))
+        return [*bits, "perplexity", "accuracy"]
 
     @property
     def protocol(self) -> str:
@@ -56,21 +69,18 @@ class Validation(TrainerCallback):
             self.trainer.watchdog.alive()
         return bool(self.trainer.is_in_train and self.trainer.stop.requested)
 
-    def part(self, ids: np.ndarray) -> np.ndarray:
-        """What of a text is scored: while training its first `eval_chars` characters, otherwise all of it."""
-        if not self.trainer.is_in_train or self.args.eval_chars is None:
+    def scored_in_training(self, ids: np.ndarray) -> np.ndarray:
+        """What of a text is scored while training: its first `eval_chars` units."""
+        if self.args.eval_chars is None:
             return ids
-        return first_chars(ids, self.args.eval_chars, self.tokenizer.id_chars)
+        return first_units(ids, self.args.eval_chars, self.tokenizer.id_units)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Says if training scores a part of a long text."""
         ids = self.trainer.eval_dataset
-        if not state.is_world_process_zero or ids is None:
-            return
-        if self.args.eval_strategy != "no" and len(self.part(ids)) < len(ids):
+        if args.eval_strategy != "no" and ids is not None and len(self.scored_in_training(ids)) < len(ids):
             logger.info(
-                f"validation of the first {self.args.eval_chars:,} characters while training "
-                f"(training.eval_chars), of all {human(len(ids) * self.trainer.characters.per_id)} at the end"
+                f"validation of the first {self.args.eval_chars:,} {self.unit.plural} while training "
+                "(training.eval_chars), of all at the end"
             )
 
     def run(self, ids: Any = None, prefix: str = "eval") -> dict[str, float]:
@@ -78,23 +88,14 @@ class Validation(TrainerCallback):
         trainer = self.trainer
         trainer.watch.pause()
         began, sample = time.perf_counter(), None
-        try:
-            with self._as_exported():
-                result = self.score(self.part(trainer.eval_dataset if ids is None else ids))
-                seconds = time.perf_counter() - began
-                if trainer.is_world_process_zero():
-                    with trainer.stop.defer_errors():
-                        sample = self.usual_sample()
-            stopped = trainer.is_in_train and trainer.stop.agreed()
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise TrainingFailed(
-                f"out of memory in the evaluation at step {trainer.state.global_step:,}; lower training."
-                f"per_device_eval_batch_size={self.args.per_device_eval_batch_size}; "
-                f"{trainer.checkpointer.last_good()}"
-            ) from None
-        if stopped:
+        ids = trainer.eval_dataset if ids is None else ids
+        # As it would be exported now: averaged, in float32, not compiled.
+        with gathered_model(trainer), trainer.ema.applied(), plain_forward(trainer.model):
+            result = self.score(self.scored_in_training(ids) if trainer.is_in_train else ids)
+            seconds = time.perf_counter() - began
+            if trainer.is_world_process_zero():
+                sample = self.usual_sample()
+        if trainer.is_in_train and trainer.stop.agreed():
             stop_training(trainer, evaluation_due=True)
         if trainer.is_world_process_zero():
             logger.info(self.line(result))
@@ -102,7 +103,7 @@ class Validation(TrainerCallback):
         trainer.log(metrics)
         if sample is not None:
             logger.info("sample:\n    " + sample.strip("\n").replace("\n", "\n    "))
-            trainer.metrics.write({"sample": sample})
+            write_event(trainer, {"sample": sample})
             trainer.wandb.log_sample(sample, trainer.state.global_step)
         trainer.control = trainer.callback_handler.on_evaluate(
             self.args, trainer.state, trainer.control, metrics
@@ -110,13 +111,6 @@ class Validation(TrainerCallback):
         if trainer.is_in_train:
             trainer.watch.run()
         return metrics
-
-    @contextmanager
-    def _as_exported(self) -> Iterator[None]:
-        """Inside, the model is as it would be exported now: averaged, in float32, not compiled."""
-        trainer = self.trainer
-        with gathered_model(trainer), trainer.ema.applied(), plain_forward(trainer.model):
-            yield
 
     def score(self, ids: Any) -> Evaluation:
         """The score of a text, shared out among the processes; unfinished if a signal came."""
@@ -126,23 +120,22 @@ class Validation(TrainerCallback):
             protocol=self.protocol,
             block_size=self.block_size,
             batch_size=self.args.per_device_eval_batch_size,
-            id_chars=self.tokenizer.id_chars,
-            id_bytes=self.tokenizer.id_bytes,
+            tokenizer=self.tokenizer,
             rank=self.args.process_index,
             world=self.args.world_size,
             stopped=self.interrupted,
         )
 
-    def sample(self, chars: int, prompt: str | None = None) -> str:
-        """`chars` characters by the model, always with the same random numbers; training's stay."""
-        ids = self.tokenizer.encode_ids(prompt or "").tolist() or [first_id(self.tokenizer)]
+    def sample(self, ids: int, prompt: str | None = None) -> str:
+        """`ids` ids by the model as text, always with the same random numbers; training's stay."""
+        begun = self.tokenizer.encode_ids(prompt or "").tolist() or [first_id(self.tokenizer)]
         model = self.trainer.model
         config = copy.deepcopy(model.generation_config)
         config.update(do_sample=True, temperature=TEMPERATURE, top_k=None, top_p=None)
-        config.update(max_new_tokens=chars, max_length=None)
+        config.update(max_new_tokens=ids, max_length=None)
         with torch.random.fork_rng(rng_devices(self.args.device)):
             torch.manual_seed(self.args.seed)
-            rows = model.stream(torch.tensor([ids], device=self.args.device), config)
+            rows = model.stream(torch.tensor([begun], device=self.args.device), config)
             drawn = takewhile(lambda row: not self.interrupted(), rows)
             return self.tokenizer.decode([int(row[0]) for row in drawn], skip_special_tokens=True)  # type: ignore[no-any-return]
 
@@ -163,28 +156,36 @@ class Validation(TrainerCallback):
         compared, best = "", self.trainer.state.best_metric
         if best is not None:
             name = str(self.args.metric_for_best_model).removeprefix("eval_")
-            value = result.nats_per_char if name == "loss" else getattr(result, name)
+            value = result.nats_per_unit if name == "loss" else result.figures()[name]
             better = value > best if self.args.greater_is_better else value < best
-            of = "" if name == "loss" else f"{name} "
-            compared = ", best so far" if better else f", best {of}{best:.4f}"
+            compared = ", best so far" if better else f", best {best:.4f}"
         return (
-            f"step {self.trainer.state.global_step:,}  validation {result.nats_per_char:.4f} nats = "
-            f"{result.bits_per_char:.4f} bits/char  ({result.protocol}{compared})"
+            f"step {self.trainer.state.global_step:,}  validation {result.nats_per_unit:.4f} nats = "
+            f"{result.bits_per_unit:.4f} bits/{self.unit.short}  ({result.protocol}{compared})"
         )
 
     def metrics(self, result: Evaluation, prefix: str, seconds: float) -> dict[str, float]:
         """A score as the metrics that transformers logs and compares."""
+        figures = result.figures()
         return {
-            f"{prefix}_loss": result.nats_per_char,
-            f"{prefix}_bits_per_char": result.bits_per_char,
-            f"{prefix}_bits_per_byte": result.bits_per_byte,
-            f"{prefix}_perplexity": result.perplexity,
-            f"{prefix}_accuracy": result.accuracy,
+            f"{prefix}_loss": result.nats_per_unit,
+            **{f"{prefix}_{name}": figures[name] for name in self.metric_names()},
             f"{prefix}_runtime": round(seconds, 3),
         }
 
 
-def first_chars(ids: np.ndarray, chars: int, id_chars: np.ndarray) -> np.ndarray:
-    """The beginning of a text in which at most `chars` characters are predicted, and at least one id."""
-    predicted = np.cumsum(id_chars[ids[1 : BYTES_PER_CHAR * chars + 1]])
-    return ids[: 1 + max(1, int(np.searchsorted(predicted, chars, side="right")))]
+def first_units(ids: np.ndarray, units: int, id_units: np.ndarray) -> np.ndarray:
+    """The beginning of a text in which at most `units` units are predicted, and at least one id."""
+    predicted = np.cumsum(id_units[ids[1 : IDS_PER_UNIT * units + 1]])
+    return ids[: 1 + max(1, int(np.searchsorted(predicted, units, side="right")))]
+
+
+@contextmanager
+def plain_forward(model: nn.Module) -> Iterator[None]:
+    """Inside, the model's own forward: accelerate puts one with autocast on the instance."""
+    wrapped = model.__dict__.pop("forward", None)
+    try:
+        yield
+    finally:
+        if wrapped is not None:
+            model.forward = wrapped

@@ -11,12 +11,11 @@ import torch
 import transformers  # noqa: F401
 
 import craft.data.loaders
+import craft.evaluation.finished
 import craft.models
-import craft.pretrained
-import craft.scoring
 import craft.train
 import craft.training.base
-import craft.utils.visualization  # noqa: F401
+import craft.views.png  # noqa: F401
 from craft.cli.main import main
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import refused
 
 from craft.evaluation.protocols import (
     Rows,
@@ -16,7 +17,7 @@ from craft.evaluation.protocols import (
     stream_rows,
     window_rows,
 )
-from craft.utils.errors import UserError
+from craft.utils.errors import Code
 
 
 def contexts(rows: Rows, predictions: int) -> np.ndarray:
@@ -65,20 +66,22 @@ def test_short_texts_are_not_split_into_streams() -> None:
 
 
 @pytest.mark.parametrize(
-    ("protocol", "changes", "message"),
+    ("protocol", "changes", "code", "values"),
     [
-        ("stateful", {}, "needs a recurrent model"),
-        ("sliding-65", {}, "between 1 and the window of 64"),
-        ("sliding-0", {}, "between 1 and"),
-        ("sliding", {}, "unknown protocol 'sliding'"),
-        ("block", {}, "did you mean 'blocks'"),
-        ("blocks", {"block_size": 128}, "windows of 128 are longer than the model's context of 64; use 64"),
+        ("stateful", {}, "setting-conflict", ("'stateful'", "'blocks'")),
+        ("sliding-65", {}, "setting-value", ("'sliding-65'", 1, 64)),
+        ("sliding-0", {}, "setting-value", ("'sliding-0'", 1, 64)),
+        ("sliding", {}, "setting-value", ("'sliding'", "sliding-N")),
+        ("block", {}, "setting-value", ("'block'", "'blocks'")),
+        ("blocks", {"block_size": 128}, "setting-value", (128, 64)),
     ],
 )
-def test_protocols_that_are_refused(protocol: str, changes: dict[str, int], message: str) -> None:
-    values = {"carries_state": False, "block_size": 64, "context": 64, **changes}
-    with pytest.raises(UserError, match=message):
-        check_protocol(protocol, **values)
+def test_protocols_that_are_refused(
+    protocol: str, changes: dict[str, int], code: Code, values: tuple[object, ...]
+) -> None:
+    settings = {"carries_state": False, "block_size": 64, "context": 64, **changes}
+    with refused(code, *values):
+        check_protocol(protocol, **settings)
 
 
 def test_a_model_is_read_as_it_was_made_to_be() -> None:

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import tiny_run
 import torch
+from refusals import refused
 
 from craft.evaluation import protocols
 from craft.evaluation.metrics import BitsPerCharacter, NextCharacterAccuracy
 from craft.evaluation.scores import Evaluation, evaluate_split, table
-from craft.utils.errors import UserError
 
 
 class Counting:
@@ -46,7 +46,7 @@ class Counting:
 def test_a_model_of_another_objective_is_not_scored() -> None:
     model = Counting()
     model.lookahead = 0
-    with pytest.raises(UserError, match="Counting"):
+    with refused("model-mismatch", "Counting"):
         evaluate_split(model, ZEROS, block_size=4)
 
 
@@ -94,7 +94,7 @@ def test_figures_of_a_text_of_wide_characters() -> None:
     model.__class__ = type("Uniform", (Counting,), {"__call__": uniform})
     ids = np.array([1, 2, 3, 3, 1])
     result = evaluate_split(
-        model, ids, block_size=2, id_chars=np.array([0, 1, 1, 1]), id_bytes=np.array([0, 1, 2, 3])
+        model, ids, block_size=2, tokenizer=counting("character", [0, 1, 1, 1], [0, 1, 2, 3])
     )
     assert (result.predictions, result.characters, result.bytes) == (4, 4, 2 + 3 + 3 + 1)
     assert result.bits_per_char == pytest.approx(2)
@@ -103,18 +103,49 @@ def test_figures_of_a_text_of_wide_characters() -> None:
     assert result.standard_error == pytest.approx(0, abs=1e-6)
 
 
-def test_figures_of_bytes() -> None:
+def counting(unit: str, id_units: list[int], id_bytes: list[int]) -> Any:
+    """A tokenizer, as far as scores ask it."""
+    return SimpleNamespace(unit=unit, id_units=np.array(id_units), id_bytes=np.array(id_bytes))
+
+
+def test_figures_of_characters_in_bytes() -> None:
     """世 as three bytes, of which the first stands for the character: bits per character add up its bytes."""
     model = Counting(vocab_size=4)
     model.__class__ = type("Uniform", (Counting,), {"__call__": uniform})
     ids = np.array([0, 1, 2, 3, 0])  # a 世 a, and the first a isn't predicted
     result = evaluate_split(
-        model, ids, block_size=8, id_chars=np.array([1, 1, 0, 0]), id_bytes=np.array([1, 1, 1, 1])
+        model, ids, block_size=8, tokenizer=counting("character", [1, 1, 0, 0], [1, 1, 1, 1])
     )
     assert (result.predictions, result.characters, result.bytes) == (4, 2, 4)
     assert result.bits_per_char == pytest.approx(4)
     assert result.bits_per_byte == pytest.approx(2)
     assert result.perplexity == pytest.approx(4)
+
+
+@pytest.mark.parametrize(
+    ("unit", "count", "bits", "nats", "heading"),
+    [
+        ("byte", "bytes", "bits_per_byte", "nats_per_byte", ["nats/byte", "bits/byte"]),
+        ("pixel", "pixels", "bits_per_dim", "nats_per_dim", ["nats/dim", "bits/dim"]),
+        ("note", "notes", "bits_per_note", "nats_per_note", ["nats/note", "bits/note"]),
+    ],
+)
+def test_figures_are_named_by_the_unit(
+    unit: str, count: str, bits: str, nats: str, heading: list[str]
+) -> None:
+    model = Counting(vocab_size=4)
+    model.__class__ = type("Uniform", (Counting,), {"__call__": uniform})
+    tokenizer = counting(unit, [1, 1, 1, 1], [1, 1, 1, 1])
+    result = evaluate_split(model, np.array([0, 1, 2, 3, 0]), block_size=8, tokenizer=tokenizer)
+    written = result.to_dict()
+    assert (written[count], written[bits]) == (4, pytest.approx(2))
+    assert {name for name in written if "_per_" in name} == {bits, nats}
+    assert getattr(result, bits) == written[bits]
+    assert "char" not in json.dumps(written)
+    first, head, _ = table([result]).splitlines()
+    assert f"4 predicted {count}" in first
+    assert head.split()[1:3] == heading
+    assert "char" not in table([result])
 
 
 def uniform(self: Counting, input_ids: torch.Tensor, past_key_values: Any, use_cache: bool) -> Any:
@@ -125,7 +156,7 @@ def test_standard_error_by_hand() -> None:
     costs = [0.5, 1.5, 1.0, 3.0]
     result = Evaluation(
         protocol="blocks", split="test", nats=sum(costs), squares=sum(c * c for c in costs),
-        predictions=4, characters=2, bytes=4, correct=1, block_size=8,
+        predictions=4, units=2, bytes=4, correct=1, block_size=8,
     )  # fmt: skip
     assert result.standard_error == pytest.approx(np.std(costs) / 2 * 4 / 2)
     assert result.accuracy == 0.25
@@ -135,9 +166,9 @@ def test_standard_error_by_hand() -> None:
 def test_figures_stay_figures_at_their_ends() -> None:
     """Of a model that is lost, and of one that is equally sure everywhere but for rounding."""
     fields: dict[str, Any] = {"protocol": "blocks", "split": "test", "correct": 0, "block_size": 8}
-    lost = Evaluation(**fields, nats=1e6, squares=1e12, predictions=1, characters=1, bytes=1)
+    lost = Evaluation(**fields, nats=1e6, squares=1e12, predictions=1, units=1, bytes=1)
     assert math.isfinite(lost.perplexity)
-    even = Evaluation(**fields, nats=3.0, squares=3.0 - 1e-15, predictions=3, characters=3, bytes=3)
+    even = Evaluation(**fields, nats=3.0, squares=3.0 - 1e-15, predictions=3, units=3, bytes=3)
     assert even.standard_error == 0.0
 
 
@@ -164,7 +195,8 @@ def test_rounded_logits_are_scored_in_full_precision() -> None:
             out = super().__call__(**inputs)
             return SimpleNamespace(logits=out.logits.bfloat16(), past_key_values=out.past_key_values)
 
-    result = evaluate_split(Rounded(), ZEROS[:6], block_size=8, id_bytes=np.array([2**25 + 1, 1]))
+    tokenizer = counting("character", [1, 1], [2**25 + 1, 1])
+    result = evaluate_split(Rounded(), ZEROS[:6], block_size=8, tokenizer=tokenizer)
     logits = torch.stack([(torch.arange(1, 6) / 2).log(), torch.zeros(5)], dim=1).bfloat16().float()
     assert result.nats == pytest.approx(-logits.log_softmax(dim=1)[:, 0].sum().item(), rel=1e-6)
     assert result.bytes == 5 * (2**25 + 1)  # which float32 can't hold
@@ -235,7 +267,7 @@ def test_bf16_is_near_and_fp32_is_the_default() -> None:
 
 
 def test_too_short_a_text() -> None:
-    with pytest.raises(UserError, match="the test split has 1 characters"):
+    with refused("text-short", "test", 1):
         evaluate_split(Counting(), ZEROS[:1], block_size=4, split="test")
 
 

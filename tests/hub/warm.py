@@ -33,7 +33,7 @@ def prepare() -> None:
     import craft.models
     import craft.train
     import craft.training.base
-    import craft.utils.visualization  # noqa: F401
+    import craft.views.png  # noqa: F401
 
     with contextlib.suppress(ImportError):  # of an extra
         import matplotlib.pyplot  # noqa: F401

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from refusals import refused
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 
 import torch
-from refusals import refused
 from transformers import AutoTokenizer
 
 from craft.data.tokenization import CharTokenizer
@@ -27,6 +27,7 @@ from craft.exporting.step import AttentionStep, RecurrentStep
 from craft.inference import load, sample
 from craft.models import CharLSTMConfig, CharLSTMForCausalLM, TransformerConfig, TransformerForCausalLM
 from craft.utils.errors import Failed
+from craft.utils.files import STAGING
 
 from .conftest import Trained
 
@@ -93,64 +94,72 @@ def test_a_loop_over_onnxruntime_writes_what_craft_writes(exported: Path, traine
 def test_latest_is_still_a_model_of_torch(exported: Path, trained: Trained) -> None:
     model, _ = load("latest", trained.home / "outputs")
     assert model.config.model_type == trained.kind
-    with refused("setting-conflict", exported, "--output"):
+    with refused("setting-conflict", "--output"):
         export_onnx(trained.model, exported)
 
 
-@pytest.mark.parametrize("there", [True, False], ids=["an empty folder", "a new folder"])
 @pytest.mark.parametrize(
-    ("error", "code"),
-    [(None, "model-invalid"), (OSError(errno.ENOSPC, "No space left"), "disk-full")],
-    ids=["wrong logits", "full disk"],
+    ("error", "code", "values"),
+    [
+        (None, "model-invalid", ["nan", TOLERANCE]),
+        (OSError(errno.ENOSPC, "No space left on device"), "disk-full", ["Errno 28"]),
+        (RuntimeError("No space left on device (os error 28)"), "disk-full", ["os error 28"]),
+    ],
+    ids=["wrong", "full", "full in Rust"],
 )
 def test_an_export_that_fails_leaves_nothing(
-    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, there: bool, error: Any, code: Any
+    tmp_path: Path,
+    tiny: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception | None,
+    code: Any,
+    values: list[object],
 ) -> None:
     def compare(step: Any, file: Path) -> float:
         assert file.is_file()
-        assert not list(tmp_path.glob("out/model.onnx"))
+        assert not (tmp_path / "out").exists()
         if error is not None:
             raise error
         return float("nan")
 
     monkeypatch.setattr("craft.exporting.onnx.compare", compare)
-    folder = tmp_path / "out"
-    if there:
-        folder.mkdir()
-    with refused(code, folder) as caught:
-        export_onnx(tiny, folder)
+    with refused(code, tmp_path / "out", *values) as caught:
+        export_onnx(tiny, tmp_path / "out")
     assert type(caught.value) is Failed
-    assert list(tmp_path.rglob("*")) == ([folder] if there else [])
+    assert not list(tmp_path.iterdir())
 
 
 def test_wrong_numbers_of_onnxruntime_are_noticed(
     tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = onnxruntime.InferenceSession.run
-    monkeypatch.setattr(
-        onnxruntime.InferenceSession, "run", lambda *given: [part + np.nan for part in run(*given)]
-    )
+    wrong = lambda *given: [part + np.nan for part in run(*given)]  # noqa: E731
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", wrong)
     with refused("model-invalid", "nan", TOLERANCE):
         export_onnx(tiny, tmp_path / "out")
 
 
 def test_what_a_killed_export_left_is_no_obstacle(tmp_path: Path, tiny: Path) -> None:
-    (left := tmp_path / ".staging-out").mkdir()
+    (left := tmp_path / f"{STAGING}out").mkdir()
     (left / "config.json").write_text("half")
-    export_onnx(tiny, tmp_path / "out")
-    assert not left.exists()
-    assert (tmp_path / "out" / "model.onnx").is_file()
+    done = export_onnx(tiny, tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
+    assert {"model.onnx", "config.json", "tokenizer.json"} <= {path.name for path in done.folder.iterdir()}
+    config = json.loads((done.folder / "config.json").read_text())
+    assert "auto_map" not in config  # else readers ask to run code
+    assert 0 < done.difference < TOLERANCE
 
 
-def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path, tiny: Path) -> None:
+def test_a_place_that_is_taken_or_can_not_be_made_is_refused_before_the_work(
+    tmp_path: Path, tiny: Path
+) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "link").symlink_to("nowhere")
-    for place in ("file", "link"):
+    for place in ("file", "link", "."):
         with refused("setting-conflict", tmp_path / place, "--output"):
             export_onnx(tiny, tmp_path / place)
-    for name in ("file/x", "x" * 300):
-        with refused("file-unwritable", tmp_path / name, "--output"):
-            export_onnx(tiny, tmp_path / name)
+    with refused("file-unwritable", tmp_path / "file" / "x", "--output"):
+        export_onnx(tiny, tmp_path / "file" / "x")
     assert (tmp_path / "file").read_text() == "mine"
     assert {path.name for path in tmp_path.iterdir()} == {"file", "link"}
 
@@ -164,16 +173,6 @@ def test_bfloat16_weights_are_exported_as_float32(tmp_path: Path, tiny: Path) ->
     done = export_onnx(tmp_path / "half", tmp_path / "onnx")
     assert done.difference < TOLERANCE
     assert json.loads((tmp_path / "onnx" / "config.json").read_text())["dtype"] == "float32"
-
-
-def test_an_empty_folder_is_filled(tmp_path: Path, tiny: Path) -> None:
-    done = export_onnx(tiny, tmp_path)
-    assert {"model.onnx", "config.json", "tokenizer.json"} <= {path.name for path in tmp_path.iterdir()}
-    assert not list(tmp_path.glob(".*"))
-    assert "auto_map" not in json.loads(
-        (tmp_path / "config.json").read_text()
-    )  # else readers ask to run code
-    assert 0 < done.difference < TOLERANCE
 
 
 SHAPES: dict[str, dict[str, Any]] = {

@@ -11,8 +11,8 @@ from datasets import Dataset
 from transformers import AutoTokenizer, DataCollatorForLanguageModeling, TrainingArguments
 from transformers import Trainer as TransformersTrainer
 
+from craft.evaluation.finished import evaluate_model
 from craft.inference import load, sample
-from craft.scoring import evaluate
 
 from .conftest import CONTEXT, Trained
 
@@ -26,7 +26,7 @@ def chunks(trained: Trained, tokenizer: Any) -> Dataset:
 
 
 def bits(model: Path, text: Path) -> float:
-    return evaluate(model, str(text), split="all").evaluations[0].bits_per_char
+    return evaluate_model(*load(model), model, str(text), split="all")[0].bits_per_char
 
 
 def test_lora_learns_another_text_merges_and_is_a_model_again(trained: Trained, tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 
 pytest.importorskip("lm_eval")
 
+from craft.evaluation.finished import evaluate_model
 from craft.inference import load
-from craft.scoring import evaluate
 
 from .conftest import CONTEXT, Trained
 
@@ -47,9 +47,7 @@ def test_both_say_the_same(trained: Trained, tmp_path: Path, checkout: Path, win
     tasks, prefix = checkout / "docs/guides/lm-eval", tokenizer.convert_tokens_to_ids("\n")
     theirs = harness(trained, tmp_path, tasks, prefix, window or 1 << 16)  # or the whole text at once
     protocol = f"sliding-{window}" if window else "stateful"
-    scores = evaluate(
-        trained.model, str(tmp_path / "text.txt"), [protocol], split="all", window=window or None
-    )
-    (ours,) = scores.evaluations
+    data, size = str(tmp_path / "text.txt"), window or None
+    (ours,) = evaluate_model(*load(trained.model), trained.model, data, [protocol], split="all", window=size)
     assert ours.characters == len(text)
     assert theirs == pytest.approx(ours.bits_per_byte, abs=1e-5)

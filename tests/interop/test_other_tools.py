@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from craft.evaluation.finished import evaluate_model
 from craft.inference import load, sample
-from craft.scoring import evaluate
 
 from .conftest import Trained
 
@@ -112,5 +112,5 @@ def test_what_craft_saved_is_scored_the_same_after_a_round_trip(trained: Trained
     model.save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(trained.model).save_pretrained(tmp_path)
     text = str(trained.other)
-    first, second = (evaluate(m, text, split="all").evaluations[0] for m in (trained.model, tmp_path))
+    first, second = (evaluate_model(*load(m), m, text, split="all")[0] for m in (trained.model, tmp_path))
     assert first.nats == pytest.approx(second.nats)

@@ -176,7 +176,7 @@ def test_an_archive_is_read_and_never_unpacked(tmp_path: Path) -> None:
         archive.writestr("/absolute.txt", "jumps\n" * 20)
     before = {path for path in tmp_path.rglob("*") if path.is_file()}
     data = DataArguments(path=str(inside / "a.zip"), block_size=8, cache_dir=str(tmp_path / "cache"))
-    assert load_corpus(data).n_chars == 20 * 20 + 6 * 20
+    assert load_corpus(data).n_units == 20 * 20 + 6 * 20
     written = {path for path in tmp_path.rglob("*") if path.is_file()} - before
     assert all(path.is_relative_to(tmp_path / "cache") for path in written)
     assert not (tmp_path.parent / "out.txt").exists()

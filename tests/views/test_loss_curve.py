@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from craft.utils import visualization
-from craft.utils.visualization import plot_loss_curve
+from craft.utils.units import UNITS, unit_named
+from craft.views import png
+from craft.views.loss_curve import loss_curve
+from craft.views.png import draw_loss_curve
 
 HISTORY = [
     {"step": 10, "characters": 7680, "loss": 1.6, "bits_per_char": 4.5},
@@ -17,6 +21,12 @@ HISTORY = [
     {"step": 25, "characters": 19200, "loss": None, "bits_per_char": None},
     {"step": 20, "characters": 15360, "eval_loss": 2.4, "eval_bits_per_char": 3.5},
 ]
+
+
+def plot_loss_curve(
+    history: Sequence[dict[str, Any]], path: Path, title: str = "", unit: str = "character", **scored: str
+) -> Path | None:
+    return draw_loss_curve(loss_curve(history, unit_named(unit), title=title, **scored), path)
 
 
 def test_draws_a_png(tmp_path: Path) -> None:
@@ -40,7 +50,7 @@ def test_both_curves_are_in_bits_per_character(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(Axes, "plot", remember)
     plot_loss_curve(HISTORY, tmp_path / "loss.png")
-    assert drawn == [[4.5], [3.5]]
+    assert [list(values) for values in drawn] == [[4.5], [3.5]]
 
 
 LONG = ["小说" * 45, "W" * 200, "i" * 400, "long " * 60, "x" * 9999]
@@ -93,9 +103,29 @@ def test_what_is_written_beside_the_curve(tmp_path: Path, monkeypatch: pytest.Mo
     assert 4.5 < high < 4.6
 
 
+@pytest.mark.parametrize("unit", ["byte", "pixel", "note"])
+def test_every_word_on_the_picture_is_of_the_unit(
+    unit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib", reason="the plots extra is not installed")
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+    seen: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, path: seen.append(self))
+    metric, plural = unit_named(unit).metric, unit_named(unit).plural
+    history = [{"step": 1, plural: 9, metric: 3.0}, {"step": 1, plural: 9, f"eval_{metric}": 2.0}]
+    plot_loss_curve(history, tmp_path / "loss.png", unit=unit, scored=f"first 200,000 {plural}")
+    words = " ".join(text.get_text() for text in seen[0].findobj(Text))
+    for expected in (f"training {plural}", unit_named(unit).label, f"validation, first 200,000 {plural}"):
+        assert expected in words
+    assert "char" not in words
+    assert UNITS["character"].label not in words
+
+
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     lines: list[str] = []
-    monkeypatch.setattr(visualization.logger, "info", lines.append)
+    monkeypatch.setattr(png.logger, "info", lines.append)
     return lines
 
 

@@ -1,0 +1,90 @@
+"""Views as PNG. matplotlib is an extra (`pip install "craft-lm[plots]"`), imported when it is needed."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from bisect import bisect
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from craft.utils.logging import get_logger
+from craft.views.loss_curve import LossCurve
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+logger = get_logger(__name__)
+
+TRAIN, VALIDATION, BEST = "#8da0b8", "#d1495b", "#2e4057"
+
+
+def draw_loss_curve(curve: LossCurve | None, path: Path) -> Path | None:
+    """Draws a loss curve.
+
+    Returns:
+        `path`, or `None` (and one log line that says why) if matplotlib is missing or nothing was logged.
+    """
+    if curve is None:
+        logger.info("no loss curve: the run logged no loss (see training.logging_steps)")
+        return None
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import EngFormatter
+    except ImportError:
+        logger.info('no loss curve: matplotlib is missing; pip install "craft-lm[plots]" draws one')
+        return None
+
+    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    if curve.training:
+        dot = "o" if len(curve.training) == 1 else ""
+        style = {"color": TRAIN, "linewidth": 1.2, "marker": dot, "markersize": 4}
+        axes.plot(*zip(*curve.training), label="training", **style)
+    if curve.best is not None:
+        style = {"color": VALIDATION, "linewidth": 2, "marker": "o", "markersize": 4}
+        axes.plot(*zip(*curve.validation), label=f"validation, {curve.scored}", **style)
+        index, step = curve.best
+        x, bits = curve.validation[index]
+        ring = {"s": 90, "zorder": 3, "facecolors": "none", "edgecolors": BEST, "linewidths": 1.5}
+        figures = f"{bits:.3f} bits = {bits * math.log(2):.3f} nats, step {step:,}"
+        axes.scatter([x], [bits], label=f"best: {figures}", **ring)
+    values = sorted(bits for _, bits in [*curve.training, *curve.validation])
+    # The first few values (log2 of the vocabulary size) would flatten everything that comes after.
+    top = min(values[-1], 2.2 * values[0])
+    margin = max(0.06 * (top - values[0]), 0.02)
+    axes.set_ylim(values[0] - margin, top + margin)
+    axes.set_xlabel(curve.over)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    axes.set_ylabel(curve.unit.label)
+    nats = axes.secondary_yaxis("right", functions=(lambda v: v * math.log(2), lambda v: v / math.log(2)))
+    nats.set_ylabel(curve.unit.label.replace("bits", "nats"))
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines["top"].set_visible(False)
+    axes.legend(framealpha=0.85, edgecolor="none")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():  # of the signs of a name that the font lacks
+        warnings.filterwarnings("ignore", message="Glyph")
+        figure.draw_without_rendering()  # which lays it out, so that the room for a title is known
+        if curve.title:
+            _set_title(axes, " ".join(curve.title.split()))
+        figure.savefig(path)
+    return path
+
+
+def _set_title(axes: Axes, title: str) -> None:
+    """Writes a title above axes that are laid out, and cuts what would reach beyond the picture.
+
+    How wide a character is, only its font knows; `$` is one, not the start of mathematics.
+    """
+    text = axes.set_title(title, loc="left", fontsize=11, parse_math=False)
+    right = 0.99 * axes.figure.bbox.width
+
+    def reach(length: int) -> float:
+        text.set_text(f"{title[:length].rstrip()}…")
+        return text.get_window_extent().x1
+
+    if text.get_window_extent().x1 > right:
+        reach(bisect(range(1, len(title)), right, key=reach))
