@@ -105,12 +105,19 @@ def _translated(what: str, revision: str | None) -> Iterator[None]:
         UserError: if there is no such dataset, it can't be read, or what was asked for isn't in it.
         Failed: if the Hub can't be reached.
     """
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
     with translate_hub_errors(what, LOCAL_COPY_HINT, revision=revision, reading=True):
         try:
             yield
         except CraftError:
             raise
         except Exception as error:
+            unreached: BaseException | None = error  # of which `datasets` says that there is no such folder
+            while unreached is not None and not isinstance(unreached, LocalEntryNotFoundError):
+                unreached = unreached.__cause__ or unreached.__context__
+            if unreached:
+                raise unreached from unreached.__cause__
             cause = error.__cause__ or error
             of_the_disk = isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)
             if of_the_disk or is_network_error(error) or isinstance(error, JSONDecodeError | MemoryError):
