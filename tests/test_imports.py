@@ -152,7 +152,7 @@ def test_a_model_file_can_be_copied_to_the_hub(path: Path) -> None:
         "craft.cli.main",
         "craft.config.compose",
         "craft.inference",
-        "craft.pretrained",
+        "craft.building",
         "craft.train",
     ],
 )

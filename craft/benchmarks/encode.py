@@ -9,12 +9,13 @@ baseline) and by `load_corpus`.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import mkdtemp
 
 import numpy as np
 
-from craft.benchmarks.harness import Comparison, Options, Sample, timed
+from craft.benchmarks.harness import Comparison, Options, timed
 from craft.benchmarks.texts import ASCII, MIXED, make_text
 from craft.data.arguments import DataArguments
 from craft.data.loaders import load_corpus
@@ -27,13 +28,14 @@ def comparisons(options: Options) -> Iterator[Comparison]:
     size, corpus = (100_000, 200_000) if options.quick else (8_000_000, options.size * 10**6)
     for name, alphabet in (("ASCII text", ASCII), ("multi-byte text", MIXED)):
         yield encoding(name, make_text(alphabet, size))
-        yield preparation(name, make_text(alphabet, corpus))
+        with tempfile.TemporaryDirectory() as folder:
+            yield preparation(name, make_text(alphabet, corpus), Path(folder))
 
 
 def encoding(name: str, text: str) -> Comparison:
     """The encoders on one text."""
     tokenizer = CharTokenizer.train([text])
-    megabytes = len(text.encode("utf-8")) / 1e6
+    table, megabytes = ids_by_character(text), len(text.encode("utf-8")) / 1e6
 
     def backend() -> None:
         chunks = [text[i : i + CHUNK] for i in range(0, len(text), CHUNK)]
@@ -41,46 +43,41 @@ def encoding(name: str, text: str) -> Comparison:
         np.concatenate([np.array(encoding.ids, np.int32) for encoding in encodings])
 
     contenders = {
-        "tokenizers encode_batch_fast": timed(backend, megabytes),
-        "dict and list comprehension": timed(lambda: encode_by_dictionary(text, text), megabytes),
-        "craft encode_ids": timed(lambda: tokenizer.encode_ids(text), megabytes),
+        "tokenizers encode_batch_fast": timed(backend),
+        "dict and list comprehension": timed(lambda: by_comprehension(text, table)),
+        "craft encode_ids": timed(lambda: tokenizer.encode_ids(text)),
     }
-    settings = {"megabytes": megabytes, "alphabet": len(set(text)), "chunk": CHUNK}
-    return Comparison(f"encode, {name}", "MB", contenders, settings)
+    settings = {"alphabet": len(table), "chunk": CHUNK}
+    return Comparison(f"encode, {name}", megabytes, "MB", contenders, settings)
 
 
-def encode_by_dictionary(text: str, alphabet: str) -> np.ndarray:
-    table = {character: i for i, character in enumerate(sorted(set(alphabet)))}
+def ids_by_character(text: str) -> dict[str, int]:
+    return {character: i for i, character in enumerate(sorted(set(text)))}
+
+
+def by_comprehension(text: str, table: dict[str, int]) -> np.ndarray:
     return np.array([table[character] for character in text], dtype=np.uint16)
 
 
-def preparation(name: str, text: str) -> Comparison:
+def preparation(name: str, text: str, folder: Path) -> Comparison:
     """A file of the text prepared in a new folder each time."""
-    megabytes = len(text.encode("utf-8")) / 1e6
-
-    def prepared(prepare: Callable[[Path, Path], object]) -> Callable[[], Sample]:
-        def run() -> Sample:
-            with tempfile.TemporaryDirectory() as folder:
-                file = Path(folder) / "corpus.txt"
-                file.write_text(text, encoding="utf-8", newline="")
-                return timed(lambda: prepare(file, Path(folder)), megabytes)()
-
-        return run
-
+    file = folder / "corpus.txt"
+    file.write_text(text, encoding="utf-8", newline="")
+    megabytes = file.stat().st_size / 1e6
     contenders = {
-        "read, set, dict, list comprehension": prepared(by_script),
-        "craft load_corpus": prepared(by_craft),
+        "read, set, dict, list comprehension": timed(lambda: by_script(file, mkdtemp(dir=folder))),
+        "craft load_corpus": timed(lambda: by_craft(file, mkdtemp(dir=folder))),
     }
-    return Comparison(f"prepare {megabytes:,.0f} MB, {name}", "MB", contenders, {"characters": len(text)})
+    return Comparison(f"prepare {megabytes:,.0f} MB, {name}", megabytes, "MB", contenders)
 
 
-def by_script(file: Path, folder: Path) -> None:
+def by_script(file: Path, folder: str) -> None:
     """What a preparation script does by hand: everything in memory, one Python object a character."""
     text = file.read_text(encoding="utf-8")
-    cut = int(len(text) * 0.9)
+    table, cut = ids_by_character(text), int(len(text) * 0.9)
     for split, part in (("train", text[:cut]), ("validation", text[cut:])):
-        encode_by_dictionary(part, text).tofile(folder / f"{split}.bin")
+        by_comprehension(part, table).tofile(f"{folder}/{split}.bin")
 
 
-def by_craft(file: Path, folder: Path) -> None:
-    load_corpus(DataArguments(source="files", path=str(file), cache_dir=str(folder)))
+def by_craft(file: Path, folder: str) -> None:
+    load_corpus(DataArguments(source="files", path=str(file), cache_dir=folder))

@@ -16,7 +16,7 @@ import torch
 from transformers import GenerationConfig
 
 from craft.benchmarks import networks
-from craft.benchmarks.harness import Comparison, Options, Sample, timed
+from craft.benchmarks.harness import Comparison, Options, timed
 from craft.benchmarks.texts import make_ids
 
 PROMPT = 16
@@ -46,7 +46,7 @@ def generation(title: str, model: Any, similar: networks.Size, batch: int, optio
         suppress_tokens=[0, 1, 2, 3],  # characters only
     )
 
-    def with_generate(network: Any) -> Callable[[], Sample]:
+    def with_generate(network: Any) -> Callable[[], float]:
         network.eval()
         # generate() takes from here what `config` leaves open; without an end token all write to the limit.
         network.generation_config = GenerationConfig()
@@ -57,15 +57,15 @@ def generation(title: str, model: Any, similar: networks.Size, batch: int, optio
             written = network.generate(prompts, attention_mask=mask, generation_config=config)
             assert written.shape[1] == PROMPT + length
 
-        return timed(work, batch * length)
+        return timed(work)
 
     def stream() -> None:
         torch.manual_seed(0)
         assert sum(1 for _ in model.stream(prompts, config)) == length
 
     others = [networks.upstream_model(name, similar, PROMPT + length) for name in ("llama", "gpt2")]
-    contenders = {"craft, generate()": with_generate(model), "craft, stream": timed(stream, batch * length)}
+    contenders = {"craft, generate()": with_generate(model), "craft, stream": timed(stream)}
     contenders |= {f"{type(other).__name__}, generate()": with_generate(other) for other in others}
     weights = {type(network).__name__: network.num_parameters() for network in (model, *others)}
-    settings = {"batch": batch, "characters": length, "weights": weights}
-    return Comparison(f"{title}, batch {batch}", "characters", contenders, settings)
+    settings = {"batch": batch, "weights": weights}
+    return Comparison(f"{title}, batch {batch}", batch * length, "characters", contenders, settings)

@@ -13,6 +13,7 @@ import gc
 import importlib
 import json
 import platform
+import shutil
 import statistics
 import subprocess
 import time
@@ -30,7 +31,7 @@ from craft.utils.hardware import cpu_name
 from craft.utils.outputs import benchmark_file
 
 SCHEMA = 2
-PACKAGES = ("craft-lm", "torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy")
+PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy")
 
 
 @dataclass(frozen=True)
@@ -44,31 +45,20 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One measurement: `amount` of work (characters, MB, windows) in `seconds`."""
-
-    amount: float
-    seconds: float
-
-    @property
-    def rate(self) -> float:
-        return self.amount / self.seconds
-
-
-@dataclass(frozen=True)
 class Comparison:
     """Contenders that do the same work.
 
     Args:
         name: what is compared, in the title of the table.
-        unit: of the work, for example `characters`.
-        contenders: by name, what does the work once; the first is the baseline, which has ratio 1.
+        amount, unit: of the work, for example 500 `characters`.
+        contenders: by name, what does the work once and returns its seconds; the first is the baseline.
         settings: whatever one needs to know to repeat it.
     """
 
     name: str
+    amount: float
     unit: str
-    contenders: dict[str, Callable[[], Sample]]
+    contenders: dict[str, Callable[[], float]]
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -79,13 +69,13 @@ def now() -> float:
     return time.perf_counter()
 
 
-def timed(work: Callable[[], object], amount: float) -> Callable[[], Sample]:
-    """A contender that times all of `work`, which is that much."""
+def timed(work: Callable[[], object]) -> Callable[[], float]:
+    """A contender that times all of `work`."""
 
-    def run() -> Sample:
+    def run() -> float:
         start = now()
         work()
-        return Sample(amount, now() - start)
+        return now() - start
 
     return run
 
@@ -96,37 +86,27 @@ def measure(
     """Runs a comparison in `repeats` interleaved rounds, after one to warm up, which isn't counted.
 
     Returns:
-        The comparison as JSON: of each contender the medians, the ratio to the baseline, all measurements.
+        The comparison as JSON: of each contender rate, ratio to the baseline, spread and all seconds.
     """
     names = list(comparison.contenders)
-    samples: dict[str, list[Sample]] = {name: [] for name in names}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(0 if warm_up else 1, repeats + 1):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             report(f"{comparison.name}: {name} ({turn}/{repeats})")
             gc.collect()
-            sample = comparison.contenders[name]()
+            took = comparison.contenders[name]()
             if turn:
-                samples[name].append(sample)
-    return {
-        "name": comparison.name,
-        "unit": comparison.unit,
-        "baseline": names[0],
-        "settings": comparison.settings,
-        "contenders": [{"name": name} | summary(samples[name], samples[names[0]]) for name in names],
-    }
-
-
-def summary(samples: list[Sample], baseline: list[Sample]) -> dict[str, Any]:
-    """The figures of one contender."""
-    rates = [sample.rate for sample in samples]
-    return {
-        "rate": statistics.median(rates),
-        "seconds": statistics.median(sample.seconds for sample in samples),
-        "ratio": statistics.median(s.rate / b.rate for s, b in zip(samples, baseline, strict=True)),
-        "spread": (max(rates) - min(rates)) / statistics.median(rates),
-        "measurements": [asdict(s) | {"rate": s.rate} for s in samples],
-    }
+                seconds[name].append(took)
+    rows = []
+    for name, times in seconds.items():
+        rates = [comparison.amount / each for each in times]
+        rate = statistics.median(rates)
+        ratio = statistics.median(b / s for s, b in zip(times, seconds[names[0]], strict=True))
+        spread = (max(rates) - min(rates)) / rate
+        rows.append({"name": name, "rate": rate, "ratio": ratio, "spread": spread, "seconds": times})
+    facts = {name: getattr(comparison, name) for name in ("name", "amount", "unit", "settings")}
+    return facts | {"baseline": names[0], "contenders": rows}
 
 
 def run_benchmark(name: str, options: Options, report: Callable[[str], object] = str) -> dict[str, Any]:
@@ -156,8 +136,11 @@ def describe_machine() -> dict[str, Any]:
     name = gpu or f"{cpu_name()}-{threads}t"
     return {
         "hardware": {"name": name, "cpu": cpu_name(), "threads": threads, "system": platform.platform()},
-        "versions": {"python": platform.python_version()}
-        | {package: version(package) for package in PACKAGES},
+        "versions": {
+            "python": platform.python_version(),
+            "craft": craft.__version__,
+            **{package: version(package) for package in PACKAGES},
+        },
         "commit": commit(),
     }
 
@@ -165,7 +148,8 @@ def describe_machine() -> dict[str, Any]:
 def commit() -> str | None:
     """The commit of the checkout that craft runs from, with `-dirty` if files differ; None without one."""
     root = Path(craft.__file__).parents[1]
-    if not (root / ".git").exists():  # git would also find a repository around an installed craft
+    # git by itself would also find a repository around an installed craft.
+    if not (root / ".git").exists() or shutil.which("git") is None:
         return None
     command = ["git", "describe", "--always", "--dirty"]
     return subprocess.run(command, cwd=root, capture_output=True, text=True).stdout.strip()

@@ -16,7 +16,7 @@ from craft.building import build_model
 from craft.config.compose import compose
 from craft.data.tokenization import CharTokenizer
 
-DEVICE = torch.accelerator.current_accelerator() or torch.device("cpu")
+DEVICE = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 class Size(NamedTuple):

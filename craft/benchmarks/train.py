@@ -21,7 +21,7 @@ import torch
 from transformers import TrainerCallback
 
 from craft.benchmarks import networks
-from craft.benchmarks.harness import Comparison, Options, Sample, now
+from craft.benchmarks.harness import Comparison, Options, now
 from craft.benchmarks.texts import make_ids
 from craft.data.char_dataset import CharDataset
 from craft.training.arguments import CraftTrainingArguments
@@ -79,10 +79,11 @@ def training(task: Task, steps: int) -> Comparison:
         contenders[f"{name}, bare loop"] = lambda: bare_loop(copy.deepcopy(other), data, steps, precision)
         weights[name] = other.num_parameters()
     settings = {"batch": task.batch, "context": task.context, "steps": steps, "weights": weights}
-    return Comparison(f"{task.title}, {precision}", "characters", contenders, settings)
+    amount = steps * task.batch * task.context
+    return Comparison(f"{task.title}, {precision}", amount, "characters", contenders, settings)
 
 
-def bare_loop(model: Any, data: CharDataset, steps: int, precision: str) -> Sample:
+def bare_loop(model: Any, data: CharDataset, steps: int, precision: str) -> float:
     """What one would write by hand: forward, backward, clip, step, and a look at the loss now and then."""
     carried = getattr(model, "carries_state", False)
     extra: dict[str, Any] = {"use_cache": carried}
@@ -107,7 +108,7 @@ def bare_loop(model: Any, data: CharDataset, steps: int, precision: str) -> Samp
         optimizer.zero_grad()
         if step % LOG_EVERY == 0:
             outputs.loss.item()
-    return Sample(steps * data.global_batch_size * data.block_size, now() - start)
+    return now() - start
 
 
 class Clock(TrainerCallback):
@@ -120,7 +121,7 @@ class Clock(TrainerCallback):
         self.began[state.global_step] = now()
 
 
-def trainer(model: Any, data: CharDataset, steps: int, precision: str) -> Sample:
+def trainer(model: Any, data: CharDataset, steps: int, precision: str) -> float:
     """The same by craft's trainer, as `craft train` sets it up."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
@@ -137,5 +138,4 @@ def trainer(model: Any, data: CharDataset, steps: int, precision: str) -> Sample
             seed=0,
         )
         LanguageModelTrainer(model, arguments, data, None, networks.tokenizer(), callbacks=[clock]).train()
-    amount = steps * data.global_batch_size * data.block_size
-    return Sample(amount, clock.began[WARM_UP + steps] - clock.began[WARM_UP])
+    return clock.began[WARM_UP + steps] - clock.began[WARM_UP]

@@ -1,10 +1,9 @@
 """Windows of T+1 ids per second out of a memory-mapped file of ids: how fast data can reach the model.
 
 They come in shuffled order as int64 tensors [B, T+1]. Baseline: a map-style dataset with one row a call
-under torch's DataLoader with its defaults and shuffle=True, in the same process. By size:
-`CharDataset.windows` over files of 1 MB to 5 GB of 8-bit ids (holes, which take no disk), read once before
-so that they lie in the system's cache, the smallest as the baseline; beyond 256 MB ids are read by position
-instead of mapped.
+under torch's DataLoader with shuffle=True, in the same process. By size: `CharDataset.windows` over files
+of 1 MB to 5 GB of 8-bit ids (holes, which take no disk), read once before so that they lie in the system's
+cache, the smallest as the baseline; beyond 256 MB ids are read by position instead of mapped.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from craft.benchmarks.harness import Comparison, Options, Sample, timed
+from craft.benchmarks.harness import Comparison, Options, timed
 from craft.benchmarks.texts import make_ids
 from craft.data.char_dataset import CharDataset, train_loader
 
@@ -50,23 +49,23 @@ def windows(ids: np.ndarray, block_size: int, batch: int, batches: int) -> Compa
         collate_fn=lambda rows: torch.from_numpy(np.stack(rows).astype(np.int64)),
     )
 
-    def drawn(source: Callable[[], Any]) -> Callable[[], Sample]:
-        return timed(lambda: deque(islice(source(), batches), maxlen=0), batches * batch)
+    def drawn(source: Callable[[], Any]) -> Callable[[], float]:
+        return timed(lambda: deque(islice(source(), batches), maxlen=0))
 
     contenders = {
         "DataLoader over rows": drawn(lambda: iter(rows)),
         "craft train_loader": drawn(lambda: iter(loader)),
         "craft CharDataset.windows": drawn(lambda: (dataset.windows(dataset.starts(0, s)) for s in count())),
     }
-    settings = {"ids": len(ids), "dtype": str(ids.dtype), "batch": batch, "batches": batches}
-    return Comparison(f"windows of {block_size + 1} ids", "windows", contenders, settings)
+    settings = {"ids": len(ids), "dtype": str(ids.dtype), "batch": batch}
+    return Comparison(f"windows of {block_size + 1} ids", batches * batch, "windows", contenders, settings)
 
 
 def by_size(folder: Path, megabytes: tuple[int, ...], block_size: int, batch: int) -> Comparison:
     """The same windows out of corpora of several sizes."""
     batches = 500
 
-    def contender(size: int) -> Callable[[], Sample]:
+    def contender(size: int) -> Callable[[], float]:
         path = folder / f"{size}.bin"
         with path.open("wb") as file:
             file.truncate(size * 10**6)
@@ -80,8 +79,8 @@ def by_size(folder: Path, megabytes: tuple[int, ...], block_size: int, batch: in
             for step in islice(steps, batches):
                 dataset.windows(dataset.starts(*divmod(step, dataset.steps_per_epoch)))
 
-        return timed(work, batches * batch)
+        return timed(work)
 
     contenders = {f"{size:,} MB": contender(size) for size in megabytes}
-    settings = {"batch": batch, "batches": batches, "block_size": block_size}
-    return Comparison("windows by size of the corpus", "windows", contenders, settings)
+    settings = {"batch": batch, "block_size": block_size}
+    return Comparison("windows by size of the corpus", batches * batch, "windows", contenders, settings)

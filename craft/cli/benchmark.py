@@ -10,7 +10,7 @@ from craft.utils.terminal import echo
 
 @click.command("benchmark")
 @click.argument("names", nargs=-1, type=click.Choice(NAMES), metavar="[" + "|".join(NAMES) + "]...")
-@click.option("--repeats", metavar="N", default=5, show_default=True, type=click.IntRange(min=1),
+@click.option("--repeats", metavar="N", default=5, show_default=True, type=click.IntRange(min=2),
               help="Rounds that count, after one to warm up.")  # fmt: skip
 @click.option("--steps", metavar="N", default=100, show_default=True, type=click.IntRange(min=2),
               help="train: steps of one measurement.")  # fmt: skip

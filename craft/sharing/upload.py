@@ -5,6 +5,7 @@ An upload is one commit: it is there as a whole or not at all, and nothing on th
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 import warnings
@@ -38,7 +39,7 @@ def push(
     branch: str | None = None,
     tag: str | None = None,
     licence: str | None = None,
-    message: str = "Upload a model by craft",
+    message: str | None = None,
     resumable: str | None = None,
 ) -> str:
     """Uploads the model in a folder, with its code, record and card.
@@ -70,21 +71,13 @@ def push(
                     f"{what}: the tag {tag!r} is taken: {tag!r} is a {kind} there; choose another --tag"
                 )
         logger.info(f"uploading  {len(files)} files, {size(files):,} bytes, to {repo_id}")
-        commit = commit_files(client, repo_id, files, message, branch)
+        checkpoint = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+        usual = f"Step {checkpoint[1]}" if checkpoint else "Upload a model by craft"
+        commit = commit_files(client, repo_id, files, message or usual, branch)
     if tag is not None:
         with translate_hub_errors(f"the model is at {commit.commit_url}, but its tag {tag!r} can't be made"):
             client.create_tag(repo_id, tag=tag, revision=commit.oid)
     return str(commit.commit_url)
-
-
-def push_checkpoint(
-    checkpoint: Path, repo_id: str, *, resumable: str | None, branch: str | None = None
-) -> None:
-    """Uploads the model of a checkpoint, and with `resumable` all of it into the folder of that name."""
-    files = bundle(checkpoint, repo_id, resumable=resumable)
-    step = checkpoint.name.rpartition("-")[2]
-    with translate_hub_errors(f"can't push {checkpoint.name} to {repo_id}", revision=branch):
-        commit_files(api(), repo_id, files, f"Step {step}", branch)
 
 
 def open_repo(repo_id: str, private: bool | None = None, left: str = "", branch: str | None = None) -> str:

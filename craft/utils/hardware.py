@@ -73,13 +73,13 @@ def bf16_instructions() -> list[str]:
     return found if usable else []
 
 
-def try_format(wanted: str, step: Callable[[], Any], exact: Callable[[], Any], way_out: str) -> str | None:
+def try_format(wanted: str, step: Callable[[], Any], exact: Callable[[], Any], advice: str) -> str | None:
     """Takes a step in a number format beside the same one in float32, before anything depends on it.
 
     Args:
         wanted: the format, in the words in which it was asked for.
         step, exact: in the format, and in float32.
-        way_out: what to do instead.
+        advice: what to do instead.
 
     Returns:
         A warning if the format is slow here.
@@ -96,11 +96,11 @@ def try_format(wanted: str, step: Callable[[], Any], exact: Callable[[], Any], w
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise UserError(
-            f"{wanted} doesn't work on this machine ({reason[:200]}); {way_out}", code="machine-unable"
+            f"{wanted} doesn't work on this machine ({reason[:200]}); {advice}", code="machine-unable"
         ) from error
     if took <= SLOW * usual:
         return None
-    return f"{wanted} takes {took / usual:.1f} times as long as float32 on this machine; {way_out}"
+    return f"{wanted} takes {took / usual:.1f} times as long as float32 on this machine; {advice}"
 
 
 def seconds(step: Callable[[], Any]) -> float:

@@ -1,7 +1,7 @@
-"""What a launcher says by environment variables: which process this is, among how many, and on what.
+"""The environment variables of launchers: which process this is, among how many, and on what.
 
-accelerate launch and torchrun set them, and so do schedulers, containers and people. Everything that craft
-reads of them is read here. An empty variable is an unset one, also for the libraries that read it after us.
+accelerate launch and torchrun set them, and so do schedulers, containers and people. craft reads them here
+alone. An empty variable is an unset one, also for the libraries that read it after us.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def flag(name: str) -> bool:
 
 
 def check() -> None:
-    """Refuses what no launcher would set, before torch or Accelerate end in a traceback of it, and spells
+    """Refuses what no launcher would set, on which torch or Accelerate would end in a traceback, and spells
     truth values in the one way that all of them read.
 
     Raises:

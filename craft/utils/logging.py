@@ -1,7 +1,7 @@
-"""What craft says: short lines on the terminal, the same with times in a file.
+"""Logging: short lines on the terminal, the same with times in a file.
 
-Of several processes the first one (rank 0) speaks; the others only warn, with their rank, and none repeats
-what another on the same machine has said.
+Of several processes the first one (rank 0) logs everything; the others log warnings only, with their rank,
+and none repeats what another on the same machine has logged.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def rank_prefix() -> str:
 
 
 def first_to_say(text: str) -> bool:
-    """Whether no other process of this launch on this machine has asked the same; the first may say it."""
+    """Whether this is the first process of this launch on this machine that is about to write a text."""
     own_file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # below a folder of this launch
     if own_file is None or launch.world_size() == 1:
         return True

@@ -41,7 +41,7 @@ WRITTEN_TOGETHER = ((RUN_CONFIG, RUN_NAMES), (RUN_CONFIG, "config.json"), ("mode
 """Files that lie together only in a run, a model, an export."""
 
 
-def claim_stamp(root: Path = OUTPUTS) -> str:
+def unique_timestamp(root: Path = OUTPUTS) -> str:
     """A `{date}_{timestamp}` in local time: the first second from now on that no other process has.
 
     Whoever makes the file `root/.stamps/{stamp}` has it.
@@ -72,7 +72,7 @@ class RunPaths:
         model_name: for example `char_lstm`.
         size: the parameter count as people write it, for example `0.8M`.
         precision: `fp32`, `bf16` or `fp16`.
-        stamp: `{date}_{timestamp}` of the start of the run, from `claim_stamp`.
+        stamp: `{date}_{timestamp}` of the start of the run, from `unique_timestamp`.
         root: the `outputs` folder.
         folder: where the user wants the run instead of `root/models/…`; the other outputs stay below `root`.
         text: fingerprint of what the run is trained on, so that it doesn't go on with something else.
@@ -144,15 +144,23 @@ def written_by_craft(folder: Path) -> bool:
 
 
 def sample_file(root: Path = OUTPUTS, stamp: str | None = None) -> Path:
-    return root / "samples" / f"sample_{stamp or claim_stamp(root)}.txt"
+    return root / "samples" / f"sample_{stamp or unique_timestamp(root)}.txt"
 
 
 def evaluation_file(model_name: str, dataset: str, root: Path = OUTPUTS, stamp: str | None = None) -> Path:
-    return root / "evaluation" / f"eval_{slug(model_name)}_{slug(dataset)}_{stamp or claim_stamp(root)}.json"
+    return (
+        root
+        / "evaluation"
+        / f"eval_{slug(model_name)}_{slug(dataset)}_{stamp or unique_timestamp(root)}.json"
+    )
 
 
 def benchmark_file(test: str, hardware: str, root: Path = OUTPUTS, stamp: str | None = None) -> Path:
-    return root / "benchmarks" / f"benchmark_{slug(test)}_{slug(hardware)}_{stamp or claim_stamp(root)}.json"
+    return (
+        root
+        / "benchmarks"
+        / f"benchmark_{slug(test)}_{slug(hardware)}_{stamp or unique_timestamp(root)}.json"
+    )
 
 
 def onnx_dir(model: str, root: Path = OUTPUTS) -> Path:

@@ -25,11 +25,9 @@ def test_quick_mode_yields_positive_figures(name: str) -> None:
         assert len(rows) == len(comparison["contenders"]) >= 2
         assert rows[comparison["baseline"]]["ratio"] == 1
         for row in rows.values():
-            for figure in ("rate", "seconds", "ratio"):
-                assert 0 < row[figure] < math.inf, (comparison["name"], row["name"])
-            assert len(row["measurements"]) == 1
-        # Contenders do the same amount of work.
-        assert len({row["measurements"][0]["amount"] for row in rows.values()}) == 1
+            for figure in (row["rate"], row["ratio"], *row["seconds"]):
+                assert 0 < figure < math.inf, (comparison["name"], row["name"])
+            assert len(row["seconds"]) == 1
 
 
 @pytest.mark.parametrize("task", train.TASKS, ids=lambda task: task.preset)
@@ -50,7 +48,7 @@ def test_the_command_prints_a_table_and_writes_the_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(command, ["windows", "--quick", "--repeats", "1"])
+    done = CliRunner().invoke(command, ["windows", "--quick", "--repeats", "2"])
     assert done.exit_code == 0, done.output
     (file,) = Path("outputs/benchmarks").glob("benchmark_windows_*.json")
     assert str(file) in done.output.replace("\n", "")

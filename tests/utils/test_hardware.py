@@ -58,7 +58,7 @@ def test_a_device_computes_in_its_native_formats(machine: Hardware, native: set[
 def test_a_slow_format_gets_a_warning_with_its_ratio(
     took: float, ratio: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    warning = try_format("dtype=x", **measure(monkeypatch, step=took, exact=1.0), way_out="use y")
+    warning = try_format("dtype=x", **measure(monkeypatch, step=took, exact=1.0), advice="use y")
     if ratio is None:
         assert warning is None
         return

@@ -116,7 +116,7 @@ def test_a_model_that_is_not_there_is_refused(typed: str) -> None:
 def test_a_second_is_given_out_once(tmp_path: Path) -> None:
     """Of many processes and commands that ask at once each gets its own, in the documented form."""
     with ThreadPoolExecutor(8) as pool:
-        stamps = list(pool.map(lambda _: outputs.claim_stamp(tmp_path), range(40)))
+        stamps = list(pool.map(lambda _: outputs.unique_timestamp(tmp_path), range(40)))
     files = [outputs.sample_file(tmp_path), outputs.evaluation_file("m", "d", tmp_path)]
     stamps += [re.findall(r"\d{8}_\d{6}", file.name)[0] for file in files]
     assert len(set(stamps)) == 42
@@ -124,7 +124,7 @@ def test_a_second_is_given_out_once(tmp_path: Path) -> None:
 
 
 def test_what_craft_wrote_is_known_by_files_that_lie_together(tmp_path: Path) -> None:
-    outputs.claim_stamp(tmp_path)
+    outputs.unique_timestamp(tmp_path)
     assert outputs.written_by_craft(tmp_path)
     own = tmp_path / "texts"
     own.mkdir()
