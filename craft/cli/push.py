@@ -50,11 +50,9 @@ def command(
     from craft.sharing.bundle import bundle, size
     from craft.sharing.trust import check_folder
     from craft.sharing.upload import push
-    from craft.utils.hub import check_ref, check_repo_id
+    from craft.utils.hub import check_repo_id
     from craft.utils.outputs import resolve
 
-    check_ref(branch, "--branch")
-    check_ref(tag, "--tag")
     folder = Path(resolve(model))
     if not folder.is_dir():
         raise UserError(f"there is no folder {model!r}; name one made by 'craft train', or 'latest'")

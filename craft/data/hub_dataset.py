@@ -86,7 +86,7 @@ def rows(dataset: Any, column: str, name: str) -> Iterator[Piece]:
         for text, where in column_texts(cells, found, name, "strict"):
             yield Piece(text, where, 0)
     except (pyarrow.ArrowException, ValueError, OSError) as error:
-        with translate_hub_errors(f"{name} can't be read", A_COPY, reading=True):
+        with translate_hub_errors(f"{name} can't be read", A_COPY):
             if is_network_error(error):
                 raise
         raise UserError(f"{name} can't be read: {_why(name, '', error)}") from None
@@ -115,7 +115,7 @@ def load(path: str, name: str | None, revision: str | None, split: str, streamin
     quiet()
     if not sys.stderr.isatty():
         datasets.utils.disable_progress_bars()
-    with translate_hub_errors(f"{path} can't be loaded", A_COPY, revision=revision, reading=True):
+    with translate_hub_errors(f"{path} can't be loaded", A_COPY, revision=revision):
         try:
             if any(Path(path, file).is_file() for file in SAVED_TO_DISK):
                 return _from_disk(path, split, streaming)

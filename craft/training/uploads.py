@@ -20,7 +20,7 @@ from pathlib import Path
 
 import craft
 from craft.sharing.record import METRICS_FILE
-from craft.sharing.upload import push_checkpoint
+from craft.sharing.upload import push
 from craft.training.checkpointing.folders import UPLOADING
 from craft.utils.errors import Failed, UserError
 from craft.utils.logging import get_logger
@@ -190,7 +190,8 @@ def main() -> None:
     folder, repo_id, resumable, branch = sys.argv[1:]
     said = ""
     try:
-        push_checkpoint(Path(folder), repo_id, resumable=resumable or None, branch=branch or None)
+        step = f"Step {Path(folder).name.rpartition('-')[2]}"
+        push(Path(folder), repo_id, branch=branch or None, message=step, resumable=resumable or None)
     except (UserError, Failed) as error:
         said = str(error)
     except Exception as error:
