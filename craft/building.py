@@ -1,19 +1,59 @@
-"""The model of a run: new, or the one that it starts from."""
+"""The model of a run: new, or the trained one that it starts from, whose tokenizer it keeps."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from craft.config.fields import START
+from craft.config.pretrained import architecture, refuse_conflicts
 from craft.config.rules import model_config
-from craft.pretrained import starting_model
+from craft.sharing.trust import trusted
 from craft.utils.common import SAMPLE_CHARACTERS, TEMPERATURE
-from craft.utils.errors import UserError
+from craft.utils.errors import Code, UserError
+from craft.utils.logging import get_logger
+from craft.utils.outputs import resolve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from craft.data.tokenization import CharTokenizer
+
+logger = get_logger(__name__)
+
+
+def starting_tokenizer(models: Mapping[str, Any], resume: str | Path | None) -> CharTokenizer | None:
+    """The tokenizer to go on with, None for a new one.
+
+    A resumed run takes it from its checkpoint, where it is as it was extended; the model that the run once
+    started from may be gone.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if not models.get("init_from"):
+        return None
+    from craft.data.tokenization import load_tokenizer
+
+    saved = saved_tokenizers(resume)
+    return load_tokenizer(saved[0] if saved else _start_folder(models))
+
+
+def saved_tokenizers(resume: str | Path | None) -> list[Path]:
+    """The folders of a run to resume that hold a tokenizer, the newest first; none if it was stopped before
+    its first checkpoint, so that it starts again."""
+    if resume is None:
+        return []
+    from craft.training.checkpointing.folders import checkpoints
+
+    folders = [Path(resume), *checkpoints(Path(resume))]
+    return [folder for folder in folders if (folder / "tokenizer.json").is_file()]
+
+
+def _start_folder(models: Mapping[str, Any]) -> Path:
+    """The folder of the model to start from, fetched if it is on the Hub."""
+    return trusted(resolve(models["init_from"]), models.get("init_revision"))
 
 
 def build_model(
@@ -62,21 +102,52 @@ def new_model(fields: dict[str, Any], tokenizer: CharTokenizer, block_size: int)
     fields = {key: value for key, value in fields.items() if value is not None}
     fields = {"max_position_embeddings": block_size, "vocab_size": len(tokenizer), **fields}
     config = model_config(fields)
+    last = len(tokenizer) - 1
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        if (id_ := getattr(config, name, None)) is not None and not 0 <= id_ < len(tokenizer):
+        if (id_ := getattr(config, name, None)) is not None and not 0 <= id_ <= last:
             raise UserError(
-                f"models.{name}={id_} isn't among the ids of the text's alphabet, 0 to {len(tokenizer) - 1}; "
-                "leave it null to follow the text"
+                f"models.{name}={id_} isn't among the ids of the text's alphabet, 0 to {last}; leave it null "
+                "to follow the text",
+                code="model-mismatch",
             )
     if len(tokenizer) != config.vocab_size:
         raise UserError(
             f"models.vocab_size={config.vocab_size} isn't the size of the text's alphabet, {len(tokenizer)} "
-            "ids with special tokens; leave it null to follow the text"
+            "ids with special tokens; leave it null to follow the text",
+            code="model-mismatch",
         )
     try:
         model = AutoModelForCausalLM.from_config(config)
     except (ValueError, KeyError, ImportError) as error:
-        raise UserError(f"models: {' '.join(str(error).split())}") from error
+        code: Code = "package-missing" if isinstance(error, ImportError) else "setting-value"
+        raise UserError(f"models: {' '.join(str(error).split())}", code=code) from error
     if model.carries_state:
         model.config.max_position_embeddings = None  # its window is no limit of a state, nor of generate()
     return model
+
+
+def starting_model(models: Mapping[str, Any], tokenizer: CharTokenizer) -> PreTrainedModel:
+    """The trained model, in float32, with a row of embedding and head for every id of `tokenizer`.
+
+    New rows are drawn around the mean of the old ones; these stay as they are, and so do their logits.
+
+    Raises:
+        UserError: if it can't be loaded, or isn't the model that the run was composed for.
+    """
+    from craft.inference import load
+
+    folder, name = _start_folder(models), models["init_from"]
+    # It may have changed since the run was composed, or be another one of that name.
+    refuse_conflicts(name, architecture(folder / "config.json", name), models)
+    free = {key: models[key] for key in models if "dropout" in key or key == "attn_implementation"}
+    given = {key: value for key, value in free.items() if value is not None}
+    model, known = load(folder, dtype="float32", **given)
+    if tokenizer.alphabet[: len(known.alphabet)] != known.alphabet:
+        raise UserError(
+            f"models.init_from={name} has another alphabet by now; start the run again", code="model-mismatch"
+        )
+    if len(tokenizer) > len(known):
+        model.resize_token_embeddings(len(tokenizer))
+        new = tokenizer.alphabet[len(known.alphabet) :]
+        logger.info(f"alphabet  {len(new)} new: {' '.join(repr(char)[1:-1] for char in new[:40])}")
+    return model.cpu()

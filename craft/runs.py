@@ -1,30 +1,30 @@
 """The folder of a run: named, refused where it holds something else, recorded; the finished model beside it,
 with its scores, its card and, if asked for, a copy on the Hub.
 
-A refused run writes nothing, so that a slip of the pen costs no record of an earlier one.
+A refused run writes nothing, so that a typing mistake costs no record of an earlier one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from craft.utils import launch
-from craft.utils.claims import is_claimed
 from craft.utils.common import human
 from craft.utils.errors import Failed, UserError
-from craft.utils.files import replace_text, sha256
-from craft.utils.history import add_event, finished_at
+from craft.utils.files import replace_text, staged_folder
+from craft.utils.history import finished_at
+from craft.utils.locks import is_locked
 from craft.utils.logging import get_logger, setup_logging
-from craft.utils.outputs import OUTPUTS, RUN_CONFIG, RUN_NAMES, RunPaths, claim_stamp
+from craft.utils.outputs import OUTPUTS, RUN_CONFIG, RUN_NAMES, RunPaths, unique_timestamp
 from craft.utils.paths import typed_path
 from craft.utils.resuming import Finished
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
     from craft.config.schema import Run
     from craft.data.loaders import Corpus
@@ -35,17 +35,15 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 
-EARLY = 0.75
-"""Part of a run; a best step within it is worth a word of advice."""
-DROPOUT = 0.2
-"""What helps a model that learns its text by heart; one that has as much of it needs something else."""
 AUTO = "auto"
 """As what to resume: the run in `training.output_dir`, or nothing if none was begun there."""
 
 
-def begun(run: Run, args: CraftTrainingArguments, resume: str | Path | None) -> str | Path | Finished | None:
-    """What to resume, the same in all processes: for a launcher that starts lost processes again, and for
-    "auto", the run that earlier processes with the same `training.output_dir` began.
+def what_to_resume(
+    run: Run, args: CraftTrainingArguments, resume: str | Path | None
+) -> str | Path | Finished | None:
+    """The folder to resume, the same in all processes; for "auto", and for a launcher that starts processes
+    again, that of the run that earlier ones with the same `training.output_dir` began.
 
     Returns:
         `Finished` if that was this very run, and nothing of it is left to do.
@@ -61,29 +59,29 @@ def begun(run: Run, args: CraftTrainingArguments, resume: str | Path | None) -> 
         return typed_path(resume)
     if resume is None and not restarts:
         return None
-    folder = run.training.get("output_dir")
-    if folder is None and resume == AUTO:
-        raise UserError(
-            "--resume auto goes on with the run in training.output_dir, or starts it there; set "
-            "training.output_dir=FOLDER"
-        )
-    if folder is None:
+    if (given := run.training.get("output_dir")) is None:
+        if resume == AUTO:
+            raise UserError(
+                "--resume auto goes on with the run in training.output_dir, or starts it there; set "
+                "training.output_dir=FOLDER",
+                code="usage",
+            )
         if args.process_index == 0:
             logger.warning(
                 "processes that the launcher starts again begin a new run, since this one has no fixed "
                 "folder; set training.output_dir=FOLDER on a disk that all machines share"
             )
         return None
-    place = Path(folder)
+    folder = Path(given)
 
     def look() -> Path | Finished | None:
-        finished = finished_at(place) is not None
-        if finished and _saved_run(place) == run.to_dict():
-            return Finished(place)
-        if any(checkpoints(place)):
-            return place
-        if not finished and not is_claimed(place):
-            (place / RUN_NAMES).unlink(missing_ok=True)  # begun, and lost before anything was saved
+        finished = finished_at(folder) is not None
+        if finished and _saved_run(folder) == run.to_dict():
+            return Finished(folder)
+        if any(checkpoints(folder)):
+            return folder
+        if not finished and not is_locked(folder):
+            (folder / RUN_NAMES).unlink(missing_ok=True)  # begun, and lost before anything was saved
         return None
 
     return on_rank0_broadcast(look)
@@ -93,10 +91,8 @@ def _saved_run(folder: Path) -> Any:
     """The run that a folder keeps, as plain data; None if it can't be read."""
     import yaml
 
-    try:
+    with suppress(OSError, ValueError, yaml.YAMLError):
         return yaml.safe_load((folder / RUN_CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return None
 
 
 def name_run(
@@ -125,7 +121,7 @@ def name_run(
             if folder is not None:
                 check_folder(folder)
             with writable(OUTPUTS):
-                stamp = claim_stamp()
+                stamp = unique_timestamp()
             kind = run.models["model_type"]
             return RunPaths(kind, size, args.precision, stamp=stamp, folder=folder, text=text)
 
@@ -149,7 +145,8 @@ def writable(path: Path) -> Iterator[None]:
         here = f" (the current folder is {Path.cwd()})" if not path.is_absolute() else ""
         raise UserError(
             f"{path} can't be written: {error.strerror}{here}; choose another folder to run in, or another "
-            "training.output_dir"
+            "training.output_dir",
+            code="file-unwritable",
         ) from error
 
 
@@ -159,9 +156,10 @@ def check_folder(folder: Path) -> None:
 
     resumable = any(checkpoints(folder))
     if resumable or (folder / RUN_NAMES).exists():
-        way_out = f"go on with it by: craft resume {folder}, or " if resumable else ""
+        hint = f"go on with it by: craft resume {folder}, or " if resumable else ""
         raise UserError(
-            f"{folder} holds a run already; {way_out}choose another training.output_dir, or delete it"
+            f"{folder} holds a run already; {hint}choose another training.output_dir, or delete it",
+            code="setting-conflict",
         )
 
 
@@ -172,50 +170,26 @@ def record(run: Run, paths: RunPaths) -> None:
         replace_text(paths.run_dir / RUN_CONFIG, run.to_yaml())
 
 
-def finish(paths: RunPaths, step: int) -> None:
-    """Notes that a run has nothing left to do."""
-    add_event(paths.run_dir, "finished", step=step)
-
-
 def export(trainer: LanguageModelTrainer, model_dir: Path) -> None:
     """The finished model: weights, config, generation_config, tokenizer, its code and the resolved run; in
     one piece, also where it replaces an earlier one."""
-    from craft.training.checkpointing.folders import STAGING, discard, put
-
-    staging = model_dir.with_name(STAGING + model_dir.name)
-    discard(staging)
-    trainer.save_model(str(staging), _internal_call=True)  # `share` uploads it, with its scores
-    put(staging, model_dir)
+    with staged_folder(model_dir) as staging:
+        trainer.save_model(str(staging), _internal_call=True)  # `share` uploads it, with its scores
     best, last = trainer.state.best_global_step, trainer.state.global_step
     if trainer.args.load_best_model_at_end and best not in (None, last):
         logger.info(f"exported  the best weights, of step {best:,} of {last:,}")
-        if learnt_by_heart(trainer.state.log_history, best, last):
+        if is_overfit(trainer.state.log_history, best, last):
             logger.info(
                 "          later ones knew the training text better, the validation text worse;\n"
-                f"          {remedies(trainer.model.config)} help"
+                "          more text, more dropout or a smaller model help"
             )
 
 
-def learnt_by_heart(history: Sequence[dict[str, Any]], best: int, last: int) -> bool:
-    """Whether the best step was early, and the training loss at the end lower than at that step."""
+def is_overfit(history: Sequence[dict[str, Any]], best: int, last: int) -> bool:
+    """Whether the best step was in the first three quarters, and the training loss fell on after it."""
     losses = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
     until = [loss for step, loss in losses if step <= best]
-    return best <= EARLY * last and bool(until) and losses[-1][1] < until[-1]
-
-
-def remedies(config: PreTrainedConfig) -> str:
-    """What a model hasn't tried yet against learning by heart; dropout only if it has the field."""
-    dropout = getattr(config, "dropout", DROPOUT)
-    more = f", models.dropout={DROPOUT}" if dropout < DROPOUT else ""
-    return f"more text{more} or a smaller model"
-
-
-def weights_sum(model_dir: Path) -> str:
-    """The SHA-256 of a finished model's weights: what `sha256sum model.safetensors` prints.
-
-    A model in several files has that of all of them in the order of their names, one after the other.
-    """
-    return sha256(*sorted(model_dir.glob("model*.safetensors")))
+    return best <= 0.75 * last and bool(until) and losses[-1][1] < until[-1]
 
 
 def describe_model(
@@ -258,5 +232,6 @@ def share(trainer: LanguageModelTrainer, model_dir: Path) -> None:
             message=f"Step {trainer.state.global_step}, the end of training",
         )
     except (UserError, Failed) as error:
-        raise type(error)(f"{error}; upload it with: craft push {model_dir} {name}") from error
+        message = f"{error}; upload it with: craft push {model_dir} {name}"
+        raise type(error)(message, code=error.code) from error
     logger.info(f"uploaded   {url}")

@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from craft.building import build_model
-from craft.pretrained import saved_tokenizers, starting_tokenizer
-from craft.runs import begun, describe_model, export, finish, name_run, record, share, weights_sum
+from craft.building import build_model, saved_tokenizers, starting_tokenizer
+from craft.runs import describe_model, export, name_run, record, share, what_to_resume
 from craft.utils import launch
-from craft.utils.claims import claimed
 from craft.utils.common import SAMPLE_CHARACTERS, human
+from craft.utils.files import explain_disk_errors, sha256
+from craft.utils.history import add_event
+from craft.utils.locks import run_lock
 from craft.utils.logging import get_logger, setup_logging
 from craft.utils.outputs import OUTPUTS, RunPaths
 from craft.utils.resuming import Finished
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from craft.config.schema import Run
-    from craft.data.arguments import DataArguments
     from craft.data.loaders import Corpus
     from craft.data.tokenization import CharTokenizer
     from craft.evaluation.scores import Evaluation
@@ -78,18 +78,18 @@ def train(run: Run, resume: str | Path | None = None, allow_changes: bool = Fals
     with leaving(NOTHING_YET) as end:
         from craft.training.distributed.rendezvous import peer_failure_context
 
-        with peer_failure_context(last=True), ExitStack() as claims:
-            return workflow(run, resume, allow_changes, end, claims)
+        with peer_failure_context(last=True), ExitStack() as locks:
+            return workflow(run, resume, allow_changes, end, locks)
 
 
 def workflow(
-    run: Run, resume: str | Path | None, allow_changes: bool, end: Leaving, claims: ExitStack
+    run: Run, resume: str | Path | None, allow_changes: bool, end: Leaving, locks: ExitStack
 ) -> TrainResult | None:
     """The seven steps of `train`, in every process.
 
     Args:
         end: what is said if a signal ends the program.
-        claims: keeps the run's folder for this process until all is done.
+        locks: keeps the run's folder for this process until all is done.
     """
     # 1. Configuration
     from transformers import set_seed
@@ -100,7 +100,7 @@ def workflow(
     data = DataArguments(**run.data)
     args = CraftTrainingArguments(**{"output_dir": str(OUTPUTS / "models"), **run.training})
     setup_logging(main_process=args.process_index == 0)
-    found = begun(run, args, resume)
+    found = what_to_resume(run, args, resume)
     if isinstance(found, Finished):
         logger.info(str(found))
         return None
@@ -117,8 +117,8 @@ def workflow(
     logger.info(f"data      {describe(corpus)}")
 
     # 3. Model
-    goes_on = bool(saved_tokenizers(resume))  # rather than starting again
-    model = build_model(run.models, corpus.tokenizer, data.block_size, corpus.documents, goes_on)
+    resumed = bool(saved_tokenizers(resume))  # rather than started again
+    model = build_model(run.models, corpus.tokenizer, data.block_size, corpus.documents, resumed)
     args.settle_precision()
     assert args.global_batch_size is not None  # the arguments derive it
     order = "streams" if model.carries_state and args.carry_state else data.order
@@ -131,7 +131,6 @@ def workflow(
     # 4. Trainer
     from craft.training.base import LanguageModelTrainer
     from craft.training.callbacks.step_lines import StepLines
-    from craft.training.checkpointing.disk import writing
 
     trainer = LanguageModelTrainer(
         model=model,
@@ -144,7 +143,7 @@ def workflow(
     )
 
     def on_run_validated() -> None:
-        claims.enter_context(claimed(paths.run_dir))
+        locks.enter_context(run_lock(paths.run_dir))
         record(run, paths)
 
     trainer.on_run_validated = on_run_validated
@@ -155,7 +154,7 @@ def workflow(
     if args.process_index != 0:
         return None
     end.state = trainer.checkpointer.once_trained()
-    claims.enter_context(writing("the finished model", OUTPUTS, lambda: end.state))
+    locks.enter_context(explain_disk_errors("the finished model", OUTPUTS, lambda: end.state))
     model_dir = paths.export_dir(trainer.state.global_step)
     export(trainer, model_dir)
 
@@ -163,17 +162,16 @@ def workflow(
     from craft.inference import load
 
     finished, tokenizer = load(model_dir)  # as a user would
-    evaluations = evaluate(finished, tokenizer, corpus, data)
-    if evaluations:
-        keep_scores(evaluations, model_dir, paths.evaluation_file(corpus.name))
+    evaluations = evaluate(finished, tokenizer, corpus, data.block_size, model_dir, paths)
 
     # 7. Inference
     sample = write_sample(finished, tokenizer, args, paths)
-    draw(paths, run, corpus, trainer)
+    plot_loss(paths, run, corpus, trainer)
     describe_model(model_dir, paths, trainer.state.global_step, corpus, evaluations, sample)
-    finish(paths, trainer.state.global_step)
-    farewell(model_dir, paths, tokenizer)
-    lines.final(weights_sum(model_dir))
+    add_event(paths.run_dir, "finished", step=trainer.state.global_step)
+    print_next_steps(model_dir, paths)
+    # What `sha256sum model.safetensors` prints; of several files, of all in the order of their names.
+    lines.final(sha256(*sorted(model_dir.glob("model*.safetensors"))))
     share(trainer, model_dir)
     return TrainResult(model_dir, evaluations, sample)
 
@@ -183,7 +181,8 @@ def describe(corpus: Corpus) -> str:
     from craft.data.streaming import TextStream
 
     if isinstance(corpus.train, TextStream):
-        return f"{corpus.name}, streamed in {len(corpus.train.units):,} units, {len(corpus.tokenizer):,} ids"
+        n_shards, n_ids = len(corpus.train.shards), len(corpus.tokenizer)
+        return f"{corpus.name}, streamed in {n_shards:,} shards, {n_ids:,} ids"
     splits = {"training": corpus.train, "validation": corpus.validation, "test": corpus.test}
     parts = [f"{len(ids):,} for {name}" for name, ids in splits.items() if ids is not None]
     size = f"{corpus.n_units:,} {unit_of(corpus.tokenizer).plural}"
@@ -191,31 +190,32 @@ def describe(corpus: Corpus) -> str:
 
 
 def evaluate(
-    model: PreTrainedModel, tokenizer: CharTokenizer, corpus: Corpus, data: DataArguments
+    model: PreTrainedModel,
+    tokenizer: CharTokenizer,
+    corpus: Corpus,
+    block_size: int,
+    model_dir: Path,
+    paths: RunPaths,
 ) -> list[Evaluation]:
-    """Scores of the finished model over the whole validation split, if there is one."""
+    """Scores of the finished model over the whole validation split, if there is one; shown and kept."""
     from craft.evaluation.protocols import natural_protocol
-    from craft.evaluation.scores import score
+    from craft.evaluation.scores import save_scores, score, table
 
     if corpus.validation is None:
         return []
-    other = "blocks" if model.carries_state else f"sliding-{max(1, data.block_size // 2)}"
-    return score(
+    other = "blocks" if model.carries_state else f"sliding-{max(1, block_size // 2)}"
+    evaluations = score(
         model,
         tokenizer,
         corpus.validation,
         (natural_protocol(model), other),
-        block_size=data.block_size,
+        block_size=block_size,
         dataset=corpus.name,
     )
-
-
-def keep_scores(evaluations: list[Evaluation], model_dir: Path, file: Path) -> None:
-    """Shows scores as a table and keeps them as JSON."""
-    from craft.evaluation.scores import save_scores, table
-
-    save_scores(evaluations, str(model_dir), file)
-    logger.info(f"\n{table(evaluations)}\n")
+    if evaluations:
+        save_scores(evaluations, str(model_dir), paths.evaluation_file(corpus.name))
+        logger.info(f"\n{table(evaluations)}\n")
+    return evaluations
 
 
 def write_sample(
@@ -232,7 +232,7 @@ def write_sample(
     return text
 
 
-def draw(paths: RunPaths, run: Run, corpus: Corpus, trainer: LanguageModelTrainer) -> None:
+def plot_loss(paths: RunPaths, run: Run, corpus: Corpus, trainer: LanguageModelTrainer) -> None:
     """The loss curve of the whole run, from its metrics."""
     from craft.training.logging import read_metrics
     from craft.views.loss_curve import loss_curve
@@ -245,21 +245,13 @@ def draw(paths: RunPaths, run: Run, corpus: Corpus, trainer: LanguageModelTraine
     draw_loss_curve(loss_curve(read_metrics(paths.run_dir), unit, scored, title), paths.figure("loss"))
 
 
-def farewell(model_dir: Path, paths: RunPaths, tokenizer: CharTokenizer) -> None:
-    """Where everything is, and the three commands one would type next."""
+def print_next_steps(model_dir: Path, paths: RunPaths) -> None:
+    """Shows where everything is, and what one would type next."""
     kept = {"loss curve": paths.figure("loss"), "sample": paths.sample_file, "log": paths.log_file}
-    lines = [
-        f"model      {model_dir}",
-        *(f"{name:<10} {file}" for name, file in kept.items() if file.exists()),
-    ]
-    known = tokenizer.alphabet
-    prompt = "\n" if "\n" in known or not known else known[0]
-    pipeline = f"pipeline('text-generation', {str(model_dir)!r}, trust_remote_code=True)(chr({ord(prompt)}))"
-    code, folder = f"from transformers import pipeline; print({pipeline})", shlex.quote(str(model_dir))
-    quoted = f'"{code}"' if folder == str(model_dir) else shlex.quote(code)
+    lines = [f"{name:<10} {file}" for name, file in kept.items() if file.exists()]
+    folder = shlex.quote(str(model_dir))
     lines += ["", "next:", f"  craft generate {folder}", f"  craft evaluate {folder}"]
-    lines += [f"  python -c {quoted}"]
-    logger.info("\n".join(lines))
+    logger.info("\n".join([f"model      {model_dir}", *lines]))
 
 
 if __name__ == "__main__":

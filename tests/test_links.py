@@ -28,7 +28,7 @@ def anchors(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize("path", documents(), ids=lambda path: path.relative_to(CHECKOUT).as_posix())
-def test_the_links_of_a_document(path: Path) -> None:
+def test_every_link_of_a_document_leads_somewhere(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     for target in LINK.findall(CODE.sub("", text)):
         if re.match(r"[a-z]+:", target):  # of the web
@@ -42,13 +42,13 @@ def test_the_links_of_a_document(path: Path) -> None:
             assert anchor in anchors(file.read_text(encoding="utf-8")), f"{target}: no such heading"
 
 
-def test_links_and_headings_are_read() -> None:
+def test_links_and_headings_are_found() -> None:
     assert LINK.findall("see [this](a.md#b) and ![that](c.png)") == ["a.md#b", "c.png"]
     assert anchors("# It's `x` & more\n```\n# no heading\n```\n## Two words") == {"its-x--more", "two-words"}
     assert len(documents()) > 15
 
 
-def test_the_house_of_the_documents_is_that_of_the_tree() -> None:
+def test_the_architecture_draws_every_room_and_no_other() -> None:
     """docs/architecture.md draws each room of craft/ and each file beside them, and none that isn't there."""
     drawn = (CHECKOUT / "docs" / "architecture.md").read_text(encoding="utf-8").split("```")[1]
     inside = drawn.partition("\ncraft/\n")[2].partition("\ndocs/")[0]
@@ -61,6 +61,6 @@ def test_the_house_of_the_documents_is_that_of_the_tree() -> None:
     assert all((CHECKOUT / name).exists() for name in listed), listed
 
 
-def test_the_folders_of_flow_are_those_of_its_readme() -> None:
+def test_the_readme_of_flow_lists_every_folder() -> None:
     names = re.findall(r"^\| `(\w+)/` \|", (CHECKOUT / "flow" / "README.md").read_text(), re.MULTILINE)
     assert sorted(names) == sorted(path.name for path in (CHECKOUT / "flow").iterdir() if path.is_dir())

@@ -1,11 +1,9 @@
-"""craft against its baselines: one file a benchmark, one harness (`harness.py`), one description of the
-machine.
+"""craft beside its baselines: one file a benchmark, and one that repeats, compares and saves (`harness.py`).
 
-Every benchmark module has `PROTOCOL`, what is measured in a sentence or two, and `comparisons(options)`,
-which yields the comparisons one after the other; the harness does the rest. Nothing here is imported by the
-rest of craft.
+The docstring of a benchmark says what it measures and goes into its report; `comparisons(options)` yields
+what is compared. Nothing here is imported by the rest of craft.
 """
 
 from __future__ import annotations
 
-NAMES = ("train", "generate", "encode", "windows", "startup")
+NAMES = ("train", "generate", "encode", "windows")

@@ -1,8 +1,10 @@
-"""Repeat, interleave, take medians, compare with a baseline of the same process, print, save.
+"""Measures in interleaved rounds, compares medians with a baseline of the same run, prints, saves.
 
-A machine drifts (clocks, neighbours, caches), so contenders never run one after the other but in rounds: each
-round runs every contender once, starting with another one each time, and a ratio is the median of the ratios
-within the rounds. Every single measurement goes into the JSON.
+A machine drifts (clocks, neighbours, caches), so contenders never run one after the other but in rounds,
+after one to warm up: each runs every contender once, starting with another one each time. A rate is the
+median over the rounds, a ratio the median of the ratios to the baseline within the rounds, the spread that
+of the rates from the lowest to the highest, relative to their median. Every single measurement goes into
+the JSON.
 """
 
 from __future__ import annotations
@@ -10,247 +12,166 @@ from __future__ import annotations
 import gc
 import importlib
 import json
+import platform
+import shutil
 import statistics
+import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from craft.benchmarks import machine
-from craft.utils import outputs
+import torch
+from rich.table import Table
 
-SCHEMA = 1
+import craft
+from craft.utils.hardware import cpu_name
+from craft.utils.outputs import benchmark_file
+
+SCHEMA = 2
+PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the user of `craft benchmark` can set.
-
-    Args:
-        repeats: rounds that count; one more round before them warms everything up.
-        steps: training steps of one measurement (None: the benchmark's own choice).
-        size: megabytes of generated text for the preparation of a corpus.
-        seed: of weights, texts and data order.
-        quick: tiny models and texts and no warm-up, to see that everything runs; its figures mean nothing.
-    """
+    """What the user of `craft benchmark` can set; its help explains them."""
 
     repeats: int = 5
-    steps: int | None = None
-    size: float = 64.0
-    seed: int = 0
+    steps: int = 100
+    size: int = 64
     quick: bool = False
 
 
-@dataclass
-class Sample:
-    """One measurement: `amount` of work (characters, MB, windows, calls) in `seconds`, memory in bytes.
-
-    `cpu_seconds` is the work of all threads of the process, which a busy machine hardly lengthens.
-    """
-
-    amount: float
-    seconds: float
-    cpu_seconds: float
-    rss_before: int | None = None
-    rss_peak: int | None = None
-    cuda_peak: int | None = None
-
-    @property
-    def rate(self) -> float:
-        return self.amount / self.seconds
-
-    @property
-    def cpu_rate(self) -> float:
-        return self.amount / max(self.cpu_seconds, 1e-9)
-
-    @classmethod
-    def between(cls, start: machine.Moment, end: machine.Moment, amount: float) -> Sample:
-        return cls(amount, end.wall - start.wall, end.cpu - start.cpu)
-
-
-@dataclass
-class Contender:
-    """Something to measure. `run` does the work once; `flops` are those of one unit of work, for MFU."""
-
-    name: str
-    run: Callable[[], Sample]
-    flops: float | None = None
-
-
-@dataclass
+@dataclass(frozen=True)
 class Comparison:
-    """Contenders that do the same work; the baseline is one of them.
+    """Contenders that do the same work.
 
     Args:
         name: what is compared, in the title of the table.
-        unit: of the work, for example `characters`; the table shows `{unit}/s`, or seconds if it is `s`.
-        contenders: in the order of the table.
-        baseline: the name of the contender that has ratio 1.
+        amount, unit: of the work, for example 500 `characters`.
+        contenders: by name, what does the work once and returns its seconds; the first is the baseline.
         settings: whatever one needs to know to repeat it.
     """
 
     name: str
+    amount: float
     unit: str
-    contenders: list[Contender]
-    baseline: str
+    contenders: dict[str, Callable[[], float]]
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-def timed(work: Callable[[], float]) -> Callable[[], Sample]:
-    """A `run` that times all of `work`, which returns the amount of work it did."""
+def now() -> float:
+    """The time in seconds, once the GPU, if there is one, has finished what it was given."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return time.perf_counter()
 
-    def run() -> Sample:
-        start = machine.now()
-        amount = work()
-        return Sample.between(start, machine.now(), amount)
+
+def timed(work: Callable[[], object]) -> Callable[[], float]:
+    """A contender that times all of `work`."""
+
+    def run() -> float:
+        start = now()
+        work()
+        return now() - start
 
     return run
 
 
 def measure(
-    comparison: Comparison, repeats: int, tell: Callable[[str], object] = str, warm_up: bool = True
+    comparison: Comparison, repeats: int, report: Callable[[str], object] = str, warm_up: bool = True
 ) -> dict[str, Any]:
-    """Run a comparison in `repeats` interleaved rounds, after one round to warm up, which is thrown away.
+    """Runs a comparison in `repeats` interleaved rounds, after one to warm up, which isn't counted.
 
     Returns:
-        The comparison as JSON: for each contender the medians, the ratio to the baseline and all
-        measurements.
+        The comparison as JSON: of each contender rate, ratio to the baseline, spread and all seconds.
     """
-    contenders = comparison.contenders
-    samples: dict[str, list[Sample]] = {c.name: [] for c in contenders}
+    names = list(comparison.contenders)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(0 if warm_up else 1, repeats + 1):
-        for contender in _rotated(contenders, turn):
-            tell(f"{comparison.name}: {contender.name} ({'warm-up' if turn == 0 else f'{turn}/{repeats}'})")
-            sample = _one(contender)
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            report(f"{comparison.name}: {name} ({turn}/{repeats})")
+            gc.collect()
+            took = comparison.contenders[name]()
             if turn:
-                samples[contender.name].append(sample)
-    base = samples[comparison.baseline]
-    return {
-        "name": comparison.name,
-        "unit": comparison.unit,
-        "baseline": comparison.baseline,
-        "settings": comparison.settings,
-        "contenders": [summary(c, samples[c.name], base) for c in contenders],
-    }
+                seconds[name].append(took)
+    rows = []
+    for name, times in seconds.items():
+        rates = [comparison.amount / each for each in times]
+        rate = statistics.median(rates)
+        ratio = statistics.median(b / s for s, b in zip(times, seconds[names[0]], strict=True))
+        spread = (max(rates) - min(rates)) / rate
+        rows.append({"name": name, "rate": rate, "ratio": ratio, "spread": spread, "seconds": times})
+    facts = {name: getattr(comparison, name) for name in ("name", "amount", "unit", "settings")}
+    return facts | {"baseline": names[0], "contenders": rows}
 
 
-def summary(contender: Contender, samples: Sequence[Sample], base: Sequence[Sample]) -> dict[str, Any]:
-    """Medians of one contender. `ratio` is how many times as fast as the baseline: the median over the
-    rounds of this rate by the baseline's rate of the same round; `cpu_rate` and `cpu_ratio` count CPU seconds
-    instead. Memory peaks are the largest seen."""
-    rate = statistics.median(s.rate for s in samples)
-    gpu = machine.cuda()
-    peak = machine.peak_flops(gpu.get_device_name()) if gpu else None
-    growths = [s.rss_peak - s.rss_before for s in samples if s.rss_peak and s.rss_before]
-    return {
-        "name": contender.name,
-        "rate": rate,
-        "seconds": statistics.median(s.seconds for s in samples),
-        "ratio": statistics.median(s.rate / b.rate for s, b in zip(samples, base, strict=True)),
-        "cpu_rate": statistics.median(s.cpu_rate for s in samples),
-        "cpu_ratio": statistics.median(s.cpu_rate / b.cpu_rate for s, b in zip(samples, base, strict=True)),
-        "spread": (max(s.rate for s in samples) - min(s.rate for s in samples)) / rate,
-        "peak_rss_bytes": _largest(s.rss_peak for s in samples),
-        "rss_growth_bytes": _largest(growths),
-        "peak_cuda_bytes": _largest(s.cuda_peak for s in samples),
-        "mfu": rate * contender.flops / peak if contender.flops and peak else None,
-        "measurements": [asdict(s) | {"rate": s.rate} for s in samples],
-    }
-
-
-def run_benchmark(name: str, options: Options, tell: Callable[[str], object] = str) -> dict[str, Any]:
-    """Run `craft/benchmarks/{name}.py` and return its report, ready for `save` and `tables`."""
+def run_benchmark(name: str, options: Options, report: Callable[[str], object] = str) -> dict[str, Any]:
+    """Runs `craft/benchmarks/{name}.py` and returns what `save` and `tables` take."""
     module = importlib.import_module(f"craft.benchmarks.{name}")
-    started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    results = [
-        measure(comparison, options.repeats, tell, warm_up=not options.quick)
-        for comparison in module.comparisons(options)
-    ]
     return {
         "schema": SCHEMA,
         "benchmark": name,
-        "started": started,
-        **machine.describe(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        **describe_machine(),
         "protocol": {
-            "description": " ".join(module.PROTOCOL.split()),
-            "rounds": "one round to warm up (none if quick), then `repeats` rounds of all contenders in "
-            "rotated order; rate: median; ratio: median of the ratios to the baseline of the same round; CPU "
-            "ratio: the same by CPU seconds, which a busy machine hardly lengthens; memory: largest peak",
+            "description": " ".join((module.__doc__ or "").split()),
+            "rounds": " ".join((__doc__ or "").split()),
             **asdict(options),
         },
-        "comparisons": results,
+        "comparisons": [
+            measure(comparison, options.repeats, report, warm_up=not options.quick)
+            for comparison in module.comparisons(options)
+        ],
     }
 
 
-def save(report: dict[str, Any], root: Path = outputs.OUTPUTS) -> Path:
-    """Write a report to `{root}/benchmarks/benchmark_{test}_{hardware}_{date}_{timestamp}.json`."""
-    path = outputs.benchmark_file(report["benchmark"], report["hardware"]["name"], root)
+def describe_machine() -> dict[str, Any]:
+    """Hardware, versions and commit."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    threads = torch.get_num_threads()
+    name = gpu or f"{cpu_name()}-{threads}t"
+    return {
+        "hardware": {"name": name, "cpu": cpu_name(), "threads": threads, "system": platform.platform()},
+        "versions": {
+            "python": platform.python_version(),
+            "craft": craft.__version__,
+            **{package: version(package) for package in PACKAGES},
+        },
+        "commit": commit(),
+    }
+
+
+def commit() -> str | None:
+    """The commit of the checkout that craft runs from, with `-dirty` if files differ; None without one."""
+    root = Path(craft.__file__).parents[1]
+    # git by itself would also find a repository around an installed craft.
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return None
+    command = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True).stdout.strip()
+
+
+def save(report: dict[str, Any]) -> Path:
+    """Writes a report to `outputs/benchmarks/`."""
+    path = benchmark_file(report["benchmark"], report["hardware"]["name"])
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return path
 
 
-def tables(report: dict[str, Any]) -> Iterator[Any]:
+def tables(report: dict[str, Any]) -> Iterator[Table]:
     """One rich table for each comparison of a report."""
-    from rich.table import Table
-
     for comparison in report["comparisons"]:
-        rows = comparison["contenders"]
-        by_time = comparison["unit"] == "s"
         table = Table(title=f"{report['benchmark']}: {comparison['name']}", title_justify="left")
         table.add_column("")
-        unit = "seconds" if by_time else f"{comparison['unit']}/s"
-        for column in (unit, "speed ratio", "CPU ratio", "spread", "peak RSS MB"):
+        for column in (f"{comparison['unit']}/s", "ratio", "spread"):
             table.add_column(column, justify="right")
-        with_cuda = any(row["peak_cuda_bytes"] is not None for row in rows)
-        with_mfu = any(row["mfu"] is not None for row in rows)
-        if with_cuda:
-            table.add_column("peak CUDA MB", justify="right")
-        if with_mfu:
-            table.add_column("MFU", justify="right")
-        for row in rows:
+        for row in comparison["contenders"]:
             name = row["name"] + (" (baseline)" if row["name"] == comparison["baseline"] else "")
-            cells = [f"{row['seconds']:.3f}" if by_time else _figure(row["rate"])]
-            cells += [f"{row['ratio']:.2f}", f"{row['cpu_ratio']:.2f}", f"{row['spread']:.0%}", _memory(row)]
-            if with_cuda:
-                cells.append(_megabytes(row["peak_cuda_bytes"]))
-            if with_mfu:
-                cells.append("-" if row["mfu"] is None else f"{row['mfu']:.1%}")
-            table.add_row(name, *cells)
+            rate = f"{row['rate']:,.0f}" if row["rate"] >= 100 else f"{row['rate']:.3g}"
+            table.add_row(name, rate, f"{row['ratio']:.2f}", f"{row['spread']:.0%}")
         yield table
-
-
-def _one(contender: Contender) -> Sample:
-    """One measurement with its memory; a contender that measures another process fills the memory in
-    itself."""
-    gc.collect()
-    machine.reset_peak()
-    before = machine.rss()
-    sample = contender.run()
-    if sample.rss_peak is None:
-        sample.rss_before, sample.rss_peak, sample.cuda_peak = before, machine.peak_rss(), machine.peak_cuda()
-    return sample
-
-
-def _rotated(contenders: list[Contender], turn: int) -> list[Contender]:
-    start = turn % len(contenders)
-    return contenders[start:] + contenders[:start]
-
-
-def _largest(values: Any) -> int | None:
-    return max((v for v in values if v is not None), default=None)
-
-
-def _figure(rate: float) -> str:
-    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
-
-
-def _megabytes(size: int | None) -> str:
-    return "-" if size is None else f"{size / 1e6:,.0f}"
-
-
-def _memory(row: dict[str, Any]) -> str:
-    """`812 (+35)`: the peak, and how far it lies above what the process held before the measurement."""
-    growth = row["rss_growth_bytes"]
-    return _megabytes(row["peak_rss_bytes"]) + ("" if growth is None else f" (+{growth / 1e6:,.0f})")

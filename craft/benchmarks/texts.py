@@ -1,4 +1,4 @@
-"""Texts and ids made from a seed, so that a benchmark needs no file and no network.
+"""Texts and ids that need no file and no network.
 
 Speed doesn't depend on what a text says, only on how many different characters it has, how often they occur
 and how many bytes each takes; so the texts are random characters of fixed alphabets.
@@ -10,22 +10,18 @@ import string
 
 import numpy as np
 
-# 65 characters, as many as in tiny Shakespeare.
 ASCII = string.ascii_letters + " \n!$&',-.3:;?"
-# 1 to 4 bytes each in UTF-8: Latin, Cyrillic, Greek, CJK, emoji; about 1,300 characters.
-MIXED = (
-    ASCII
-    + "".join(map(chr, range(0x410, 0x450)))
-    + "".join(map(chr, range(0x3B1, 0x3C9)))
-    + "".join(map(chr, range(0x4E00, 0x4E00 + 1100)))
-    + "".join(map(chr, range(0x1F600, 0x1F640)))
-)
+"""65 characters, as many as in tiny Shakespeare."""
+RANGES = ((0x410, 0x450), (0x3B1, 0x3C9), (0x4E00, 0x4E00 + 1100), (0x1F600, 0x1F640))
+MIXED = ASCII + "".join(chr(code) for first, last in RANGES for code in range(first, last))
+"""1 to 4 bytes each in UTF-8: Latin, Cyrillic, Greek, Chinese, emoji; 1,317 characters."""
+VOCAB = len(ASCII) + 4
+"""With the tokenizer's special tokens, which have the first ids."""
 
 
-def make_text(alphabet: str, size: int, seed: int) -> str:
-    """A text of about `size` bytes of UTF-8 (never fewer) in which every character of `alphabet` occurs, with
-    frequencies as 1/rank in a shuffled order."""
-    rng = np.random.default_rng(seed)
+def make_text(alphabet: str, size: int) -> str:
+    """At least `size` bytes of UTF-8 with every character of `alphabet`, in frequencies of 1/rank."""
+    rng = np.random.default_rng(0)
     codes = np.array([ord(c) for c in alphabet], dtype="<u4")
     rng.shuffle(codes)
     weights = 1 / np.arange(1, len(codes) + 1)
@@ -35,6 +31,6 @@ def make_text(alphabet: str, size: int, seed: int) -> str:
     return text * -(-size // len(text.encode("utf-8")))
 
 
-def make_ids(count: int, vocab_size: int, seed: int, first: int = 4) -> np.ndarray:
-    """`count` random ids in `[first, vocab_size)`, int64; the ids below `first` are special tokens."""
-    return np.random.default_rng(seed).integers(first, vocab_size, count, dtype=np.int64)
+def make_ids(count: int) -> np.ndarray:
+    """Random ids of the characters of `ASCII`, int64."""
+    return np.random.default_rng(0).integers(4, VOCAB, count, dtype=np.int64)

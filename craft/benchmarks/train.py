@@ -1,27 +1,32 @@
-"""Characters per second of training: craft's trainer beside a bare PyTorch loop over the same model."""
+"""Characters trained on per second: craft's trainer beside a bare PyTorch loop over the same model.
+
+Measured between two moments inside the loop: imports, set-up and the first 5 steps are left out, all that
+happens in a step is counted, with the loss logged every 10 steps; no evaluation, no checkpoint. Baseline: a
+bare PyTorch loop over the same model class, windows, AdamW (fused), clipping and precision. Llama and GPT-2
+of transformers have the same layers and width and run in the same bare loop. Precision is what craft
+chooses on this machine.
+"""
 
 from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
+from transformers import TrainerCallback
 
-from craft.benchmarks import machine, networks
-from craft.benchmarks.harness import Comparison, Contender, Options, Sample
+from craft.benchmarks import networks
+from craft.benchmarks.harness import Comparison, Options, now
 from craft.benchmarks.texts import make_ids
-
-PROTOCOL = """Characters trained on per second, between two moments inside the loop: imports, set-up and the
-first 5 steps are left out, all that happens in a step is counted, with the loss logged every 10 steps; no
-evaluation, no checkpoint. Baseline: a bare PyTorch loop over the same model class, windows, AdamW (fused),
-clipping and precision. Llama and GPT-2 of transformers have the same layers and width and run in the same
-bare loop. Precision is what craft chooses on this machine. MFU is relative to the half-precision peak of the
-GPU."""
+from craft.data.char_dataset import CharDataset
+from craft.training.arguments import CraftTrainingArguments
+from craft.training.base import LanguageModelTrainer
+from craft.training.precision import choose_precision, suit_attention
 
 WARM_UP = 5
 LEARNING_RATE = 1e-3
@@ -36,80 +41,60 @@ class Task:
     preset: str
     size: networks.Size
     batch: int
-    context: int
-    others: tuple[Callable[[networks.Size, int, int], Any], ...] = ()
+    context: int = 64
+    upstream: str | None = None
 
 
 TASKS = (
-    Task("transformer 4x128, GPT-2's block", "gpt2", networks.Size(4, 128), 12, 64, (networks.gpt2,)),
-    Task("transformer 4x128, modern block", "transformer", networks.Size(4, 128), 12, 64, (networks.llama,)),
-    Task("LSTM 2x256, carried state", "char_lstm", networks.Size(2, 256), 32, 64),
+    Task("transformer 4x128, GPT-2's block", "gpt2", networks.Size(4, 128), 12, upstream="gpt2"),
+    Task("transformer 4x128, modern block", "transformer", networks.Size(4, 128), 12, upstream="llama"),
+    Task("LSTM 2x256, carried state", "char_lstm", networks.Size(2, 256), 32),
 )
-SMALL = networks.Size(1, 32)
 
 
 def comparisons(options: Options) -> Iterator[Comparison]:
-    steps = options.steps or (4 if options.quick else 100)
     for task in TASKS:
         if options.quick:
-            task = Task(task.title, task.preset, SMALL, 4, 16, task.others)
-        yield training(task, steps, options.seed)
+            task = replace(task, size=networks.SMALL, batch=4, context=16)
+        yield training(task, 4 if options.quick else options.steps)
 
 
-def training(task: Task, steps: int, seed: int) -> Comparison:
-    """The trainer, the bare loop, and other models of the size in the bare loop; each has its own model."""
-    from craft.data.char_dataset import CharDataset
-    from craft.training.precision import Hardware, choose_precision
-
-    model = networks.craft_model(task.preset, task.size, task.context, seed)
-    chosen, _ = choose_precision("auto", hardware=Hardware.detect(), launcher="no")
+def training(task: Task, steps: int) -> Comparison:
+    """The bare loop, the trainer, and a model of transformers in the bare loop; each has its own model."""
+    model = networks.craft_model(task.preset, task.size, task.context)
+    chosen, _ = choose_precision("auto", launcher="no")
     precision = "fp32" if chosen == "fp16" else chosen  # a bare loop in fp16 would need loss scaling as well
-    ids = make_ids((WARM_UP + steps + 4) * task.batch * task.context, networks.VOCAB, seed).astype(np.uint8)
+    ids = make_ids((WARM_UP + steps + 4) * task.batch * task.context).astype(np.uint8)
     order = "streams" if model.carries_state else "shuffled"
-    data = CharDataset(ids, task.context, task.batch, seed, order)
-    flops = float(model.flops_per_token())
-
+    data = CharDataset(ids, task.context, task.batch, seed=0, order=order)
     # Each run trains a fresh copy: Accelerate marks a model it has prepared and leaves it alone thereafter.
-    def bare(network: Any) -> Callable[[], Sample]:
-        return lambda: bare_loop(copy.deepcopy(network), data, steps, precision)
-
-    def by_trainer() -> Sample:
-        return trainer(copy.deepcopy(model), data, steps, precision, seed)
-
-    contenders = [
-        Contender("bare loop", bare(model), flops),
-        Contender("craft LanguageModelTrainer", by_trainer, flops),
-    ]
-    others = [build(task.size, task.context, seed) for build in task.others]
-    contenders += [Contender(f"{type(other).__name__}, bare loop", bare(other)) for other in others]
-    weights = {type(network).__name__: network.num_parameters() for network in (model, *others)}
-    settings = {
-        "batch": task.batch,
-        "context": task.context,
-        "steps": steps,
-        "precision": precision,
-        "weights": weights,
+    contenders = {
+        "bare loop": lambda: bare_loop(copy.deepcopy(model), data, steps, precision),
+        "craft LanguageModelTrainer": lambda: trainer(copy.deepcopy(model), data, steps, precision),
     }
-    return Comparison(f"{task.title}, {precision}", "characters", contenders, contenders[0].name, settings)
+    weights = {type(model).__name__: model.num_parameters()}
+    if task.upstream:
+        other = networks.upstream_model(task.upstream, task.size, task.context)
+        name = type(other).__name__
+        contenders[f"{name}, bare loop"] = lambda: bare_loop(copy.deepcopy(other), data, steps, precision)
+        weights[name] = other.num_parameters()
+    settings = {"batch": task.batch, "context": task.context, "steps": steps, "weights": weights}
+    amount = steps * task.batch * task.context
+    return Comparison(f"{task.title}, {precision}", amount, "characters", contenders, settings)
 
 
-def bare_loop(model: Any, data: Any, steps: int, precision: str) -> Sample:
+def bare_loop(model: Any, data: CharDataset, steps: int, precision: str) -> float:
     """What one would write by hand: forward, backward, clip, step, and a look at the loss now and then."""
-    import torch
-
-    from craft.training.precision import suit_attention
-
     carried = getattr(model, "carries_state", False)
     extra: dict[str, Any] = {"use_cache": carried}
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
-    device = torch.device(networks.device())
+    device = networks.DEVICE
     suit_attention(model, precision, on_cpu=device.type == "cpu")
     autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
     model.train()
-    start = machine.now()
     for step in range(WARM_UP + steps):
         if step == WARM_UP:
-            start = machine.now()
+            start = now()
         windows = data.windows(data.starts(0, step)).to(device)
         labels = windows[:, 1:].contiguous()
         with autocast:
@@ -123,31 +108,25 @@ def bare_loop(model: Any, data: Any, steps: int, precision: str) -> Sample:
         optimizer.zero_grad()
         if step % LOG_EVERY == 0:
             outputs.loss.item()
-    return Sample.between(start, machine.now(), steps * data.global_batch_size * data.block_size)
+    return now() - start
 
 
-def trainer(model: Any, data: Any, steps: int, precision: str, seed: int) -> Sample:
+class Clock(TrainerCallback):
+    """Looks at the time when a step begins, so that what follows a step, such as logging, is counted."""
+
+    def __init__(self) -> None:
+        self.began: dict[int, float] = {}
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.began[state.global_step] = now()
+
+
+def trainer(model: Any, data: CharDataset, steps: int, precision: str) -> float:
     """The same by craft's trainer, as `craft train` sets it up."""
-    from transformers import TrainerCallback
-
-    from craft.training.arguments import CraftTrainingArguments
-    from craft.training.base import LanguageModelTrainer
-
-    class Clock(TrainerCallback):
-        """Looks at the time when a step begins, so that what follows a step, such as logging, is counted."""
-
-        begun: dict[int, machine.Moment]
-
-        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-            self.begun = {}
-
-        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step in (WARM_UP, WARM_UP + steps):
-                self.begun[state.global_step] = machine.now()
-
+    clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         arguments = CraftTrainingArguments(
-            output_dir=str(Path(folder) / "run"),
+            output_dir=f"{folder}/run",
             precision=precision,
             global_batch_size=data.global_batch_size,
             max_steps=WARM_UP + steps + 1,
@@ -156,10 +135,7 @@ def trainer(model: Any, data: Any, steps: int, precision: str, seed: int) -> Sam
             logging_steps=LOG_EVERY,
             save_strategy="no",
             eval_strategy="no",
-            seed=seed,
+            seed=0,
         )
-        clock = Clock()
-        tokenizer = networks.tokenizer()
-        LanguageModelTrainer(model, arguments, data, None, tokenizer, callbacks=[clock]).train()
-    amount = steps * data.global_batch_size * data.block_size
-    return Sample.between(clock.begun[WARM_UP], clock.begun[WARM_UP + steps], amount)
+        LanguageModelTrainer(model, arguments, data, None, networks.tokenizer(), callbacks=[clock]).train()
+    return clock.began[WARM_UP + steps] - clock.began[WARM_UP]

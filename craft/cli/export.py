@@ -12,15 +12,9 @@ from craft.utils.terminal import echo
 
 @click.command("export")
 @click.argument("model", default="latest")
+@click.option("--format", "kind", type=click.Choice(("onnx",)), default="onnx", help="The format.")
 @click.option(
-    "--format", "kind", type=click.Choice(("onnx",)), default="onnx", show_default=True, help="The format."
-)
-@click.option(
-    "-o",
-    "--output",
-    type=PATH,
-    metavar="DIR",
-    help="An empty or new folder.  [default: outputs/onnx/MODEL]",
+    "-o", "--output", type=PATH, metavar="DIR", help="An empty or new folder.  [default: outputs/onnx/MODEL]"
 )
 @of_a_revision
 def command(model: str, kind: str, output: Path | None, revision: str | None) -> None:

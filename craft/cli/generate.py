@@ -6,6 +6,7 @@ import os
 import select
 import stat
 import sys
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,61 +24,28 @@ PATIENCE = 0.5
 """Seconds that a pipe on stdin has to bring a prompt."""
 
 
+def of_sampling(name: str, meaning: str, *short: str) -> Callable[..., Any]:
+    """The option that sets a field of `Sampling`, with its default."""
+    default = getattr(Sampling, name)
+    return click.option(
+        *short, f"--{name.replace('_', '-')}", type=type(default), default=default, help=meaning
+    )
+
+
 @click.command("generate")
 @click.argument("model", default="latest")
 @click.option(
-    "-p",
-    "--prompt",
-    "prompts",
-    multiple=True,
-    metavar="TEXT",
-    help="What to go on from; may be given more than once.",
+    "-p", "--prompt", "prompts", multiple=True, metavar="TEXT", help="What to go on from; repeatable."
 )
 @click.option("--prompt-file", metavar="FILE", help="The same from a file; '-' reads what is piped in.")
-@click.option(
-    "-n",
-    "--max-new-tokens",
-    type=int,
-    default=Sampling.max_new_tokens,
-    show_default=True,
-    help="Characters to write.",
-)
-@click.option(
-    "-t",
-    "--temperature",
-    type=float,
-    default=Sampling.temperature,
-    show_default=True,
-    help="Below 1 safer, above wilder.",
-)
-@click.option(
-    "--top-k",
-    type=int,
-    default=Sampling.top_k,
-    show_default=True,
-    help="Choose among the k likeliest; 0 for all.",
-)
-@click.option(
-    "--top-p",
-    type=float,
-    default=Sampling.top_p,
-    show_default=True,
-    help="Choose among those that reach this probability.",
-)
-@click.option(
-    "--min-p",
-    type=float,
-    default=Sampling.min_p,
-    show_default=True,
-    help="Drop what is this much less likely than the best.",
-)
+@of_sampling("max_new_tokens", "Characters to write.", "-n")
+@of_sampling("temperature", "Below 1 safer, above wilder.", "-t")
+@of_sampling("top_k", "Choose among the k likeliest; 0 for all.")
+@of_sampling("top_p", "Choose among those that reach this probability.")
+@of_sampling("min_p", "Drop what is this much less likely than the best.")
 @click.option("--greedy", is_flag=True, help="Always the likeliest character.")
 @click.option(
-    "--num-samples",
-    type=click.IntRange(1, 10_000),
-    default=1,
-    show_default=True,
-    help="How many texts, written side by side.",
+    "--num-samples", type=click.IntRange(1, 10_000), default=1, help="How many texts, side by side."
 )
 @click.option("--stop", multiple=True, metavar="TEXT", help="End at this text; may be given more than once.")
 @click.option("--seed", type=int, help="The same seed writes the same text.")
@@ -104,7 +72,7 @@ def command(
     """
     texts = list(prompts) or [_read_prompt(prompt_file)]
     if prompts and prompt_file is not None:
-        raise UserError("--prompt and --prompt-file exclude each other")
+        raise click.UsageError("--prompt and --prompt-file exclude each other")
     Sampling(**sampling)  # a value out of range is refused before torch is imported
     from craft.inference import load, sample, stream_text
 
@@ -137,10 +105,11 @@ def _read_prompt(prompt_file: str | None) -> str:
             data = Path(typed_path(str(prompt_file), "--prompt-file ")).read_bytes()
         return data.decode("utf-8")
     except OSError as error:
-        raise UserError(f"can't read --prompt-file {prompt_file}: {error.strerror}") from error
+        message = f"can't read --prompt-file {prompt_file}: {error.strerror}"
+        raise UserError(message, code="file-unreadable") from error
     except UnicodeDecodeError as error:
         wrong = f"byte {data[error.start]:#04x} at position {error.start}"
-        raise UserError(f"the prompt is not UTF-8 text: {wrong}") from error
+        raise UserError(f"the prompt is not UTF-8 text: {wrong}", code="text-encoding") from error
 
 
 def _is_piped() -> bool:
@@ -150,9 +119,7 @@ def _is_piped() -> bool:
     waits.
     """
     try:
-        mode = os.fstat(sys.stdin.fileno()).st_mode
-        if stat.S_ISFIFO(mode):
-            return bool(select.select([sys.stdin], [], [], PATIENCE)[0])
-        return stat.S_ISREG(mode)
-    except (AttributeError, OSError, ValueError):
+        mode = os.fstat(0).st_mode
+    except OSError:  # closed
         return False
+    return stat.S_ISREG(mode) or (stat.S_ISFIFO(mode) and bool(select.select([0], [], [], PATIENCE)[0]))

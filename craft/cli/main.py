@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import errno
 import importlib
+import json
 import os
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 
 import click
 
 from craft import __version__
-from craft.utils.errors import Failed, PeerLost, UserError
+from craft.utils.common import did_you_mean
+from craft.utils.errors import Code, CraftError, Failed, PeerLost, UserError
 from craft.utils.launch import drop_empty
 from craft.utils.logging import first_to_say, rank_prefix
 from craft.utils.masking import excepthook, has_secret, mask
 from craft.utils.stopping import SIGNALS
-from craft.utils.terminal import echo, take_any_text
+from craft.utils.terminal import echo, prepare_standard_streams
 
 COMMANDS = {
     "train": "Train a model on your text, or on an experiment of craft's.",
@@ -48,14 +51,9 @@ ENVIRONMENT = {
 }
 """Settings that must be there before torch and transformers are imported; the user's own win."""
 
-
-OF_THE_MACHINE = {
-    getattr(errno, name)
-    for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO", "ENAMETOOLONG", "ESTALE")
-    if hasattr(errno, name)
-}
+FULL = (errno.ENOSPC, errno.EDQUOT)
+OF_THE_MACHINE = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENAMETOOLONG, errno.ESTALE)
 """What the system answers for reasons that lie in a disk or in permissions, and not in craft."""
-
 
 PATIENCE = 30
 """Seconds that a process waits for another one to say what both of them end with."""
@@ -82,16 +80,15 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] not in COMMANDS and not args[0].startswith("-"):
-            from craft.cli.hints import command_hint
-
-            raise click.UsageError(f"No such command {args[0]!r}{command_hint(args[0], COMMANDS)}", ctx)
+            hint = did_you_mean(args[0], COMMANDS) or f" (there are: {', '.join(COMMANDS)})"
+            raise click.UsageError(f"No such command {args[0]!r}{hint}", ctx)
         return super().resolve_command(ctx, args)
 
 
 @click.command(
     cls=LazyGroup,
     invoke_without_command=True,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True},
     epilog="'craft COMMAND --help' shows the options of a command.",
 )
 @click.version_option(__version__, prog_name="craft")
@@ -113,39 +110,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     drop_empty()
     for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
-    take_any_text()
+    prepare_standard_streams()
     sys.excepthook = excepthook
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        refuse_tokens(sys.argv[1:] if arguments is None else arguments)
-        status = group.main(args=arguments, prog_name="craft", standalone_mode=False)
-    except UserError as error:
-        fail(str(error), 2, error.retold)
-    except PeerLost as error:
-        try:
-            fail(str(error), 1, error.retold)
-        finally:  # tidying up would wait for the process that is gone
-            os._exit(1)
-    except Failed as error:
-        fail(str(error), 1, error.retold)
-    except click.UsageError as error:
-        words = sys.argv[1:] if arguments is None else arguments
-        named = words[0] if words and words[0] in COMMANDS else ""  # also where click names the group alone
-        from craft.cli.hints import misuse
-
-        fail(f"{misuse(error).removesuffix('.')} (see '{f'craft {named}'.strip()} --help')", error.exit_code)
+        refuse_tokens(words)
+        status = group.main(args=words, prog_name="craft", standalone_mode=False)
+    except CraftError as error:
+        fail(error, words, 2 if isinstance(error, UserError) else 1)
     except click.ClickException as error:
-        fail(error.format_message(), error.exit_code)
+        fail(from_click(error, words), words, error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        try:
-            fail("interrupted", 130)
-        finally:  # Python would end by the signal once more if it had come in the middle of an `exec`
-            sys.stdout.flush()
-            os._exit(130)
+        if first_to_say("interrupted"):
+            echo(f"{rank_prefix()}interrupted", err=True)
+        end_at_once(130)  # Python would end by the signal once more if it had come in an `exec`
     except Exception as error:
         if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
             if error.filename is None:  # Python would try what is left in the buffer again, and end with 120
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            fail(f"{error.filename or 'standard output'} can't be written or read: {error.strerror}", 1)
+            message = f"{error.filename or 'standard output'} can't be written or read: {error.strerror}"
+            code: Code = "disk-full" if error.errno in FULL else "file-unwritable"
+            fail(Failed(message, code=code), words, 1)
         if not rank_prefix():  # a bug; of several processes one shows its traceback
             raise
         trace = mask(traceback.format_exc())
@@ -156,44 +141,62 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(status if isinstance(status, int) else 0)  # click returns what a command gave to ctx.exit()
 
 
-def refuse_tokens(arguments: Sequence[str]) -> None:
+def refuse_tokens(words: Sequence[str]) -> None:
     """Refuses a command line that holds a token: it is kept by shells, process lists, logs and W&B."""
-    for word in arguments:
+    for word in words:
         if has_secret(word):
             raise UserError(
                 f"there is a token or password on the command line ({mask(word)}), where others can read it; "
-                "for the Hub run 'hf auth login' or set HF_TOKEN, from elsewhere download the file yourself"
+                "for the Hub run 'hf auth login' or set HF_TOKEN, from elsewhere download the file yourself",
+                code="secret",
             )
 
 
-def fail(message: str, status: int, retold: bool = False) -> None:
-    """One line on stderr, whatever the width of the terminal, without secrets, and the end of the process.
+def from_click(error: click.ClickException, words: Sequence[str]) -> UserError:
+    """What click says of a command line; of an option that `craft train` hasn't, which setting is meant."""
+    message = error.format_message().removesuffix(".")
+    code: Code = "usage"
+    command = words[0] if words and words[0] in COMMANDS else ""  # also where click names the group alone
+    if isinstance(error, click.NoSuchOption):
+        code = "setting-unknown"
+        typed, near = error.option_name, [name for name in error.possibilities or () if name != "--help"]
+        if command in ("train", "resume") and typed.startswith("--") and not near:
+            from craft.config.command_line import suggest_setting
 
-    Of several processes the one that had it says it, with its rank; of those that all had it, the first.
+            hint = suggest_setting(typed.lstrip("-").replace("-", "_"))
+            message = f"No such option {typed!r}; settings are written KEY=VALUE without dashes{hint}"
+    return UserError(f"{message} (see '{f'craft {command}'.strip()} --help')", code=code)
 
-    Args:
-        retold: another process had it.
+
+def fail(error: CraftError, words: Sequence[str], status: int) -> None:
+    """One line on stderr, whatever the width of the terminal, without secrets; for programs that read along
+    an object on standard output too; and the end of the process.
+
+    Of several processes the one that had the error says it, with its rank; of those that all had it, one.
     """
-    line = mask(" ".join(message.split()))
-    if retold:
-        let_another_say_it(status)
+    line = mask(" ".join(str(error).split()))
+    if error.retold:
+        # A launcher would answer the end of this process by ending the one that had the error, before it has
+        # spoken: wait for its end, or for the launcher's signal behind that.
+        for number in SIGNALS:
+            signal.signal(number, lambda *_: os._exit(status))
+        time.sleep(PATIENCE if "TORCHELASTIC_RUN_ID" in os.environ else 0)
     elif line and first_to_say(line):
-        echo(f"{'' if status == 130 else 'error: '}{rank_prefix()}{line}", err=True)
-    if joined():  # tidying up a group that is broken may wait, or end in an abort inside of torch
-        sys.stdout.flush()
-        os._exit(status)
+        echo(f"error: {rank_prefix()}{line}", err=True)
+        trains = words[:1] in (["train"], ["resume"]) and "--print-config" not in words
+        if "--json" in words or (trains and not sys.stdout.isatty()):
+            with suppress(OSError):  # its reader may be gone
+                echo(json.dumps({"error": {"code": error.code, "message": line}}))
+    distributed = sys.modules.get("torch.distributed")
+    joined = distributed is not None and distributed.is_available() and distributed.is_initialized()
+    if joined or isinstance(error, PeerLost):
+        end_at_once(status)  # tidying up a group that is broken may wait, or end in an abort inside of torch
     sys.exit(status)
 
 
-def let_another_say_it(status: int) -> None:
-    """Waits for the end of the process that had the error: a launcher would answer the end of this one by
-    ending that one, before it has spoken."""
-    for number in SIGNALS:  # of the launcher, once the other has ended
-        signal.signal(number, lambda *_: os._exit(status))
-    time.sleep(PATIENCE if "TORCHELASTIC_RUN_ID" in os.environ else 0)
-
-
-def joined() -> bool:
-    """Whether this process has met others to train with."""
-    distributed = sys.modules.get("torch.distributed")
-    return distributed is not None and distributed.is_available() and distributed.is_initialized()
+def end_at_once(status: int) -> None:
+    """Ends the process without the cleaning up of libraries."""
+    try:
+        sys.stdout.flush()
+    finally:
+        os._exit(status)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -15,27 +16,17 @@ from craft.utils.terminal import echo
 @click.argument("name", metavar="USER/NAME")
 @click.option("--private", is_flag=True, help="Only you and your organisation may see it.")
 @click.option("--dry-run", is_flag=True, help="List what would be uploaded, show the card, and stop.")
-@click.option(
-    "--branch", metavar="NAME", help="Upload to this branch; it is made if it isn't there.  [default: main]"
-)
+@click.option("--branch", metavar="NAME", help="A branch instead of main; made if it isn't there.")
 @click.option("--tag", metavar="NAME", help="Give this version a name to load it by.")
 @click.option(
     "--into",
+    "resumable",
     metavar="FOLDER",
     help="For a checkpoint: also all that resuming needs, into this folder of the repository: checkpoint-N, "
     "or last-checkpoint, from which 'craft resume USER/NAME' goes on.",
 )
 @click.option("--license", "licence", metavar="ID", help="For the card, for example apache-2.0 or cc-by-4.0.")
-def command(
-    model: str,
-    name: str,
-    private: bool,
-    dry_run: bool,
-    branch: str | None,
-    tag: str | None,
-    into: str | None,
-    licence: str | None,
-) -> None:
+def command(model: str, name: str, private: bool, dry_run: bool, licence: str | None, **version: Any) -> None:
     """Put a trained model on the Hugging Face Hub.
 
     MODEL is 'latest' or a folder; USER/NAME is where it goes. Uploaded are the weights (safetensors), config,
@@ -55,10 +46,12 @@ def command(
 
     folder = Path(resolve(model))
     if not folder.is_dir():
-        raise UserError(f"there is no folder {model!r}; name one made by 'craft train', or 'latest'")
+        raise UserError(
+            f"there is no folder {model!r}; name one made by 'craft train', or 'latest'", code="model-missing"
+        )
     check_folder(folder)
     if dry_run:
-        files = bundle(folder, check_repo_id(name), licence, into)
+        files = bundle(folder, check_repo_id(name), licence, version["resumable"])
         for file, content in files.items():
             echo(f"{size({file: content}):>14,}  {file}")
         echo(f"{size(files):>14,}  bytes in {len(files)} files for {name}; not uploaded\n")
@@ -68,5 +61,4 @@ def command(
     from craft.utils.logging import setup_logging
 
     setup_logging()
-    url = push(folder, name, private=private or None, branch=branch, tag=tag, licence=licence, resumable=into)
-    echo(url)
+    echo(push(folder, name, private=private or None, licence=licence, **version))

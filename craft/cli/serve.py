@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,38 +12,30 @@ from craft.cli.options import PATH, from_the_hub
 from craft.serving.server import CAPS, serve
 from craft.utils.terminal import echo
 
+COUNT = click.IntRange(min=1)
+
 
 @click.command("serve")
 @click.argument("model", default="latest")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; 0.0.0.0: everywhere.")
-@click.option(
-    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one."
-)
-@click.option(
-    "--max-tokens",
-    type=click.IntRange(min=1),
-    default=CAPS["max_tokens"],
-    show_default=True,
-    help="Characters that a text may have.",
-)
+@click.option("--host", default="127.0.0.1", help="Where to listen; 0.0.0.0: everywhere.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, help="0 takes a free one.")
+@click.option("--max-tokens", type=COUNT, default=CAPS["max_tokens"], help="Characters that a text may have.")
 @click.option(
     "--max-prompt",
-    type=click.IntRange(min=1),
+    type=COUNT,
     help="Characters of a prompt.  [default: the model's context; without one 16384]",
 )
 @click.option(
     "--max-requests",
-    type=click.IntRange(min=1),
+    type=COUNT,
     default=CAPS["max_requests"],
-    show_default=True,
     help="Texts written at once; requests for more are told to try again.",
 )
 @click.option(
     "--allow-host",
     multiple=True,
     metavar="NAME",
-    help="A host under which clients and web pages may come; may be given more than once.  "
-    "[default: this machine's own]",
+    help="A host under which clients and web pages may come; repeatable.  [default: this machine's own]",
 )
 @click.option(
     "--chat-template",
@@ -52,14 +45,7 @@ from craft.utils.terminal import echo
 )
 @from_the_hub
 def command(
-    model: str,
-    host: str,
-    port: int,
-    allow_host: tuple[str, ...],
-    chat_template: Path | None,
-    revision: str | None,
-    trust_remote_code: bool,
-    **caps: Any,
+    model: str, host: str, port: int, allow_host: tuple[str, ...], chat_template: Path | None, **more: Any
 ) -> None:
     """Serve a model to OpenAI's clients: completions and chat, whole or streamed.
 
@@ -70,14 +56,6 @@ def command(
     craft serve latest
     craft serve outputs/models/MODEL --port 9000 --max-tokens 1000
     """
-    serve(
-        model,
-        host,
-        port,
-        chat_template,
-        allow_host,
-        say=lambda line: echo(line, err=True),
-        caps=caps,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-    )
+    caps = {name: more.pop(name) for name in ("max_tokens", "max_prompt", "max_requests")}
+    say = partial(echo, err=True)
+    serve(model, host, port, chat_template, allow_host, say=say, caps=caps, **more)

@@ -7,8 +7,6 @@ from pathlib import Path
 import click
 
 from craft.cli.options import PATH
-from craft.cli.resume import go_on
-from craft.utils.errors import UserError
 from craft.utils.terminal import echo
 
 
@@ -56,22 +54,44 @@ def command(
     craft train --config outputs/models/RUN/craft_run.yaml training.seed=7
     """
     from craft.config.command_line import split_text
-    from craft.config.compose import compose
-    from craft.utils.stopping import NOTHING_YET, leaving
 
     if resume is not None and "=" in resume:  # `--resume KEY=VALUE`: the option's own value was left out
         arguments, resume = (resume, *arguments), "latest"
-    overrides = split_text(arguments)
-    if resume == "latest" and config_file is not None:
-        raise UserError(
-            f"--config {config_file} starts a run and --resume goes on with one; give one of them, or name "
-            "the run: --resume RUN_DIR"
-        )
-    if resume is not None and resume != "auto":
-        go_on(resume, overrides, allow_changes, print_config, config_file, config_dir)
-        return
     if allow_changes and resume is None:
-        raise UserError("--allow-changes belongs to a run that goes on: craft resume RUN_DIR --allow-changes")
+        raise click.UsageError(
+            "--allow-changes is for a run that goes on: craft resume RUN_DIR --allow-changes"
+        )
+    start(split_text(arguments), print_config, resume, allow_changes, config_file, config_dir)
+
+
+def start(
+    overrides: list[str],
+    print_config: bool,
+    resume: str | Path | None,
+    allow_changes: bool,
+    config_file: Path | None = None,
+    config_dir: Path | None = None,
+    revision: str | None = None,
+) -> None:
+    """Composes a run and trains it, or goes on with one under the configuration that is saved in it.
+
+    Args:
+        resume: None, "auto", "latest", the folder of a run, or one on the Hub.
+        revision: which version of it on the Hub.
+    """
+    from craft.config.compose import compose
+    from craft.utils.outputs import RUN_CONFIG
+    from craft.utils.resuming import Finished, run_to_resume
+    from craft.utils.stopping import NOTHING_YET, leaving
+
+    if resume not in (None, "auto"):
+        found = run_to_resume(_fetched(str(resume), revision))
+        if isinstance(found, Finished):
+            if not overrides and not print_config:
+                echo(str(found))
+                return
+            found = found.run_dir
+        resume, config_file = found, config_file or found / RUN_CONFIG
     with leaving(NOTHING_YET):
         run = compose(overrides, config_dir=config_dir, config_file=config_file)
     if print_config:
@@ -80,3 +100,18 @@ def command(
     from craft.train import train
 
     train(run, resume=resume, allow_changes=allow_changes)
+
+
+def _fetched(run: str, revision: str | None) -> str:
+    """The folder of a run, fetched from the Hub if it is USER/NAME."""
+    from craft.utils.hub import meant_as_repo_id
+
+    if not meant_as_repo_id(run) or Path(run).parent.is_dir():
+        if revision is not None:
+            raise click.UsageError(f"--revision {revision} picks a version on the Hub, and {run} isn't there")
+        return run
+    from craft.sharing.upload import fetch_run
+    from craft.utils.logging import setup_logging
+
+    setup_logging()
+    return str(fetch_run(run, revision=revision))

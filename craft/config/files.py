@@ -1,9 +1,10 @@
-"""Where configuration files lie, what each is for, and where in them a key was written."""
+"""Where configuration files lie, what each is for, and where in them a setting was written."""
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,8 +15,10 @@ CRAFT = Path(__file__).resolve().parent.parent
 SECTIONS = ("models", "data", "training")
 GROUPS = (*SECTIONS, "experiments")
 
-Locate = Callable[[str], str]
-"""Says where a key was written, to end a sentence with: `training.lr -> ' (mine/training/a.yaml:4)'`."""
+NAMED = re.compile(
+    rf"\b(?:{'|'.join(SECTIONS)})(?:\.\w+)+|^(?:{'|'.join(GROUPS)})\b|(?<=^unknown section ')\w+"
+)
+"""What a message is about: a setting, else the section that it begins with."""
 
 
 def builtin_folder() -> Path:
@@ -34,7 +37,9 @@ def config_folders(config_dir: str | Path | None) -> list[Path]:
         return [builtin_folder()]
     folder = Path(typed_path(config_dir, "--config-dir ")).resolve()
     if not any((folder / group).is_dir() for group in GROUPS):
-        raise UserError(f"--config-dir {config_dir} holds none of the folders {', '.join(GROUPS)}")
+        raise UserError(
+            f"--config-dir {config_dir} holds none of the folders {', '.join(GROUPS)}", code="file-missing"
+        )
     return [folder, builtin_folder()]
 
 
@@ -49,52 +54,39 @@ def list_group(group: str, folders: Sequence[Path]) -> list[tuple[str, str, Path
 
 
 def _description(path: Path) -> str:
-    for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines():
-        if line.startswith("#") and not re.match(r"#\s*@", line):
-            return line.lstrip("# ").strip()
-        if line and not line.startswith("#"):
-            break
-    return ""
-
-
-class Locator:
-    """Where a key was written: nothing for one that was just typed, `(file:line)` for one from a file."""
-
-    def __init__(self, typed: set[str], files: Mapping[str, Sequence[Path]]) -> None:
-        self.typed = typed
-        self.files = files
-
-    def __call__(self, key: str) -> str:
-        section, _, name = key.partition(".")
-        if any(typed == key or typed.startswith(f"{key}.") for typed in self.typed):
-            return ""
-        candidates = self.files.get(section) or [file for files in self.files.values() for file in files]
-        last = name.rpartition(".")[2]  # of `training.lr_scheduler_kwargs.min_lr`
-        for file in candidates:
-            for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
-                if re.match(rf"(?:[^#]*[{{,]|)\s*{re.escape(last or section)}\s*:", line):
-                    return f" ({short(file)}:{number})"
-        if not name and section in self.files:
-            return f" ({short(candidates[-1])})" if candidates else ""
-        return ""
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    comment = re.match(r"(?:#\s*@.*\n|\s*\n)*#(?!\s*@)(.*)", text)
+    return comment[1].strip("# ") if comment else ""
 
 
 @contextmanager
-def located(locate: Locate) -> Iterator[None]:
-    """Adds to a refusal where the first setting that it names was written."""
+def located(typed: Collection[str], files: Mapping[str, Sequence[Path]]) -> Iterator[None]:
+    """Adds to a refusal where the setting that it names was written: ` (mine/training/a.yaml:4)`.
+
+    Args:
+        typed: the keys of the command line, which stand in no file.
+        files: of each section, those that it was read from.
+    """
     try:
         yield
     except UserError as error:
-        named = re.search(rf"\b(?:{'|'.join(SECTIONS)})(?:\.\w+)+", str(error))
-        where = locate(named[0]) if named else ""
-        if not where or where in str(error):
+        named = NAMED.search(str(error))
+        if named is None or any(f"{key}.".startswith(f"{named[0]}.") for key in typed):
             raise
-        raise UserError(f"{error}{where}") from error.__cause__
+        raise UserError(f"{error}{_place(named[0], files)}", code=error.code) from error.__cause__
+
+
+def _place(key: str, files: Mapping[str, Sequence[Path]]) -> str:
+    section, _, name = key.partition(".")
+    own = files.get(section, ())
+    last = re.escape(key.rpartition(".")[2])  # `min_lr` of `training.lr_scheduler_kwargs.min_lr`
+    for file in own or (file for each in files.values() for file in each):
+        for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
+            if re.match(rf"(?:[^#]*[{{,]|)\s*{last}\s*:", line):
+                return f" ({short(file)}:{number})"
+    return f" ({short(own[-1])})" if own and not name else ""
 
 
 def short(path: Path) -> str:
     """A path as the user would write it: relative to here where that is shorter."""
-    try:
-        return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
+    return min(str(path), os.path.relpath(path), key=len)

@@ -7,17 +7,17 @@ What the user says about the model beside it must agree with it; a preset that n
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from craft.config.command_line import read_value
 from craft.config.fields import START, defaults, model_types, section_fields
 from craft.config.snapshot import FROM_DATA, sections
-from craft.config.values import read_value, resolved
 from craft.utils.errors import UserError
 from craft.utils.hub import fetch_config
 from craft.utils.outputs import resolve
-from craft.utils.settings import coerce, yaml_word
+from craft.utils.settings import check_type, coerce, yaml_word
 
 OF_ITS_TOKENIZER = ("tokenizer", "unknown", "min_frequency", "max_vocab_size")
 """Settings of the data that decide on a new tokenizer, where the model's own is kept."""
@@ -25,7 +25,7 @@ OF_ITS_TOKENIZER = ("tokenizer", "unknown", "min_frequency", "max_vocab_size")
 
 def start_from(
     config: Any,
-    values: Sequence[tuple[str, str]],
+    values: Mapping[str, str],
     picked: bool,
     files: Mapping[str, Sequence[Path]],
     saved: bool,
@@ -36,7 +36,7 @@ def start_from(
     what stands beside `init_from` in a file. A saved run is complete, so its model may be gone by now.
 
     Args:
-        values: what was typed, as key and text.
+        values: what was typed, key and text.
         picked: whether a preset of models was picked on the command line.
         files: which files each section was read from.
         saved: whether `config` is a saved run.
@@ -53,26 +53,25 @@ def start_from(
         return None
     models: Any = OmegaConf.to_container(config.models, resolve=True)
     written = {key: models.pop(key, None) for key in START}
-    typed = {key: read_value(text, START[key]) for key in START for k, text in values if k == f"models.{key}"}
-    init_from, revision = ({**written, **typed}.get(key) for key in ("init_from", "init_revision"))
-    if not isinstance(init_from, str) or not init_from:
-        if init_from is not None:
-            raise UserError(f"models.init_from={init_from} must be a folder, a Hub id, or 'latest'")
+    typed = {
+        key: read_value(values[f"models.{key}"], START[key]) for key in START if f"models.{key}" in values
+    }
+    if "init_from" in typed:
+        written["init_revision"] = None  # of another model
+    init_from, revision = ({**written, **typed}[key] for key in ("init_from", "init_revision"))
+    for key, value in (("init_from", init_from), ("init_revision", revision)):
+        if check_type("models", START[key], value) == "":
+            what = "a folder, a Hub id, or 'latest'" if key == "init_from" else "a branch, tag or commit"
+            raise UserError(f"models.{key}= must be {what}", code="setting-value")
+    if init_from is None:
         if "init_from" in config.models:  # null takes it back
             config.models = models
         return None
-    if "init_from" in typed:
-        revision = typed.get("init_revision")  # a written one is another model's
-    if revision is not None and (not isinstance(revision, str) or not revision):
-        raise UserError(f"models.init_revision={revision} must be a branch, tag or commit of the Hub")
-    another = "init_from" in typed or "init_revision" in typed
+    another = "init_from" in typed or (saved and "init_revision" in typed)
     if saved and not another and "model_type" in models:
         return {"init_from": init_from, **models}
-    if "init_from" in typed or (saved and another):
-        said = models if picked else {}
-    else:
-        beside = models if saved else _beside_init_from(files)
-        said = {key: value for key, value in models.items() if picked or key in beside}
+    beside = set() if another else _beside_init_from(files)
+    said = {key: value for key, value in models.items() if picked or key in beside}
     start = inherit(said, init_from, revision)
     extend = written["extend_vocab"]
     config.models = start if extend is None else {**start, "extend_vocab": extend}
@@ -84,12 +83,11 @@ def _beside_init_from(files: Mapping[str, Sequence[Path]]) -> set[str]:
     import yaml
 
     found: set[str] = set()
-    for section in ("models", "experiments"):
-        for file in files[section]:
-            content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-            models = content if section == "models" and "models" not in content else content.get("models")
-            if isinstance(models, dict) and "init_from" in models:
-                found |= set(models)
+    for file in (*files["models"], *files.get("experiments", ())):
+        content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        models = content.get("models", content)
+        if isinstance(models, dict) and "init_from" in models:
+            found |= set(models)
     return found
 
 
@@ -111,7 +109,8 @@ def inherit(said: Mapping[str, Any], init_from: str, revision: str | None = None
         if revision is not None:
             raise UserError(
                 f"models.init_revision={revision} picks a version on the Hub, and models.init_from={where} "
-                "is a folder; leave it out"
+                "is a folder; leave it out",
+                code="setting-no-effect",
             )
         file, pinned = Path(where) / "config.json", {}
     else:
@@ -132,15 +131,16 @@ def architecture(file: Path, init_from: str) -> dict[str, Any]:
     Raises:
         UserError: if it isn't one of craft's.
     """
+    name = f"models.init_from={init_from}"
     try:
         config: Any = json.loads(file.read_text(encoding="utf-8"))
         model_type = config["model_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"models.init_from={init_from}: its config.json can't be read ({error})") from error
+        raise UserError(f"{name}: its config.json can't be read ({error})", code="model-invalid") from error
     if model_type not in model_types():
         raise UserError(
-            f"models.init_from={init_from} is a {model_type!r} model; craft trains on from its own, which "
-            f"are {', '.join(model_types())}"
+            f"{name} is a {model_type!r} model; craft trains on from its own: {', '.join(model_types())}",
+            code="model-mismatch",
         )
     own = set(sections()[model_type].own) - set(FROM_DATA)
     own.add("max_position_embeddings")  # the context is part of the architecture
@@ -160,13 +160,9 @@ def refuse_conflicts(init_from: str, found: Mapping[str, Any], said: Mapping[str
     Raises:
         UserError: naming all of them.
     """
-    name = f"models.init_from={init_from}"
-    if said.get("model_type", found["model_type"]) != found["model_type"]:
-        raise UserError(
-            f"models.model_type={said['model_type']} contradicts {name}, which is a {found['model_type']}; "
-            "leave it out"
-        )
     fields = section_fields("models", found)
+    if said.get("model_type", found["model_type"]) != found["model_type"]:
+        said = {"model_type": said["model_type"]}  # the fields are another model's
     conflicts = []
     for key, value in said.items():
         if key in START or value is None or "dropout" in key or key not in found or key not in fields:
@@ -179,12 +175,13 @@ def refuse_conflicts(init_from: str, found: Mapping[str, Any], said: Mapping[str
             conflicts.append(f"models.{key}={yaml_word(value)} (it has {yaml_word(found[key])})")
     if conflicts:
         raise UserError(
-            f"{name} keeps the model's architecture, but {' and '.join(conflicts)}; leave "
-            f"{'them' if len(conflicts) > 1 else 'it'} out"
+            f"models.init_from={init_from} keeps the model's architecture, which contradicts "
+            f"{' and '.join(conflicts)}; leave that out",
+            code="model-mismatch",
         )
 
 
-def agree(config: Any, start: Mapping[str, Any], typed: set[str]) -> None:
+def agree(config: Any, start: Mapping[str, Any], typed: Collection[str]) -> None:
     """Refuses typed fields that contradict the model, and settings of a new tokenizer, which there won't be.
 
     A window that nobody typed isn't longer than the model's.
@@ -197,17 +194,20 @@ def agree(config: Any, start: Mapping[str, Any], typed: set[str]) -> None:
     Raises:
         UserError: naming all of them.
     """
+    from omegaconf import OmegaConf
+
     if useless := [f"data.{key}" for key in OF_ITS_TOKENIZER if f"data.{key}" in typed]:
         raise UserError(
             f"models.init_from={start['init_from']} keeps the model's tokenizer, so {' and '.join(useless)} "
-            "would have no effect; leave it out (models.extend_vocab=true gives new characters ids)"
+            "would have no effect; leave it out (models.extend_vocab=true gives new characters ids)",
+            code="setting-no-effect",
         )
-    models, data = resolved(config.models), config.get("data") or {}
+    models: Any = OmegaConf.to_container(config.models, resolve=True)
     refuse_conflicts(start["init_from"], start, {k: v for k, v in models.items() if f"models.{k}" in typed})
     for key, value in models.items():
         if value is None and start.get(key) is not None:  # left open, so it is as the model has it
             config.models[key] = start[key]
-    context = start.get("max_position_embeddings")
+    context, data = start.get("max_position_embeddings"), config.get("data") or {}
     window = data.get("block_size", defaults("data", data)["block_size"])
     if context and "data.block_size" not in typed and isinstance(window, int) and window > context:
         config.data.block_size = context

@@ -1,4 +1,8 @@
-"""What only a configuration has rules for, and the rules of a model's config in the words of its keys."""
+"""What only a configuration has rules for: settings without effect, secrets, and several sections together.
+
+Rules about one section belong to the class that receives it; here those of a model's config are called, in
+the words of its keys.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,15 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from craft.config.fields import START
-from craft.utils.errors import UserError
+from craft.utils.common import parsed_stride
+from craft.utils.errors import Code, UserError
 from craft.utils.masking import masked
 from craft.utils.settings import Field, yaml_word
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+Values = Mapping[str, Any]
 
 IGNORED: dict[str, str] = {
     **dict.fromkeys(
@@ -23,17 +30,6 @@ IGNORED: dict[str, str] = {
     "return_dict": "craft's models return transformers' outputs",
 }
 """Fields of every model's config that have no effect in training, and why."""
-
-OVERRULES: dict[str, dict[str, Any]] = {
-    "training.per_device_train_batch_size": {"training.global_batch_size": None},
-    "training.num_train_epochs": {"training.max_steps": -1},
-    "training.lr_scheduler_type": {"training.lr_scheduler_kwargs": None},
-    "data.source": {"data.language": None},
-    "training.eval_strategy=no": {"training.load_best_model_at_end": False},
-    "training.save_strategy=no": {"training.load_best_model_at_end": False},
-    "data.validation_size=0": {"training.eval_strategy": "no", "training.load_best_model_at_end": False},
-}
-"""What typing the first takes back where a file has set it: the same said in two ways, or made impossible."""
 
 
 def check_effect(section: str, field: Field, value: Any) -> None:
@@ -45,17 +41,18 @@ def check_effect(section: str, field: Field, value: Any) -> None:
     name = f"{section}.{field.name}"
     if section == "models" and field.name in IGNORED and value not in (None, field.default):
         why = IGNORED[field.name]
-        raise UserError(f"{name}={yaml_word(value)} has no effect in craft: {why}; leave it out")
-    if name == "training.hub_token" and value:
-        raise UserError(f"{name} would be saved with the run; set the environment variable HF_TOKEN instead")
-    if masked(value) != value:
+        raise UserError(
+            f"{name}={yaml_word(value)} has no effect in craft: {why}; leave it out", code="setting-no-effect"
+        )
+    if (name == "training.hub_token" and value) or masked(value) != value:
         raise UserError(
             f"{name} holds a token or password, which would be saved with the run and shared with it; take "
-            "it out (they are read from the environment, or the login of hf)"
+            "it out (HF_TOKEN, or the login of hf, is read instead)",
+            code="secret",
         )
 
 
-def model_config(models: Mapping[str, Any]) -> PreTrainedConfig:
+def model_config(models: Values) -> PreTrainedConfig:
     """The config that a section `models` describes; what is null there is left to its class.
 
     Raises:
@@ -77,4 +74,74 @@ def model_config(models: Mapping[str, Any]) -> PreTrainedConfig:
         else:
             names = re.sub(rf"(?<![\w.])({'|'.join(given)})(?=[=.])", r"models.\1", sentence)
             sentence = names if names != sentence else f"models: {sentence}"
-        raise UserError(sentence) from error
+        raise UserError(sentence, code="setting-value") from error
+
+
+def check_sections(models: Values, data: Values, training: Values, recurrent: bool) -> None:
+    """Refuses what is impossible together in sections that are valid alone.
+
+    Args:
+        recurrent: whether the model carries a state from window to window.
+
+    Raises:
+        UserError: with the way out.
+    """
+
+    def refuse(sentence: str, code: Code = "setting-conflict") -> None:
+        raise UserError(sentence, code=code)
+
+    start, model_type = models.get("init_from"), f"models.model_type={models['model_type']}"
+    for name in ("init_revision", "extend_vocab"):
+        if models.get(name) and not start:
+            refuse(
+                f"models.{name}={yaml_word(models[name])} is about a trained model to start from; name it "
+                "with models.init_from, or leave it out",
+                "setting-no-effect",
+            )
+    if models.get("extend_vocab") and data["streaming"]:
+        refuse(
+            "models.extend_vocab=true must know the characters of the text beforehand, which "
+            "data.streaming=true doesn't; set data.streaming=false"
+        )
+    longest, block = models.get("max_position_embeddings"), data["block_size"]
+    if longest and longest < block and not recurrent:
+        way_out = f"set data.block_size={longest}" if start else "leave it null to follow the window"
+        refuse(f"models.max_position_embeddings={longest} is shorter than data.block_size={block}; {way_out}")
+    evaluates = training["eval_strategy"]
+    if evaluates != "no" and not data["validation_size"] and not data["validation_split"]:
+        refuse(
+            f"data.validation_size=0 leaves no validation split, which training.eval_strategy={evaluates} "
+            "needs; set it above 0, or training.eval_strategy=no"
+        )
+    if data["streaming"] and recurrent and training["carry_state"]:
+        refuse(
+            "data.streaming=true can't feed a model that carries its state from window to window; "
+            "set data.streaming=false, or training.carry_state=false"
+        )
+    if data["streaming"] and training["max_steps"] < 1:
+        refuse("data.streaming=true has no length to count epochs by; set training.max_steps")
+    for name in ("gradient_checkpointing", "activation_checkpointing"):
+        if training.get(name) and recurrent:
+            refuse(
+                f"training.{name}=true does not work with {model_type}: it drops the recurrent state; lower "
+                "training.per_device_train_batch_size to save memory"
+            )
+    protocol = training["eval_protocol"]
+    if protocol == "stateful" and not recurrent:
+        refuse(
+            f"training.eval_protocol=stateful needs a recurrent model, and {model_type} carries no state; "
+            "use blocks, sliding-N or auto"
+        )
+    if (parsed_stride(protocol) or 0) > block:
+        refuse(
+            f"training.eval_protocol={protocol} moves on by more than a window of data.block_size={block}; "
+            f"use sliding-{max(1, block // 2)}"
+        )
+    if models.get("attn_implementation") == "flex_attention" and not recurrent:
+        from craft.training import requirements
+
+        if requirements.on_cpu(training):
+            refuse(
+                "models.attn_implementation=flex_attention can't be trained with on a CPU; use sdpa or eager",
+                "machine-unable",
+            )

@@ -2,26 +2,23 @@
 
 The keys of each section are the fields of the class that receives it (`DataArguments`,
 `CraftTrainingArguments`, the model's own config), and so are their rules; those about several sections are in
-`combinations.py`. Names and types come first: they are answered without importing the classes.
+`rules.py`. Names and types come first: they are answered without importing the classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from craft.config.combinations import complaints
 from craft.config.fields import defaults, section_fields, section_of, suggest
-from craft.config.files import SECTIONS, Locate
-from craft.config.rules import check_effect, model_config
+from craft.config.files import SECTIONS
+from craft.config.rules import check_effect, check_sections, model_config
 from craft.config.snapshot import FROM_DATA
 from craft.utils.common import did_you_mean
 from craft.utils.errors import UserError
 from craft.utils.paths import typed_settings
 from craft.utils.settings import check_type, yaml_word
-
-SECTIONS_ARE = "(a run has the sections models, data and training)"
 
 
 @dataclass(frozen=True)
@@ -41,44 +38,30 @@ class Run:
     experiment: str = "none"
 
     @classmethod
-    def of(
-        cls,
-        mapping: Mapping[str, Any],
-        locate: Locate = lambda key: "",
-        typed: Collection[str] | None = None,
-    ) -> Run:
+    def of(cls, mapping: Mapping[str, Any]) -> Run:
         """A run from plain data.
-
-        Args:
-            locate: says where a key was written.
-            typed: the keys that were typed over a saved run, which itself may hold settings without effect;
-                None where all of it is new.
 
         Raises:
             UserError: for an unknown key, a wrong type, a value out of range or an impossible combination.
         """
         for key in mapping:
             if key == "experiments":
-                where = locate("experiments")
-                raise UserError(f"an experiment's file must begin with the line '# @package _global_'{where}")
+                raise UserError(
+                    "experiments is no section of a run; the file of an experiment must begin with the line "
+                    "'# @package _global_'",
+                    code="setting-unknown",
+                )
             if key not in (*SECTIONS, "experiment"):
                 hint = did_you_mean(str(key), SECTIONS)
-                raise UserError(f"unknown section {key!r}{locate(str(key))}{hint} {SECTIONS_ARE}")
-        if not isinstance(mapping.get("experiment", ""), str):
-            raise UserError(f"experiment={yaml_word(mapping['experiment'])} must be text")
-        sections = {}
-        for name in SECTIONS:
-            section = mapping.get(name)
-            if not isinstance(section, Mapping):
-                what = yaml_word(section)
                 raise UserError(
-                    f"{name} is {what}{locate(name)}; it must be a mapping of settings {SECTIONS_ARE}"
+                    f"unknown section {str(key)!r}{hint} (a run has {', '.join(SECTIONS)})",
+                    code="setting-unknown",
                 )
-            sections[name] = check_section(name, section)
-        complete = {name: {**defaults(name, section), **section} for name, section in sections.items()}
-        complete["data"] = _check_rules(**complete, typed=typed)
-        own = {name: _own(name, complete[name], section) for name, section in sections.items()}
-        return cls(experiment=mapping.get("experiment", "none"), **own)
+        written = {name: _check_section(name, mapping.get(name)) for name in SECTIONS}
+        complete = {name: {**defaults(name, section), **section} for name, section in written.items()}
+        complete["data"] = _check_rules(**complete)
+        own = {name: _own(name, complete[name], section) for name, section in written.items()}
+        return cls(experiment=str(mapping.get("experiment", "none")), **own)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, valid for `Run.of`."""
@@ -91,30 +74,31 @@ class Run:
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=110)
 
 
-def check_section(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def _check_section(section: str, values: Any) -> dict[str, Any]:
     """One section: every key known, every value of its type; "1e-3" becomes a number."""
+    if not isinstance(values, Mapping):
+        raise UserError(
+            f"{section} is {yaml_word(values)}; it must be a mapping of settings", code="setting-type"
+        )
     known = section_fields(section, values)
     checked = {}
     for key, value in values.items():
         name = f"{section}.{key}"
         if key not in known:
-            raise UserError(f"unknown key {name!r}{suggest(name, values.get('model_type'))}")
+            hint = suggest(name, values.get("model_type"))
+            raise UserError(f"unknown key {name!r}{hint}", code="setting-unknown")
         checked[key] = check_type(section, known[key], value)
         check_effect(section, known[key], checked[key])
     return typed_settings(section, checked)
 
 
-def _check_rules(
-    models: dict[str, Any], data: dict[str, Any], training: dict[str, Any], typed: Collection[str] | None
-) -> dict[str, Any]:
+def _check_rules(models: dict[str, Any], data: dict[str, Any], training: dict[str, Any]) -> dict[str, Any]:
     """Every rule of values and of several fields, those that need torch last; returns the data as checked."""
     from craft.data.arguments import check_corpus, check_data
 
     data = check_data(data)
-    stated = None if typed is None else [key.partition(".")[2] for key in typed if key.startswith("data.")]
-    check_corpus(data, stated)
-    for complaint in complaints(models, data, training, section_of("models", models).carries_state):
-        raise UserError(complaint)
+    check_corpus(data)
+    check_sections(models, data, training, section_of("models", models).carries_state)
     from craft.training.arguments import check_training
 
     check_training(training)

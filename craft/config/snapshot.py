@@ -14,12 +14,9 @@ import json
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-import craft
 from craft.config.files import CRAFT
-from craft.utils.errors import UserError
 from craft.utils.files import replace_text
 from craft.utils.settings import UNKNOWN, Field, fields_of
 
@@ -50,36 +47,28 @@ class Section:
 @functools.cache
 def sections() -> dict[str, Section]:
     """Every section: `data`, `training`, and a model by its `model_type`."""
-    place, stamp = _place(), _stamp()
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        kept = json.loads(place.read_text(encoding="utf-8")) if place else {}
+    from craft.data.cache import Cache
+
+    place = Cache().root / f"settings-{hashlib.sha256(bytes(CRAFT)).hexdigest()[:8]}.json"
+    stamp = _stamp()
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        kept = json.loads(place.read_text(encoding="utf-8"))
         if kept.get("stamp") == stamp:
             return {name: _load(section) for name, section in kept["sections"].items()}
     found = _read_classes()
-    if place:
-        with suppress(OSError):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            kept = {"stamp": stamp, "sections": {name: _dump(section) for name, section in found.items()}}
-            replace_text(place, json.dumps(kept))
+    with suppress(OSError):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        kept = {"stamp": stamp, "sections": {name: _dump(section) for name, section in found.items()}}
+        replace_text(place, json.dumps(kept))
     return found
 
 
-def _place() -> Path | None:
-    """The file in craft's cache folder, one for each installation; None where its name makes no sense."""
-    from craft.data.cache import Cache
-
-    versions = f"{craft.__version__}-{version('transformers')}"
-    with suppress(UserError):
-        return Cache().root / f"settings-{versions}-{hashlib.sha256(bytes(CRAFT)).hexdigest()[:8]}.json"
-    return None
-
-
 def _stamp() -> str:
-    """Another one for other files of craft: a checkout keeps its version while they are edited."""
-    files = [CRAFT / "data" / "arguments.py", *CRAFT.glob("config/*.py"), *CRAFT.glob("utils/settings.py")]
+    """Another one for other versions, and for other files of craft, which may be edited in a checkout."""
+    files = [*CRAFT.glob("data/arguments.py"), *CRAFT.glob("config/*.py"), *CRAFT.glob("utils/settings.py")]
     files += [*CRAFT.glob("models/*.py"), *CRAFT.glob("training/*.py")]
     states = [(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in sorted(files)]
-    return hashlib.sha256(repr(states).encode()).hexdigest()
+    return hashlib.sha256(repr((version("transformers"), states)).encode()).hexdigest()
 
 
 def _dump(section: Section) -> dict[str, Any]:

@@ -7,7 +7,8 @@ validators the rules of single values; the functions at the end are about severa
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Mapping
+import glob
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, Literal
@@ -129,15 +130,11 @@ class DataArguments:
 
     @property
     def label(self) -> str:
-        """The name of the corpus in the names of outputs: `name`, else the stem of the last part of `path`
-        that is no pattern; of several the first, and how many follow."""
-        first, *more = dict.fromkeys(map(_stem, self.paths)) or ["corpus"]
-        return self.name or (f"{first}-and-{len(more)}-more" if more else first)
-
-
-def _stem(path: str) -> str:
-    stems = [part.strip("/").split(".")[0] for part in PurePath(path).parts]
-    return next((s for s in reversed(stems) if s and not set(s) & set("*?[")), "corpus")
+        """The name of the corpus in the names of outputs: `name`, else the stem of the last part of the first
+        `path` that is no pattern."""
+        parts = reversed(PurePath(self.paths[0]).parts if self.paths else ())
+        stems = (part.strip("/").split(".")[0] for part in parts if not glob.has_magic(part))
+        return self.name or next(filter(None, stems), "corpus")
 
 
 @functools.cache
@@ -157,32 +154,34 @@ def check_data(values: Mapping[str, Any]) -> dict[str, Any]:
     check_values("data", validators(DataArguments), data)
     source, path = data["source"], data["path"]
     if source != "files" and isinstance(path, list):
-        raise UserError(f"data.path={yaml_word(path)} is a list; data.source={source} takes one name")
+        raise UserError(
+            f"data.path={yaml_word(path)} is a list; data.source={source} takes one name",
+            code="setting-conflict",
+        )
     if source == "hub" and isinstance(path, str) and is_repo_id(path) and Path(path).exists():
         data["path"] = f"./{path}"  # a folder, which no reader of the record should look for on the Hub
     sizes = {name: data[f"{name}_size"] for name in ("validation", "test")}
     if all(size < 1 for size in sizes.values()) and sum(sizes.values()) >= 1:
         raise UserError(
             f"data.test_size={sizes['test']} and data.validation_size={sizes['validation']} leave nothing to "
-            "train on; their sum must be below 1"
+            "train on; their sum must be below 1",
+            code="setting-conflict",
         )
-    for name in ("validation", "test"):
-        if data[f"{name}_split"] and source != "hub":
-            raise UserError(
-                f"data.{name}_split={data[f'{name}_split']} names a split of a dataset (data.source=hub); "
-                f"texts are cut by data.{name}_size"
-            )
-    for name in OF_ALPHABET if data["tokenizer"] == "byte" else ():
+    if source != "hub" and (split := data["validation_split"] or data["test_split"]):
+        raise UserError(
+            f"data.validation_split and data.test_split (={split}) are of datasets (data.source=hub); texts "
+            "are cut by data.validation_size and data.test_size",
+            code="setting-conflict",
+        )
+    for name in ("unknown", "min_frequency", "max_vocab_size") if data["tokenizer"] == "byte" else ():
         # `unknown=bytes` is what that tokenizer does anyway.
         if data[name] not in (data_fields()[name].default, "bytes"):
             raise UserError(
-                f"data.{name}={data[name]} is about an alphabet; data.tokenizer=byte has none, leave it out"
+                f"data.{name}={data[name]} is about an alphabet; data.tokenizer=byte has none, leave it out",
+                code="setting-no-effect",
             )
     return data
 
-
-OF_ALPHABET = ("unknown", "min_frequency", "max_vocab_size")
-"""Settings of the alphabet, which a byte tokenizer doesn't have."""
 
 READ_BY = {
     **dict.fromkeys(("config_name", "revision", "split"), ("hub",)),
@@ -192,35 +191,28 @@ READ_BY = {
 """Fields that only some sources look at."""
 
 
-def check_corpus(data: Mapping[str, Any], stated: Collection[str] | None = None) -> None:
+def check_corpus(data: Mapping[str, Any]) -> None:
     """Refuses what is no corpus to train on, and settings that would have no effect on it.
-
-    Args:
-        data: what `check_data` returned.
-        stated: fields that somebody set now; others may have been saved by an earlier version. None: all.
 
     Raises:
         UserError: with what is missing, or to be left out.
     """
     source = data["source"]
     if not data["path"]:
-        ways = {
-            "files": "craft train my.txt, or data.path=my.txt",
-            "hub": "data.path=USER/DATASET",
-            "builtin": "data.path=NAME",
-        }
-        raise UserError(f"data.path is missing, and data.source={source} needs one: {ways[source]}")
-    for name, field in data_fields().items():
-        if data[name] == field.default or (stated is not None and name not in stated):
-            continue
-        written = f"data.{name}={yaml_word(data[name])} has no effect"
-        if source not in READ_BY.get(name, (source,)):
-            raise UserError(f"{written} with data.source={source}; leave it out")
-        if name == "lanes" and not data["streaming"]:
-            raise UserError(f"{written} without data.streaming=true; leave it out")
-
-
-def of_saved_run(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The section `data` of a saved run, without what earlier versions accepted beside the byte tokenizer."""
-    byte = data.get("tokenizer") == "byte"
-    return {key: value for key, value in data.items() if not (byte and key in OF_ALPHABET)}
+        ways = {"hub": "data.path=USER/DATASET", "builtin": "data.path=NAME"}
+        raise UserError(
+            f"data.path is missing, and data.source={source} needs one: "
+            f"{ways.get(source, 'craft train my.txt, or data.path=my.txt')}",
+            code="text-missing",
+        )
+    for name, sources in READ_BY.items():
+        if source not in sources and data[name] != data_fields()[name].default:
+            raise UserError(
+                f"data.{name}={yaml_word(data[name])} has no effect with data.source={source}; leave it out",
+                code="setting-no-effect",
+            )
+    if data["lanes"] != data_fields()["lanes"].default and not data["streaming"]:
+        raise UserError(
+            f"data.lanes={data['lanes']} has no effect without data.streaming=true; leave it out",
+            code="setting-no-effect",
+        )

@@ -7,6 +7,7 @@ continues exactly where it stopped.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,17 +15,19 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from craft.data.base import BaseDataset, TextDataset
+from craft.data.base import BaseDataset, IdsOnDisk, map_of
 from craft.data.order import below, permuted
-from craft.utils.common import did_you_mean
 from craft.utils.errors import UserError
 
 ORDERS = ("shuffled", "random", "streams")
 WINDOWS_AT_ONCE = 4096
+MAPPED_BYTES = 1 << 28
+"""Larger maps are read by position instead: their pages would count as memory of this process."""
 
 
-class CharDataset(TextDataset):
-    """The windows of every step.
+class CharDataset:
+    """The windows of every step: `block_size + lookahead` consecutive ids, so that no prediction is lost at
+    their edges.
 
     Orders:
         shuffled: an epoch cuts the corpus into non-overlapping windows from a random phase and visits them in
@@ -34,7 +37,7 @@ class CharDataset(TextDataset):
             stretches; step k is chunk k of each, and the state is zero at step 0 of an epoch.
 
     Args:
-        ids: 1-D array of ids.
+        ids: 1-D array of any integer type, in memory or memory-mapped; it is never copied as a whole.
         block_size: T.
         global_batch_size: windows per optimizer step, over all processes and accumulation steps.
         seed: decides the order, together with epoch and step.
@@ -53,21 +56,28 @@ class CharDataset(TextDataset):
         order: str = "shuffled",
         lookahead: int = 1,
     ) -> None:
-        super().__init__(ids, block_size, lookahead)
         if order not in ORDERS:
-            raise UserError(
-                f"data.order={order!r} is none of {', '.join(ORDERS)}{did_you_mean(order, ORDERS)}"
-            )
-        self.global_batch_size = global_batch_size
-        self.seed = seed
-        self.order = order
+            raise UserError(f"data.order={order!r} is none of {', '.join(ORDERS)}", code="setting-value")
         # Less than a whole window is given up, so that every phase in [0, T) has the same number of windows.
-        self._n_starts = len(self.ids) + 1 - lookahead
+        self._n_starts = len(ids) + 1 - lookahead
         self._n_windows = self._n_starts // block_size - 1
+        largest = self._n_starts // (global_batch_size + 1)
         if order == "random":
-            self._n_windows = max(self._n_windows, global_batch_size)
-        if self._n_windows < global_batch_size:
-            raise UserError(self._too_short())
+            self._n_windows, largest = max(self._n_windows, global_batch_size), self._n_starts - 1
+        if largest < block_size:
+            raise UserError(
+                f"{len(ids)} characters of training text are too few for a global batch of "
+                f"{global_batch_size} windows of data.block_size={block_size}; make the batch smaller, or "
+                f"data.block_size at most {largest}",
+                code="text-short",
+            )
+        # np.memmap runs Python code on every slice; a plain view of the same memory doesn't.
+        self.ids = np.asarray(ids).view(np.ndarray)
+        self.block_size, self.width = block_size, block_size + lookahead
+        self._windows = np.lib.stride_tricks.sliding_window_view(self.ids, self.width)
+        self.global_batch_size, self.seed, self.order = global_batch_size, seed, order
+        by_position = ids.nbytes > MAPPED_BYTES and map_of(ids) and hasattr(os, "preadv")
+        self._file = IdsOnDisk(ids) if by_position else None
         self.steps_per_epoch = self._n_windows // global_batch_size
         # numpy's overhead per call is that of thousands of windows: compute several steps at once.
         self._steps_per_block = max(1, WINDOWS_AT_ONCE // global_batch_size)
@@ -76,6 +86,12 @@ class CharDataset(TextDataset):
     def __len__(self) -> int:
         """Windows per epoch."""
         return self.steps_per_epoch * self.global_batch_size
+
+    def windows(self, starts: np.ndarray) -> torch.Tensor:
+        """LongTensor [len(starts), block_size + lookahead]: the ids from each start on."""
+        if self._file is None:
+            return torch.from_numpy(self._windows[starts].astype(np.int64))
+        return torch.from_numpy(self._file.windows(starts, self.width).astype(np.int64))
 
     def starts(self, epoch: int, step: int) -> np.ndarray:
         """int64 [global_batch_size]: where the windows of a step start in the ids.
@@ -105,19 +121,6 @@ class CharDataset(TextDataset):
         """LongTensor [len(rows), T + lookahead]: those rows of the global batch of a step."""
         return self.windows(self.starts(epoch, step)[rows])
 
-    def _too_short(self) -> str:
-        n, size, batch = self._n_starts, self.block_size, self.global_batch_size
-        ways_out = []
-        if n // (batch + 1):
-            ways_out.append(f"block_size {n // (batch + 1)} at this batch")
-        if n // size > 1:
-            ways_out.append(f"a global batch of {n // size - 1} at this block_size")
-        best = " or ".join(ways_out) or f"block_size {n // 2} with a global batch of 1"
-        return (
-            f"{len(self.ids)} characters of training text are too few for a global batch of {batch} windows "
-            f"of data.block_size={size}; the largest that works is {best}"
-        )
-
 
 class TrainLoader(DataLoader):
     """Micro-batches of one process; `set_epoch` chooses the order. Not to be prepared by Accelerate."""
@@ -133,14 +136,14 @@ def train_loader(
     accumulation: int,
     rank: int,
     world: int,
-    make_batch: Callable[[torch.Tensor], dict[str, Any]] | None = None,
+    make_batch: Callable[[torch.Tensor], dict[str, Any]],
 ) -> TrainLoader:
     """The micro-batches of process `rank` of `world`.
 
     Row j of the global batch belongs to micro-batch g, process r, row b with j = (g * world + r) * B + b.
 
     Args:
-        make_batch: the model's, of windows what it takes; by default `next_characters`.
+        make_batch: the model's, which makes of windows what it takes.
 
     Returns:
         A loader of dicts: what `make_batch` gives, `step_in_epoch`, `micro_step`. It has steps_per_epoch *
@@ -155,8 +158,11 @@ def train_loader(
             f"{per_device_batch_size} rows x {accumulation} accumulation steps x {world} processes "
             f"= {parts}, but the global batch is {dataset.global_batch_size}"
         )
-    batches = _MicroBatches(dataset, per_device_batch_size, accumulation, rank, world)
-    batches.make_batch = make_batch or next_characters
+    rows = [
+        np.arange(per_device_batch_size) + (g * world + rank) * per_device_batch_size
+        for g in range(accumulation)
+    ]
+    batches = _MicroBatches(dataset, rows, make_batch)
     return TrainLoader(
         batches,
         batch_sampler=_EpochSampler(batches.per_epoch),
@@ -165,20 +171,18 @@ def train_loader(
     )
 
 
-def next_characters(windows: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Windows [B, T + 1] -> `input_ids` [B, T]; as `labels` and `shift_labels` [B, T] the next characters."""
-    labels = windows[:, 1:].contiguous()
-    return {"input_ids": windows[:, :-1].contiguous(), "labels": labels, "shift_labels": labels}
-
-
 class _MicroBatches(Dataset):
     """Micro-batch `i` of the whole run: epoch i // per_epoch, and the place in it."""
 
-    def __init__(self, dataset: BaseDataset, rows: int, accumulation: int, rank: int, world: int) -> None:
-        self.dataset, self.accumulation = dataset, accumulation
+    def __init__(
+        self,
+        dataset: BaseDataset,
+        rows: list[np.ndarray],
+        make_batch: Callable[[torch.Tensor], dict[str, Any]],
+    ) -> None:
+        self.dataset, self.rows, self.make_batch = dataset, rows, make_batch
         steps = getattr(dataset, "steps_per_epoch", None)
-        self.per_epoch = None if steps is None else steps * accumulation
-        self.rows = [np.arange(rows) + (g * world + rank) * rows for g in range(accumulation)]
+        self.per_epoch = None if steps is None else steps * len(rows)
 
     def __len__(self) -> int:
         """Windows per epoch over all processes, as the Trainer reports them."""
@@ -186,7 +190,7 @@ class _MicroBatches(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         epoch, micro = divmod(index, self.per_epoch) if self.per_epoch else (0, index)
-        step, micro_step = divmod(micro, self.accumulation)
+        step, micro_step = divmod(micro, len(self.rows))
         windows = self.dataset.batch(epoch, step, self.rows[micro_step])
         return {**self.make_batch(windows), "step_in_epoch": step, "micro_step": micro_step}
 

@@ -24,10 +24,11 @@ def read_template(file: Path) -> str:
     try:
         text = file.read_text(encoding="utf-8")
         _compile_jinja_template(text)  # with the tags and filters that transformers' templates have
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"can't read --chat-template {file}: {error}") from error
-    except TemplateSyntaxError as error:
-        raise UserError(f"--chat-template {file}:{error.lineno}: {error.message}") from error
+    except (OSError, UnicodeDecodeError, TemplateSyntaxError) as error:
+        line = f", line {error.lineno}" if isinstance(error, TemplateSyntaxError) else ""
+        raise UserError(
+            f"can't read --chat-template {file}{line}: {error}", code="file-unreadable"
+        ) from error
     return text
 
 

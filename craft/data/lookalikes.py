@@ -7,38 +7,16 @@ the model has; so what refuses a character names what the alphabet has instead.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 NAMED = 3
 """How many look-alikes of one character are named."""
-
-# Greek and Cyrillic letters, some signs.
-_GROUPS = """
-    AАΑ BВΒ CС EЕΕ HНΗ IІΙ JЈ KКΚ MМΜ NΝ OОΟ PРΡ SЅ TТΤ XХΧ YΥ ZΖ
-    aаα cс eе iіι jј oоο pрρ sѕ vν xх yу /⁄∕ *∗ :∶ |ǀ∣ ·•∙⋅
-"""
-# Those that Unicode's own equivalences (NFKD) leave apart; the first of each stands for the others.
-_ALIKE = (
-    "'‘’‚‛′`´ʹʻʼ",
-    '"“”„‟″«»',
-    "-‐‑‒–—―−⁃",
-    " \t",
-    "\n\r\v\f\x85\u2028\u2029",
-    *_GROUPS.split(),
-)
-_FIRST = str.maketrans({char: alike[0] for alike in _ALIKE for char in alike[1:]})
+ALIKE = {"Pd": "-", "Pi": '"', "Pf": '"', "Zs": " ", "Zl": " ", "Zp": " ", "Cc": " "}
+"""What stands for the dashes, quotes and spaces of a category of Unicode."""
 
 
-def look_alikes(char: str, alphabet: Collection[str], around: tuple[str, str] = ("", "")) -> list[str]:
-    """What `alphabet` has instead of `char`, which it lacks: characters, or several that make one sign.
-
-    Args:
-        around: the text before and behind it, whose characters may make one sign with it.
-    """
-    before, behind = around[0][-1:], around[1][:2]
-    for text in (char, before + char, char + behind[:1], before + char + behind[:1], char + behind):
-        if (composed := unicodedata.normalize("NFC", text)) in alphabet and composed != before:
-            return [composed]
+def look_alikes(char: str, alphabet: Collection[str]) -> list[str]:
+    """What `alphabet` has instead of `char`, which it lacks: characters, or several that make one sign."""
     shown = _sign(char)
     for parts in (unicodedata.normalize("NFD", char), shown):
         if len(parts) > 1 and set(parts) <= set(alphabet):
@@ -52,18 +30,9 @@ def look_alikes(char: str, alphabet: Collection[str], around: tuple[str, str] = 
     return sorted(found)[:NAMED]
 
 
-def instead(char: str, alphabet: Collection[str], around: tuple[str, str] = ("", "")) -> str:
+def instead(char: str, alphabet: Collection[str]) -> str:
     """The look-alikes of `char` as a message names them; empty if there are none."""
-    return " or ".join(map(named, look_alikes(char, alphabet, around)))
-
-
-def doubled(alphabet: Sequence[str]) -> list[str]:
-    """Signs for which `alphabet` has two ways that nobody can tell apart: accents, kinds of spaces."""
-    known = set(alphabet)
-    spaces = [char for char in alphabet if char != "\t" and _sign(char) == " "]
-    accents = [(char, unicodedata.normalize("NFD", char)) for char in alphabet]
-    pairs = [(char, parts) for char, parts in accents if parts != char and set(parts) <= known]
-    return [" and ".join(map(named, ways)) for ways in ([spaces] if len(spaces) > 1 else []) + pairs]
+    return " or ".join(map(named, look_alikes(char, alphabet)))
 
 
 def named(text: str) -> str:
@@ -72,5 +41,6 @@ def named(text: str) -> str:
 
 
 def _sign(text: str) -> str:
-    """What characters show, whichever of their look-alikes they are."""
-    return unicodedata.normalize("NFKD", text.translate(_FIRST)).translate(_FIRST)
+    """What characters show, by the equivalences of Unicode and its categories."""
+    plain = (ALIKE.get(unicodedata.category(char), char) for char in unicodedata.normalize("NFKD", text))
+    return "".join(plain).translate({ord("'"): '"', ord("−"): "-"})

@@ -54,15 +54,15 @@ def permuted(index: np.ndarray, size: int, *keys: int) -> np.ndarray:
     return position
 
 
-def dealt(sizes: Sequence[int], hands: int, *keys: int) -> list[list[int]]:
-    """Which of the units 0, 1, … each hand gets: all are dealt in a keyed order, each to the hand with least.
+def balanced_shards(sizes: Sequence[int], parts: int, *keys: int) -> list[list[int]]:
+    """Which of the shards 0, 1, … each part gets: in a keyed order, each goes to the part that holds least.
 
-    Hands differ by at most the largest unit.
+    Parts differ by at most the largest shard.
     """
-    cards: list[list[int]] = [[] for _ in range(hands)]
-    held = [(0, hand) for hand in range(hands)]
-    for unit in permuted(np.arange(len(sizes)), len(sizes), *keys).tolist():
-        size, hand = held[0]
-        cards[hand].append(unit)
-        heapq.heapreplace(held, (size + max(1, sizes[unit]), hand))
-    return cards
+    chosen: list[list[int]] = [[] for _ in range(parts)]
+    held = [(0, part) for part in range(parts)]
+    for shard in permuted(np.arange(len(sizes)), len(sizes), *keys).tolist():
+        size, part = held[0]
+        chosen[part].append(shard)
+        heapq.heapreplace(held, (size + max(1, sizes[shard]), part))
+    return chosen

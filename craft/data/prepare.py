@@ -9,9 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -23,6 +22,7 @@ from craft.data.tokenization import CharTokenizer
 from craft.utils.errors import UserError
 
 VERSION = 3  # raise it when the meaning of cached files changes
+ARRAY = "ids.bin"
 
 
 @dataclass(frozen=True)
@@ -31,32 +31,38 @@ class Scan:
 
     Args:
         sha256: of the text and the boundaries of its documents.
-        characters, bytes, documents: how many (bytes in UTF-8; 0 documents if the source has none).
         counts: character -> occurrences.
     """
 
     sha256: str
-    characters: int
-    bytes: int
-    documents: int
     counts: dict[str, int]
 
 
 def scan(source: Source, cache: Cache) -> Scan:
     """The first pass over a source, or what is remembered of it."""
     signature = source.signature()
+    content, boundaries = hashlib.sha256(), hashlib.sha256()
+
+    def texts() -> Iterator[str]:
+        for pieces in _batches(source.pieces()):
+            text = "".join([piece.text for piece in pieces])
+            content.update(text.encode())
+            if source.documents:
+                boundaries.update(np.array([len(piece.text) for piece in pieces], np.int64).tobytes())
+            yield text
 
     def build(folder: Path) -> None:
-        found = _scan(source)
-        _unchanged(source, signature)
-        (folder / "scan.json").write_text(json.dumps(asdict(found)), encoding="utf-8")
+        counts = count_characters(texts())
+        sha256 = hashlib.sha256(content.digest() + boundaries.digest()).hexdigest()
+        _check_unchanged(source, signature)
+        (folder / "scan.json").write_text(json.dumps({"sha256": sha256, "counts": counts}), encoding="utf-8")
 
-    path = cache.entry(f"scan-{_digest([VERSION, type(source).__name__, signature])}", build) / "scan.json"
+    path = cache.entry(f"counts-{_digest([VERSION, type(source).__name__, signature])}", build) / "scan.json"
     return Scan(**json.loads(path.read_text(encoding="utf-8")))
 
 
-def ids_key(found: Scan, tokenizer: CharTokenizer) -> str:
-    """The name of the ids of a content under a tokenizer."""
+def content_key(found: Scan, tokenizer: CharTokenizer) -> str:
+    """What decides the ids of a text: its content and the tokenizer."""
     return f"ids-{_digest([VERSION, found.sha256, tokenizer.unknown, ''.join(tokenizer.alphabet)])}"
 
 
@@ -66,22 +72,21 @@ def ids(source: Source, found: Scan, tokenizer: CharTokenizer, cache: Cache) -> 
     Raises:
         UserError: for characters that the tokenizer refuses, or if the source changes meanwhile.
     """
+    dtype = tokenizer.processor.dtype
 
     def build(folder: Path) -> None:
         signature = source.signature()
-        _write(folder / "ids.npy", encoded(source, tokenizer), tokenizer.processor.dtype)
-        _unchanged(source, signature)
+        # Written, not mapped: the dirty pages of a map would count as memory of this process.
+        with (folder / ARRAY).open("wb") as file:
+            for block in encoded(source.pieces(), source.documents, tokenizer):
+                file.write(block.astype(dtype, copy=False).data)
+        _check_unchanged(source, signature)
 
-    return np.load(cache.entry(ids_key(found, tokenizer), build) / "ids.npy", mmap_mode="r")
-
-
-def encoded(source: Source, tokenizer: CharTokenizer) -> Iterator[np.ndarray]:
-    """The ids of a source in blocks of about a megabyte of text; `<eos>` follows each document."""
-    return encode_pieces(source.pieces(), source.documents, tokenizer)
+    return np.memmap(cache.entry(f"{content_key(found, tokenizer)}-array", build) / ARRAY, dtype, mode="r")
 
 
-def encode_pieces(pieces: Iterator[Piece], documents: bool, tokenizer: CharTokenizer) -> Iterator[np.ndarray]:
-    """The ids of pieces of a source, as in `encoded`."""
+def encoded(pieces: Iterator[Piece], documents: bool, tokenizer: CharTokenizer) -> Iterator[np.ndarray]:
+    """The ids of pieces of a source in blocks of about a megabyte of text; `<eos>` follows each document."""
     end = np.array([EOS], tokenizer.processor.dtype)
     for batch in _batches(pieces):
         blocks: list[np.ndarray] = []
@@ -96,34 +101,13 @@ def count_characters(texts: Iterator[str]) -> dict[str, int]:
     """Character -> occurrences, of texts of any number, in order of code point."""
     totals = np.zeros(0x110000, np.int64)
     for text in texts:
-        _count(text, totals)
-    return {chr(c): int(totals[c]) for c in np.flatnonzero(totals)}
-
-
-def _scan(source: Source) -> Scan:
-    content, boundaries = hashlib.sha256(), hashlib.sha256()
-    totals = np.zeros(0x110000, np.int64)
-    n_bytes = documents = 0
-    for pieces in _batches(source.pieces()):
-        text = "".join([p.text for p in pieces])
-        data = text.encode()
-        content.update(data)
-        n_bytes += len(data)
-        _count(text, totals)
-        if source.documents:
-            documents += len(pieces)
-            boundaries.update(np.array([len(p.text) for p in pieces], np.int64).tobytes())
-    sha256 = hashlib.sha256(content.digest() + boundaries.digest()).hexdigest()
-    counts = {chr(c): int(totals[c]) for c in np.flatnonzero(totals)}
-    return Scan(sha256, int(totals.sum()), n_bytes, documents, counts)
-
-
-def _count(text: str, totals: np.ndarray) -> None:
-    if text.isascii():
-        found = np.bincount(np.frombuffer(text.encode("ascii"), np.uint8))
-    else:
-        found = np.bincount(np.frombuffer(text.encode("utf-32-le"), np.uint32))
-    totals[: len(found)] += found
+        ascii = text.isascii()
+        codes = np.frombuffer(
+            text.encode("ascii" if ascii else "utf-32-le"), np.uint8 if ascii else np.uint32
+        )
+        found = np.bincount(codes)
+        totals[: len(found)] += found
+    return {chr(code): int(totals[code]) for code in np.flatnonzero(totals)}
 
 
 def _batches(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
@@ -140,29 +124,9 @@ def _batches(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
         yield batch
 
 
-def _write(path: Path, blocks: Iterator[np.ndarray], dtype: np.dtype) -> None:
-    """Blocks as one .npy file. Written, not mapped: the dirty pages of a map would count as our memory."""
-    count = 0
-    with path.open("wb") as file:
-        header = _header(file, dtype, 0)
-        for block in blocks:
-            file.write(block.astype(dtype, copy=False).data)
-            count += len(block)
-        file.seek(0)
-        if _header(file, dtype, count) != header:
-            raise AssertionError("numpy's header grew with the count")
-
-
-def _header(file: BinaryIO, dtype: np.dtype, count: int) -> int:
-    """Writes the header of a 1-D array; numpy pads it so that its length doesn't depend on `count`."""
-    description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (count,)}
-    np.lib.format.write_array_header_1_0(file, description)
-    return file.tell()
-
-
-def _unchanged(source: Source, before: list) -> None:
+def _check_unchanged(source: Source, before: list) -> None:
     if source.signature() != before:
-        raise UserError("the text changed while it was being read; run again when it is complete")
+        raise UserError("the text changed while it was being read; run again", code="text-changed")
 
 
 def _digest(value: list) -> str:

@@ -52,7 +52,10 @@ class ImageProcessor:
 
     def __init__(self, shape: Sequence[int]) -> None:
         if len(shape) not in (2, 3) or min(shape) < 1:
-            raise UserError(f"an image is [height, width] or [height, width, channels], not {list(shape)}")
+            raise UserError(
+                f"an image is [height, width] or [height, width, channels], not {list(shape)}",
+                code="data-invalid",
+            )
         self.shape = tuple(shape)
         self._bytes = BytesProcessor()
 
@@ -63,7 +66,9 @@ class ImageProcessor:
             UserError: if the image has another shape or isn't uint8.
         """
         if image.dtype != np.uint8 or image.shape != self.shape:
-            raise UserError(f"expected a uint8 image {self.shape}, got {image.dtype} {image.shape}")
+            raise UserError(
+                f"expected a uint8 image {self.shape}, got {image.dtype} {image.shape}", code="data-invalid"
+            )
         return self._bytes.encode(image.tobytes())
 
     def decode(self, ids: np.ndarray | Sequence[int]) -> np.ndarray:
@@ -124,24 +129,36 @@ class TextProcessor:
         Raises:
             UserError: for an unpaired surrogate, or under `strict` for a character outside the alphabet.
         """
-        if not len(self._table):
-            return self._bytes.encode(self._bytes_of(text, where, offset))
-        if not text.isascii():
-            ids = self._table[self._code_points(text, where, offset)]
-        elif self._ascii is None:
-            ids = self._table[np.frombuffer(text.encode("ascii"), np.uint8)]
-        else:
-            translated = bytearray(text, "ascii").translate(self._ascii)
-            ids = np.frombuffer(translated, np.uint8)
-            if UNK not in translated:  # a memchr, many times faster than numpy's comparison
-                return ids
+        try:
+            if not len(self._table):
+                return self._bytes.encode(text.encode())
+            if not text.isascii():
+                ids = self._table[np.frombuffer(text.encode("utf-32-le"), np.uint32)]
+            elif self._ascii is None:
+                ids = self._table[np.frombuffer(text.encode("ascii"), np.uint8)]
+            else:
+                translated = bytearray(text, "ascii").translate(self._ascii)
+                ids = np.frombuffer(translated, np.uint8)
+                if UNK not in translated:  # a memchr, many times faster than numpy's comparison
+                    return ids
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"unpaired surrogate U+{ord(text[error.start]):04X} at position {error.start + offset} of "
+                f"{where} isn't a character; read and write UTF-8 (in a terminal, PYTHONUTF8=1), or drop it "
+                "with text.encode('utf-8', 'ignore').decode()",
+                code="text-encoding",
+            ) from None
         if self.unknown == "unk" or not (unseen := ids == UNK).any():
             return ids
         if self.unknown == "strict":
             position = int(unseen.argmax())
-            around = text[max(0, position - 1) : position], text[position + 1 : position + 3]
-            instead = lookalikes.instead(text[position], self.alphabet, around)
-            raise UserError(_unseen(text[position], position + offset, where, instead))
+            has = lookalikes.instead(text[position], self.alphabet)
+            raise UserError(
+                f"character {lookalikes.named(text[position])} at position {position + offset} of {where} "
+                f"isn't in the alphabet{f', which has {has} instead; write that' if has else '; remove it'}, "
+                "or train with data.unknown=unk (shown as <unk>) or data.unknown=bytes (lossless)",
+                code="character-unknown",
+            )
         return self._with_bytes(text, ids, unseen)
 
     def decode(self, ids: np.ndarray | Sequence[int]) -> str:
@@ -164,38 +181,3 @@ class TextProcessor:
         spread = np.repeat(ids, lengths)
         spread[np.repeat(unseen, lengths)] = self._bytes.encode(b"".join(pieces))
         return spread
-
-    @staticmethod
-    def _code_points(text: str, where: str, offset: int) -> np.ndarray:
-        try:
-            return np.frombuffer(text.encode("utf-32-le"), np.uint32)
-        except UnicodeEncodeError as error:
-            raise UserError(_surrogate(text[error.start], error.start + offset, where)) from None
-
-    @staticmethod
-    def _bytes_of(text: str, where: str, offset: int) -> bytes:
-        try:
-            return text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise UserError(_surrogate(text[error.start], error.start + offset, where)) from None
-
-
-def _unseen(char: str, position: int, where: str, instead: str) -> str:
-    has, way_out = (f", which has {instead} instead", "write that") if instead else ("", "remove it")
-    return (
-        f"character {lookalikes.named(char)} at position {position} of {where} isn't in the alphabet{has}; "
-        f"{way_out}, or train with data.unknown=unk (shown as <unk>) or data.unknown=bytes (lossless)"
-    )
-
-
-def _surrogate(char: str, position: int, where: str) -> str:
-    if "\udc80" <= char <= "\udcff":  # Python's stand-in for a byte of the command line that it can't read
-        return (
-            f"byte 0x{ord(char) - 0xDC00:02x} at position {position} of {where} can't be read as a character "
-            f"(unpaired surrogate U+{ord(char):04X}); write UTF-8, and set PYTHONUTF8=1 where the language "
-            "settings of the terminal aren't UTF-8"
-        )
-    return (
-        f"unpaired surrogate U+{ord(char):04X} at position {position} of {where} isn't a character; "
-        "open files with encoding='utf-8', or drop it with text.encode('utf-8', 'ignore').decode()"
-    )

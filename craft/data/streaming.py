@@ -1,38 +1,39 @@
 """Training while reading: nothing is prepared on the disk, and the order is still exactly reproducible.
 
-A stream is taken apart into units (parts of a file, row groups, shards) that can be read by themselves. In
-each pass they are dealt, in a new random order, to a fixed number of *lanes*; row j of every global batch is
-fed by lane `j * lanes // rows`. A process reads the lanes of its rows and no others. Inside a lane windows
-are shuffled in consecutive blocks. All of it depends on (seed, pass, lane) alone and never on the number of
+A stream is taken apart into shards (parts of a file, row groups, files) that can be read by themselves. Each
+pass spreads them, in a new random order, over a fixed number of *lanes*; row j of every global batch is fed
+by lane `j * lanes // rows`. A process reads the lanes of its rows and no others. Inside a lane windows are
+shuffled in consecutive blocks. All of it depends on (seed, pass, lane) alone and never on the number of
 processes, so other hardware sees the same batches.
 
-Lanes don't wait for each other: each begins its next pass when it has read its units, which are dealt so that
-this happens at about the same time. (To end a pass at the same step everywhere, every process would have to
-know how long the text of every unit is, which only reading tells.)
+Lanes don't wait for each other: each begins its next pass when it has read its shards, which are spread so
+that this happens at about the same time. (To end a pass at the same step everywhere, every process would have
+to know how long the text of every shard is, which only reading tells.)
 
-To resume is to find the place of a step. The lengths of the units that were read so far make that a matter of
-arithmetic; they are the one thing that a checkpoint keeps. Without them the place is found by reading.
+To resume is to find the place of a step. The lengths of the shards that were read so far make that a matter
+of arithmetic; they are the one thing that a checkpoint keeps. Without them the place is found by reading.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from itertools import chain, count, islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from craft.data.order import dealt, permuted
-from craft.data.prepare import encode_pieces
-from craft.data.sources import Source, Unit
+from craft.data.order import balanced_shards, permuted
+from craft.data.prepare import encoded
+from craft.data.sources import Shard, Source
 from craft.data.tokenization import CharTokenizer
 from craft.utils.errors import UserError
 
-UNIT_BYTES = 1 << 20  # units are at least so long, and long enough for this many windows:
-WINDOWS_PER_UNIT = 64
-MOST_UNITS = 1 << 16
+SHARD_BYTES = 1 << 20  # shards are at least so long, and long enough for this many windows:
+WINDOWS_PER_SHARD = 64
+MOST_SHARDS = 1 << 16
 IDS_PER_BLOCK = 1 << 20  # how much a lane shuffles at once
 EMPTY_PASSES = 100
 
@@ -42,44 +43,46 @@ class TextStream:
     """The training ids of a source, read anew on every pass.
 
     Args:
-        units: the parts of the source that are trained on, in order.
+        shards: the parts of the source that are trained on, in order.
         documents: whether `<eos>` ends each piece.
-        skip: how many ids of the first unit are held out (validation and test).
+        skip: how many ids of the first shard are held out (validation and test).
     """
 
-    units: Sequence[Unit]
+    shards: Sequence[Shard]
     documents: bool
     tokenizer: CharTokenizer
     skip: int = 0
 
     @classmethod
     def of(cls, source: Source, tokenizer: CharTokenizer, block_size: int) -> TextStream:
-        """All of a source, in units for windows of `block_size`."""
-        size = max(UNIT_BYTES, WINDOWS_PER_UNIT * block_size)
-        while len(units := source.units(size)) > MOST_UNITS:
+        """All of a source, in shards for windows of `block_size`."""
+        size = max(SHARD_BYTES, WINDOWS_PER_SHARD * block_size)
+        while len(shards := source.shards(size)) > MOST_SHARDS:
             size *= 4
-        return cls(units, source.documents, tokenizer)
+        return cls(shards, source.documents, tokenizer)
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """1-D id arrays of all units, in order."""
-        return chain.from_iterable(self.unit(i) for i in range(len(self.units)))
+        """1-D id arrays of all shards, in order."""
+        return chain.from_iterable(self.shard(i) for i in range(len(self.shards)))
 
-    def unit(self, index: int) -> Iterator[np.ndarray]:
-        """The id arrays of one unit."""
-        blocks = encode_pieces(self.units[index].pieces(), self.documents, self.tokenizer)
-        return _behind(blocks, self.skip if index == 0 else 0)
+    def shard(self, index: int) -> Iterator[np.ndarray]:
+        """The id arrays of one shard."""
+        skip = self.skip if index == 0 else 0
+        for block in encoded(self.shards[index].pieces(), self.documents, self.tokenizer):
+            yield block[min(skip, len(block)) :]
+            skip = max(0, skip - len(block))
 
     def behind(self, n: int) -> TextStream:
         """The stream without its first n ids."""
-        for index in range(len(self.units)):
+        for index in range(len(self.shards)):
             length = 0
-            for block in self.unit(index):
+            for block in self.shard(index):
                 length += len(block)
                 if length > n:
                     skip = n + (self.skip if index == 0 else 0)
-                    return replace(self, units=self.units[index:], skip=skip)
+                    return replace(self, shards=self.shards[index:], skip=skip)
             n -= length
-        return replace(self, units=[], skip=0)
+        return replace(self, shards=[], skip=0)
 
 
 class StreamDataset:
@@ -94,7 +97,7 @@ class StreamDataset:
             is predicted. Less than a window at the end of a lane's pass is left out.
         global_batch_size: windows per optimizer step, over all processes and accumulation steps.
         seed: decides the order.
-        lanes: how many places are read at once; fewer if there are fewer units or rows.
+        lanes: how many places are read at once; fewer if there are fewer shards or rows.
 
     Raises:
         UserError: if the stream doesn't fill a window.
@@ -109,16 +112,18 @@ class StreamDataset:
         lanes: int = 16,
         lookahead: int = 1,
     ) -> None:
-        if not stream.units:
-            raise UserError(_too_short(block_size))
+        if not stream.shards:
+            raise _too_short(block_size)
         self.stream = stream
         self.block_size, self.lookahead = block_size, lookahead
         self.global_batch_size = global_batch_size
         self.seed = seed
-        self.n_lanes = min(lanes, len(stream.units), global_batch_size)
-        self.lengths = np.full(len(stream.units), -1, np.int64)  # of units in ids, where they are known
+        self.n_lanes = min(lanes, len(stream.shards), global_batch_size)
+        self.lengths = np.full(len(stream.shards), -1, np.int64)  # of shards in ids, where they are known
         self._lanes: dict[int, _Lane] = {}
-        self._deals: dict[int, list[list[int]]] = {}
+        sizes = [shard.size for shard in stream.shards]
+        # Lanes are in the same pass or in neighbouring ones.
+        self._spread = lru_cache(3)(partial(balanced_shards, sizes, self.n_lanes, seed))
 
     def batch(self, epoch: int, step: int, rows: np.ndarray) -> Tensor:
         """LongTensor [len(rows), T + lookahead]: those rows of the global batch of a step of the run."""
@@ -134,27 +139,16 @@ class StreamDataset:
         """Which lane feeds each row of the global batch."""
         return rows * self.n_lanes // self.global_batch_size
 
-    def units_of(self, lane: int, number: int) -> list[int]:
-        """The units that a lane reads in a pass, in order."""
-        if number not in self._deals:
-            if len(self._deals) > 2:  # lanes are in the same pass or in neighbouring ones
-                self._deals.pop(min(self._deals))
-            sizes = [unit.size for unit in self.stream.units]
-            self._deals[number] = dealt(sizes, self.n_lanes, self.seed, number)
-        return self._deals[number][lane]
-
-    def length(self, unit: int) -> int:
-        """How many ids a unit holds; it is read if that isn't known yet."""
-        if self.lengths[unit] < 0:
-            self.lengths[unit] = sum(len(block) for block in self.stream.unit(unit))
-        return int(self.lengths[unit])
+    def shards_of(self, lane: int, number: int) -> list[int]:
+        """The shards that a lane reads in a pass, in order."""
+        return self._spread(number)[lane]
 
     def state_dict(self) -> dict[str, Tensor]:
         """What this process found out; with it a resumed run finds its place without reading."""
         return {"stream_lengths": torch.from_numpy(self.lengths)}
 
     def load_rank_states(self, per_process: Sequence[dict[str, Tensor]], rank: int) -> None:
-        """Takes over what the processes of an earlier run found out about the same units."""
+        """Takes over what the processes of an earlier run found out about the same shards."""
         for saved in per_process:
             lengths = saved.get("stream_lengths")
             if lengths is not None and lengths.shape == self.lengths.shape:
@@ -184,48 +178,36 @@ class _Lane:
         return self._drawn[rows - self.first]
 
     def _from(self, window: int) -> Iterator[np.ndarray]:
-        """The windows from a number on: each pass visits every window of its units once, block by block."""
-        empty = 0
+        """The windows from a number on: each pass visits every window of its shards once, block by block."""
+        empty, size = 0, self.dataset.block_size
         for number in count():
-            block, size = window // self.block, self.dataset.block_size
-            units = self.dataset.units_of(self.number, number)
-            place = self._locate(units, block * self.block * size)
-            if isinstance(place, int):  # the pass is shorter than that
-                n_windows = max(0, place - self.dataset.lookahead) // size
-            else:
-                n_windows = block * self.block
-                for windows in self._blocks(self._ids(units, *place)):
-                    keys = self.dataset.seed, number, self.number, block
-                    order = permuted(np.arange(len(windows)), len(windows), *keys)
-                    yield from windows[order[max(0, window - n_windows) :]]
-                    n_windows += len(windows)
-                    block += 1
+            shards, block = self.dataset.shards_of(self.number, number), window // self.block
+            first = block * self.block
+            for windows in self._blocks(self._ids(shards, first * size)):
+                keys = self.dataset.seed, number, self.number, block
+                order = permuted(np.arange(len(windows)), len(windows), *keys)
+                yield from windows[order[max(0, window - first) :]]
+                first, block = first + len(windows), block + 1
+            n_windows = max(0, int(self.dataset.lengths[shards].sum()) - self.dataset.lookahead) // size
             window = max(0, window - n_windows)
             empty = 0 if n_windows else empty + 1
             if empty == EMPTY_PASSES:
-                raise UserError(_too_short(size))
+                raise _too_short(size)
 
-    def _locate(self, units: Sequence[int], position: int) -> tuple[int, int] | int:
-        """(index in `units`, ids to skip there) of a position in the ids of them all, or their count."""
-        total = 0
-        if position == 0 and units:
-            return 0, 0
-        for index, unit in enumerate(units):
-            length = self.dataset.length(unit)
-            if position < total + length:
-                return index, position - total
-            total += length
-        return total
-
-    def _ids(self, units: Sequence[int], index: int, skip: int) -> Iterator[np.ndarray]:
-        """The id arrays of `units` from a place on; the lengths of the units are noted in passing."""
-        for unit in units[index:]:
+    def _ids(self, shards: Sequence[int], skip: int) -> Iterator[np.ndarray]:
+        """The id arrays of `shards` behind the first `skip` ids. Those that are known to lie before aren't
+        read; the lengths of the others are noted in passing."""
+        lengths = self.dataset.lengths
+        for shard in shards:
+            if 0 <= lengths[shard] <= skip:
+                skip -= lengths[shard]
+                continue
             length = 0
-            for block in self.dataset.stream.unit(unit):
+            for block in self.dataset.stream.shard(shard):
                 yield block[min(skip, len(block)) :]
                 skip = max(0, skip - len(block))
                 length += len(block)
-            self.dataset.lengths[unit] = length
+            lengths[shard] = length
 
     def _blocks(self, arrays: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         """Windows in arrays [<= block, T + lookahead]; an unfilled window at the end is left."""
@@ -241,14 +223,9 @@ class _Lane:
             yield np.lib.stride_tricks.sliding_window_view(pending, size + ahead)[::size]
 
 
-def _behind(blocks: Iterator[np.ndarray], skip: int) -> Iterator[np.ndarray]:
-    for block in blocks:
-        yield block[min(skip, len(block)) :]
-        skip = max(0, skip - len(block))
-
-
-def _too_short(block_size: int) -> str:
-    return (
+def _too_short(block_size: int) -> UserError:
+    return UserError(
         f"the stream ends before it fills a window of data.block_size={block_size}; "
-        "make it or data.validation_size smaller"
+        "make it or data.validation_size smaller",
+        code="text-short",
     )

@@ -79,7 +79,7 @@ class CharTokenizer(PreTrainedTokenizerFast):
             UserError: if characters are left out although every unseen character is an error.
         """
         if unknown not in POLICIES:
-            raise UserError(f"unknown={unknown!r} is none of {', '.join(POLICIES)}")
+            raise UserError(f"unknown={unknown!r} is none of {', '.join(POLICIES)}", code="setting-value")
         frequent = [c for c, n in counts.items() if n >= min_frequency]
         kept = sorted(frequent, key=lambda c: (-counts[c], c))[:max_vocab_size]
         if unknown == "strict" and len(kept) < len(counts):
@@ -87,14 +87,10 @@ class CharTokenizer(PreTrainedTokenizerFast):
             raise UserError(
                 f"data.min_frequency={min_frequency} and data.max_vocab_size={max_vocab_size} leave out "
                 f"{len(left_out)} characters of the corpus, such as {left_out[0]!r}: "
-                "say what they become with data.unknown=unk or data.unknown=bytes"
+                "say what they become with data.unknown=unk or data.unknown=bytes",
+                code="setting-conflict",
             )
-        if counts and not kept and unknown == "unk":
-            raise UserError(
-                f"data.min_frequency={min_frequency} leaves no character of the corpus: the most frequent "
-                f"one occurs {max(counts.values())} times"
-            )
-        return cls._over(sorted(kept), unknown, unit=unit)
+        return cls._of_alphabet(sorted(kept), unknown, unit=unit)
 
     def train_new_from_iterator(
         self,
@@ -107,20 +103,17 @@ class CharTokenizer(PreTrainedTokenizerFast):
     ) -> CharTokenizer:
         """As in transformers, for texts or batches of texts, but no characters are ever merged: a tokenizer
         of the same policy over the characters of `text_iterator`, of `vocab_size` ids at the most."""
-        counts: Counter[str] = Counter()
-        for text in _strings(text_iterator):
-            counts.update(text)
         specials = [self.convert_ids_to_tokens(i) for i in range(len(SPECIAL_TOKENS))]
         renamed = tuple((special_tokens_map or {}).get(token, token) for token in specials)
         room = max(0, vocab_size - len(specials) - 256 * (self.unknown == "bytes"))
-        alphabet = type(self).from_counts(counts, self.unknown, max_vocab_size=room).alphabet
-        tokenizer = self._over(alphabet if self.alphabet else [], self.unknown, renamed, self.unit)
+        alphabet = self.train(_strings(text_iterator), self.unknown, max_vocab_size=room).alphabet
+        tokenizer = self._of_alphabet(alphabet if self.alphabet else [], self.unknown, renamed, self.unit)
         if new_special_tokens:
             tokenizer.add_special_tokens({"extra_special_tokens": list(new_special_tokens)})
         return tokenizer
 
     @classmethod
-    def _over(
+    def _of_alphabet(
         cls,
         alphabet: list[str],
         unknown: str,
@@ -129,8 +122,7 @@ class CharTokenizer(PreTrainedTokenizerFast):
     ) -> CharTokenizer:
         byte_tokens = [f"<0x{b:02X}>" for b in range(256)] if unknown == "bytes" else []
         vocab = {token: i for i, token in enumerate([*specials, *byte_tokens, *alphabet])}
-        pad, bos, eos, unk = specials
-        model = BPE(vocab, [], unk_token=unk, fuse_unk=False, byte_fallback=unknown == "bytes")
+        model = BPE(vocab, [], unk_token=specials[-1], fuse_unk=False, byte_fallback=unknown == "bytes")
         backend = Tokenizer(model)
         # Ids don't depend on it; words have numbers in `word_ids`, where without it a text is one word.
         backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_next")
@@ -138,10 +130,7 @@ class CharTokenizer(PreTrainedTokenizerFast):
         backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in specials])
         return cls(
             tokenizer_object=backend,
-            pad_token=pad,
-            bos_token=bos,
-            eos_token=eos,
-            unk_token=unk,
+            **dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), specials)),
             padding_side="left",
             split_special_tokens=True,
             clean_up_tokenization_spaces=False,
@@ -160,7 +149,7 @@ class CharTokenizer(PreTrainedTokenizerFast):
         A byte tokenizer knows them already and is returned as it is.
         """
         new = self.unseen(characters)
-        return self._over([*self.alphabet, *new], self.unknown, unit=self.unit) if new else self
+        return self._of_alphabet([*self.alphabet, *new], self.unknown, unit=self.unit) if new else self
 
     @property
     def unknown(self) -> str:
@@ -220,13 +209,13 @@ class CharTokenizer(PreTrainedTokenizerFast):
         if self.unknown == "bytes":
             return
         known = set(b"".join(self.token_bytes).decode())
-        for position, char in enumerate(text):
-            if char not in known:
-                has = instead(char, self.alphabet, (text[:position], text[position + 1 :]))
-                raise UserError(
-                    f"{where} {text!r} can't be written by this model: {named(char)} isn't in its alphabet"
-                    + (f", which has {has} instead; write that" if has else "; leave it out")
-                )
+        if missing := [char for char in text if char not in known]:
+            has = instead(missing[0], self.alphabet)
+            raise UserError(
+                f"{where} {text!r} can't be written by this model: {named(missing[0])} isn't in its alphabet"
+                + (f", which has {has} instead; write that" if has else "; leave it out"),
+                code="character-unknown",
+            )
 
     def encode_ids(self, text: str, where: str = "the text", offset: int = 0) -> np.ndarray:
         """The ids of `tok(text).input_ids`, by numpy: unsigned [len], hundreds of MB/s.
@@ -280,7 +269,7 @@ class ByteTokenizer(CharTokenizer):
     @classmethod
     def create(cls, unit: str = "byte") -> ByteTokenizer:
         """A byte tokenizer; for images its `unit` is that of `ImageProcessor`, pixel."""
-        return cls._over([], "bytes", unit=unit)  # type: ignore[return-value]
+        return cls._of_alphabet([], "bytes", unit=unit)  # type: ignore[return-value]
 
 
 def load_tokenizer(path: str | Path, **kwargs: Any) -> CharTokenizer:
@@ -296,13 +285,14 @@ def load_tokenizer(path: str | Path, **kwargs: Any) -> CharTokenizer:
     try:
         tokenizer = CharTokenizer.from_pretrained(str(path), **kwargs)
     except (OSError, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0].rstrip(":")
-        if Path(path).is_dir() and not (Path(path) / "tokenizer.json").is_file():
-            reason = "there is no tokenizer.json"  # of which they say "can't instantiate from one of: ;"
-        raise UserError(f"no tokenizer in {path}: {reason}; is the folder complete?") from error
+        raise UserError(
+            f"no tokenizer in {path}: {str(error).splitlines()[0].rstrip(':')}; is there a tokenizer.json?",
+            code="tokenizer-invalid",
+        ) from error
     if "unknown" not in tokenizer.init_kwargs:
         raise UserError(
-            f"the tokenizer in {path} isn't a character tokenizer of craft; load it with AutoTokenizer"
+            f"the tokenizer in {path} isn't a character tokenizer of craft; load it with AutoTokenizer",
+            code="tokenizer-invalid",
         )
     if tokenizer.unknown == "bytes" and not tokenizer.alphabet:
         tokenizer.__class__ = ByteTokenizer

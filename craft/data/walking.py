@@ -6,23 +6,17 @@ patterns that spell their dot, and what craft wrote itself is left out.
 
 from __future__ import annotations
 
-import fnmatch
 import os
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatch
 from pathlib import Path, PurePath
+from typing import NoReturn
 
 from craft.utils.errors import UserError
 from craft.utils.outputs import written_by_craft
 
-EVERYTHING = ("**",)
 
-Pattern = tuple[str, ...]
-"""The parts of a path; `**` stands for any number of them."""
-
-
-@dataclass
 class Walk:
     """Searches that share what they leave out.
 
@@ -32,89 +26,87 @@ class Walk:
         cache: craft's cache, which is no text.
 
     Attributes:
-        excluding: how often each of `exclude` matched.
-        own: folders that craft wrote, which were left out.
-        cycles: links to a folder around them, which weren't followed.
-        folders: folders whose own name matched a pattern.
+        left_out: what was left out, by the reason.
+        unused: those of `exclude` that matched nothing.
     """
 
-    exclude: Sequence[str] = ()
-    cache: Path | None = None
-    excluding: Counter[str] = field(default_factory=Counter)
-    own: list[Path] = field(default_factory=list)
-    cycles: list[Path] = field(default_factory=list)
-    folders: list[Path] = field(default_factory=list)
+    def __init__(self, exclude: Sequence[str], cache: Path) -> None:
+        self._excluding = {each: _from_the_right(each) for each in exclude}
+        self._cache = os.path.realpath(cache)
+        self.left_out: dict[str, list[Path]] = defaultdict(list)
+        self.unused = set(exclude)
 
-    def below(self, folder: Path, pattern: Pattern = EVERYTHING) -> list[Path]:
-        """Everything but folders below `folder` whose path from there matches, sorted.
+    def files(self, folder: Path, pattern: Sequence[str], is_text: Callable[[Path], bool]) -> list[Path]:
+        """The texts below `folder` whose path from there matches, sorted.
 
         Raises:
-            UserError: for a folder that can't be read.
+            UserError: for a folder or file that can't be read.
         """
+        depth = None if "**" in pattern else len(pattern)
+        hidden = any(part.startswith(".") for part in pattern)
         found = []
-        start: tuple[str, ...] = (os.path.realpath(folder),)
-        waiting = [(folder, [pattern], start)]
-        while waiting:
-            here, patterns, above = waiting.pop()
-            for path in _listed(here):
-                matched = any(_ends(each, path.name) for each in patterns)
-                deeper = [rest for each in patterns for rest in _behind(each, path.name)]
-                if not (matched or deeper) or self.excludes(path):
-                    continue
-                if not os.path.isdir(path):
-                    found += [path] if matched else []
-                    continue
-                self.folders += [path] if matched else []
-                real = os.path.realpath(path)
-                if written_by_craft(path) or real == str(self.cache):
-                    self.own.append(path)
-                elif path.is_symlink() and any(PurePath(each).is_relative_to(real) for each in above):
-                    self.cycles.append(path)
-                elif deeper:
-                    waiting.append((path, deeper, (*above, real)))
-        return sorted(found)
+        for here, folders, names in os.walk(folder, followlinks=True, onerror=_unreadable):
+            place = Path(here)
+            parts = place.relative_to(folder).parts
+            deeper = depth is None or len(parts) + 1 < depth
+            shown = [name for name in folders if deeper and (hidden or not name.startswith("."))]
+            folders[:] = [name for name in shown if self._goes_into(place / name)]
+            found += [place / name for name in names if matches((*parts, name), pattern)]
+        texts: list[Path] = []
+        for file in sorted(file for file in found if not self.excludes(file)):
+            try:
+                readable = file.is_file() and is_text(file)
+            except OSError as error:
+                _unreadable(error)
+            (texts if readable else self.left_out["aren't text and are left out"]).append(file)
+        return texts
 
     def excludes(self, path: Path) -> bool:
         """Whether `exclude` names a file or folder."""
-        for pattern in self.exclude:
-            wanted = os.path.expanduser(pattern)
-            if wanted.startswith(("./", "../")):
-                wanted = os.path.abspath(wanted)
-            wanted = wanted.removeprefix("**/").removesuffix("/**").rstrip("/") or "/"
-            # Relative patterns match from the right, absolute ones as a whole.
+        for pattern, wanted in self._excluding.items():
             if path.name == wanted or Path(os.path.abspath(path)).match(wanted):
-                self.excluding[pattern] += 1
+                self.unused.discard(pattern)
                 return True
         return False
 
+    def _goes_into(self, folder: Path) -> bool:
+        if self.excludes(folder):
+            return False
+        real = os.path.realpath(folder)
+        if written_by_craft(folder) or real == self._cache:
+            self.left_out["were written by craft itself and are left out"].append(folder)
+            return False
+        above = (PurePath(os.path.realpath(parent)) for parent in Path(os.path.abspath(folder)).parents)
+        if folder.is_symlink() and any(each.is_relative_to(real) for each in above):
+            self.left_out["lead to a folder around them and aren't followed"].append(folder)
+            return False
+        return True
 
-def _listed(folder: Path) -> list[Path]:
-    try:
-        return [folder / name for name in sorted(os.listdir(folder))]
-    except OSError as error:
-        raise UserError(
-            f"the folder {folder} can't be read: {error.strerror}; leave it out with data.exclude={folder}"
-        ) from None
 
+def matches(path: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether the parts of a path are those of a pattern, in which `**` stands for any number of them.
 
-def _ends(pattern: Pattern, name: str) -> bool:
-    """Whether a pattern is used up by one name."""
+    Names that begin with a dot need a part that does, too.
+    """
+    if not path or not pattern:
+        return not path and all(part == "**" for part in pattern)
     first, *rest = pattern
-    if first == "**" and rest:
-        return _ends(tuple(rest), name)
-    return not rest and _matches(first, name)
-
-
-def _behind(pattern: Pattern, name: str) -> list[Pattern]:
-    """What is left of a pattern below a folder of that name, in each way in which it can be read."""
-    first, *rest = pattern
+    shown = first.startswith(".") or not path[0].startswith(".")
     if first == "**":
-        left = _behind(tuple(rest), name) if rest else []
-        return [pattern, *left] if _matches(first, name) else left
-    return [tuple(rest)] if rest and _matches(first, name) else []
+        return matches(path, rest) or (shown and matches(path[1:], pattern))
+    return shown and (path[0] == first or fnmatch(path[0], first)) and matches(path[1:], rest)
 
 
-def _matches(part: str, name: str) -> bool:
-    if name.startswith(".") and not part.startswith("."):
-        return False
-    return part == name or fnmatch.fnmatch(name, part)
+def _from_the_right(pattern: str) -> str:
+    """As `PurePath.match` takes it: whole paths begin with `/`, others are compared with the end of paths."""
+    wanted = os.path.expanduser(pattern)
+    if wanted.startswith(("./", "../")):
+        wanted = os.path.abspath(wanted)
+    return wanted.removeprefix("**/").removesuffix("/**").rstrip("/") or "/"
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    raise UserError(
+        f"{error.filename} can't be read: {error.strerror}; leave it out with data.exclude={error.filename}",
+        code="file-unreadable",
+    ) from None

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from craft.data.arguments import DataArguments, of_saved_run
+from craft.data.arguments import DataArguments
 from craft.data.facts import recorded_hashes, split_facts
 from craft.data.loaders import Corpus, load_corpus
 from craft.data.streaming import TextStream
@@ -156,7 +156,7 @@ def _read(saved: Path) -> DataArguments:
 
     try:
         run: Any = yaml.safe_load(saved.read_text(encoding="utf-8"))
-        return DataArguments(**of_saved_run(run["data"]))
+        return DataArguments(**run["data"])
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split()).replace("DataArguments.__init__() got an ", "")
         raise UserError(f"{saved} isn't a run that craft saved: {reason}", code="file-unreadable") from error

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import logging
 import os
-import shutil
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from craft.utils.claims import LOCK, claimed
 from craft.utils.common import require_extra
 from craft.utils.errors import Failed, UserError
+from craft.utils.files import explain_disk_errors, staged_folder
 from craft.utils.outputs import OUTPUTS, onnx_dir, resolve
 
 if TYPE_CHECKING:
@@ -25,7 +22,6 @@ if TYPE_CHECKING:
     from craft.exporting.step import Step
 
 FILE = "model.onnx"
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 TOLERANCE = 1e-4
 """How far a logit may be from torch's."""
 CHECKED = (7, 1, 1, 5, 1)
@@ -54,11 +50,11 @@ def export_onnx(
 ) -> Exported:
     """Writes a model as ONNX, with the tokenizer beside it.
 
-    `model.onnx` has its name only once all is written and onnxruntime has given torch's logits.
+    The folder appears only once all is written and onnxruntime has given torch's logits.
 
     Args:
         model, revision: as for `craft.inference.load`.
-        folder: where to; None is `outputs/onnx/<model>`.
+        folder: where to, which mustn't be there yet; None is `outputs/onnx/<model>`.
 
     Raises:
         UserError: for an unknown model, a folder that is taken or can't be written, or if the extra `export`
@@ -69,7 +65,19 @@ def export_onnx(
     where = resolve(model, root)
     version = f"{where}-{revision}" if revision else where
     folder = folder or onnx_dir(Path(where).resolve().name if Path(where).is_dir() else version, root)
-    with _made_whole(folder) as staging:
+    if os.path.lexists(folder):
+        raise UserError(
+            f"{folder} exists; name another folder by --output, or delete it", code="setting-conflict"
+        )
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder} can't be made: {error.strerror}; name another folder by --output",
+            code="file-unwritable",
+        ) from error
+    explained = explain_disk_errors("the model", folder, lambda: "nothing is left there")
+    with explained, staged_folder(folder) as staging:
         from craft.exporting.step import AttentionStep, RecurrentStep
         from craft.inference import load
 
@@ -88,57 +96,6 @@ def export_onnx(
                 f"torch's, more than {TOLERANCE:g}"
             )
     return Exported(folder, step.inputs, step.outputs, difference)
-
-
-@contextlib.contextmanager
-def _made_whole(folder: Path) -> Iterator[Path]:
-    """A folder inside `folder` whose files move up into it at the end, `model.onnx` as the last; if something
-    fails, `folder` is as it was before.
-
-    Raises:
-        UserError: if the place is taken or can't be written.
-        Failed: if the disk fills up.
-    """
-    existed, staging = os.path.lexists(folder), folder / ".unfinished"
-    taken = UserError(f"{folder} exists and isn't an empty folder; name another by --output, or delete it")
-    if existed and not folder.is_dir():
-        raise taken
-    with claimed(folder, "written", "--output"):
-        if folder.is_dir() and any(inside.name not in (staging.name, LOCK) for inside in folder.iterdir()):
-            raise taken
-        try:
-            if staging.is_dir():  # of an export that was killed
-                shutil.rmtree(staging)
-            staging.mkdir(parents=True)
-        except OSError as error:
-            reason = f"{folder} can't be written: {error.strerror}"
-            raise UserError(f"{reason}; name another folder by --output") from error
-        try:
-            yield staging
-            for file in sorted(staging.iterdir(), key=lambda file: file.name == FILE):
-                file.replace(folder / file.name)
-            staging.rmdir()
-        except BaseException as error:
-            shutil.rmtree(staging)
-            for file in folder.iterdir():
-                file.unlink()
-            if not existed:
-                folder.rmdir()
-            if why := _refusal(error):
-                left = "nothing is left there: make room, or name another folder by --output"
-                raise Failed(f"{folder} can't be written: {why}; {left}") from error
-            raise
-
-
-def _refusal(error: BaseException | None) -> str:
-    """What the disk said, where an error of some library comes from it; else nothing."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in FULL:
-            return str(error.strerror)
-        if "(os error 28)" in str(error):  # as Rust says it
-            return os.strerror(errno.ENOSPC)
-        error = error.__cause__ or error.__context__
-    return ""
 
 
 def _write(step: Step, file: Path) -> None:

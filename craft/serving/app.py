@@ -7,7 +7,7 @@ import contextlib
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Annotated, Any
 
 from fastapi import Body, FastAPI, Response
@@ -22,7 +22,7 @@ from craft.serving.protocol import Choice, Refusal, Request, check, short
 from craft.serving.scheduler import News, Scheduler, Text
 from craft.utils.common import SAMPLE_CHARACTERS
 from craft.utils.errors import UserError
-from craft.utils.hosts import Hosts
+from craft.utils.hosts import objection
 
 NAMELESS = "dummy"  # what huggingface_hub's InferenceClient says where its user named no model
 
@@ -157,7 +157,7 @@ class Writing:
 class Gate:
     """Lets through what is for us, and small; as JSON, which no page in a browser can send without asking."""
 
-    def __init__(self, app: Any, hosts: Hosts, largest_body: int) -> None:
+    def __init__(self, app: Any, hosts: Collection[str], largest_body: int) -> None:
         self.app, self.hosts, self.largest_body = app, hosts, largest_body
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -166,8 +166,8 @@ class Gate:
 
     def _refusal(self, headers: Headers) -> Refusal | None:
         kind, size = headers.get("content-type", "").lower(), int(headers.get("content-length", 0))
-        if objection := self.hosts.objection(headers.get("host", ""), headers.get("origin", "")):
-            return Refusal(403, objection)
+        if wrong_host := objection(headers.get("host", ""), headers.get("origin", ""), self.hosts):
+            return Refusal(403, wrong_host)
         if "transfer-encoding" in headers:
             return Refusal(411, "send the header 'Content-Length', not the body in chunks")
         if size > self.largest_body:
@@ -176,8 +176,8 @@ class Gate:
         return Refusal(415, "send the header 'Content-Type: application/json'") if wrong else None
 
 
-def build_app(service: Service, hosts: Hosts) -> FastAPI:
-    """The application for an ASGI server."""
+def build_app(service: Service, hosts: Collection[str] = ()) -> FastAPI:
+    """The application for an ASGI server, which answers to `localhost`, addresses and the names `hosts`."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

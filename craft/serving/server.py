@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from craft.utils.common import require_extra
 from craft.utils.errors import UserError
-from craft.utils.hosts import Hosts, is_loopback, listen
+from craft.utils.hosts import is_loopback, listen
 from craft.utils.outputs import resolve, slug
 
 SIGNALS = signal.SIGINT, signal.SIGTERM
@@ -53,7 +54,10 @@ def serve(
                 timer.daemon = server.should_exit = True
                 timer.start()
 
-        app = build_app(service, Hosts((host, *allowed), not is_loopback(address)))
+        names = [host, *allowed]
+        if not is_loopback(address):
+            names += [socket.gethostname(), socket.getfqdn()]
+        app = build_app(service, [name.lower() for name in names])
         options: Any = {"limit_concurrency": 512, "timeout_graceful_shutdown": GRACE + 2, "lifespan": "on"}
         options |= {"log_level": "error", "access_log": False, "server_header": False, "ws": "none"}
         server = Server(uvicorn.Config(app, **options))

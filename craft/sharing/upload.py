@@ -5,6 +5,7 @@ An upload is one commit: it is there as a whole or not at all, and nothing on th
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from pathlib import Path
@@ -34,7 +35,7 @@ def push(
     branch: str | None = None,
     tag: str | None = None,
     licence: str | None = None,
-    message: str = "Upload a model by craft",
+    message: str | None = None,
     resumable: str | None = None,
 ) -> str:
     """Uploads the model in a folder, with its code, record and card.
@@ -56,8 +57,10 @@ def push(
     files = bundle(folder, check_repo_id(repo_id), licence, resumable)
     open_repo(repo_id, private, branch)
     logger.info(f"uploading  {len(files)} files, {size(files):,} bytes, to {repo_id}")
+    checkpoint = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+    usual = f"Step {checkpoint[1]}" if checkpoint else "Upload a model by craft"
     with translate_hub_errors(f"can't push {folder.name} to {repo_id}", revision=branch):
-        commit = commit_files(repo_id, files, message, branch)
+        commit = commit_files(repo_id, files, message or usual, branch)
     if tag is not None:
         with translate_hub_errors(f"the model is at {commit.commit_url}, but its tag {tag!r} can't be made"):
             api().create_tag(repo_id, tag=tag, revision=commit.oid)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,14 +21,11 @@ import torch.distributed as dist
 import transformers
 from accelerate.utils import DynamoBackend
 from huggingface_hub.dataclasses import validated_field
-from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
-from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 from craft.training import requirements
-from craft.training.callbacks import wandb
 from craft.training.distributed import rendezvous
-from craft.training.precision import ASKED, LAUNCHED, PRECISIONS, Hardware, choose_precision
+from craft.training.precision import PRECISIONS, Hardware, choose_precision
 from craft.utils import launch
 from craft.utils.common import did_you_mean, parsed_stride
 from craft.utils.errors import UserError
@@ -59,14 +57,21 @@ WINDOWS = 8
 """Per device, where no batch size is given."""
 
 
-def wrong_protocol(name: str, where: str) -> str:
-    """What to say of a word that names no protocol of evaluation; empty if it does."""
-    if name in ("auto", "blocks", "stateful") or parsed_stride(name):
+def user_optimizer(name: str) -> type[torch.optim.Optimizer] | None:
+    """The optimizer class of a dotted name, if its module is imported: a saved run can't import anything."""
+    module, _, cls = name.rpartition(".")
+    found = getattr(sys.modules.get(module), cls, None)
+    return found if isinstance(found, type) and issubclass(found, torch.optim.Optimizer) else None
+
+
+def wrong_optimizer(name: str, where: str) -> str:
+    """What to say of a word that names no optimizer; empty if it does."""
+    known = ("muon", *(optimizer.value for optimizer in OptimizerNames))
+    if name in known or user_optimizer(name):
         return ""
-    near = did_you_mean(name, ("auto", "blocks", "stateful", "sliding-32"))
-    return (
-        f"{where}{name!r} isn't a protocol{near}; use auto, blocks, stateful, or sliding-N such as sliding-32"
-    )
+    if module := name.rpartition(".")[0]:
+        return f"{where}{name!r} is no loaded class of torch.optim.Optimizer; give --plugin {module}"
+    return f"{where}{name!r} isn't an optimizer{did_you_mean(name, known)}; use one of {', '.join(known)}"
 
 
 @dataclass
@@ -76,8 +81,8 @@ class CraftTrainingArguments(transformers.TrainingArguments):
     Args:
         precision: "auto" | "fp32" | "bf16" | "fp16"; see `craft.training.precision`. The trainer, which
             knows the model, settles it; `bf16` and `fp16` follow from it.
-        optim: any name of Hugging Face, or "muon": Muon on the matrices inside the blocks, AdamW on the
-            rest.
+        optim: any name of Hugging Face; "muon": Muon on the matrices inside the blocks, AdamW on the rest;
+            or "my_module.MyOptimizer", a class of a module that is imported (by `--plugin my_module`).
         muon_learning_rate: peak learning rate of Muon's matrices; `learning_rate` is AdamW's.
         muon_momentum: Nesterov momentum of Muon.
         global_batch_size: windows per optimizer step over all processes and accumulation steps; derives
@@ -107,7 +112,7 @@ class CraftTrainingArguments(transformers.TrainingArguments):
 
     precision: str = "auto"
     per_device_train_batch_size: int | None = None  # type: ignore[assignment]  # else 8 looks like no choice
-    optim: str = "adamw_torch_fused"
+    optim: str = validated_field(word(wrong_optimizer), default="adamw_torch_fused")
     muon_learning_rate: float = validated_field(POSITIVE, default=0.02)
     muon_momentum: float = validated_field(FRACTION, default=0.95)
     global_batch_size: int | None = validated_field(COUNT, default=None)
@@ -119,7 +124,13 @@ class CraftTrainingArguments(transformers.TrainingArguments):
     sample_chars: int = validated_field(NATURAL, default=200)
     sample_prompt: str | None = None
     hub_license: str | None = validated_field(word(wrong_licence), default=None)
-    eval_protocol: str = validated_field(word(wrong_protocol), default="auto")
+    eval_protocol: str = validated_field(
+        must(
+            "be auto, blocks, stateful, or sliding-N such as sliding-32",
+            lambda x: x in ("auto", "blocks", "stateful") or bool(parsed_stride(x)),
+        ),
+        default="auto",
+    )
     eval_chars: int | None = validated_field(COUNT, default=200_000)
     skip_nonfinite_batches: int = validated_field(NATURAL, default=0)
     stall_seconds: float | None = validated_field(POSITIVE, default=60.0)
@@ -143,11 +154,13 @@ class CraftTrainingArguments(transformers.TrainingArguments):
             if getattr(self, name):
                 self.precision = name
                 setattr(self, name, False)
-        # Hugging Face knows no Muon, and couples "keep the best" to equal save and evaluation steps, which
-        # our trainer doesn't need (it saves at every new best): both are hidden from its checks.
+        # Hugging Face knows its own optimizers alone, and couples "keep the best" to equal save and
+        # evaluation steps; our trainer saves at every new best. Both are hidden from its checks.
         rows, self.per_device_train_batch_size = self.per_device_train_batch_size, WINDOWS
         optim, keep_best = self.optim, self.load_best_model_at_end  # type: ignore[has-type]
-        self.optim = "adamw_torch_fused" if optim == "muon" else optim
+        foreign = optim == "muon" or user_optimizer(optim) is not None
+        if foreign:
+            self.optim = "adamw_torch_fused"
         self.load_best_model_at_end = False
         if _value(self.eval_strategy) != "no" and not self.metric_for_best_model:  # type: ignore[has-type]
             self.metric_for_best_model = "loss"
@@ -157,23 +170,20 @@ class CraftTrainingArguments(transformers.TrainingArguments):
             self.ddp_backend = None  # of a run that had several processes, or was to have them
         # NCCL's own watchdog ends the process without a word of who is missing: it comes after ours.
         self.ddp_timeout += 2 * rendezvous.MARGIN
-        try:
+        with requirements.library_errors():
             super().__post_init__()
-        except (ValueError, TypeError, KeyError, OSError, ImportError) as error:
-            raise UserError(f"training: {' '.join(str(error).split())}") from error
         self.ddp_timeout -= 2 * rendezvous.MARGIN
         self.load_best_model_at_end = keep_best
-        if optim == "muon":
+        if foreign:
             self.optim = optim
-        self.precision_reason = self.precision_wanted = ""
+        self.precision_reason = ""
         self._check_world()
-        self._derive_batch_size(rows)
-        if "wandb" in (self.report_to or []) and self.process_index == 0:
-            wandb.check()
+        if self.global_batch_size is None:
+            self.global_batch_size = (rows or WINDOWS) * self.shares
+        self.per_device_train_batch_size = self.global_batch_size // self.shares
 
     def settle_precision(self) -> None:
-        """Decides `precision` on this machine; `bf16`, `fp16`, `mixed_precision` follow, and
-        `precision_wanted`: the words of whoever asked for less than float32, else nothing.
+        """Decides `precision` on this machine; `bf16`, `fp16` and `mixed_precision` follow.
 
         Raises:
             UserError: see `choose_precision`.
@@ -182,8 +192,6 @@ class CraftTrainingArguments(transformers.TrainingArguments):
             return
         name, reason = choose_precision(self.precision, hardware=Hardware.detect(self.on_cpu))
         self.precision, self.precision_reason = name, reason
-        if name != "fp32" and reason in (ASKED, LAUNCHED):
-            self.precision_wanted = f"{'training.precision' if reason == ASKED else reason}={name}"
         self.bf16, self.fp16 = name == "bf16", name == "fp16"
         self.mixed_precision = {"fp32": "no"}.get(name, name)
 
@@ -203,11 +211,10 @@ class CraftTrainingArguments(transformers.TrainingArguments):
             if world > 1:
                 raise UserError(
                     f"{world} processes were launched for GPUs, but this machine has none, so each would "
-                    "train by itself; launch one process, or set ACCELERATE_USE_CPU=true for CPU processes"
+                    "train by itself; launch one process, or set ACCELERATE_USE_CPU=true for CPU processes",
+                    code="launch-invalid",
                 )
             self.use_cpu = True
-            if (wanted := os.environ.get("CUDA_VISIBLE_DEVICES", "")) not in ("", "-1"):
-                logger.warning(f"CUDA_VISIBLE_DEVICES={wanted} is no GPU that torch can use: the CPU is used")
         if not self.on_cpu:
             return
         self.use_cpu = True
@@ -222,7 +229,8 @@ class CraftTrainingArguments(transformers.TrainingArguments):
             raise UserError(
                 f"{launched} processes were launched, but this one sees a world of {self.world_size}: each "
                 "would train by itself; use 'accelerate launch --multi_gpu --num_processes N' on a machine "
-                "with N GPUs, or set ACCELERATE_USE_CPU=true for CPU processes"
+                "with N GPUs, or set ACCELERATE_USE_CPU=true for CPU processes",
+                code="launch-invalid",
             )
         rendezvous.start_heartbeat(self.ddp_timeout)
         if self.n_gpu > 1:
@@ -231,19 +239,6 @@ class CraftTrainingArguments(transformers.TrainingArguments):
                 f"'accelerate launch --multi_gpu --num_processes {self.n_gpu} -m craft.train …'"
             )
             self._n_gpu = 1
-
-    def _derive_batch_size(self, rows: int | None) -> None:
-        """From `global_batch_size`, or the other way round from the `rows` that were given per device."""
-        if self.global_batch_size is None:
-            self.global_batch_size = (WINDOWS if rows is None else rows) * self.shares
-        self.per_device_train_batch_size = self.global_batch_size // self.shares
-        if rows not in (None, self.per_device_train_batch_size):
-            raise UserError(
-                f"training.per_device_train_batch_size={rows} contradicts training.global_batch_size="
-                f"{self.global_batch_size} (with {self.world_size} processes x "
-                f"{self.gradient_accumulation_steps} accumulation steps that is "
-                f"{self.per_device_train_batch_size} per device); give one of them"
-            )
 
 
 _STEPS = must(
@@ -260,13 +255,13 @@ LIMITS: dict[str, tuple[Validator, ...]] = {
     **dict.fromkeys(("weight_decay", "warmup_steps", "max_grad_norm", "eval_delay"), (NATURAL,)),
     **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), (FRACTION,)),
     "seed": (must("lie from 0 to 4294967295", lambda x: 0 <= x < 2**32),),
+    "logging_nan_inf_filter": (must("be false: it would log a loss of 0 for NaN", lambda x: not x),),
     "max_steps": (must("be at least 1, or -1 to count epochs", lambda x: x >= 1 or x == -1),),
 }
 """Rules of values for transformers' fields, which it takes as they are and fails later."""
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "precision": PRECISIONS,
-    "optim": ("muon", *(name.value for name in OptimizerNames)),
     "metric_for_best_model": (*METRICS, *(f"eval_{name}" for name in METRICS)),
     "torch_compile_backend": tuple(backend.value.lower() for backend in DynamoBackend),
     "torch_compile_mode": ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
@@ -276,33 +271,23 @@ CHOICES: dict[str, tuple[str, ...]] = {
 MAPPINGS = ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs")
 """Fields that also allow `str`, by which transformers means JSON: here they are YAML."""
 
-_LOADER = "craft cuts windows from memory-mapped ids in the process that trains; leave it out"
-_EVALUATION = "evaluations sum up float32 predictions as they are made; leave it out"
-_STAGES = "'craft train' trains and evaluates, 'craft evaluate' only evaluates"
-_ORDER = "set data.order=shuffled or data.order=random"
-_RESUME = "craft saves on signals and resumes exactly in its own way; leave it out"
-
-IGNORED: dict[str, str] = {
-    **dict.fromkeys(("enable_jit_checkpoint", "ignore_data_skip"), _RESUME),
-    "restore_callback_states_from_checkpoint": _RESUME,
-    **dict.fromkeys(
-        ("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_persistent_workers"), _LOADER
-    ),
-    **dict.fromkeys(("dataloader_multiprocessing_context", "dataloader_in_order"), _LOADER),
-    **dict.fromkeys(("dataloader_pin_memory", "remove_unused_columns", "label_names"), _LOADER),
-    "dataloader_drop_last": "every batch is full, and data.order decides which windows it holds",
-    "train_sampling_strategy": _ORDER,
-    "length_column_name": _ORDER,
-    "data_seed": "training.seed decides the order of the data as well",
-    "resume_from_checkpoint": "write craft resume RUN_DIR",
-    **dict.fromkeys(
-        ("prediction_loss_only", "eval_do_concat_batches", "eval_use_gather_object"), _EVALUATION
-    ),
-    **dict.fromkeys(("eval_accumulation_steps", "include_for_metrics", "batch_eval_metrics"), _EVALUATION),
-    **dict.fromkeys(("bf16_full_eval", "fp16_full_eval"), _EVALUATION),
-    **dict.fromkeys(("do_train", "do_eval", "do_predict"), _STAGES),
-}
-"""Fields of transformers that have no effect on craft's trainer, and what to do instead."""
+IGNORED = (
+    # loaders: craft cuts windows from memory-mapped ids in the process that trains
+    *("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_persistent_workers"),
+    *("dataloader_multiprocessing_context", "dataloader_in_order", "dataloader_pin_memory"),
+    *("dataloader_drop_last", "remove_unused_columns", "label_names"),
+    # the order of the data: data.order and training.seed
+    *("train_sampling_strategy", "length_column_name", "data_seed"),
+    # evaluation: float32 predictions are summed up as they are made
+    *("prediction_loss_only", "eval_do_concat_batches", "eval_use_gather_object", "eval_accumulation_steps"),
+    *("include_for_metrics", "batch_eval_metrics", "bf16_full_eval", "fp16_full_eval"),
+    # resuming: craft resume
+    *("enable_jit_checkpoint", "ignore_data_skip", "restore_callback_states_from_checkpoint"),
+    "resume_from_checkpoint",
+    # stages: craft train, craft evaluate; kernels for other people's models
+    *("do_train", "do_eval", "do_predict", "use_liger_kernel"),
+)
+"""Fields of transformers that have no effect on craft's trainer."""
 
 
 def own_fields() -> list[str]:
@@ -337,69 +322,55 @@ def check_training(values: Mapping[str, Any]) -> None:
         for name, value in values.items()
     }
     check_values("training", {**LIMITS, **validators(CraftTrainingArguments)}, values)
-    for name, instead in IGNORED.items():
+    for name in IGNORED:
         if values.get(name) not in (None, [], known[name].default if name in known else None):
-            raise UserError(f"training.{name}={yaml_word(values[name])} has no effect in craft: {instead}")
-    for rule in (_batch, _evaluations, _schedule, *requirements.RULES):
+            raise UserError(
+                f"training.{name}={yaml_word(values[name])} has no effect in craft, which cuts windows, "
+                "evaluates and resumes in its own way; leave it out",
+                code="setting-no-effect",
+            )
+    for rule in (_batch, _evaluations, *requirements.RULES):
         rule(values)
 
 
 def _batch(values: Mapping[str, Any]) -> None:
-    batch, parts, world = (
-        values["global_batch_size"],
-        values["gradient_accumulation_steps"],
-        launch.world_size(),
-    )
-    if batch and batch % (shares := parts * world):
+    batch, rows = values["global_batch_size"], values["per_device_train_batch_size"]
+    accumulation, world = values["gradient_accumulation_steps"], launch.world_size()
+    if not batch:
+        return
+    shares, what = accumulation * world, f"training.global_batch_size={batch}"
+    if batch % shares:
         below = batch // shares * shares
         near = " or ".join(str(n) for n in (below, below + shares) if n)
         raise UserError(
-            f"training.global_batch_size={batch} can't be divided among {world} processes x "
-            f"training.gradient_accumulation_steps={parts} = {shares}; use {near}"
+            f"{what} can't be divided among {world} processes x training.gradient_accumulation_steps="
+            f"{accumulation} = {shares}; use {near}",
+            code="setting-conflict",
+        )
+    if rows not in (None, batch // shares):
+        raise UserError(
+            f"training.per_device_train_batch_size={rows} contradicts {what}, which is {batch // shares} for "
+            "each process and accumulation step; give one of them",
+            code="setting-conflict",
         )
 
 
 def _evaluations(values: Mapping[str, Any]) -> None:
     """What follows evaluations needs some, and the best model a checkpoint."""
-    for name in ("load_best_model_at_end", "early_stopping_patience"):
-        if values[name] and values["eval_strategy"] == "no":
-            raise UserError(
-                f"training.{name}={yaml_word(values[name])} needs evaluations; set "
-                "training.eval_strategy=steps and training.eval_steps"
-            )
-    if values["load_best_model_at_end"] and values["save_strategy"] == "no":
-        raise UserError(
-            "training.load_best_model_at_end=true needs checkpoints, and training.save_strategy=no keeps "
-            "none; set training.load_best_model_at_end=false or training.save_strategy=steps"
-        )
-    schedule = values["lr_scheduler_type"]
-    if schedule in ("reduce_lr_on_plateau", "greedy") and values["eval_strategy"] == "no":
-        raise UserError(
-            f"training.lr_scheduler_type={schedule} follows evaluations; set training.eval_strategy=steps"
-        )
-
-
-def schedule_arguments(schedule: str) -> set[str] | None:
-    """The keys of `lr_scheduler_kwargs` that a schedule takes; None if it takes any."""
-    parameters = inspect.signature(TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(schedule)]).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return None
-    return set(parameters) - {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
-
-
-def _schedule(values: Mapping[str, Any]) -> None:
-    schedule, extra = values["lr_scheduler_type"], values["lr_scheduler_kwargs"]
-    taken = schedule_arguments(schedule) if isinstance(extra, dict) and extra else None
-    unknown = [] if taken is None else [name for name in extra if name not in taken]
-    if taken is None or not unknown:
-        return
-    what = (
-        f"takes {', '.join(sorted(taken))}" if taken else "takes none: set training.lr_scheduler_kwargs=null"
-    )
-    raise UserError(
-        f"unknown training.lr_scheduler_kwargs.{unknown[0]}{did_you_mean(unknown[0], taken)}; "
-        f"training.lr_scheduler_type={schedule} {what}"
-    )
+    follows = {name: values[name] for name in ("load_best_model_at_end", "early_stopping_patience")}
+    if values["lr_scheduler_type"] in ("reduce_lr_on_plateau", "greedy"):
+        follows["lr_scheduler_type"] = values["lr_scheduler_type"]
+    needs = {
+        "eval_strategy": follows,
+        "save_strategy": {"load_best_model_at_end": follows["load_best_model_at_end"]},
+    }
+    for strategy, settings in needs.items():
+        for name, value in settings.items():
+            if value and values[strategy] == "no":
+                raise UserError(
+                    f"training.{name}={yaml_word(value)} needs training.{strategy}=steps, not no",
+                    code="setting-conflict",
+                )
 
 
 def _value(choice: Any) -> Any:

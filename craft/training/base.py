@@ -1,17 +1,14 @@
 """`Trainer` and `LanguageModelTrainer`: transformers' Trainer, made safe to interrupt and to resume.
 
-What `Trainer` adds knows nothing of language: checkpoints that are whole or absent, with all that an exact
-resume needs; a stop on NaN; signals that save; an average of the weights; Muon; metrics in a file. Each is a
-part of the checkpoints (`checkpointing`), a callback (`callbacks`) or a function; the trainer joins them.
-`LanguageModelTrainer` adds windows of ids, the state that a recurrent model carries, and bits per unit.
-
-A save at step N: a callback sets `control.should_save`, the loop calls `Trainer._save_checkpoint`, this calls
-`Checkpointer.save`, which writes what `shared_parts` and `rank_parts` register.
+What `Trainer` adds knows nothing of language. Each addition is a part of the checkpoints (`checkpointing`), a
+callback (`callbacks`) or a function; the trainer joins them. A save at step N: a callback sets
+`control.should_save`, the loop calls `Trainer._save_checkpoint`, this calls `Checkpointer.save`, which writes
+what `shared_parts` and `rank_parts` name. `LanguageModelTrainer` adds windows of ids, carried states, scores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,12 +18,12 @@ import torch
 import transformers
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, ProgressCallback
+from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 from transformers.utils.logging import disable_progress_bar
 
 from craft.data.char_dataset import train_loader
-from craft.training import compilation, optimization
+from craft.training import model_files, optimization, precision, run, sanity
 from craft.training.arguments import CraftTrainingArguments
 from craft.training.callbacks import best, ema, lifecycle, nonfinite, progress, signals, stall, uploads, wandb
 from craft.training.carried_state import CarriedState
@@ -37,18 +34,13 @@ from craft.training.distributed import sharding
 from craft.training.distributed.agreement import raise_on_all_ranks
 from craft.training.ending import best_checkpoint, finish_weights
 from craft.training.evaluation import Validation
-from craft.training.logging import MetricsRecorder, UnitCounts
+from craft.training.logging import UnitCounts, write_event
 from craft.training.losses import AuxiliaryLosses, aligned
 from craft.training.micro_batches import MicroBatches
-from craft.training.model_files import write_model, write_trainer_state
-from craft.training.precision import suit_attention
-from craft.training.run import hidden, run_training
-from craft.training.sanity import check_alphabet, check_data
+from craft.training.requirements import library_errors
 from craft.training.step_state import StepState
+from craft.utils.errors import UserError
 from craft.utils.logging import get_logger
-from craft.utils.stopping import TrainingInterrupted
-
-__all__ = ["LanguageModelTrainer", "Trainer", "TrainingInterrupted"]
 
 logger = get_logger(__name__)
 
@@ -60,13 +52,12 @@ class Trainer(transformers.Trainer):
         model: a `PreTrainedModel`.
         args: its `output_dir` is the run directory.
         run_config: the resolved run, saved beside the weights.
-        **kwargs: as for `transformers.Trainer`.
+        callbacks: called after craft's own, so with all restored that a resumed run restores.
+        **kwargs: as for `transformers.Trainer`, such as `optimizers=(optimizer, scheduler)`.
 
     Attributes:
         on_run_validated: called in the main process when training is about to start and nothing was refused;
             if it fails, no process trains.
-        changes: settings that decide the weights and were allowed to differ from the resumed checkpoint's.
-        evaluation_due: a signal interrupted the evaluation of this step.
 
     Raises:
         UserError: for arguments that this machine or model can't be trained with.
@@ -74,7 +65,6 @@ class Trainer(transformers.Trainer):
 
     args: CraftTrainingArguments
     model: Any
-    optimizer: Any
     is_fsdp_enabled: bool
 
     def __init__(
@@ -83,39 +73,43 @@ class Trainer(transformers.Trainer):
         args: CraftTrainingArguments,
         *,
         run_config: dict[str, Any] | None = None,
+        callbacks: Sequence[TrainerCallback] | None = None,
         **kwargs: Any,
     ) -> None:
         args.settle_precision()
-        suit_attention(model, args.precision, on_cpu=args.on_cpu)
+        precision.suit_attention(model, args.precision, on_cpu=args.on_cpu)
+        precision.warn_of_emulation(model, args.precision, on_cpu=args.on_cpu)
         sharding.check_sharding(model, args)
         self.model_class = type(model)  # sharding changes it
-        use_cache = getattr(model.config, "use_cache", None)
-        with hidden(args, torch_compile_backend="no"):  # done, and tried, in `_prepare_for_training`
+        args.use_cache = getattr(model.config, "use_cache", False)  # saved so with the model
+        if args.torch_compile:
+            torch._dynamo.config.suppress_errors = True  # what can't be compiled runs without
+        with library_errors():
             super().__init__(model=model, args=args, **kwargs)
-        if use_cache is not None:
-            model.config.use_cache = use_cache  # switched off for training, and saved so with the model
+        if self.optimizer is not None:  # given by the caller: compared on resuming as a named one
+            args.optim = f"{type(self.optimizer).__module__}.{type(self.optimizer).__qualname__}"
         if self.is_fsdp_enabled:
             args.save_only_model = True
             logger.info("sharding  FSDP2; checkpoints hold the whole model, not what an exact resume needs")
         self.run_config = run_config or {}
+        self.own_parts: dict[str, parts.Stateful] = {}
         self.on_run_validated: Callable[[], None] = lambda: None
-        self.changes: resume_rules.Changes = {}
+        self.changes: resume_rules.Changes = {}  # between the resumed checkpoint's settings and these
         self.schedule_moves = self.evaluation_due = False
         self.grad_norm: Any = None
         self.watch, self.stop = parts.Stopwatch(), signals.StopRequest()
-        self.running_loss, self.metrics = parts.RunningLoss(self), MetricsRecorder(self)
-        self.step_state, self.micro_batches = StepState(self, self.running_loss), MicroBatches(self)
+        self.running_loss, self.micro_batches = parts.RunningLoss(self), MicroBatches(self)
+        self.step_state = StepState(self, self.running_loss)
         self.ema, self.guard = ema.EmaCallback(self), nonfinite.NonFiniteGuard(self)
         self.uploads, self.wandb = uploads.UploadCheckpoints(self), wandb.WandbRun(self)
-        self.progress, self.watchdog = progress.Progress(), stall.Watchdog(args.stall_seconds)
+        self.watchdog = stall.Watchdog(args.stall_seconds)
         self.checkpointer = Checkpointer(self.run_dir, {}, {}, args.save_total_limit)
         if args.disable_tqdm:
             disable_progress_bar()  # also of "Writing model shards" at every checkpoint
-        for theirs in (PrinterCallback, ProgressCallback):
-            self.pop_callback(theirs)
+        self.pop_callback(PrinterCallback)
         stop = signals.StopOnSignal(self)
         own = (self.ema, lifecycle.Lifecycle(self), self.uploads, stop, self.guard, best.KeepBest(self))
-        for callback in (*own, self.progress, self.watchdog):
+        for callback in (*own, progress.Progress(), self.watchdog, *(callbacks or ())):
             self.add_callback(callback)
 
     @property
@@ -142,7 +136,22 @@ class Trainer(transformers.Trainer):
             "stopwatch": self.watch,
             "wandb": self.wandb,
             "callbacks": parts.CallbackStates(self),
+            **self.own_parts,
         }
+
+    def register(self, name: str, part: parts.Stateful) -> None:
+        """Keeps an object of yours in checkpoints, the same in all processes.
+
+        Args:
+            part: its `state_dict()` is a tree of dicts, lists, numbers, text and tensors; a resumed run calls
+                `load_state_dict()` before `on_train_begin` of your callbacks.
+
+        Raises:
+            UserError: if there is a part of this name.
+        """
+        if name in self.shared_parts():
+            raise UserError(f"checkpoints already hold a part {name!r}; choose another name", code="usage")
+        self.own_parts[name] = part
 
     def rank_parts(self) -> dict[str, parts.RankStateful]:
         """What a checkpoint keeps of each process, by name."""
@@ -158,39 +167,31 @@ class Trainer(transformers.Trainer):
         return {**settings, **resume_rules.model_settings(self.model)}
 
     def find_checkpoint(self, resume: str | Path | bool | None) -> Path | None:
-        """The checkpoint to resume from, see `Checkpointer.find`."""
-        return self.checkpointer.find(resume)
+        """The checkpoint to resume from; refuses one whose ids mean other characters."""
+        checkpoint = self.checkpointer.find(resume)
+        if checkpoint is not None:
+            sanity.check_alphabet(checkpoint, self.processing_class)
+        return checkpoint
 
     def train(  # type: ignore[override]
         self, resume_from_checkpoint: Any = None, *, allow_changes: bool = False, **kwargs: Any
     ) -> TrainOutput:
-        """Trains to the end, or until a signal.
+        """Trains to the end, or until a signal. `model` then holds what should be exported: the best weights
+        with `load_best_model_at_end`, otherwise the average with `ema_decay`, otherwise the last.
 
         Args:
             resume_from_checkpoint: a run directory (its newest whole checkpoint), a `checkpoint-N` folder,
                 or True for `args.output_dir`.
             allow_changes: go on although settings changed that decide the weights; recorded in the run.
 
-        Returns:
-            As in transformers. `self.model` then holds what should be exported: the best weights with
-            `load_best_model_at_end`, otherwise the average with `ema_decay`, otherwise the last.
-
         Raises:
             TrainingInterrupted: (a SystemExit) after SIGTERM, SIGUSR1 or Ctrl-C, with a checkpoint saved.
-            TrainingFailed: the loss or the gradient isn't finite any more, or a checkpoint can't be
-                written.
+            TrainingFailed: a loss or gradient isn't finite, memory is short, the disk is full.
             UserError: nothing to resume from, settings that changed, a disk that is too small.
         """
-        return run_training(self, super().train, resume_from_checkpoint, allow_changes, **kwargs)
+        return run.run_training(self, super().train, resume_from_checkpoint, allow_changes, **kwargs)
 
     # ---- Private methods of transformers, each for want of a public place
-
-    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, checkpoint: Any) -> Any:
-        # Compiles between the making of a model (also of a trial) and its wrapping: no hook is called there.
-        if self.args.torch_compile:
-            options = {"backend": self.args.torch_compile_backend, "mode": self.args.torch_compile_mode}
-            compilation.compile_forward(self.model, self.try_step, **options)
-        return super()._prepare_for_training(max_steps, train_dataloader, checkpoint)
 
     def _finalize_training(self, trial: Any, num_train_samples: Any, start_time: float) -> TrainOutput:
         # Callbacks at the end are to see the weights, and metrics the time, of the whole run.
@@ -213,11 +214,10 @@ class Trainer(transformers.Trainer):
         self.checkpointer.run_dir = Path(self._get_output_dir(trial))
         self.checkpointer.save(
             self.state.global_step,
-            lambda folder: write_trainer_state(self, folder),
+            lambda folder: model_files.write_trainer_state(self, folder),
             {"settings": self.settings, "environment": resume_rules.environment(self.args.device)},
-            best_step=self.state.best_global_step,
             only_model=self.args.save_only_model,
-            needed=self.sizes.checkpoint(self.args.save_only_model),
+            spared={self.state.best_global_step, *self.uploads.steps},
         )
         self.watch.run()
 
@@ -242,33 +242,29 @@ class Trainer(transformers.Trainer):
         sharding.shard_on_cpu(self)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """As in transformers, plus Muon."""
-        model = self.model if model is None else model
-        if self.optimizer is None and self.args.optim == "muon":
-            self.optimizer = optimization.muon_optimizer(model, self.args)
-        return super().create_optimizer(model)
+        """As in transformers, plus Muon and classes of the user."""
+        with library_errors():
+            optimization.choose_optimizer(self, self.model if model is None else model)
+            return super().create_optimizer(model)
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
-        return optimization.decaying(model)
+        return optimization.decay_parameter_names(model)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """As in transformers, with defaults for what its schedules demand."""
         optimization.complete_schedule(self.args, num_training_steps)
-        return super().create_scheduler(num_training_steps, optimizer)
+        with library_errors():
+            return super().create_scheduler(num_training_steps, optimizer)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """As in transformers, in as many parts as fit into memory.
-
-        Raises:
-            TrainingFailed: if memory is short: what took it, and how many windows at once should fit.
-        """
+        """As in transformers, in as many parts as fit into memory."""
         return self.micro_batches.run(super().training_step, model, inputs, num_items_in_batch)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes model, tokenizer, run and arguments (as JSON, without secrets); all processes come here."""
         with sharding.gathered_model(self):
             if self.args.should_save:
-                write_model(self, Path(output_dir or self.args.output_dir))
+                model_files.write_model(self, Path(output_dir or self.args.output_dir))
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
@@ -279,50 +275,33 @@ class Trainer(transformers.Trainer):
             logs.pop("grad_norm", None)  # of the batch that was left out
         super().log(logs, start_time)
         if self.is_world_process_zero():
-            self.metrics.write(logs)
+            write_event(self, logs)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Makes the repository before training, so that a wrong name or token is told at once."""
         self.hub_model_id = uploads.open_run_repo(self.args)
 
     def push_to_hub(self, commit_message: str = "End of training", **kwargs: Any) -> str | None:
-        """Uploads the model as it is now, with its card; for who trains in Python.
-
-        Returns:
-            The address of the commit; `None` in processes other than the first.
-        """
+        """Uploads the model as it is now, with its card; returns the address of the commit (on rank 0)."""
         if self.hub_model_id is None:
             self.init_hf_repo()
         return self.uploads.push_now(commit_message, kwargs.get("revision"))
-
-    # ---- For callbacks and parts
-
-    def try_step(self) -> None:
-        """Forward and backward on the first real batch, of which nothing stays."""
-        batch = self._prepare_inputs(next(iter(self.get_train_dataloader())))
-        with self.step_state.preserved(), self.accelerator.autocast():
-            self.compute_loss(self.model, batch, num_items_in_batch=1).backward()
 
 
 class LanguageModelTrainer(Trainer):
     """Trains a `LanguageModel` on windows of ids, and scores it over the whole validation text.
 
     Windows hold T + 1 ids, so all T predictions count: the loss is the exact mean over the predictions of the
-    global batch, whatever the number of processes and accumulation steps.
+    global batch, whatever the number of processes and accumulation steps. More arguments are `Trainer`'s.
 
     Args:
-        model: follows the `LanguageModel` protocol; never a concrete class. None with `model_init`, which
-            makes one for every trial of `hyperparameter_search`.
-        args: its `output_dir` is the run directory.
+        model: follows the `LanguageModel` protocol. None with `model_init`, which makes one for each trial
+            of `hyperparameter_search`.
         train_dataset: `CharDataset` or `StreamDataset`; order "streams" for models that carry their state.
         eval_ids: the validation text as ids, or None.
         tokenizer: for samples, what is counted, and to be saved with the model.
         block_size: window of evaluations; by default that of training.
-        run_config: the resolved run, saved beside the weights.
-        text: a fingerprint of the training text, if it has one; by default made from its ids.
-
-    Raises:
-        UserError: for arguments that don't go together.
+        text: a fingerprint of the training text; by default made from its ids.
     """
 
     def __init__(
@@ -334,7 +313,6 @@ class LanguageModelTrainer(Trainer):
         tokenizer: Any,
         *,
         block_size: int | None = None,
-        run_config: dict[str, Any] | None = None,
         text: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -342,12 +320,11 @@ class LanguageModelTrainer(Trainer):
         if model is None:
             self.model_init = model_init
             model = super().call_model_init()
-        raise_on_all_ranks(lambda: check_data(train_dataset, eval_ids, args, model))
+        raise_on_all_ranks(lambda: sanity.check_data(train_dataset, eval_ids, args, model))
         self.carries_state = bool(model.carries_state and args.carry_state)
         super().__init__(
-            model=model,
-            args=args,
-            run_config=run_config,
+            model,
+            args,
             train_dataset=train_dataset,
             eval_dataset=eval_ids,
             processing_class=tokenizer,
@@ -360,14 +337,13 @@ class LanguageModelTrainer(Trainer):
         self.label_smoother: Any = None if smoother is None else aligned(smoother)
         self.validation = Validation(self, tokenizer, block_size or train_dataset.block_size)
         self.add_callback(self.validation)
-        self.flops_per_id = float(model.flops_per_token())
         self.units = UnitCounts(self)
         self.add_callback(self.units)
 
     def call_model_init(self, trial: Any = None) -> Any:
         """The fresh model of a trial of `hyperparameter_search`."""
         model = super().call_model_init(trial)
-        suit_attention(model, self.args.precision, on_cpu=self.args.on_cpu)
+        precision.suit_attention(model, self.args.precision, on_cpu=self.args.on_cpu)
         self._adopt(model)
         return model
 
@@ -392,35 +368,20 @@ class LanguageModelTrainer(Trainer):
         data = resume_rules.data_settings(self.train_dataset, text, self.run_config.get("data") or {})
         return {**super().decisive_settings(planned_steps), **data}
 
-    def find_checkpoint(self, resume: str | Path | bool | None) -> Path | None:
-        """As in `Trainer`; refuses a checkpoint whose ids mean something else."""
-        checkpoint = super().find_checkpoint(resume)
-        if checkpoint is not None:
-            check_alphabet(checkpoint, self.tokenizer)
-        return checkpoint
-
     # ---- Steps
 
     def get_train_dataloader(self) -> DataLoader:
         """This process' micro-batches, in an order that depends on seed, epoch and step alone."""
-        args = self.args
-        return train_loader(
-            self.train_dataset,
-            args.train_batch_size,
-            args.gradient_accumulation_steps,
-            args.process_index,
-            args.world_size,
-            self.model.make_batch,
-        )
+        args, data = self.args, self.train_dataset
+        rows, accumulation = args.train_batch_size, args.gradient_accumulation_steps
+        make_batch = self.model.make_batch
+        return train_loader(data, rows, accumulation, args.process_index, args.world_size, make_batch)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], int]:
-        """The micro-batches of a step, and the predictions of the global batch.
-
-        All windows are full, so no process needs to ask another. There are no batches if training ends before
-        this step: transformers looks at `should_training_stop` only after one.
-        """
+        """The micro-batches of a step, and the predictions of the global batch; all windows are full."""
+        # None if training ends before this step: transformers looks at `should_training_stop` after one.
         wanted = 0 if self.control.should_training_stop else num_batches
         batches = list(islice(epoch_iterator, wanted))
         # Gradients are averaged over processes, which transformers undoes in the first case only.
@@ -442,32 +403,12 @@ class LanguageModelTrainer(Trainer):
             self.carried.after(slot, outputs["past_key_values"], part)
         return (loss, outputs) if return_outputs else loss
 
-    def floating_point_ops(self, inputs: dict[str, Any]) -> float:
-        return self.flops_per_id * inputs["input_ids"].numel()
-
-    def try_step(self) -> None:
-        """As in `Trainer`, twice, so that a carried state is tried too."""
-        batch = self._prepare_inputs(next(iter(self.get_train_dataloader())))
-        with self.step_state.preserved():
-            for step in range(2):
-                with self.accelerator.autocast():
-                    again = {**batch, "step_in_epoch": step}
-                    loss = self.compute_loss(
-                        self.model, again, num_items_in_batch=self.model.count_predictions(batch)
-                    )
-                loss.backward()
-
     # ---- Scores and samples
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Scores a whole text (by default the validation split) in float32, logs it, and writes a sample.
-
-        Raises:
-            TrainingInterrupted: if a signal came while training; a resumed run evaluates first.
-            TrainingFailed: if memory is short.
-        """
+        """Scores a text (by default the validation split) in float32, logs it, and writes a sample."""
         return self.validation.run(eval_dataset, metric_key_prefix)
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:

@@ -55,6 +55,11 @@ def finish_weights(trainer: Any, trial: Any) -> None:
         save_if_new(trainer, trial)
     unshard(trainer)
     trainer.ema.settle()
+    load_best(trainer)
+
+
+def load_best(trainer: Any) -> None:
+    """Gives the model the best weights, if that is wanted and they are there and undamaged."""
     best = on_rank0_broadcast(lambda: best_checkpoint(trainer))  # the main process knows it
     if not trainer.args.load_best_model_at_end or best is None:
         return
@@ -75,9 +80,8 @@ def best_checkpoint(trainer: Any) -> str | None:
 def restore_finished_run(trainer: Any, state: TrainerState) -> TrainOutput:
     """Leaves the model as the finished run left it, and says so."""
     trainer.state, checkpoint = state, trainer.checkpointer.resumed
-    best = folders.checkpoint_dir(trainer.run_dir, state.best_global_step or -1)
-    keep_best = trainer.args.load_best_model_at_end and best.is_dir() and not folders.damage(best)
-    folders.load_weights(best if keep_best else checkpoint, trainer.model)
+    folders.load_weights(checkpoint, trainer.model)
+    load_best(trainer)
     logger.info(
         f"this run is finished: {checkpoint} is at step {state.global_step:,}; "
         "a larger training.max_steps would train on"

@@ -1,4 +1,4 @@
-"""Validation on the way: scores over the whole validation text, and samples. Calls `craft.evaluation`."""
+"""Validation while training: scores of the validation text, and samples. Calls `craft.evaluation`."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import TrainerCallback
 
 from craft.data.tokenization import first_id
 from craft.evaluation.protocols import natural_protocol
 from craft.evaluation.scores import Evaluation, evaluate_split
-from craft.training.compilation import plain_forward
 from craft.training.distributed.sharding import gathered_model
 from craft.training.ending import stop_training
-from craft.training.memory import is_out_of_memory
+from craft.training.logging import write_event
 from craft.training.step_state import rng_devices
-from craft.utils.common import TEMPERATURE, human
-from craft.utils.errors import TrainingFailed, UserError
+from craft.utils.common import TEMPERATURE
+from craft.utils.errors import UserError
 from craft.utils.logging import get_logger
 from craft.utils.units import unit_of
 
@@ -76,14 +76,11 @@ class Validation(TrainerCallback):
         return first_units(ids, self.args.eval_chars, self.tokenizer.id_units)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Says if training scores a part of a long text."""
         ids = self.trainer.eval_dataset
-        if not state.is_world_process_zero or ids is None:
-            return
-        if self.args.eval_strategy != "no" and len(self.scored_in_training(ids)) < len(ids):
+        if args.eval_strategy != "no" and ids is not None and len(self.scored_in_training(ids)) < len(ids):
             logger.info(
                 f"validation of the first {self.args.eval_chars:,} {self.unit.plural} while training "
-                f"(training.eval_chars), of all {human(len(ids) * self.trainer.units.per_id)} at the end"
+                "(training.eval_chars), of all at the end"
             )
 
     def run(self, ids: Any = None, prefix: str = "eval") -> dict[str, float]:
@@ -92,23 +89,13 @@ class Validation(TrainerCallback):
         trainer.watch.pause()
         began, sample = time.perf_counter(), None
         ids = trainer.eval_dataset if ids is None else ids
-        try:
-            with self._as_exported():
-                result = self.score(self.scored_in_training(ids) if trainer.is_in_train else ids)
-                seconds = time.perf_counter() - began
-                if trainer.is_world_process_zero():
-                    with trainer.stop.defer_errors():
-                        sample = self.usual_sample()
-            stopped = trainer.is_in_train and trainer.stop.agreed()
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise TrainingFailed(
-                f"out of memory in the evaluation at step {trainer.state.global_step:,}; lower training."
-                f"per_device_eval_batch_size={self.args.per_device_eval_batch_size}; "
-                f"{trainer.checkpointer.last_good()}"
-            ) from None
-        if stopped:
+        # As it would be exported now: averaged, in float32, not compiled.
+        with gathered_model(trainer), trainer.ema.applied(), plain_forward(trainer.model):
+            result = self.score(self.scored_in_training(ids) if trainer.is_in_train else ids)
+            seconds = time.perf_counter() - began
+            if trainer.is_world_process_zero():
+                sample = self.usual_sample()
+        if trainer.is_in_train and trainer.stop.agreed():
             stop_training(trainer, evaluation_due=True)
         if trainer.is_world_process_zero():
             logger.info(self.line(result))
@@ -116,7 +103,7 @@ class Validation(TrainerCallback):
         trainer.log(metrics)
         if sample is not None:
             logger.info("sample:\n    " + sample.strip("\n").replace("\n", "\n    "))
-            trainer.metrics.write({"sample": sample})
+            write_event(trainer, {"sample": sample})
             trainer.wandb.log_sample(sample, trainer.state.global_step)
         trainer.control = trainer.callback_handler.on_evaluate(
             self.args, trainer.state, trainer.control, metrics
@@ -124,13 +111,6 @@ class Validation(TrainerCallback):
         if trainer.is_in_train:
             trainer.watch.run()
         return metrics
-
-    @contextmanager
-    def _as_exported(self) -> Iterator[None]:
-        """Inside, the model is as it would be exported now: averaged, in float32, not compiled."""
-        trainer = self.trainer
-        with gathered_model(trainer), trainer.ema.applied(), plain_forward(trainer.model):
-            yield
 
     def score(self, ids: Any) -> Evaluation:
         """The score of a text, shared out among the processes; unfinished if a signal came."""
@@ -178,8 +158,7 @@ class Validation(TrainerCallback):
             name = str(self.args.metric_for_best_model).removeprefix("eval_")
             value = result.nats_per_unit if name == "loss" else result.figures()[name]
             better = value > best if self.args.greater_is_better else value < best
-            of = "" if name == "loss" else f"{name} "
-            compared = ", best so far" if better else f", best {of}{best:.4f}"
+            compared = ", best so far" if better else f", best {best:.4f}"
         return (
             f"step {self.trainer.state.global_step:,}  validation {result.nats_per_unit:.4f} nats = "
             f"{result.bits_per_unit:.4f} bits/{self.unit.short}  ({result.protocol}{compared})"
@@ -199,3 +178,14 @@ def first_units(ids: np.ndarray, units: int, id_units: np.ndarray) -> np.ndarray
     """The beginning of a text in which at most `units` units are predicted, and at least one id."""
     predicted = np.cumsum(id_units[ids[1 : IDS_PER_UNIT * units + 1]])
     return ids[: 1 + max(1, int(np.searchsorted(predicted, units, side="right")))]
+
+
+@contextmanager
+def plain_forward(model: nn.Module) -> Iterator[None]:
+    """Inside, the model's own forward: accelerate puts one with autocast on the instance."""
+    wrapped = model.__dict__.pop("forward", None)
+    try:
+        yield
+    finally:
+        if wrapped is not None:
+            model.forward = wrapped

@@ -10,8 +10,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from craft.sharing.record import METRICS_FILE
-from craft.training.checkpointing import disk
-from craft.utils.files import replace_text
+from craft.utils.files import explain_disk_errors, replace_text
 from craft.utils.units import unit_of
 
 
@@ -22,43 +21,22 @@ class MetricsFile:
         self.path = run_dir / METRICS_FILE
 
     def start(self, step: int) -> None:
-        """Forgets what lies beyond `step`, which a resumed run does again: no event is there twice."""
-        kept = [line for line in self._lines() if json.loads(line)["step"] <= step] if step else []
+        """Drops the events after `step`, which a resumed run writes again."""
+        kept = [event for event in self.read() if event["step"] <= step] if step else []
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(self.path, "".join(line + "\n" for line in kept))
+        replace_text(self.path, "".join(_line(event) for event in kept))
 
     def write(self, event: dict[str, Any]) -> None:
         """Appends an event; numbers that JSON doesn't know (NaN, infinity) become null."""
-        known = {key: finite_or_none(value) for key, value in event.items()}
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(known, ensure_ascii=False) + "\n")
+            file.write(_line(event))
 
-    def _lines(self) -> list[str]:
-        """All whole lines; a killed process may have left half of one."""
+    def read(self) -> list[dict[str, Any]]:
+        """All events, in order; a killed process may have left half of one, which doesn't count."""
         if not self.path.is_file():
             return []
-        return [line for line in self.path.read_text(encoding="utf-8").split("\n") if _is_event(line)]
-
-
-class MetricsRecorder:
-    """Writes the metrics of a trainer; for its main process alone."""
-
-    def __init__(self, trainer: Any) -> None:
-        self.trainer = trainer
-
-    def write(self, event: dict[str, Any]) -> None:
-        """Adds an event of this step.
-
-        Raises:
-            TrainingFailed: if the disk refuses; of several processes, in all when they next agree.
-        """
-        run_dir, checkpointer = self.trainer.run_dir, self.trainer.checkpointer
-
-        def hint() -> str:
-            return f"{checkpointer.last_good()}; {checkpointer.recovery_hint()}"
-
-        with self.trainer.stop.defer_errors(), disk.writing(METRICS_FILE, run_dir, hint):
-            MetricsFile(run_dir).write({"step": self.trainer.state.global_step, **event})
+        events = map(_parsed, self.path.read_text(encoding="utf-8").split("\n"))
+        return [event for event in events if event is not None and "step" in event]
 
 
 class UnitCounts(TrainerCallback):
@@ -94,9 +72,20 @@ class UnitCounts(TrainerCallback):
             logs[self.unit.speed] = round(steps * self.per_step / seconds, 1)
 
 
+def write_event(trainer: Any, event: dict[str, Any]) -> None:
+    """Adds an event of this step to the metrics of a trainer's run; for its main process alone.
+
+    Raises:
+        Failed: if the disk refuses; of several processes, in all when they next agree.
+    """
+    run_dir, hint = trainer.run_dir, trainer.checkpointer.what_is_left
+    with explain_disk_errors(METRICS_FILE, run_dir, hint):
+        MetricsFile(run_dir).write({"step": trainer.state.global_step, **event})
+
+
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """The events of a run, in order."""
-    return [json.loads(line) for line in MetricsFile(run_dir)._lines()]
+    return MetricsFile(run_dir).read()
 
 
 def finite_or_none(value: Any) -> Any:
@@ -104,8 +93,13 @@ def finite_or_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _is_event(line: str) -> bool:
+def _line(event: dict[str, Any]) -> str:
+    known = {key: finite_or_none(value) for key, value in event.items()}
+    return json.dumps(known, ensure_ascii=False) + "\n"
+
+
+def _parsed(line: str) -> Any:
     try:
-        return "step" in json.loads(line)
-    except (ValueError, TypeError):
-        return False
+        return json.loads(line)
+    except ValueError:
+        return None

@@ -11,6 +11,7 @@ checks.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from craft.training.arguments import CraftTrainingArguments
+from craft.training.arguments import CraftTrainingArguments, user_optimizer
 from craft.training.precision import Hardware
 from craft.utils.errors import UserError
 from craft.utils.logging import get_logger
@@ -37,7 +38,7 @@ SCHEDULE_DEFAULTS: dict[str, Callable[[int, int], dict[str, Any]]] = {
 }
 
 
-def decaying(model: nn.Module) -> list[str]:
+def decay_parameter_names(model: nn.Module) -> list[str]:
     """Names of the parameters that weight decay shrinks: matrices except embeddings, no gains or biases."""
     embeddings = {
         id(parameter)
@@ -48,27 +49,15 @@ def decaying(model: nn.Module) -> list[str]:
     return [name for name, p in model.named_parameters() if p.ndim >= 2 and id(p) not in embeddings]
 
 
-def muon_groups(
-    model: nn.Module,
-    blocks_of: Callable[[str], int],
-    *,
-    lr: float,
-    muon_lr: float,
-    momentum: float,
-    weight_decay: float,
-    betas: tuple[float, float],
-    eps: float,
-    exact: bool = False,
-) -> list[dict[str, Any]]:
+def muon_groups(model: nn.Module, blocks_of: Callable[[str], int], args: Any) -> list[dict[str, Any]]:
     """Parameter groups for `MuonAdamW`: AdamW with and without decay, then Muon's, by number of blocks.
 
     Args:
         blocks_of: how many stacked matrices a named 2-D parameter holds; 0 leaves it to AdamW.
-        exact: Muon's directions in float32 on any hardware. Rounded to bfloat16 they turn the last bit of a
-            gradient, in which one process and several differ, into a hundred thousandth of the loss.
+        args: `CraftTrainingArguments`.
     """
-    decay = set(decaying(model))
-    adamw_groups: dict[float, list[Tensor]] = {weight_decay: [], 0.0: []}
+    decay = set(decay_parameter_names(model))
+    adamw_groups: dict[float, list[Tensor]] = {args.weight_decay: [], 0.0: []}
     muon: dict[int, list[Tensor]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -77,24 +66,50 @@ def muon_groups(
         if blocks:
             muon[blocks].append(parameter)
         else:
-            adamw_groups[weight_decay if name in decay else 0.0].append(parameter)
+            adamw_groups[args.weight_decay if name in decay else 0.0].append(parameter)
+    of_adamw = {
+        "lr": args.learning_rate,
+        "betas": (args.adam_beta1, args.adam_beta2),
+        "eps": args.adam_epsilon,
+    }
+    # Muon's directions are in float32 on any hardware where that was asked for. Rounded to bfloat16 they turn
+    # the last bit of a gradient, in which one process and several differ, into 1e-5 of the loss.
+    of_muon = {
+        "lr": args.muon_learning_rate,
+        "momentum": args.muon_momentum,
+        "weight_decay": args.weight_decay,
+        "exact": args.precision == "fp32",
+    }
     groups: list[dict[str, Any]] = [
-        {"params": parameters, "blocks": 0, "lr": lr, "betas": betas, "eps": eps, "weight_decay": share}
+        {"params": parameters, "blocks": 0, **of_adamw, "weight_decay": share}
         for share, parameters in adamw_groups.items()
         if parameters
     ]
-    for blocks, parameters in sorted(muon.items()):
-        groups.append(
-            {
-                "params": parameters,
-                "blocks": blocks,
-                "lr": muon_lr,
-                "momentum": momentum,
-                "weight_decay": weight_decay,
-                "exact": exact,
-            }
-        )
-    return groups
+    return groups + [{"params": muon[blocks], "blocks": blocks, **of_muon} for blocks in sorted(muon)]
+
+
+def choose_optimizer(trainer: Any, model: Any) -> None:
+    """Makes Muon, or names the user's class, where transformers would look for an optimizer of its own.
+
+    A class of the user gets `lr`, `weight_decay` and the words of `optim_args`, numbers as numbers.
+    """
+    args = trainer.args
+    if trainer.optimizer is not None:
+        return
+    if args.optim == "muon":
+        trainer.optimizer = muon_optimizer(model, args)
+    elif cls := user_optimizer(args.optim):
+        words = dict(word.split("=") for word in (args.optim_args or "").replace(" ", "").split(",") if word)
+        extra = {name: _number_or_text(text) for name, text in words.items()}
+        given = {"lr": args.learning_rate, "weight_decay": args.weight_decay, **extra}
+        trainer.optimizer_cls_and_kwargs = cls, given
+
+
+def _number_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def muon_optimizer(model: Any, args: CraftTrainingArguments) -> MuonAdamW:
@@ -107,20 +122,10 @@ def muon_optimizer(model: Any, args: CraftTrainingArguments) -> MuonAdamW:
     if blocks_of is None:
         raise UserError(
             f"training.optim=muon needs a model that knows its matrices (muon_blocks), and "
-            f"{type(model).__name__} doesn't; use training.optim=adamw_torch_fused"
+            f"{type(model).__name__} doesn't; use training.optim=adamw_torch_fused",
+            code="model-mismatch",
         )
-    groups = muon_groups(
-        model,
-        blocks_of,
-        lr=args.learning_rate,
-        muon_lr=args.muon_learning_rate,
-        momentum=args.muon_momentum,
-        weight_decay=args.weight_decay,
-        betas=(args.adam_beta1, args.adam_beta2),
-        eps=args.adam_epsilon,
-        exact=args.precision == "fp32",
-    )
-    return MuonAdamW(groups)
+    return MuonAdamW(muon_groups(model, blocks_of, args))
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -263,33 +268,33 @@ class Optimization:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        optimizer, scheduler = self.trainer.optimizer, self.trainer.lr_scheduler
-        scaler, changes = self.trainer.accelerator.scaler, self.trainer.changes
-        fresh = [dict(group) for group in optimizer.param_groups]
-        rates = list(getattr(scheduler, "base_lrs", []))
-        if "training.optim" in changes:
+        trainer, optimizer, scaler = self.trainer, self.trainer.optimizer, self.trainer.accelerator.scaler
+        saved, schedule, moves = state["optimizer"], trainer.lr_scheduler, trainer.schedule_moves
+        if moves:  # the new settings count: a loaded state would bring the old ones with it
+            pairs = zip(optimizer.state_dict()["param_groups"], saved["param_groups"])
+            saved = {**saved, "param_groups": [{**new, "lr": old["lr"]} for new, old in pairs]}
+        if "training.optim" in trainer.changes:
             logger.warning("the optimizer is another one: it starts without what the old one had learnt")
         else:
-            optimizer.load_state_dict(state["optimizer"])
-        if "training.lr_scheduler_type" in changes:
-            scheduler.last_epoch = state["scheduler"]["last_epoch"]
-        else:
-            scheduler.load_state_dict(state["scheduler"])
-        if self.trainer.schedule_moves:
-            self._apply(fresh, rates)
+            optimizer.load_state_dict(saved)
+            _keep_formats(optimizer, saved.get("state", {}))
+        if moves and hasattr(schedule, "lr_lambdas"):
+            schedule.last_epoch = state["scheduler"]["last_epoch"]
+            factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
+            schedule._last_lr = [rate * factor for rate, factor in zip(schedule.base_lrs, factors)]
+            for group, rate in zip(optimizer.param_groups, schedule._last_lr):
+                group["lr"] = rate
+        elif "training.lr_scheduler_type" not in trainer.changes:
+            schedule.load_state_dict(state["scheduler"])
         if scaler is not None and state["scaler"]:
             scaler.load_state_dict(state["scaler"])
 
-    def _apply(self, fresh: list[dict[str, Any]], rates: list[float]) -> None:
-        """Makes the new settings count: a loaded state brings the old ones with it."""
-        groups = self.trainer.optimizer.param_groups
-        for group, new in zip(groups, fresh):
-            group.update({key: value for key, value in new.items() if key not in ("params", "lr")})
-        schedule: Any = getattr(self.trainer.lr_scheduler, "scheduler", self.trainer.lr_scheduler)
-        if not rates or not hasattr(schedule, "lr_lambdas"):
-            return
-        schedule.base_lrs = rates
-        steps = schedule.last_epoch
-        for group, rate, factor in zip(groups, rates, schedule.lr_lambdas):
-            group["lr"] = rate * factor(steps)
-        schedule._last_lr = [group["lr"] for group in groups]
+
+def _keep_formats(optimizer: Any, saved: dict[Any, Any]) -> None:
+    """Puts back states whose number format isn't that of the weights, to which torch casts what it loads."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for i, parameter in enumerate(parameters):
+        for name, value in saved.get(i, {}).items():
+            loaded = optimizer.state[parameter].get(name)
+            if isinstance(value, Tensor) and isinstance(loaded, Tensor) and value.dtype != loaded.dtype:
+                optimizer.state[parameter][name] = value.to(loaded.device)

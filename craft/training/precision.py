@@ -13,10 +13,11 @@ from typing import Any
 from craft.utils.common import did_you_mean
 from craft.utils.errors import UserError
 from craft.utils.hardware import Hardware
+from craft.utils.logging import get_logger
+
+logger = get_logger(__name__)
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-ASKED, LAUNCHED = "asked for", "accelerate's mixed_precision"
-"""The reasons that are somebody's wish, not a choice that suits the hardware."""
 
 
 def choose_precision(
@@ -25,7 +26,7 @@ def choose_precision(
     hardware: Hardware | None = None,
     launcher: str | None = None,
 ) -> tuple[str, str]:
-    """The precision to train in and the reason for it.
+    """Chooses the precision to train in.
 
     Args:
         requested: "auto", "fp32", "bf16" or "fp16".
@@ -41,32 +42,32 @@ def choose_precision(
     """
     if requested not in PRECISIONS:
         near = did_you_mean(requested, PRECISIONS)
-        raise UserError(f"training.precision={requested!r} isn't known{near}; use auto, fp32, bf16 or fp16")
+        raise UserError(
+            f"training.precision={requested} isn't known{near}; use {', '.join(PRECISIONS)}",
+            code="setting-value",
+        )
     hardware = hardware or Hardware.detect()
     launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no") if launcher is None else launcher
     on_cpu, capability = hardware.device == "cpu", hardware.capability
-    if requested == "fp16" and on_cpu:
+    if (requested == "fp16" and on_cpu) or (requested == "bf16" and (capability or (8, 0)) < (8, 0)):
+        needs = "a GPU" if requested == "fp16" else "a GPU of capability 8.0"
         raise UserError(
-            "training.precision=fp16 needs a GPU, and this run is on a CPU; use training.precision=auto"
+            f"training.precision={requested} needs {needs}, and this run is on: {hardware}; use "
+            "training.precision=auto",
+            code="machine-unable",
         )
-    if requested == "bf16" and capability is not None and capability < (8, 0):
-        raise UserError(f"training.precision=bf16 needs a GPU of capability 8.0 (here {hardware}); use fp16")
     if requested != "auto":
-        return requested, ASKED
+        return requested, "asked for"
     if launcher in ("fp16", "bf16") and not (on_cpu and launcher == "fp16"):
-        return launcher, LAUNCHED
-    if capability is not None:
-        if capability >= (8, 0):
-            return "bf16", f"the GPU has {hardware}"
-        if capability >= (7, 0):
-            return "fp16", f"the GPU has {hardware}: float16 tensor cores, no bfloat16"
-        return "fp32", f"the GPU has {hardware}: no tensor cores"
+        return launcher, "accelerate's mixed_precision"
     if on_cpu:
         # The launcher's file serves every machine; without a GPU the run is the one `craft train` would do.
         aside = "accelerate's fp16 doesn't exist on a CPU; " if launcher == "fp16" else ""
         if hardware.native_bf16:
             return "bf16", f"{aside}this CPU multiplies bfloat16 natively"
         return "fp32", f"{aside}this CPU doesn't multiply bfloat16 natively"
+    if capability and capability >= (7, 0):
+        return ("bf16" if capability >= (8, 0) else "fp16"), f"the fastest of a GPU of {hardware}"
     return "fp32", f"the safe choice on {hardware}"
 
 
@@ -74,3 +75,16 @@ def suit_attention(model: Any, precision: str, *, on_cpu: bool) -> None:
     """Exchanges fused attention for plain attention where it is slower: in bfloat16 on a CPU."""
     if on_cpu and precision == "bf16" and getattr(model.config, "_attn_implementation", None) == "sdpa":
         model.set_attn_implementation("eager")
+
+
+def warn_of_emulation(model: Any, precision: str, *, on_cpu: bool) -> None:
+    """Warns of a number format that this machine only emulates, with the same results and much slower."""
+    import torch
+
+    hardware = Hardware.detect(on_cpu)
+    formats = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    settings = {f"training.precision={precision}": formats.get(precision)}
+    settings[f"models.dtype={str(model.dtype)[6:]}"] = model.dtype
+    for setting, dtype in settings.items():
+        if dtype is not None and not hardware.computes_in(dtype):
+            logger.warning(f"{setting} is only emulated on this machine, up to 30 times slower than float32")

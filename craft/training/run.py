@@ -1,4 +1,4 @@
-"""`run_training`: the loop of transformers in a frame that refuses, locks, listens and ends well."""
+"""`run_training`: the loop of transformers in a frame that refuses, locks, obeys signals, ends well."""
 
 from __future__ import annotations
 
@@ -8,16 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.trainer_utils import TrainOutput
+from transformers import TrainerState
+from transformers.trainer_utils import IntervalStrategy, TrainOutput
 
-from craft.training.checkpointing.checkpointer import Checkpointer
+from craft.sharing.record import METRICS_FILE, STATE
+from craft.training.callbacks.best import patience_is_over
+from craft.training.checkpointing import folders, resume_rules
+from craft.training.checkpointing.checkpointer import Checkpointer, is_resumable, only_weights
 from craft.training.distributed.agreement import on_rank0_broadcast, raise_on_all_ranks
 from craft.training.distributed.rendezvous import peer_failure_context
 from craft.training.ending import restore_finished_run
+from craft.training.logging import MetricsFile
 from craft.training.memory import is_out_of_memory
-from craft.training.precision_trial import try_precision
-from craft.training.resuming import lock_run_dir, validate_resume
-from craft.utils.errors import TrainingFailed, UserError
+from craft.utils.errors import Failed, TrainingFailed, UserError
+from craft.utils.files import explain_disk_errors, remove_staging
+from craft.utils.locks import run_lock
 from craft.utils.logging import get_logger
 from craft.utils.stopping import TrainingInterrupted
 
@@ -35,7 +40,8 @@ def run_training(
     if resume and trainer.is_fsdp_enabled:
         raise UserError(
             "a sharded run (FSDP) can't be resumed exactly; start a new run from the weights of its last "
-            "checkpoint with models.init_from=RUN/checkpoint-N, or launch without --use_fsdp"
+            "checkpoint with models.init_from=RUN/checkpoint-N, or launch without --use_fsdp",
+            code="setting-conflict",
         )
     if trainer.model is None:  # the trial before this one gave its model back
         trainer.model = trainer.call_model_init(kwargs.get("trial"))
@@ -51,40 +57,91 @@ def run_training(
     trainer.checkpointer.resumed = on_rank0_broadcast(lambda: trainer.find_checkpoint(resume))
     planned = trainer.set_initial_training_values(args, trainer.get_train_dataloader())[-1]
     if planned < 1:
-        raise UserError(f"{planned} steps would be trained; set training.max_steps")
+        raise UserError(f"{planned} steps would be trained; set training.max_steps", code="setting-value")
     trainer.settings = trainer.decisive_settings(planned)
     trainer.changes, trainer.schedule_moves, trainer.evaluation_due = {}, False, False
     trainer.guard.skipped, trainer.micro_batches.parts = 0, 1  # another trial may have trained before
     finished = raise_on_all_ranks(lambda: validate_resume(trainer, planned, allow_changes))
     if finished is not None:
         return restore_finished_run(trainer, finished)
-    raise_on_all_ranks(lambda: try_precision(trainer))
     with ExitStack() as locks:
-        on_rank0_broadcast(lambda: lock_run_dir(trainer, planned, locks))
+        on_rank0_broadcast(lambda: lock_run_dir(trainer, locks))
         return _guarded(trainer, loop, **kwargs)
+
+
+def validate_resume(trainer: Any, planned_steps: int, allow_changes: bool) -> TrainerState | None:
+    """Compares a run with the checkpoint it goes on from, if any.
+
+    Returns:
+        The state of a run that has nothing left to train.
+
+    Raises:
+        UserError: for settings that changed, or a folder with checkpoints of another run.
+    """
+    args, checkpointer = trainer.args, trainer.checkpointer
+    checkpoint = checkpointer.resumed
+    if checkpoint is None:
+        if any(folders.checkpoints(trainer.run_dir)):
+            raise UserError(
+                f"{trainer.run_dir} holds checkpoints of another run; resume it or choose another folder",
+                code="setting-conflict",
+            )
+        return None
+    trainer.changes, trainer.schedule_moves = resume_rules.check_resume(
+        checkpoint, checkpointer.progress(), trainer.settings, args, allow=allow_changes
+    )
+    state = TrainerState.load_from_json(str(checkpoint / STATE))
+    if is_resumable(checkpoint):
+        checkpointer.load("evaluation")
+    due = trainer.evaluation_due and args.eval_strategy != IntervalStrategy.NO
+    if not due and (state.global_step >= planned_steps or patience_is_over(args, state)):
+        return state
+    if not is_resumable(checkpoint):
+        raise UserError(only_weights(checkpoint), code="run-changed")
+    logger.info(f"resuming from {checkpoint} at step {state.global_step:,}")
+    args.eval_on_start = False
+    checkpointer.saved_step = state.global_step
+    return None
+
+
+def lock_run_dir(trainer: Any, locks: ExitStack) -> None:
+    """Makes the run's folder this process' until `locks` are released, and opens its files.
+
+    Raises:
+        UserError: if another process trains there.
+    """
+    run_dir = trainer.run_dir
+    run_dir.mkdir(parents=True, exist_ok=True)
+    locks.enter_context(run_lock(run_dir))
+    with explain_disk_errors(METRICS_FILE, run_dir, trainer.checkpointer.recovery_hint):
+        remove_staging(run_dir)
+        MetricsFile(run_dir).start(trainer.checkpointer.resumed_step or 0)
+        trainer.wandb.begin()
 
 
 def _guarded(trainer: Any, loop: Loop, **kwargs: Any) -> TrainOutput:
     # The same seed in all processes would drop the same units everywhere.
     torch.manual_seed(trainer.args.seed + trainer.args.process_index)
     try:
-        with trainer.stop.listening(), peer_failure_context(trainer.checkpointer.recovery_hint):
+        with (
+            trainer.stop.listening(trainer.args.ddp_timeout),
+            peer_failure_context(trainer.checkpointer.recovery_hint),
+        ):
             result = _loop(trainer, loop, **kwargs)
-            trainer.stop.raise_deferred()
             trainer.uploads.finish()
             if trainer.stop.requested:  # after the last step; all is saved
                 logger.info(trainer.checkpointer.once_trained())
                 raise TrainingInterrupted(trainer.stop.exit_code)
             return result
-    except (TrainingFailed, TrainingInterrupted) as end:
-        trainer.wandb.finish(exit_code=1 if isinstance(end, TrainingFailed) else 0)
+    except (Failed, TrainingInterrupted) as end:
+        trainer.wandb.finish(exit_code=1 if isinstance(end, Failed) else 0)
         raise
     finally:
         trainer.watch.pause()
-        trainer.progress.close()
-        trainer.uploads.queue.leave()
+        trainer.uploads.cancel()
         trainer.watchdog.close()
-        # Autocast and compilation end with training; another trainer may prepare the model again.
+        # Autocast and compilation end with training; it may be prepared again.
+        trainer.model_wrapped = trainer.model
         for attribute in ("forward", "_is_accelerate_prepared"):
             trainer.model.__dict__.pop(attribute, None)
 
@@ -98,8 +155,7 @@ def _loop(trainer: Any, loop: Loop, **kwargs: Any) -> TrainOutput:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-    batch = next(iter(trainer.get_train_dataloader()))
-    raise TrainingFailed(trainer.micro_batches.explain(batch))  # of the optimizer, or in passing
+    raise TrainingFailed(trainer.micro_batches.explain(), code="out-of-memory")
 
 
 @contextmanager

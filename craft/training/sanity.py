@@ -1,4 +1,4 @@
-"""What would train to nonsense without a word, refused before the first step whoever made the data.
+"""Refuses data that would train to nonsense without a word, before the first step and whoever made it.
 
 Plain loops go on over no batch at all, over windows without a target, over ids that are no characters of the
 model; they end with a loss of 0 and a message of success.
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from craft.data.tokenization import load_tokenizer
+from craft.data.tokenization import CharTokenizer, load_tokenizer
 from craft.utils.errors import UserError
 
 IDS_AT_ONCE = 1 << 24
@@ -25,10 +25,13 @@ def check_alphabet(checkpoint: Path, tokenizer: Any) -> None:
     Raises:
         UserError: with the way out.
     """
+    if not isinstance(tokenizer, CharTokenizer):
+        return
     if load_tokenizer(checkpoint).get_vocab() != tokenizer.get_vocab():
         raise UserError(
             f"can't resume from {checkpoint}: it was trained with another alphabet than this text's; "
-            "put the old text back, or start a new run"
+            "put the old text back, or start a new run",
+            code="run-changed",
         )
 
 
@@ -44,24 +47,25 @@ def check_data(dataset: Any, eval_ids: Any, args: Any, model: Any) -> None:
         UserError: for data that can't be learnt from, or not as the arguments say.
     """
     vocab_size = model.config.vocab_size
-    if args.logging_nan_inf_filter:
-        raise UserError("training.logging_nan_inf_filter=true would log a loss of 0 for NaN; leave it false")
     missing = [name for name in ("batch", "block_size", "global_batch_size") if not hasattr(dataset, name)]
-    if missing or not isinstance(getattr(dataset, "global_batch_size", None), int):
+    if missing:
         raise UserError(
-            f"train_dataset is a {type(dataset).__name__} without {', '.join(missing) or 'a batch'}: windows "
-            "of a text are cut by craft.data.char_dataset.CharDataset(ids, block_size, global_batch, seed)"
+            f"train_dataset is a {type(dataset).__name__} without {', '.join(missing)}: windows of a text "
+            "are cut by craft.data.char_dataset.CharDataset(ids, block_size, global_batch, seed)",
+            code="data-invalid",
         )
     if dataset.global_batch_size != args.global_batch_size:
         raise UserError(
             f"train_dataset has a global batch of {dataset.global_batch_size}, training.global_batch_size is "
-            f"{args.global_batch_size}; they must be the same"
+            f"{args.global_batch_size}; they must be the same",
+            code="setting-conflict",
         )
     steps = getattr(dataset, "steps_per_epoch", None)
     if steps is not None and steps < 1:
         raise UserError(
             f"train_dataset has fewer windows than a global batch of {args.global_batch_size}: no step would "
-            "be trained; lower training.global_batch_size or data.block_size"
+            "be trained; lower training.global_batch_size or data.block_size",
+            code="text-short",
         )
     row = args.process_index * args.train_batch_size
     check_window(dataset, vocab_size, row, getattr(model, "lookahead", 1))
@@ -70,14 +74,16 @@ def check_data(dataset: Any, eval_ids: Any, args: Any, model: Any) -> None:
         if eval_ids is None or len(eval_ids) < 2:
             raise UserError(
                 "there is no validation text to evaluate on; set data.validation_size above 0 or "
-                "training.eval_strategy=no"
+                "training.eval_strategy=no",
+                code="text-missing",
             )
         check_ids(eval_ids, vocab_size, "the validation text")
     order = getattr(dataset, "order", None)
     if model.carries_state and args.carry_state and order != "streams":
         raise UserError(
             f"a carried state needs data in parallel streams, not in order {order!r}; "
-            "set training.carry_state=false"
+            "set training.carry_state=false",
+            code="setting-conflict",
         )
 
 
@@ -89,15 +95,12 @@ def check_window(dataset: Any, vocab_size: int, row: int = 0, lookahead: int = 1
             for this alone.
     """
     window = np.asarray(dataset.batch(0, 0, np.arange(row, row + 1)))
-    if window.ndim != 2 or window.shape[1] < 1 + lookahead:
+    expected = (1, dataset.block_size + lookahead)
+    if window.shape != expected or dataset.block_size < 1:
         raise UserError(
-            f"windows of train_dataset have the shape {window.shape[1:]}: T + {lookahead} ids with T at "
-            "least 1 are needed, for one id has nothing to predict"
-        )
-    if window.shape[1] != dataset.block_size + lookahead:
-        raise UserError(
-            f"windows of train_dataset hold {window.shape[1]} ids, but its block_size is "
-            f"{dataset.block_size}: that must be {lookahead} less"
+            f"a window of train_dataset has the shape {window.shape}, not {expected}: block_size="
+            f"{dataset.block_size} (at least 1) and {lookahead} more, which are predicted",
+            code="data-invalid",
         )
     check_ids(window.reshape(-1), vocab_size, "the training text")
 
@@ -108,16 +111,19 @@ def check_ids(ids: Any, vocab_size: int, what: str) -> None:
         return
     ids = np.asarray(ids)
     if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-        raise UserError(f"{what} must be a 1-D array of whole numbers, not {ids.dtype} of shape {ids.shape}")
+        raise UserError(
+            f"{what} must be a 1-D array of whole numbers, not {ids.dtype} of shape {ids.shape}",
+            code="data-invalid",
+        )
     if np.issubdtype(ids.dtype, np.unsignedinteger) and np.iinfo(ids.dtype).max < vocab_size:
         return
     pieces = -(-len(ids) // IDS_AT_ONCE)
     for piece in range(0, pieces, -(-len(ids) // MOST)):
         part = ids[piece * IDS_AT_ONCE : (piece + 1) * IDS_AT_ONCE]
-        low, high = int(part.min()), int(part.max())
-        if low < 0 or high >= vocab_size:
-            bad = low if low < 0 else high
-            raise UserError(
-                f"{what} holds the id {bad}, but the model's vocabulary ends at {vocab_size - 1}: encode it "
-                "with the model's own tokenizer"
-            )
+        for bad in (int(part.min()), int(part.max())):
+            if not 0 <= bad < vocab_size:
+                raise UserError(
+                    f"{what} holds the id {bad}, but the model's vocabulary ends at {vocab_size - 1}: encode "
+                    "it with the model's own tokenizer",
+                    code="data-invalid",
+                )

@@ -1,4 +1,4 @@
-"""`StepState`: what a step changes beside the weights, so that it can be undone, done again or only tried."""
+"""`StepState`: what a step changes beside the weights, so that it can be undone or only tried."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class StepState:
         self._undo: list[Callable[[], None]] = []
 
     def snapshot(self) -> None:
-        """Keeps what a step that is skipped or done again must start from."""
+        """Remembers the state that a skipped step goes back to."""
         self._undo = [part.snapshot() for part in self.changing]
 
     def rollback(self) -> None:
@@ -39,14 +39,14 @@ class StepState:
     @contextmanager
     def preserved(self) -> Iterator[None]:
         """Inside, a step may be tried: no gradient, random number or state of it stays."""
-        model = self.trainer.model
-        training, undos = model.training, [part.snapshot() for part in self.changing]
+        model, kept = self.trainer.model, self._undo
+        training = model.training
         model.train()
+        self.snapshot()
         try:
             with torch.random.fork_rng(rng_devices(self.trainer.args.device)):
                 yield
         finally:
+            self.rollback()
             model.train(training)
-            model.zero_grad(set_to_none=True)
-            for undo in undos:
-                undo()
+            self._undo = kept

@@ -49,13 +49,6 @@ def human(number: float) -> str:
     return f"{number:.0f}"
 
 
-def human_time(seconds: float) -> str:
-    """`3725 -> '1:02:05'`, `65 -> '1:05'`."""
-    hours, rest = divmod(int(seconds), 3600)
-    minutes, secs = divmod(rest, 60)
-    return f"{hours}:{minutes:02}:{secs:02}" if hours else f"{minutes}:{secs:02}"
-
-
 def parsed_stride(protocol: str) -> int | None:
     """The N of the protocol "sliding-N", 0 for "blocks" and "stateful"; None if there is no such protocol."""
     if protocol in ("blocks", "stateful"):

@@ -7,21 +7,15 @@ from encodings.aliases import aliases
 
 from craft.utils.common import did_you_mean
 
-NO_CHARACTER_SETS = (
-    *("idna", "punycode", "undefined", "unicode_escape", "raw_unicode_escape", "unicode-escape"),
-    *("raw-unicode-escape", "charmap", "mbcs", "oem"),
-)
-"""Codecs that texts aren't stored in, or that differ from machine to machine."""
-
 
 def codec_name(encoding: str | None) -> str | None:
     """The one name of an encoding that has many (`UTF8`, `utf-8`); None if there is no such encoding."""
     try:
         found = codecs.lookup(encoding or "utf-8")
+        b"a".decode(found.name, "replace")  # some codecs are of bytes to bytes
     except (LookupError, ValueError):
         return None
-    known = found._is_text_encoding and found.incrementaldecoder and found.name not in NO_CHARACTER_SETS
-    return found.name if known else None
+    return found.name if found.incrementaldecoder else None
 
 
 def wrong_encoding(word: str, where: str) -> str:
@@ -32,6 +26,5 @@ def wrong_encoding(word: str, where: str) -> str:
     """
     if codec_name(word):
         return ""
-    near = did_you_mean(word.lower().replace("-", "_"), sorted({*aliases, *aliases.values()}))
-    some = "utf-8, utf-16, cp1252, shift_jis, gb18030, …"
-    return f"{where}{word} is no encoding that Python knows{near} (there are {some})"
+    near = did_you_mean(word.lower().replace("-", "_"), {*aliases, *aliases.values()})
+    return f"{where}{word} is no encoding of Python{near} (utf-8, utf-16, cp1252, shift_jis, gb18030, …)"

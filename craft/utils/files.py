@@ -1,15 +1,25 @@
-"""Files that survive a power cut: written to the disk, replaced as a whole; and whether one was touched."""
+"""Files and folders that appear whole or not at all: written to the disk, then renamed.
+
+A disk that fills up meanwhile costs nothing that was there, and becomes one line for the user.
+"""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from craft.utils.errors import CraftError, Failed
+
+STAGING, REPLACED = ".staging-", ".replaced-"
+"""How hidden folders begin: one that is being written, and one that makes room for its successor."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 # Time stamps of files advance in ticks of up to 10 ms (a kernel's jiffy): an edit within the tick of the
 # last one leaves them equal. A file is therefore only trusted once it is older than this.
@@ -41,19 +51,87 @@ def replace_text(path: Path, text: str) -> None:
 
 @contextmanager
 def staged_folder(final: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `final` once it is whole and on the disk; if that fails, nothing
-    is left of it."""
-    staging = final.with_name(f".staging-{final.name}")
-    shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
+    """A folder to write into, which becomes `final` once it is whole and on the disk.
+
+    At any moment `final` is as it was before or as it is afterwards, and if something fails nothing new is
+    left. A process that is killed leaves hidden folders beside it: see `restore_replaced`, `remove_staging`.
+    """
+    staging, replaced = (final.with_name(prefix + final.name) for prefix in (STAGING, REPLACED))
+    _restore(replaced)
+    shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
         yield staging
+        readable = staging.stat().st_mode & 0o666
         for path in (*staging.rglob("*"), staging):
+            if path.is_file():
+                path.chmod(readable)  # safetensors makes its files unreadable for others
             sync(path)
+        if final.exists():
+            final.rename(replaced)  # not deleted before the new one is there
         staging.rename(final)
+        sync(final.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
+        _restore(replaced)
         raise
+
+
+def restore_replaced(parent: Path) -> None:
+    """Puts back what a killed process had moved away to make room for its successor."""
+    for replaced in parent.glob(f"{REPLACED}*"):
+        _restore(replaced)
+
+
+def _restore(replaced: Path) -> None:
+    final = replaced.with_name(replaced.name.removeprefix(REPLACED))
+    if final.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+    elif replaced.exists():
+        replaced.rename(final)
+
+
+def remove_staging(parent: Path) -> None:
+    """Removes what killed processes left half written; only where no other process writes."""
+    for staging in parent.glob(f"{STAGING}*"):
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def explain_disk_errors(what: str, folder: Path, hint: Callable[[], str]) -> Iterator[None]:
+    """Turns the error of a disk that refuses into one line. Also a decorator.
+
+    Args:
+        what: is written inside.
+        folder: where to.
+        hint: what is left and how to go on, for the end of the line.
+
+    Raises:
+        Failed: with what the disk said and how much of it is free.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = disk_error(error)
+        if isinstance(error, CraftError) or not reason:
+            raise
+        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        free = shutil.disk_usage(there).free
+        raise Failed(
+            f"{what} can't be written to {folder} ({reason}; {free:,} bytes are free there); {hint()}",
+            code="disk-full" if any(os.strerror(number) in reason for number in FULL) else "file-unwritable",
+        ) from error
+
+
+def disk_error(error: BaseException | None) -> str:
+    """What the disk said, where an error of some library comes from it; else nothing."""
+    while error is not None:
+        # Rust has words where Python has a class.
+        if (isinstance(error, OSError) and error.errno) or "(os error" in str(error):
+            return str(error).splitlines()[0]
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def file_signature(path: Path) -> list[Any]:

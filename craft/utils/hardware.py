@@ -1,23 +1,22 @@
 """Which number formats this machine computes in, and a trial of one before it is relied on.
 
-What a processor doesn't compute in natively, libraries imitate: the results are those of the format, the time
+What a processor doesn't compute in natively, libraries emulate: the results are those of the format, the time
 may be thirty times that of float32.
 """
 
 from __future__ import annotations
 
-import math
-import time
+import platform
+import timeit
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from craft.utils.errors import UserError
 
 SLOW = 1.5
 """Times float32: what is slower than that is worth a warning."""
-PATIENCE = 0.2
-"""Seconds after which a step has been measured well enough."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +37,13 @@ class Hardware:
     def detect(cls, use_cpu: bool = False) -> Hardware:
         import torch
 
-        if not use_cpu and torch.cuda.is_available():
-            return cls("cuda", torch.cuda.get_device_capability())
-        if not use_cpu and torch.accelerator.is_available():
-            return cls(torch.accelerator.current_accelerator().type)
-        return cls("cpu", native_bf16=bool(bf16_instructions()))
+        device = None if use_cpu else torch.accelerator.current_accelerator(check_available=True)
+        if device is None:
+            return cls("cpu", native_bf16=bool(bf16_instructions()))
+        return cls(device.type, torch.cuda.get_device_capability() if device.type == "cuda" else None)
 
     def computes_in(self, dtype: Any) -> bool:
-        """Whether `dtype` (of torch) is worth computing in: native, or not known to be imitated."""
+        """Whether `dtype` (of torch) is worth computing in: native, or not known to be emulated."""
         import torch
 
         if dtype == torch.bfloat16 and self.device in ("cpu", "cuda"):
@@ -54,6 +52,14 @@ class Hardware:
 
     def __str__(self) -> str:
         return f"capability {'.'.join(map(str, self.capability))}" if self.capability else self.device
+
+
+def cpu_name() -> str:
+    """The processor as Linux calls it, for example `AMD EPYC`; elsewhere as Python does."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def bf16_instructions() -> list[str]:
@@ -67,13 +73,13 @@ def bf16_instructions() -> list[str]:
     return found if usable else []
 
 
-def try_format(wanted: str, step: Callable[[], Any], exact: Callable[[], Any], way_out: str) -> str | None:
+def try_format(wanted: str, step: Callable[[], Any], exact: Callable[[], Any], advice: str) -> str | None:
     """Takes a step in a number format beside the same one in float32, before anything depends on it.
 
     Args:
         wanted: the format, in the words in which it was asked for.
         step, exact: in the format, and in float32.
-        way_out: what to do instead.
+        advice: what to do instead.
 
     Returns:
         A warning if the format is slow here.
@@ -82,33 +88,28 @@ def try_format(wanted: str, step: Callable[[], Any], exact: Callable[[], Any], w
         UserError: if the step fails and that in float32 doesn't.
     """
     try:
-        usual: float | None = seconds(exact)
-    except Exception:
-        usual = None  # not the format's fault; whoever takes the step in earnest says what is wrong
+        usual = seconds(exact)
+    except Exception:  # not the format's fault; the first step of the run says what is wrong
+        return None
     try:
         took = seconds(step)
     except Exception as error:
-        if usual is None:
-            return None
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise UserError(f"{wanted} doesn't work on this machine ({reason[:200]}); {way_out}") from error
-    if usual is None or took <= SLOW * usual:
+        raise UserError(
+            f"{wanted} doesn't work on this machine ({reason[:200]}); {advice}", code="machine-unable"
+        ) from error
+    if took <= SLOW * usual:
         return None
-    return f"{wanted} takes {took / usual:.1f} times as long as float32 on this machine; {way_out}"
+    return f"{wanted} takes {took / usual:.1f} times as long as float32 on this machine; {advice}"
 
 
 def seconds(step: Callable[[], Any]) -> float:
-    """The least time of two calls or three: the first also pays for what is set up once."""
+    """The least time of three calls: the first also pays for what is set up once."""
     import torch
 
-    best, spent = math.inf, 0.0
-    for call in range(3):
-        if call == 2 and spent > PATIENCE:
-            break
-        start = time.perf_counter()
+    def finished() -> None:
         step()
         if torch.accelerator.is_available():
             torch.accelerator.synchronize()
-        took = time.perf_counter() - start
-        best, spent = min(best, took), spent + took
-    return best
+
+    return min(timeit.repeat(finished, number=1, repeat=3))

@@ -7,45 +7,33 @@ set by the page. An address in `Host` is harmless: nobody can have it point else
 
 from __future__ import annotations
 
-import errno
 import socket
-from collections.abc import Iterable
-from ipaddress import ip_address
-from typing import Any
+from collections.abc import Collection
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from urllib.parse import urlsplit
 
 from craft.utils.errors import UserError
 
 
-class Hosts:
-    """The hosts that a request may be for, and whose pages it may come from.
+def objection(host: str, origin: str, known: Collection[str]) -> str | None:
+    """What is wrong with these headers, if a page of somebody else made a browser send them.
 
     Args:
-        known: names and addresses besides those of this machine's loopback.
-        everywhere: the server listens to the network, where it answers to this machine's own names and to any
-            address, since it can't know by which others it is reached; a page must come from the same.
+        host, origin: the headers, empty if there are none.
+        known: lower-case names of the server besides `localhost`.
     """
-
-    def __init__(self, known: Iterable[str], everywhere: bool = False) -> None:
-        own = (socket.gethostname(), socket.getfqdn()) if everywhere else ()
-        self.known, self.everywhere = {name.lower() for name in (*known, *own)}, everywhere
-
-    def objection(self, host: str, origin: str) -> str | None:
-        """What is wrong with these headers, if a page of somebody else made a browser send them."""
-        name, page = _name(host), _name(origin)
-        if not self._ours(name) and not (self.everywhere and _address(name)):
-            return f"this server doesn't answer as {host[:100]!r}; see its option --allow-host"
-        if origin and not self._ours(page) and page != name:
-            return f"pages of {origin[:100]!r} can't use this server; see its option --allow-host"
-        return None
-
-    def _ours(self, name: str) -> bool:
-        return name in self.known or is_loopback(name)
+    name, page = _host_name(host), _host_name(origin)
+    if name not in known and name != "localhost" and _address(name) is None:
+        return f"this server doesn't answer as {host[:100]!r}; see its option --allow-host"
+    if origin and page != name and page not in known and not is_loopback(page):
+        return f"pages of {origin[:100]!r} can't use this server; see its option --allow-host"
+    return None
 
 
 def is_loopback(name: str) -> bool:
     """Whether only this machine reaches itself by that name or address."""
-    return name == "localhost" or bool(getattr(_address(name), "is_loopback", False))
+    address = _address(name)
+    return name == "localhost" if address is None else address.is_loopback
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -58,20 +46,21 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
     except (OSError, OverflowError, UnicodeError) as error:
-        reason = (getattr(error, "strerror", None) or str(error)).split(" (while")[0]
-        taken = getattr(error, "errno", None) in (errno.EADDRINUSE, errno.EACCES)
-        other = "--port (0: any free one)" if taken else "--host"
-        raise UserError(f"can't listen on {host}:{port}: {reason}; choose another {other}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"can't listen on {host}:{port}: {reason}; choose another --host or --port (0: any free one)",
+            code="setting-value",
+        ) from error
 
 
-def _address(name: str) -> Any:
+def _address(name: str) -> IPv4Address | IPv6Address | None:
     try:
         return ip_address(name)
     except ValueError:
         return None
 
 
-def _name(where: str) -> str:
+def _host_name(where: str) -> str:
     """The host in lower case, of `host:port` or `scheme://host:port`, if there is one."""
     try:
         return urlsplit(where if "://" in where else f"//{where}").hostname or ""

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -30,44 +30,29 @@ from craft.utils.hub import meant_as_repo_id
 from craft.utils.paths import typed_path
 
 OUTPUTS = Path("outputs")
+STAMPS = ".stamps"
 RUN_NAMES = "run.json"
 RUN_CONFIG = "craft_run.yaml"
 """The resolved run, saved beside the weights; `craft train --config` repeats it."""
 DATA = "data.json"
 """Facts about the text of a run, beside a finished model."""
 
-WRITTEN = (
-    *(f"models/*/{RUN_CONFIG}", "logs/train_*.log", "samples/sample_*.txt", "evaluation/eval_*.json"),
-    *("visualizations/*.png", "benchmarks/benchmark_*.json", "onnx/*/*.onnx"),
-)
-"""Files by which `outputs/` is known as craft's."""
-MARKS = ((RUN_CONFIG, RUN_NAMES), (RUN_CONFIG, "config.json"), ("model.onnx", "config.json"))
+WRITTEN_TOGETHER = ((RUN_CONFIG, RUN_NAMES), (RUN_CONFIG, "config.json"), ("model.onnx", "config.json"))
 """Files that lie together only in a run, a model, an export."""
 
 
-def timestamp(now: datetime | None = None) -> str:
-    """`{date}_{timestamp}`: `20260131_142501`, local time, so that names sort by age."""
-    return (now or datetime.now()).strftime("%Y%m%d_%H%M%S")
+def unique_timestamp(root: Path = OUTPUTS) -> str:
+    """A `{date}_{timestamp}` in local time: the first second from now on that no other process has.
 
-
-def claim_stamp(root: Path = OUTPUTS) -> str:
-    """A `{date}_{timestamp}` of its own: the first second from now on by which nothing below `root` is named,
-    nor will be by another process that asks at the same time.
-
-    Who makes the file `root/.stamps/{stamp}` has it. Those of yesterday, which nobody will ask for again, are
-    tidied away.
+    Whoever makes the file `root/.stamps/{stamp}` has it.
     """
-    now, taken = datetime.now(), root / ".stamps"
+    now, taken = datetime.now(), root / STAMPS
     taken.mkdir(parents=True, exist_ok=True)
-    for old in taken.iterdir():
-        if old.name < timestamp(now - timedelta(days=1)):
-            old.unlink(missing_ok=True)
     while True:
-        stamp = timestamp(now)
+        stamp = now.strftime("%Y%m%d_%H%M%S")
         with suppress(FileExistsError):
             (taken / stamp).touch(exist_ok=False)
-            if not any(root.glob(f"[!.]*/*{stamp}*")):  # under a clock that was set back
-                return stamp
+            return stamp
         now += timedelta(seconds=1)
 
 
@@ -87,8 +72,8 @@ class RunPaths:
         model_name: for example `char_lstm`.
         size: the parameter count as people write it, for example `0.8M`.
         precision: `fp32`, `bf16` or `fp16`.
+        stamp: `{date}_{timestamp}` of the start of the run, from `unique_timestamp`.
         root: the `outputs` folder.
-        stamp: `{date}_{timestamp}` of the start of the run, from `claim_stamp`.
         folder: where the user wants the run instead of `root/models/…`; the other outputs stay below `root`.
         text: fingerprint of what the run is trained on, so that it doesn't go on with something else.
     """
@@ -96,17 +81,15 @@ class RunPaths:
     model_name: str
     size: str
     precision: str
+    stamp: str
     root: Path = OUTPUTS
-    stamp: str = field(default_factory=timestamp)
     folder: Path | None = None
     text: str | None = None
 
     @property
     def run_dir(self) -> Path:
-        return (
-            self.folder
-            or self.root / "models" / f"{self.model_name}_{self.size}_{self.precision}_{self.stamp}"
-        )
+        name = f"{self.model_name}_{self.size}_{self.precision}_{self.stamp}"
+        return self.folder or self.root / "models" / name
 
     def export_dir(self, step: int) -> Path:
         return self.run_dir.with_name(f"{self.run_dir.name}_step_{step}")
@@ -132,8 +115,7 @@ class RunPaths:
 
     def note(self, folder: Path) -> None:
         """Writes the note of the names into a folder, which may become the run's later."""
-        names = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
-        replace_text(folder / RUN_NAMES, json.dumps(names, indent=2) + "\n")
+        replace_text(folder / RUN_NAMES, json.dumps(asdict(self), indent=2, default=str) + "\n")
 
     @classmethod
     def of_run_dir(cls, run_dir: Path) -> RunPaths:
@@ -146,74 +128,66 @@ class RunPaths:
             names = json.loads((run_dir / RUN_NAMES).read_text(encoding="utf-8"))
             return cls(**{**names, "root": Path(names["root"]), "folder": run_dir})
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{run_dir} isn't a run of craft: it has no readable {RUN_NAMES}") from error
+            raise UserError(
+                f"{run_dir} isn't a run of craft: it has no readable {RUN_NAMES}", code="run-missing"
+            ) from error
 
 
 def written_by_craft(folder: Path) -> bool:
-    """Whether a folder is a run, a model that craft saved, or the `outputs/` that holds all it writes."""
-    if any(all((folder / name).is_file() for name in names) for names in MARKS):
+    """Whether a folder is a run, a model that craft saved, an export, or the `outputs/` of them all."""
+    if (folder / STAMPS).is_dir():
         return True
-    return folder.name == OUTPUTS.name and any(next(folder.glob(each), None) for each in WRITTEN)
+    return any(all((folder / name).is_file() for name in names) for names in WRITTEN_TOGETHER)
 
 
 # Of the next three, without a `stamp` each claims one.
 
 
 def sample_file(root: Path = OUTPUTS, stamp: str | None = None) -> Path:
-    return root / "samples" / f"sample_{stamp or claim_stamp(root)}.txt"
+    return root / "samples" / f"sample_{stamp or unique_timestamp(root)}.txt"
 
 
 def evaluation_file(model_name: str, dataset: str, root: Path = OUTPUTS, stamp: str | None = None) -> Path:
-    return root / "evaluation" / f"eval_{slug(model_name)}_{slug(dataset)}_{stamp or claim_stamp(root)}.json"
+    return (
+        root
+        / "evaluation"
+        / f"eval_{slug(model_name)}_{slug(dataset)}_{stamp or unique_timestamp(root)}.json"
+    )
 
 
 def benchmark_file(test: str, hardware: str, root: Path = OUTPUTS, stamp: str | None = None) -> Path:
-    return root / "benchmarks" / f"benchmark_{slug(test)}_{slug(hardware)}_{stamp or claim_stamp(root)}.json"
+    return (
+        root
+        / "benchmarks"
+        / f"benchmark_{slug(test)}_{slug(hardware)}_{stamp or unique_timestamp(root)}.json"
+    )
 
 
 def onnx_dir(model: str, root: Path = OUTPUTS) -> Path:
     return root / "onnx" / slug(model)
 
 
-def latest_model(root: Path = OUTPUTS) -> Path:
-    """The newest finished model (`…_step_{n}/`) under `root/models`.
-
-    Raises:
-        UserError: if there is none.
-    """
-    exports = [p for p in (root / "models").glob("[!.]*_step_*") if (p / "config.json").is_file()]
-    if not exports:
-        raise UserError(
-            f"no finished model in {root / 'models'}; run 'craft train my.txt' first, or name a folder or "
-            "Hub id"
-        )
-    return max(exports, key=lambda p: (p / "config.json").stat().st_mtime_ns)
-
-
 def resolve(model: str | Path, root: Path = OUTPUTS) -> str:
-    """The folder or Hub id behind what the user typed: `latest`, a run's folder (its newest finished model or
-    checkpoint), a model's folder, or a Hub id as it stands.
+    """The folder or Hub id behind what the user typed: `latest` (the newest finished model), a run's folder
+    (its newest finished model or checkpoint), a model's folder, or a Hub id as it stands.
 
     Raises:
         UserError: if it is none of these.
     """
-    if str(model) == "latest":
-        return str(latest_model(root))
-    path = Path(typed_path(model))
-    if path.is_dir():
-        if (path / "config.json").is_file():
-            return str(path)
-        inside = [
-            p
-            for p in (*path.parent.glob(f"{path.name}_step_*"), *path.glob("checkpoint-*"))
-            if (p / "config.json").is_file()
-        ]
-        if not inside:
-            raise UserError(
-                f"{path} holds no model (no config.json); give a finished model's folder, or 'latest'"
-            )
-        return str(max(inside, key=lambda p: (p / "config.json").stat().st_mtime_ns))
-    if path.exists() or not meant_as_repo_id(str(model)):
-        ways = "; give a folder made by 'craft train', a Hub id such as user/name, or 'latest'"
-        raise UserError(f"no model at {str(model)!r}{did_you_mean(str(model), ['latest']) or ways}")
-    return str(model)
+    typed, path = str(model), Path(typed_path(model))
+    folders, missing = [path], f"no model at {typed!r}{did_you_mean(typed, ['latest'])}"
+    if typed == "latest":
+        folders = [*(root / "models").glob("[!.]*_step_*")]
+        missing = f"no finished model in {root / 'models'}; run 'craft train my.txt' first"
+    elif path.is_dir() and not (path / "config.json").is_file():
+        folders = [*path.parent.glob(f"{path.name}_step_*"), *path.glob("checkpoint-*")]
+        missing = f"{path} holds no model (no config.json)"
+    elif not path.exists() and meant_as_repo_id(typed):
+        return typed
+    saved = [folder / "config.json" for folder in folders if (folder / "config.json").is_file()]
+    if not saved:
+        raise UserError(
+            f"{missing}; give a folder made by 'craft train', a Hub id such as user/name, or 'latest'",
+            code="model-missing",
+        )
+    return str(max(saved, key=lambda config: config.stat().st_mtime_ns).parent)

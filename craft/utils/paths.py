@@ -24,25 +24,16 @@ def typed_path(text: str | os.PathLike[str], where: str = "") -> str:
         UserError: for an unknown user, and for what can't be a path or can't be recorded as one.
     """
     path = os.fspath(text)
-    if "\0" in path:
-        raise UserError(f"{where}{path!r} is no path: it holds a NUL")
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        shown = os.fsencode(path).decode(errors="backslashreplace")
-        pattern = re.sub("[\ud800-\udfff]+", "*", path)
-        raise UserError(
-            f"{where}{shown} isn't UTF-8, in which names are recorded; give it another name, or, to read it, "
-            f"name its folder or a pattern such as '{pattern}'"
-        ) from None
     expanded = os.path.expanduser(path)
-    if expanded.startswith("~") and not os.path.lexists(expanded):
-        user = re.split(r"[/\\]", expanded[1:])[0]
-        raise UserError(
-            f"{where}{path}: there is no user {user!r} here whose home ~ could mean; for a file or folder of "
-            f"that very name write ./{path}"
-        )
-    return expanded
+    if "\0" in path:
+        problem = "holds a NUL"
+    elif any("\ud800" <= char <= "\udfff" for char in path):
+        problem = "isn't UTF-8, in which names are recorded; name its folder, or a pattern such as '*.txt'"
+    elif expanded.startswith("~") and not os.path.lexists(expanded):
+        problem = "begins with the home folder of a user who isn't here; write ./~ for a file of that name"
+    else:
+        return expanded
+    raise UserError(f"{where}{path!r} {problem}", code="path-invalid")
 
 
 def typed_setting(value: Any, where: str) -> Any:

@@ -7,9 +7,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from craft.utils.claims import is_claimed
 from craft.utils.errors import UserError
 from craft.utils.history import finished_at, read_history
+from craft.utils.locks import is_locked
 from craft.utils.outputs import OUTPUTS, RUN_CONFIG
 from craft.utils.paths import typed_path
 
@@ -20,21 +20,16 @@ class Finished:
 
     Args:
         run_dir: its folder.
-        others: how many more there are like it, where no run was named.
     """
 
     run_dir: Path
-    others: int = 0
 
     def __str__(self) -> str:
         step = finished_at(self.run_dir)
-        which = (
-            f"all {self.others + 1} runs are finished; the newest is {self.run_dir}" if self.others else ""
-        )
         model = f", its model is {self.run_dir}_step_{step}" if step is not None else ""
         return (
-            f"{which or f'{self.run_dir} is finished'}{model}; to train it on: "
-            f"craft resume {self.run_dir} training.max_steps=N"
+            f"{self.run_dir} is finished{model}; to train it on: craft resume {self.run_dir} "
+            "training.max_steps=N"
         )
 
 
@@ -53,11 +48,13 @@ def run_to_resume(run_dir: str, root: Path = OUTPUTS) -> Path | Finished:
     if re.fullmatch(r"checkpoint-\d+", folder.name):
         raise UserError(
             f"{run_dir} is one checkpoint; name its run, {folder.parent}, which goes on from the newest good "
-            "one"
+            "one",
+            code="usage",
         )
     if not (folder / RUN_CONFIG).is_file():
         raise UserError(
-            f"{run_dir}: no run there ({RUN_CONFIG} is missing); give a folder under outputs/models"
+            f"{run_dir}: no run there ({RUN_CONFIG} is missing); give a folder under outputs/models",
+            code="run-missing",
         )
     return Finished(folder) if _is_finished(folder) else folder
 
@@ -66,13 +63,15 @@ def _newest_unfinished(models: Path) -> Path | Finished:
     runs = [path.parent for path in models.glob(f"[!.]*/{RUN_CONFIG}") if "_step_" not in path.parent.name]
     runs.sort(key=lambda run: run.stat().st_mtime_ns, reverse=True)
     if not runs:
-        raise UserError(f"no run to resume in {models}; start one with 'craft train'")
+        raise UserError(f"no run to resume in {models}; start one with 'craft train'", code="run-missing")
     unfinished = [run for run in runs if not _is_finished(run)]
     if not unfinished:
-        return Finished(runs[0], others=len(runs) - 1)
-    idle = [run for run in unfinished if not is_claimed(run)]
+        return Finished(runs[0])
+    idle = [run for run in unfinished if not is_locked(run)]
     if not idle:
-        raise UserError(f"{unfinished[0]} is in training now, and no other run is unfinished")
+        raise UserError(
+            f"{unfinished[0]} is in training now, and no other run is unfinished", code="run-locked"
+        )
     return idle[0]
 
 

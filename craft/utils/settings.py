@@ -1,4 +1,4 @@
-"""What a setting may hold, as the class that receives it declares it, and one sentence for what it may not.
+"""What a setting may hold, as the class that receives it declares it, and the answer to what it may not.
 
 The types, choices and defaults of a field come from its annotation; what types can't say, from validators in
 its metadata, as `huggingface_hub.dataclasses.validated_field` puts them there. YAML, the command line and
@@ -172,9 +172,11 @@ def check_type(section: str, field: Field, value: Any) -> Any:
     try:
         return coerce(value, field)
     except TypeError:
-        near = did_you_mean(value, field.choices) if isinstance(value, str) and field.choices else ""
+        is_choice = isinstance(value, str) and bool(field.choices)
+        near = did_you_mean(value, field.choices) if is_choice else ""
         raise UserError(
-            f"{section}.{field.name}={yaml_word(value)} is not valid{near}; expected {field.describe()}"
+            f"{section}.{field.name}={yaml_word(value)} is not valid{near}; expected {field.describe()}",
+            code="setting-value" if is_choice else "setting-type",
         ) from None
 
 
@@ -196,7 +198,9 @@ def check_values(section: str, rules: Mapping[str, Sequence[Validator]], values:
             try:
                 rule(value)
             except ValueError as error:
-                raise UserError(f"{section}.{name}={yaml_word(value)} {error}") from None
+                raise UserError(
+                    f"{section}.{name}={yaml_word(value)} {error}", code="setting-value"
+                ) from None
 
 
 def must(sentence: str, holds: Callable[[Any], bool]) -> Validator:

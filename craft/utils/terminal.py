@@ -1,4 +1,4 @@
-"""What craft writes where a person reads: text of others can't steer a terminal, and any encoding takes it.
+"""Text for people: it can't control their terminal, and can be written in any encoding of it.
 
 A terminal obeys control characters in whatever is printed on it: a text, and a model that has learnt from it,
 could rename its window, move the cursor, or make one name look like another. On a terminal they are shown
@@ -47,7 +47,7 @@ def write_at_once(text: str) -> None:
     os.write(2, visible(text).encode(getattr(sys.stderr, "encoding", None) or "utf-8", "backslashreplace"))
 
 
-def take_any_text() -> None:
+def prepare_standard_streams() -> None:
     """Makes the standard streams write `\\u2019` where their encoding lacks a character, instead of failing;
     opens those that the shell has closed (`craft train >&-`)."""
     for name in ("stdout", "stderr"):

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import runs
+from refusals import refused
 
 from craft.training.checkpointing.folders import checkpoints, find_checkpoint
-from craft.utils.errors import UserError
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(0)]
 CASE = runs.Case(
@@ -86,8 +86,7 @@ def test_one_damaged_file(
         assert find_checkpoint(folder / "run") == folder / "run" / before.name, name
         if name in some:
             done = runs.resume_to_end(CASE, folder)
-            assert f"{last.name} is passed over" in done.err(), name
-            assert f"going back to {before.name}" in done.err(), name
+            assert all(checkpoint.name in done.err() for checkpoint in (last, before)), name
             assert runs.sums(folder) == expected, name
             equal += 1
         shutil.rmtree(folder)
@@ -101,9 +100,7 @@ def test_two_damaged_checkpoints(killed: Path, expected: dict[str, str], tmp_pat
     flip(last / "model.safetensors", random.Random(1))
     delete(before / "rank_0.safetensors", random.Random(1))
     done = runs.resume_to_end(CASE, folder)
-    for name in (last.name, before.name):
-        assert f"{name} is passed over" in done.err()
-    assert f"going back to {oldest.name}" in done.err()
+    assert all(checkpoint.name in done.err() for checkpoint in (last, before, oldest))
     assert runs.sums(folder) == expected
 
 
@@ -117,5 +114,5 @@ def test_all_damaged(killed: Path, tmp_path: Path) -> None:
     (line,) = [line for line in done.err().splitlines() if line.startswith("error: ")]
     assert all(checkpoint.name in line for checkpoint in newest(folder))
     assert all(path.read_bytes() == data for path, data in there.items())
-    with pytest.raises(UserError):
+    with refused("checkpoint-damaged", *(checkpoint.name for checkpoint in newest(folder))):
         find_checkpoint(folder / "run")

@@ -13,7 +13,6 @@ import transformers  # noqa: F401
 import craft.data.loaders
 import craft.evaluation.finished
 import craft.models
-import craft.pretrained
 import craft.train
 import craft.training.base
 import craft.views.png  # noqa: F401

@@ -14,7 +14,7 @@ import pytest
 
 from craft.config import fields as keys
 from craft.config import rules, snapshot
-from craft.training import arguments, requirements
+from craft.training import arguments
 from craft.utils.settings import UNKNOWN, Field, fields_of
 
 HEAVY = "[name for name in ('torch', 'transformers', 'datasets') if name in sys.modules]"
@@ -111,8 +111,8 @@ def test_every_rule_is_about_a_field_that_exists() -> None:
         assert (training | models)[name].choices == words, name
     since_5_23 = {"activation_checkpointing_kwargs"}  # Python 3.10 has an earlier transformers
     assert set(arguments.MAPPINGS) - since_5_23 <= training.keys()
-    assert arguments.IGNORED.keys() <= training.keys()
-    assert not arguments.IGNORED.keys() & (arguments.CHOICES.keys() | arguments.LIMITS.keys())
+    assert set(arguments.IGNORED) <= training.keys()
+    assert not set(arguments.IGNORED) & (arguments.CHOICES.keys() | arguments.LIMITS.keys())
     assert rules.IGNORED.keys() <= models.keys()
     everything = {key.partition(".")[2] for key in keys.all_keys()}
     assert set(keys.OTHER_NAMES.values()) <= everything
@@ -133,15 +133,9 @@ def test_the_choices_of_a_model_are_those_that_it_accepts() -> None:
             for word in words:
                 assert getattr(AutoConfig.for_model(model_type, **{name: word}), name) == word
             if words:
-                with pytest.raises(StrictDataclassError, match=name):
+                with pytest.raises(StrictDataclassError):
                     AutoConfig.for_model(model_type, **{name: "nonsense"})
     assert {name for name, words in found.items() if words} == {"mlp", "norm", "position", "layer_norm"}
-
-
-def test_the_services_to_report_to_are_those_of_transformers() -> None:
-    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-
-    assert requirements.services()[2:] == tuple(INTEGRATION_TO_CALLBACK)
 
 
 def test_recurrent_models_are_recognised() -> None:
@@ -201,12 +195,3 @@ def test_a_field_says_what_may_be_written(
     field = fields_of(Every)[name]
     assert (field.types, field.choices, field.describe()) == (types, choices, described)
     assert Field("x", ("int", "float", "null")).describe() == "a number or null"
-
-
-def test_the_arguments_of_every_schedule_are_found() -> None:
-    for schedule in snapshot.sections()["training"].fields["lr_scheduler_type"].choices:
-        taken = arguments.schedule_arguments(schedule)
-        assert taken is None or not taken & {"optimizer", "num_training_steps"}
-    assert arguments.schedule_arguments("linear") == set()
-    assert arguments.schedule_arguments("cosine_with_min_lr") == {"num_cycles", "min_lr", "min_lr_rate"}
-    assert arguments.schedule_arguments("reduce_lr_on_plateau") is None

@@ -15,11 +15,12 @@ import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import refused
 
 from craft.data.arguments import DataArguments
 from craft.data.loaders import Corpus, cut, load_corpus, train_dataset
 from craft.data.tokenization import ByteTokenizer, CharTokenizer
-from craft.utils.errors import UserError
+from craft.utils.errors import Code
 
 
 def load(path: Any, **fields: Any) -> Corpus:
@@ -73,7 +74,7 @@ def test_counts_are_characters_and_leave_the_rest() -> None:
     assert [len(train), len(validation), len(test)] == [70, 10, 20]
     assert np.concatenate([train, validation, test]).tolist() == ids.tolist()
     assert [len(p) for p in cut(ids, 0.1, 20, tokenizer)] == [70, 10, 20]
-    with pytest.raises(UserError, match="leave nothing of 100 characters for training"):
+    with refused("text-short", "data.validation_size=60", "data.test_size=40", 100):
         cut(ids, 60, 40, tokenizer)
 
 
@@ -99,7 +100,7 @@ def test_every_policy_reaches_the_tokenizer(tmp_path: Path) -> None:
     assert small.tokenizer.alphabet == ["a"]
     assert decoded(small, "train").startswith("aaaabbbc")
     assert isinstance(load(path, tokenizer="byte").tokenizer, ByteTokenizer)
-    with pytest.raises(UserError, match=r"say what they become with data.unknown"):
+    with refused("setting-conflict", "data.min_frequency=20", "data.unknown"):
         load(path, min_frequency=20)
 
 
@@ -112,14 +113,14 @@ def test_a_given_tokenizer_is_used_as_it_is(tmp_path: Path) -> None:
     assert corpus.train.tolist() == [4, 5, 6, 3]
     assert corpus.validation is None
     strict = CharTokenizer.train(["abc"])
-    with pytest.raises(UserError, match=r"'é' \(U\+00E9\) at position 3 of .*a.txt"):
+    with refused("character-unknown", "'é'", "U+00E9", "position 3 ", path):
         load(path, tokenizer_object=strict, validation_size=0)
 
 
 def test_errors_replace_is_the_way_out_of_invalid_utf8(tmp_path: Path) -> None:
     path = tmp_path / "latin.txt"
     path.write_bytes(b"caf\xe9 " * 20)
-    with pytest.raises(UserError, match="errors=replace"):
+    with refused("text-encoding", path, "data.errors=replace"):
         load(path)
     assert decoded(load(path, errors="replace"), "train").startswith("caf\ufffd ")
 
@@ -154,19 +155,6 @@ def test_rows_of_tables_are_documents(suffix: str, streaming: bool, tmp_path: Pa
         path.write_text(path.read_text().replace("first", "fixed"))
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
         assert decoded(load(path, text_column="body", validation_size=0), "train").startswith("fixed")
-
-
-def test_missing_and_wrong_columns_are_named(tmp_path: Path) -> None:
-    path = tmp_path / "rows.csv"
-    path.write_text("txt,n\nab,1\n")
-    with pytest.raises(
-        UserError, match=r"data.text_column='text' isn't among the columns .*\(txt, n\), did you mean 'txt'"
-    ):
-        load(path)
-    broken = tmp_path / "broken.jsonl"
-    broken.write_text('{"text": "a"}\n{"text": ')
-    with pytest.raises(UserError, match=r"line 2 of .*broken.jsonl isn't JSON"):
-        load(broken)
 
 
 @pytest.fixture
@@ -209,13 +197,12 @@ def test_texts_nested_in_a_dataset(streaming: bool, tmp_path: Path) -> None:
     corpus = load(tmp_path / "chat", text_column="messages[].content", **fields)
     ids = np.concatenate(list(corpus.train.blocks())) if streaming else corpus.train
     assert corpus.tokenizer.decode(ids) == "a\nb<eos>" * 9
-    with pytest.raises(UserError) as caught:
+    with refused("text-column", "messages[].contant", "'messages[].content'"):
         load(tmp_path / "chat", text_column="messages[].contant", **fields)
-    assert "did you mean 'content'" in str(caught.value)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_dataset_that_was_saved_to_disk(streaming: bool, tmp_path: Path) -> None:
+def test_a_dataset_that_was_saved_to_disk_is_read(streaming: bool, tmp_path: Path) -> None:
     table = datasets.Dataset.from_dict({"text": ["one", "two", None, "é"] * 9})
     table.save_to_disk(tmp_path / "one")
     datasets.DatasetDict(train=table, validation=table).save_to_disk(tmp_path / "two")
@@ -227,7 +214,7 @@ def test_a_dataset_that_was_saved_to_disk(streaming: bool, tmp_path: Path) -> No
         if split is None:  # a stream holds out its beginning
             text = text[2:] if streaming else "one<eos>two<eos>é<eos>" * 8 + "one<eos>two<eos>"
         assert corpus.tokenizer.decode(ids) == text
-    with pytest.raises(UserError, match="its splits are train, validation, not 'test'"):
+    with refused("data-invalid", tmp_path / "two", "train, validation", "'test'"):
         load(tmp_path / "two", test_split="test", **fields)
 
 
@@ -238,9 +225,9 @@ def test_a_dataset_without_splits_of_its_own_is_cut(dataset_folder: Path) -> Non
 
 
 def test_unknown_splits_and_configurations_are_told_with_what_there_is(dataset_folder: Path) -> None:
-    with pytest.raises(UserError, match=r"Unknown split \"valid\". Should be one of .*train.*validation"):
+    with refused("data-invalid", dataset_folder, "valid", "train", "validation"):
         load(dataset_folder, source="hub", validation_split="valid")
-    with pytest.raises(UserError, match=r"'large' not found. Available: \['default'\]"):
+    with refused("data-invalid", dataset_folder, "'large'", "'default'"):
         load(dataset_folder, source="hub", config_name="large")
 
 
@@ -250,28 +237,24 @@ def test_a_setting_that_decides_nothing_is_refused_but_not_where_it_is_inherited
     pyarrow.parquet.write_table(pa.table({"text": ["some text"] * 20}), table)
     for file, field, value in ((text, "text_column", "body"), (table, "encoding", "cp1252")):
         args = DataArguments(path=str(file), block_size=8, **{field: value})  # type: ignore[arg-type]
-        with pytest.raises(UserError) as caught:
+        with refused("setting-no-effect", f"data.{field}={value}", file):
             load_corpus(args)
-        assert f"data.{field}={value}" in str(caught.value)
-        assert file.name in str(caught.value)
         tokenizer = load_corpus(DataArguments(path=str(file), block_size=8, text_column="text")).tokenizer
         assert load_corpus(args, tokenizer=tokenizer).n_units  # of a run whose settings were for another text
 
 
-def test_the_hub_out_of_reach_is_told_with_a_way_out(tmp_path: Path) -> None:
+def test_an_unreachable_hub_is_an_error_with_a_way_out(tmp_path: Path) -> None:
     code = (
         "from craft.data.arguments import DataArguments\n"
         "from craft.data.loaders import load_corpus\n"
         "from craft.utils.errors import UserError\n"
         "try: load_corpus(DataArguments(source='hub', path='some/dataset'))\n"
-        "except UserError as error: print(error)\n"
+        "except UserError as error: print(error.code, error)\n"
     )
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert done.stdout.startswith("some/dataset can't be loaded: HF_HUB_OFFLINE is set; unset it"), (
-        done.stderr
-    )
-    assert "data.source=files data.path=" in done.stdout
+    for value in ("some/dataset", "HF_HUB_OFFLINE", "data.source=files data.path="):
+        assert value in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("content", [b"", "gz"])
@@ -280,58 +263,28 @@ def test_empty_files_are_refused(content: Any, tmp_path: Path) -> None:
 
     path = tmp_path / ("empty.txt" if content == b"" else "empty.gz")
     path.write_bytes(gzip.compress(b"") if content == "gz" else content)
-    with pytest.raises(UserError, match=r"data.path=.*empty\.\w+ is empty"):
+    with refused("text-missing", path):
         load(path)
 
 
-@pytest.mark.parametrize("order", ["shuffled", "random"])
-@given(n=st.integers(4, 400), validation=st.sampled_from([0, 0.1, 0.5, 3]), block=st.integers(1, 300))
-@settings(deadline=None, max_examples=60)
-def test_the_largest_block_size_that_works_is_the_truth(
-    order: str, n: int, validation: float, block: int, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    path = tmp_path_factory.getbasetemp() / f"{n}.txt"
-    if not path.exists():
-        path.write_text("ab" * (n // 2) + "a" * (n % 2))
-
-    def windows(block_size: int) -> None:
-        args = DataArguments(path=str(path), block_size=block_size, order=order, validation_size=validation)
-        train_dataset(load_corpus(args), args, global_batch_size=1, seed=0)
-
-    try:
-        windows(block)
-    except UserError as error:
-        message = str(error)
-        if "the largest data.block_size that works is" not in message:
-            assert "give a longer text" in message
-            return
-        best = int(message.rsplit(" ", 1)[1])
-        assert best < block
-        windows(best)
-        with pytest.raises(UserError):
-            windows(best + 1)
-
-
 @pytest.mark.parametrize(
-    ("text", "fields", "message"),
+    ("text", "fields", "code", "values"),
     [
-        ("a" * 3_000_000, {}, r"one and the same character 2700000 times over"),
-        ("a" * 900 + "b" * 100, {}, r"one and the same character 900 times over"),
-        ("ab" * 50, {"test_size": 1}, r"data.test_size=1 of .* is 1 characters"),
-        ("ab" * 50, {"validation_size": 1}, r"make data.validation_size larger, or give a longer text"),
-        (
-            "ab" * 50,
-            {"validation_size": 4, "block_size": 8},
-            r"validation_size larger, or .* is 3$",
-        ),
+        ("a" * 3_000_000, {}, "data-invalid", []),
+        ("a" * 900 + "b" * 100, {}, "data-invalid", []),
+        ("ab" * 50, {"test_size": 1}, "text-short", ["data.test_size", "1 characters"]),
+        ("ab" * 50, {"validation_size": 1}, "text-short", ["data.validation_size", "1 characters"]),
+        ("ab" * 50, {"validation_size": 4, "block_size": 8}, "text-short", ["at most 3"]),
+        ("ab" * 50, {"block_size": 64}, "text-short", ["validation", "at most 9"]),
+        ("ab" * 50, {"block_size": 64, "validation_size": 0}, "text-short", ["at most 33"]),
     ],
 )
-def test_nothing_to_learn_or_to_score_is_refused(
-    text: str, fields: dict[str, Any], message: str, tmp_path: Path
+def test_a_text_without_anything_to_learn_or_to_score_is_refused(
+    text: str, fields: dict[str, Any], code: Code, values: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "a.txt").write_text(text)
     args = DataArguments(path=str(tmp_path / "a.txt"), **{"block_size": 4, **fields})
-    with pytest.raises(UserError, match=message):
+    with refused(code, *values):
         train_dataset(load_corpus(args), args, 2, seed=0)
 
 
@@ -339,7 +292,7 @@ def test_damaged_ids_are_rebuilt(shakespeare: Path, cache: Path) -> None:
     before = load(shakespeare)
     expected = before.train[:100].tolist()
     (entry,) = cache.glob("ids-*")
-    os.truncate(entry / "ids.npy", 500_000)
+    os.truncate(entry / "ids.bin", 500_000)
     assert load(shakespeare).train[:100].tolist() == expected
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import refused
 
 from craft.data.processors import BytesProcessor, ImageProcessor, TextProcessor, id_dtype
-from craft.utils.errors import UserError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
@@ -69,19 +69,18 @@ def test_ascii_and_other_text_meet_at_the_edge_of_a_type(size: int) -> None:
 
 @pytest.mark.parametrize("text", ["xyz?", "xyé?"])
 def test_strict_names_character_code_point_and_position(text: str) -> None:
-    with pytest.raises(UserError) as error:
+    with refused(
+        "character-unknown", "'?'", "U+003F", "position 1003 ", "poem.txt", "data.unknown=unk"
+    ) as error:
         TextProcessor(list("xyzé"), "strict").encode(text, where="poem.txt", offset=1000)
-    assert "'?' (U+003F) at position 1003 of poem.txt" in str(error.value)
-    assert "data.unknown=unk" in str(error.value)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("processor", [TextProcessor(["a"], "unk"), TextProcessor([], "bytes")])
 def test_unpaired_surrogates_are_refused(processor: TextProcessor) -> None:
-    with pytest.raises(UserError, match=r"unpaired surrogate U\+D83D at position 2 of the text"):
-        processor.encode("aa\ud83d")
-    with pytest.raises(UserError, match=r"byte 0x80 at position 2 of the text.*PYTHONUTF8"):
-        processor.encode("aa\udc80")
+    for surrogate in (0xD83D, 0xDC80):
+        with refused("text-encoding", f"U+{surrogate:04X}", "position 2 "):
+            processor.encode(f"aa{chr(surrogate)}")
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3), (1, 1)])
@@ -101,7 +100,7 @@ def test_an_image_cut_short_is_black_at_its_end() -> None:
 
 
 def test_images_of_another_kind_are_refused() -> None:
-    with pytest.raises(UserError, match=r"expected a uint8 image \(2, 2\), got float64 \(2, 2\)"):
+    with refused("data-invalid", "(2, 2)", "float64"):
         ImageProcessor((2, 2)).encode(np.zeros((2, 2)))
-    with pytest.raises(UserError, match=r"\[height, width\]"):
+    with refused("data-invalid", "[2]"):
         ImageProcessor((2,))

@@ -13,12 +13,13 @@ import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from refusals import refused
 
 import craft.data.reading as reading
 from craft.data.arguments import DataArguments
 from craft.data.finding import find_source
 from craft.data.sources import Source
-from craft.utils.errors import UserError
+from craft.utils.errors import Code
 
 NUL = "\0" if sys.version_info >= (3, 11) else "x"
 """Python 3.10's csv refuses it, which is told as any other fault of a file."""
@@ -63,8 +64,6 @@ def texts(found: Source) -> list[str]:
         ("a.jsonl", "", []),
         ("a.json", '[{"text":"one"},\n {"text":"two"}]', ["one", "two"]),
         ("a.json", '{"text":"one"}\n{"text":"two"}\n', ["one", "two"]),
-        ("a.json", '{\n "text": "one"\n}', ["one"]),
-        ("a.json", '{"text":["one","two"]}', ["one", "two"]),
         ("a.json", "", []),
         ("a.csv", 'text,n\r\n"a\r\nb",1\r\n"c""d, ",2\r\n', ["a\r\nb", 'c"d, ']),
         ("a.csv", "n,text\n1,NA\n2,null\n\n3, x \n4,\n5\n", ["NA", "null", " x ", ""]),
@@ -91,47 +90,40 @@ def texts(found: Source) -> list[str]:
 def test_texts_come_as_they_are_written(name: str, content: Any, expected: list[str], tmp_path: Path) -> None:
     found = source(tmp_path / name, content)
     assert texts(found) == expected
-    assert [piece.text for unit in found.units(1) for piece in unit.pieces()] == expected
+    assert [piece.text for shard in found.shards(1) for piece in shard.pieces()] == expected
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
+    ("name", "content", "code", "values"),
     [
-        (
-            "a.jsonl",
-            '{"text":"a"}\n{"text":2}\n',
-            r"line 2 of .*: column 'text' holds int 2, not text",
-        ),
-        ("a.jsonl", '{"text":{"a":1}}', r"line 1 of .*: column 'text' holds an object, not text"),
-        ("a.jsonl", '{"text":["a"]}', r"line 1 of .*: column 'text' holds a list, not text"),
-        ("a.jsonl", '"text"', r"line 1 of .*a.jsonl holds str 'text' instead of an object"),
-        ("a.jsonl", '{"text":"a"}\n{"text":', r"line 2 of .*a.jsonl isn't JSON"),
-        ("a.jsonl", "[" * 100_000, r"line 1 of .*a.jsonl isn't JSON"),
-        ("a.jsonl", '{"txt":"a"}\n', r"'text' isn't among the columns of .*\(txt\), did you mean 'txt'"),
-        ("a.jsonl", '{"x":1}\n' * 10_001, r"'text' isn't among the columns of .*\(x\)"),
-        ("a.jsonl", b'{"text":"a"}\n{"text":"\xff"}', r"isn't valid UTF-8 at byte 22 \(0xff\)"),
-        ("a.jsonl", '{"text":"a\\ud83d"}', r"line 1 of .* holds the unpaired surrogate U\+D83D"),
-        ("a.json", '[{"text":1}]', r"row 0 of .*a.json: column 'text' holds int 1"),
-        ("a.json", "[1, 2", r"a.json isn't JSON"),
-        ("a.csv", "text;n\na;1\n", r"'text' isn't among the columns of .*\(text;n\)"),
-        (
-            "a.csv",
-            "text,n\na,1\nb, c,1\n",
-            r"line 3 of .* has 3 fields where the header has 2.*quotes",
-        ),
-        ("a.csv", 'text\n"a\n', r"line 2 of .*a.csv isn't CSV"),
-        ("a.csv", "text\ncaf\xe9".encode("latin-1"), r"isn't valid UTF-8 at byte 8"),
-        ("a.parquet", pa.array([1, 2]), r"row 0 of .*: column 'text' holds int 1, not text"),
-        ("a.parquet", pa.array([b"a"]), r"row 0 of .*: column 'text' holds bytes, not text"),
-        ("a.parquet", b"PAR1 cut short", r"a.parquet isn't a whole Parquet file"),
-        ("a.parquet", b"", r"a.parquet isn't a whole Parquet file"),
-        ("a.parquet.gz", b"", r"is a compressed Parquet file; unpack it"),
+        ("a.jsonl", '{"text":"a"}\n{"text":2}\n', "text-column", ["line 2 ", "text_column=text", "2"]),
+        ("a.jsonl", '{"text":{"a":1}}', "text-column", ["line 1 ", "text.a"]),
+        ("a.jsonl", '{"text":["a"]}', "text-column", ["line 1 ", "text[]"]),
+        ("a.jsonl", '"text"', "text-format", ["line 1 ", "'text'"]),
+        ("a.jsonl", '{"text":"a"}\n{"text":', "text-format", ["line 2 "]),
+        ("a.jsonl", "[" * 100_000, "text-format", []),
+        ("a.jsonl", '{"txt":"a"}\n', "text-column", ["'text'", "txt", "'txt'"]),
+        ("a.jsonl", '{"x":1}\n' * 10_001, "text-column", ["'text'", "x"]),
+        ("a.jsonl", b'{"text":"a"}\n{"text":"\xff"}', "text-encoding", ["byte 22 ", "0xff"]),
+        ("a.jsonl", '{"text":"a\\ud83d"}', "text-encoding", ["line 1 ", "U+D83D"]),
+        ("a.json", '[{"text":1}]', "text-column", ["row 0 ", "1"]),
+        ("a.json", "[1, 2", "text-format", []),
+        ("a.json", '{"text":["a"]}', "text-column", ["line 1 ", "text[]"]),
+        ("a.csv", "text;n\na;1\n", "text-column", ["'text'", "text;n"]),
+        ("a.csv", "text,n\na,1\nb, c,1\n", "text-format", ["line 3 ", "3 fields", "2"]),
+        ("a.csv", 'text\n"a\n', "text-format", ["line 2 "]),
+        ("a.csv", "text\ncaf\xe9".encode("latin-1"), "text-encoding", ["byte 8 "]),
+        ("a.parquet", pa.array([1, 2]), "text-column", ["row 0 ", "1"]),
+        ("a.parquet", pa.array([b"a"]), "text-column", ["row 0 ", "b'a'"]),
+        ("a.parquet", b"PAR1 cut short", "text-format", []),
+        ("a.parquet", b"", "text-format", []),
+        ("a.parquet.gz", packed(b"PAR1"), "text-format", []),
     ],
 )
 def test_what_is_no_text_is_refused_by_its_place(
-    name: str, content: Any, message: str, tmp_path: Path
+    name: str, content: Any, code: Code, values: list[str], tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=message) as caught:
+    with refused(code, tmp_path / name, *values) as caught:
         texts(source(tmp_path / name, content))
     assert "\n" not in str(caught.value)
 
@@ -151,7 +143,7 @@ def test_files_may_differ_in_their_other_columns(tmp_path: Path) -> None:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(rows=st.lists(st.text(st.sampled_from('aé世,"\r\n' + NUL)), max_size=20), size=st.integers(1, 60))
-def test_units_are_the_rows_in_order(
+def test_shards_are_the_rows_in_order(
     rows: list[str], size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "PIECE", 5)
@@ -163,11 +155,11 @@ def test_units_are_the_rows_in_order(
     parquet = (tmp_path / "c.parquet").read_bytes()
     for name, content in (("a.jsonl", lines), ("b.csv", table), ("c.parquet", parquet)):
         found = source(tmp_path / name, content)
-        units = found.units(size)
-        assert [piece.text for unit in units for piece in unit.pieces()] == texts(found) == rows
+        shards = found.shards(size)
+        assert [piece.text for shard in shards for piece in shard.pieces()] == texts(found) == rows
         if name == "a.jsonl":
-            assert sum(unit.size for unit in units) == len(lines.encode())
-            assert all(unit.size >= size for unit in units[:-1])
+            assert sum(shard.size for shard in shards) == len(lines.encode())
+            assert all(shard.size >= size for shard in shards[:-1])
 
 
 CHAT = [
@@ -196,7 +188,7 @@ def chat(path: Path) -> Path:
 def test_nested_texts_are_lines_of_their_row(name: str, tmp_path: Path) -> None:
     def column(path: str) -> list[str]:
         found = find_source(DataArguments(path=str(file), text_column=path))
-        assert [piece.text for unit in found.units(1 << 20) for piece in unit.pieces()] == texts(found)
+        assert [piece.text for shard in found.shards(1 << 20) for piece in shard.pieces()] == texts(found)
         return texts(found)
 
     file = chat(tmp_path / name)
@@ -210,21 +202,20 @@ def test_nested_texts_are_lines_of_their_row(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("column", "named"),
     [
-        ("messages", ["holds a list", "data.text_column=messages[].role", "messages[].content"]),
-        ("messages.content", ["'messages'", "messages[]"]),
-        ("messages[].contant", ["messages[]", "(role, content)", "did you mean 'content'"]),
-        ("mesages[].content", ["(id, messages", "did you mean 'messages'"]),
-        ("id[]", ["'id' holds int 1", "[]"]),
-        ("id.x", ["'id' holds int 1", "'x'"]),
-        ("messages[0].content", ["(id, messages"]),
+        ("messages", ["messages[].role", "messages[].content"]),
+        ("messages.content", ["messages[].role", "'messages[].content'"]),
+        ("messages[].contant", ["messages[].role", "'messages[].content'"]),
+        ("mesages[].content", ["messages"]),
+        ("id[]", ["id"]),
+        ("id.x", ["id"]),
+        ("messages[0].content", ["'messages[].content'"]),
     ],
 )
 def test_a_path_that_leads_nowhere_is_refused_with_what_is_there(
     name: str, column: str, named: list[str], tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError) as caught:
+    with refused("text-column", tmp_path / name, column, *named):
         texts(find_source(DataArguments(path=str(chat(tmp_path / name)), text_column=column)))
-    assert all(part in str(caught.value) for part in [*named, name])
 
 
 def test_a_column_whose_own_name_looks_like_a_path_is_that_column(tmp_path: Path) -> None:
@@ -243,4 +234,4 @@ def test_tables_are_read_in_their_encoding(tmp_path: Path) -> None:
     ):
         found = source(tmp_path / name, content.encode("shift_jis"), encoding="shift_jis")
         assert texts(found) == ["表\r\nソ"]
-        assert [piece.text for unit in found.units(1) for piece in unit.pieces()] == ["表\r\nソ"]
+        assert [piece.text for shard in found.shards(1) for piece in shard.pieces()] == ["表\r\nソ"]

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from craft.config.schema import Run
-from craft.runs import begun
+from craft.runs import what_to_resume
 from craft.utils.errors import UserError
 from craft.utils.history import add_event
 from craft.utils.resuming import Finished
@@ -16,7 +16,7 @@ from craft.utils.resuming import Finished
 
 def asked(folder: Path | None, resume: str | None = None, **training: object) -> object:
     run = Run({}, {}, {**({"output_dir": str(folder)} if folder else {}), **training})
-    return begun(run, SimpleNamespace(process_index=0), resume)  # type: ignore[arg-type]
+    return what_to_resume(run, SimpleNamespace(process_index=0), resume)  # type: ignore[arg-type]
 
 
 def test_a_launcher_that_starts_again_goes_on_with_the_folder(

@@ -41,7 +41,7 @@ def test_processes_for_gpus_on_a_machine_without_are_refused(folder: Path, check
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=env)
     assert done.returncode == 1
     (line,) = errors(done.stderr)
-    assert re.match(r"error: rank [01]: 2 processes were launched for GPUs, but this machine has none", line)
+    assert re.match(r"error: rank [01]: 2 processes .*ACCELERATE_USE_CPU=true", line)
     assert "exitcode  : 2" in done.stderr
     assert not (folder / "run").exists()
 
@@ -58,9 +58,11 @@ def test_a_mistake_is_said_once_and_by_the_process_that_made_it(folder: Path) ->
         [*TORCHRUN, str(elsewhere), "train", "training.lerning_rate=1"], capture_output=True, text=True
     )
     (line,) = errors(both.stderr)
-    assert re.match(r"error: rank [01]: unknown key 'training.lerning_rate', did you mean", line)
+    assert re.match(r"error: rank [01]: .*'training.lerning_rate'", line)
     one = subprocess.run([*TORCHRUN, str(elsewhere), "train", "a.txt"], capture_output=True, text=True)
-    assert (one.returncode, errors(one.stderr)) == (1, ["error: rank 1: no file 'a.txt'"])
+    (line,) = errors(one.stderr)
+    assert one.returncode == 1
+    assert re.match("error: rank 1: .*'a.txt'", line)
 
 
 def test_what_the_first_process_decided_is_said_by_it_alone(folder: Path) -> None:
@@ -75,7 +77,7 @@ def test_what_the_first_process_decided_is_said_by_it_alone(folder: Path) -> Non
         env={**os.environ, "ACCELERATE_USE_CPU": "true"},
     )
     (line,) = errors(both.stderr)
-    assert line.startswith("error: rank 0: run holds a run already; ")
+    assert re.match("error: rank 0: run .*training.output_dir", line)
     assert "SIGTERM:" not in both.stderr
     assert "exitcode  : 2" in both.stderr
 
@@ -102,9 +104,7 @@ def test_a_stopped_process_is_named_instead_of_waited_for(folder: Path) -> None:
             worker.kill()
             worker.wait()
     (line,) = errors(Path("0.err").read_text())
-    seen = re.match(
-        r"error: rank 0: rank 1 \(on \S+\) is missing: last seen at step ([\d,]+), \d+ s ago; ", line
-    )
+    seen = re.match(r"error: rank 0: rank 1 \(on \S+\) .* step ([\d,]+);", line)
     assert seen, line
     last_logged = Path("0.out").read_text().count("\n") * 5
     assert last_logged <= int(seen[1].replace(",", "")) <= last_logged + 10

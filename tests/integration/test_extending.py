@@ -218,3 +218,55 @@ assert again == [e["second_char"] for e in whole], (again, whole)
 
 def test_an_objective_of_ones_own_is_learnt_and_named(project: Path, tmp_path: Path) -> None:
     assert float(craft(project, tmp_path, program=("-c", OBJECTIVE))) < 0.3 * 1.5  # at first 0.3 * ln 7
+
+
+def test_an_optimizer_of_ones_own_resumes_bit_for_bit(project: Path, tmp_path: Path) -> None:
+    """Stopped at a third, by the command line; then the same weights."""
+    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 100, "utf-8")
+    settings = [
+        *(
+            "text.txt",
+            "models=char_lstm",
+            "models.hidden_size=16",
+            "models.dropout=0.1",
+            "data.block_size=16",
+        ),
+        *("training.optim=my_lion.Lion", "training.optim_args=beta2=0.95", "training.weight_decay=0.1"),
+        *("training.global_batch_size=4", "training.save_steps=4", "training.lr_scheduler_type=constant"),
+    ]
+    plugin = ("--plugin", "my_lion")
+    craft(
+        project, tmp_path, "train", *settings, *plugin, "training.max_steps=12", "training.output_dir=whole"
+    )
+    craft(project, tmp_path, "train", *settings, *plugin, "training.max_steps=4", "training.output_dir=parts")
+    craft(project, tmp_path, "resume", "parts", *plugin, "training.max_steps=12")
+    whole, parts = (tmp_path / run / "checkpoint-12" / "model.safetensors" for run in ("whole", "parts"))
+    assert whole.read_bytes() == parts.read_bytes()
+    assert not [path for path in tmp_path.rglob("checkpoint-*/*") if path.suffix in (".pt", ".bin", ".pkl")]
+
+
+SURVIVE = """
+import os, signal, subprocess, sys
+from transformers import TrainerCallback
+import my_mean, torch
+
+class Kill(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 6:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+if len(sys.argv) > 1:
+    my_mean.train("text.txt", "killed", callbacks=[Kill()])
+killed = subprocess.run([sys.executable, "-c", open("program.py").read(), "kill"])
+assert killed.returncode == -signal.SIGKILL
+whole, again = my_mean.train("text.txt", "whole"), my_mean.train("text.txt", "killed", resume="killed")
+assert whole.steps == again.steps == 12
+assert all(torch.equal(whole.mean[name], again.mean[name]) for name in whole.mean)
+print("survived")
+"""
+
+
+def test_a_registered_state_survives_a_kill(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 100, "utf-8")
+    (tmp_path / "program.py").write_text(SURVIVE, "utf-8")
+    assert "survived" in craft(project, tmp_path, program=("program.py",))

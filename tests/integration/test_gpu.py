@@ -1,4 +1,4 @@
-"""What only a GPU can show: float16 and its loss scale, compilation, a real run, resuming, utilisation."""
+"""What only a GPU can show: float16 and its loss scale, compilation, a real run, resuming."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-
-from craft.benchmarks.machine import peak_flops
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
 
@@ -143,9 +141,3 @@ def test_a_resumed_run_ends_where_one_that_was_not_stopped_does(
     assert values(tmp_path, "loss") == pytest.approx(losses, abs=5e-3)
     assert values(tmp_path, "eval_loss") == pytest.approx(evaluations, abs=5e-3)
     assert finished(tmp_path).name == whole.name
-
-
-def test_the_training_benchmark_tells_the_utilisation(tmp_path: Path) -> None:
-    if peak_flops(torch.cuda.get_device_name()) is None:
-        pytest.skip("the peak of this GPU isn't known")
-    assert "MFU" in craft(tmp_path, "benchmark", "train", "--quick", "--repeats", "1")

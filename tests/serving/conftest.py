@@ -15,7 +15,6 @@ from craft.data.tokenization import CharTokenizer
 from craft.models.char_lstm import CharLSTMConfig, CharLSTMForCausalLM
 from craft.models.transformer import TransformerConfig, TransformerForCausalLM
 from craft.serving.server import CAPS
-from craft.utils.hosts import Hosts
 
 CONTEXT = 32
 TOKENIZER = CharTokenizer.train(["abc9\n"])
@@ -58,7 +57,7 @@ def serving() -> Iterator[Callable[..., Any]]:
             service = Service(
                 model or make_model(), copy.deepcopy(tokenizer), "mine", ["latest"], {**CAPS, **caps}
             )
-            app = build_app(service, Hosts(["127.0.0.1"]))
+            app = build_app(service)
             client: Any = testclient.TestClient(app, "http://localhost", raise_server_exceptions=False)
             client.scheduler = service.scheduler
             return running.enter_context(client)

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import tiny_run
+from refusals import refused
 
 from craft.training.arguments import CraftTrainingArguments
 from craft.training.precision import Hardware, choose_precision
-from craft.utils.errors import UserError
+from craft.utils.errors import Code
 
 CPU = Hardware("cpu", native_bf16=True)
 OLD_CPU = Hardware("cpu")
@@ -25,7 +26,7 @@ OLD_CPU = Hardware("cpu")
         ("auto", Hardware("cuda", (9, 0)), "no", "bf16", "capability 9.0"),
         ("auto", Hardware("cuda", (9, 0)), "fp16", "fp16", "accelerate"),
         ("auto", Hardware("cuda", (7, 5)), "no", "fp16", "capability 7.5"),
-        ("auto", Hardware("cuda", (6, 1)), "no", "fp32", "no tensor cores"),
+        ("auto", Hardware("cuda", (6, 1)), "no", "fp32", "capability 6.1"),
         ("fp32", CPU, "fp16", "fp32", "asked for"),
         ("bf16", OLD_CPU, "no", "bf16", "asked for"),
         ("auto", Hardware("mps"), "no", "fp32", "on mps"),
@@ -40,15 +41,17 @@ def test_precision_and_its_reason(
 
 
 @pytest.mark.parametrize(
-    ("requested", "hardware", "message"),
+    ("requested", "hardware", "code", "needed"),
     [
-        ("fp16", CPU, "precision=fp16 needs a GPU"),
-        ("bf16", Hardware("cuda", (7, 5)), r"needs a GPU of capability 8.0 \(here capability 7.5\)"),
-        ("fp1", CPU, "'fp1' isn't known, did you mean 'fp16'"),
+        ("fp16", CPU, "machine-unable", "GPU"),
+        ("bf16", Hardware("cuda", (7, 5)), "machine-unable", "8.0"),
+        ("fp1", CPU, "setting-value", "'fp16'"),
     ],
 )
-def test_precision_that_is_refused(requested: str, hardware: Hardware, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+def test_precision_that_the_hardware_lacks_is_refused(
+    requested: str, hardware: Hardware, code: Code, needed: str
+) -> None:
+    with refused(code, f"training.precision={requested}", needed):
         choose_precision(requested, hardware=hardware, launcher="no")
 
 
@@ -63,24 +66,6 @@ def test_the_trainer_settles_precision(native: bool, tmp_path: Path, monkeypatch
     attention = trainer.model.config._attn_implementation
     assert (trainer.args.precision, trainer.accelerator.mixed_precision, attention) == expected
     assert "fp16 doesn't exist on a CPU" in trainer.args.precision_reason
-
-
-@pytest.mark.parametrize(
-    ("requested", "launcher", "words"),
-    [
-        ("bf16", "no", "training.precision=bf16"),
-        ("auto", "bf16", "accelerate's mixed_precision=bf16"),
-        ("auto", "no", ""),
-        ("fp32", "bf16", ""),
-    ],
-)
-def test_only_a_precision_that_was_asked_for_is_to_be_tried(
-    requested: str, launcher: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
-    args = CraftTrainingArguments(output_dir=str(tmp_path), precision=requested)
-    args.settle_precision()
-    assert args.precision_wanted == words
 
 
 def test_bf16_is_another_word_for_precision(tmp_path: Path) -> None:
@@ -129,58 +114,82 @@ def test_muon_and_best_model_pass_hugging_face(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "code", "values"),
     [
-        ({"global_batch_size": 10, "gradient_accumulation_steps": 4}, "= 4; use 8 or 12"),
-        ({"global_batch_size": 3, "gradient_accumulation_steps": 4}, "= 4; use 4$"),
-        ({"optim": "muonn"}, "did you mean 'muon'"),
-        ({"lr_scheduler_type": "cosin"}, "did you mean 'cosine'"),
-        ({"eval_protocol": "block"}, "did you mean 'blocks'"),
-        ({"eval_protocol": "sliding-0"}, "isn't a protocol"),
-        ({"eval_protocol": "sliding-²"}, "isn't a protocol"),
-        ({"metric_for_best_model": "eval_los"}, "did you mean 'eval_loss'"),
-        ({"metric_for_best_model": "f1"}, "one of loss, bits_per_char"),
+        ({"global_batch_size": 10, "gradient_accumulation_steps": 4}, "setting-conflict", [10, 4, 8, 12]),
+        ({"global_batch_size": 3, "gradient_accumulation_steps": 4}, "setting-conflict", [3, 4]),
+        ({"per_device_train_batch_size": 8, "global_batch_size": 12}, "setting-conflict", [8, 12]),
+        ({"optim": "muonn"}, "setting-value", ["muonn", "'muon'"]),
+        ({"optim": "my_module.Mine"}, "setting-value", ["my_module.Mine", "--plugin my_module"]),
+        ({"optim": "os.system"}, "setting-value", ["os.system", "torch.optim.Optimizer"]),
+        ({"lr_scheduler_type": "cosin"}, "setting-value", ["cosin", "'cosine'"]),
+        ({"eval_protocol": "block"}, "setting-value", ["block", "blocks"]),
+        ({"eval_protocol": "sliding-0"}, "setting-value", ["sliding-0"]),
+        ({"eval_protocol": "sliding-²"}, "setting-value", ["sliding-²"]),
+        ({"metric_for_best_model": "eval_los"}, "setting-value", ["eval_los", "'eval_loss'"]),
+        ({"metric_for_best_model": "f1"}, "setting-value", ["f1", "bits_per_char"]),
         (
             {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "no"},
-            "needs checkpoints",
+            "setting-conflict",
+            ["load_best_model_at_end=true", "save_strategy"],
         ),
-        ({"per_device_train_batch_size": 8, "global_batch_size": 12}, "contradicts .*that is 12 per device"),
-        ({"per_device_train_batch_size": 0}, "at least 1"),
-        ({"ema_decay": 1.0}, "ema_decay=1.0 must be above 0 and below 1"),
-        ({"early_stopping_patience": 3}, "early_stopping_patience=3 needs evaluations"),
-        ({"learning_rate": 0}, "training.learning_rate=0 must be above 0"),
-        ({"muon_momentum": "fast"}, "training.muon_momentum=fast is not valid; expected a number"),
-        ({"dataloader_num_workers": 4}, "training.dataloader_num_workers=4 has no effect"),
-        ({"optim": "lomo"}, "training.optim=lomo needs the package lomo_optim"),
-        ({"report_to": ["wandbb"]}, "training.report_to=wandbb, did you mean 'wandb'"),
-        ({"fsdp": "full_shard"}, "training.fsdp=full_shard"),
-        ({"fp16": True, "use_cpu": True}, "training.fp16=true needs a GPU"),
-        ({"lr_scheduler_kwargs": {"min_lr": 1}}, "lr_scheduler_kwargs.min_lr; .*=linear takes none"),
-        ({"bf16": True, "precision": "fp32"}, "contradicts"),
-        ({"logging_steps": 2.5}, "training.logging_steps=2.5"),
+        ({"early_stopping_patience": 3}, "setting-conflict", ["early_stopping_patience=3", "eval_strategy"]),
+        ({"lr_scheduler_type": "greedy"}, "setting-conflict", ["lr_scheduler_type=greedy", "eval_strategy"]),
+        ({"per_device_train_batch_size": 0}, "setting-value", ["per_device_train_batch_size=0", 1]),
+        ({"ema_decay": 1.0}, "setting-value", ["ema_decay=1.0", "below 1"]),
+        ({"learning_rate": 0}, "setting-value", ["learning_rate=0"]),
+        ({"logging_steps": 2.5}, "setting-value", ["logging_steps=2.5"]),
+        ({"logging_nan_inf_filter": True}, "setting-value", ["logging_nan_inf_filter=true", "NaN"]),
+        ({"muon_momentum": "fast"}, "setting-type", ["muon_momentum=fast", "number"]),
+        ({"dataloader_num_workers": 4}, "setting-no-effect", ["dataloader_num_workers=4"]),
+        ({"fsdp": "full_shard"}, "setting-conflict", ["training.fsdp=full_shard"]),
+        ({"fp16": True, "use_cpu": True}, "machine-unable", ["training.precision=fp16", "GPU"]),
+        ({"bf16": True, "precision": "fp32"}, "setting-conflict", ["bf16=true", "precision=fp32"]),
+        ({"output_dir": f"{__file__}/run"}, "file-unwritable", [f"{__file__}/run"]),
     ],
 )
-def test_what_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        CraftTrainingArguments(output_dir=str(tmp_path), **changes)
+def test_settings_that_cannot_be_trained_with_are_refused(
+    tmp_path: Path, changes: dict[str, Any], code: Code, values: list[Any]
+) -> None:
+    with refused(code, *values):
+        CraftTrainingArguments(**{"output_dir": str(tmp_path), **changes})
 
 
-def test_processes_for_gpus_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("changes", "code", "value"),
+    [
+        ({"optim": "lomo"}, "package-missing", "lomo"),
+        ({"report_to": ["wandbb"]}, "setting-value", "wandbb"),
+        ({"lr_scheduler_kwargs": {"min_lr": 1}}, "setting-value", "min_lr"),
+    ],
+)
+def test_what_transformers_says_of_settings_and_packages_is_one_line(
+    tmp_path: Path, changes: dict[str, Any], code: Code, value: str
+) -> None:
+    with refused(code, value) as refusal:
+        trainer = tiny_run.trainer("char_transformer", tmp_path, **changes)
+        trainer.create_optimizer_and_scheduler(10)
+    assert "\n" not in str(refusal.value)
+
+
+def test_processes_for_gpus_that_are_not_there_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What `accelerate launch --multi_gpu --num_processes 8` does on a machine without GPUs."""
     monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
     for name, value in {"WORLD_SIZE": 8, "RANK": 0, "LOCAL_RANK": 0, "MASTER_PORT": 29500}.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    with pytest.raises(UserError, match="8 processes were launched for GPUs, but this machine has none"):
+    with refused("launch-invalid", 8):
         CraftTrainingArguments(output_dir=str(tmp_path))
 
 
-def test_a_world_that_nobody_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_world_that_nobody_joined_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The launcher's world is larger than the one that this process ended up in."""
     args = CraftTrainingArguments(output_dir=str(tmp_path))
     monkeypatch.setenv("WORLD_SIZE", "8")
-    with pytest.raises(UserError, match="8 processes were launched, but this one sees a world of 1"):
+    with refused("launch-invalid", 8, 1):
         args._check_world()
 
 
@@ -189,5 +198,5 @@ def test_a_tilde_in_the_run_folder_is_the_home_folder(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert CraftTrainingArguments(output_dir="~/x").output_dir == str(tmp_path / "x")
-    with pytest.raises(UserError):
+    with refused("path-invalid", "~no-such-user"):
         CraftTrainingArguments(output_dir="~no-such-user/x")

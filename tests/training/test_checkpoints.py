@@ -1,29 +1,37 @@
+"""Folders of checkpoints: whole or absent, verified, found, rotated."""
+
 from __future__ import annotations
 
 import json
 import logging
-import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from refusals import refused
 
 from craft.training.checkpointing import folders as checkpoints
-from craft.utils.errors import UserError
-from craft.utils.files import sha256
+from craft.utils.files import REPLACED, staged_folder
+from craft.utils.manifest import write_manifest
 
 
 def write(run_dir: Path, step: int) -> Path:
-    staging = checkpoints.staging_dir(run_dir, step)
-    (staging / "deep").mkdir(parents=True)
-    (staging / "model.safetensors").write_bytes(bytes(range(256)) * step)
-    (staging / "model.safetensors").chmod(0o600)
-    (staging / "deep" / "state.json").write_text(f'{{"step": {step}}}')
-    return checkpoints.publish(staging, step)
+    final = checkpoints.checkpoint_dir(run_dir, step)
+    with staged_folder(final) as staging:
+        (staging / "deep").mkdir(parents=True)
+        (staging / "model.safetensors").write_bytes(bytes(range(256)) * step)
+        (staging / "model.safetensors").chmod(0o600)
+        (staging / "deep" / "state.json").write_text(f'{{"step": {step}}}')
+        write_manifest(staging, step=step)
+    return final
+
+
+def steps(run_dir: Path) -> list[int]:
+    return sorted(map(checkpoints.step_of, run_dir.iterdir()))
 
 
 def test_a_published_checkpoint_is_whole_and_readable(tmp_path: Path) -> None:
     checkpoint = write(tmp_path, 5)
-    assert checkpoint == tmp_path / "checkpoint-5"
     assert checkpoints.damage(checkpoint) == ""
     assert sorted(json.loads((checkpoint / "manifest.json").read_text())["files"]) == [
         "deep/state.json",
@@ -46,9 +54,7 @@ def cut(path: Path) -> None:
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[100] ^= 1
-    written = path.stat()
     path.write_bytes(data)
-    os.utime(path, ns=(written.st_atime_ns, written.st_mtime_ns + 1))  # clocks of file systems tick slowly
 
 
 def test_any_flipped_byte_is_found(tmp_path: Path) -> None:
@@ -65,56 +71,65 @@ def test_any_flipped_byte_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("harm", "name", "reason"),
+    ("harm", "name", "values"),
     [
-        (cut, "model.safetensors", "model.safetensors has 2559 bytes instead of 2560"),
-        (flip, "manifest.json", "its manifest.json"),
-        (flip, "model.safetensors", "model.safetensors has changed since it was written"),
-        (Path.unlink, "deep/state.json", "deep/state.json is missing"),
-        (Path.unlink, "manifest.json", "it has no manifest.json"),
-        (cut, "manifest.json", "its manifest.json can't be read"),
+        (cut, "model.safetensors", ["2559", "2560"]),
+        (flip, "manifest.json", []),
+        (flip, "model.safetensors", []),
+        (Path.unlink, "deep/state.json", []),
+        (Path.unlink, "manifest.json", []),
+        (cut, "manifest.json", []),
     ],
 )
 def test_a_damaged_checkpoint_is_passed_over(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, harm, name: str, reason: str
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    harm: Callable[[Path], None],
+    name: str,
+    values: list[str],
 ) -> None:
     write(tmp_path, 9)
     harm(write(tmp_path, 10) / name)
     with caplog.at_level(logging.WARNING, logger="craft"):
         assert checkpoints.find_checkpoint(tmp_path) == tmp_path / "checkpoint-9"
-    assert "checkpoint-10 is passed over: " + reason in caplog.text
-    with pytest.raises(UserError, match=r"can't resume from .*checkpoint-10"):
+    assert all(value in caplog.messages[0] for value in ("checkpoint-10", name, *values))
+    with refused("checkpoint-damaged", tmp_path / "checkpoint-10", name, *values):
         checkpoints.find_checkpoint(tmp_path / "checkpoint-10")
 
 
-def test_the_newest_by_step_not_by_name(tmp_path: Path) -> None:
+def test_the_newest_is_by_step_and_not_by_name(tmp_path: Path) -> None:
     for step in (9, 100, 20):
         write(tmp_path, step)
     (tmp_path / "checkpoint-final").mkdir()
     assert checkpoints.find_checkpoint(tmp_path).name == "checkpoint-100"
-    assert checkpoints.find_checkpoint(tmp_path / "checkpoint-9").name == "checkpoint-9"
+    assert checkpoints.find_checkpoint(tmp_path / "checkpoint-100").name == "checkpoint-100"
+
+
+def test_an_older_checkpoint_is_refused_beside_a_newer_good_one(tmp_path: Path) -> None:
+    """What the run wrote next would be older than what it left behind."""
+    older, newer = write(tmp_path, 9), write(tmp_path, 20)
+    with refused("setting-conflict", older, newer.name):
+        checkpoints.find_checkpoint(older)
+    cut(newer / "model.safetensors")
+    assert checkpoints.find_checkpoint(older) == older
 
 
 def test_nothing_to_resume_from(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no whole checkpoint-N"):
+    with refused("run-missing", tmp_path):
         checkpoints.find_checkpoint(tmp_path)
-    with pytest.raises(UserError, match="there is no such folder"):
+    with refused("run-missing", tmp_path / "gone"):
         checkpoints.find_checkpoint(tmp_path / "gone")
 
 
-def test_rotation_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
+def test_rotation_keeps_the_newest_and_what_is_spared(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         write(tmp_path, step)
-    checkpoints.rotate(tmp_path, None, 1)
-    assert len(list(tmp_path.iterdir())) == 4
-    checkpoints.rotate(tmp_path, 2, 1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "checkpoint-1",
-        "checkpoint-3",
-        "checkpoint-4",
-    ]
-    checkpoints.rotate(tmp_path, 1, None)
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
+    checkpoints.rotate(tmp_path, None, {1})
+    assert steps(tmp_path) == [1, 2, 3, 4]
+    checkpoints.rotate(tmp_path, 2, {1, None})
+    assert steps(tmp_path) == [1, 3, 4]
+    checkpoints.rotate(tmp_path, 1)
+    assert steps(tmp_path) == [4]
 
 
 def test_rotation_counts_good_ones_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -124,76 +139,17 @@ def test_rotation_counts_good_ones_only(tmp_path: Path, caplog: pytest.LogCaptur
     for step in (3, 5):
         flip(tmp_path / f"checkpoint-{step}" / "model.safetensors")
     with caplog.at_level(logging.WARNING, logger="craft"):
-        checkpoints.rotate(tmp_path, 2, None)
-    assert sorted(path.name[11:] for path in tmp_path.iterdir()) == ["2", "3", "4", "5"]
-    assert "checkpoint-5 is damaged (model.safetensors has changed" in caplog.text
+        checkpoints.rotate(tmp_path, 2)
+    assert steps(tmp_path) == [2, 3, 4, 5]
+    assert all(value in caplog.messages[0] for value in ("checkpoint-5", "model.safetensors"))
     for step in (2, 4):
         cut(tmp_path / f"checkpoint-{step}" / "model.safetensors")
-    checkpoints.rotate(tmp_path, 1, None)
+    checkpoints.rotate(tmp_path, 1)
     assert len(list(tmp_path.iterdir())) == 4  # no good one is left, and the rest may be worth something
 
 
-def test_a_run_from_an_older_checkpoint_ends_the_line_that_it_left(tmp_path: Path) -> None:
-    """Once a good one was written; until then the one it came from stays."""
-
-    def steps() -> list[int]:
-        return sorted(int(path.name[11:]) for path in tmp_path.iterdir())
-
-    for step in (2, 4, 5, 8, 12, 16, 20):
-        write(tmp_path, step)
-    damaged = write(tmp_path, 8) / "model.safetensors"
-    flip(damaged)
-    checkpoints.rotate(tmp_path, 2, None, written=[8], resumed=4)
-    assert steps() == [4, 8, 16, 20]
-    write(tmp_path, 5)
-    write(tmp_path, 8)
-    checkpoints.rotate(tmp_path, None, None, written=[8], resumed=4)
-    assert steps() == [4, 8]  # also without a limit, and what lay between
-    assert checkpoints.find_checkpoint(tmp_path).name == "checkpoint-8"
-    write(tmp_path, 12)
-    checkpoints.rotate(tmp_path, 2, None, written=[8, 12], resumed=4)
-    assert steps() == [8, 12]
-    write(tmp_path, 16)
-    checkpoints.rotate(tmp_path, 1, 8, written=[8, 12, 16], resumed=4)
-    assert steps() == [8, 16]
-
-
-def test_what_nobody_has_touched_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Links to its files, which uploads make and delete, aren't touches; another file in its place is one."""
-    read: list[str] = []
-
-    def counted(path: Path) -> str:
-        read.append(path.name)
-        return sha256(path)
-
-    checkpoint = write(tmp_path, 5)
-    monkeypatch.setattr("craft.utils.manifest.sha256", counted)
-    weights, link = checkpoint / "model.safetensors", tmp_path / "link"
-    link.hardlink_to(weights)
-    assert checkpoints.is_good(checkpoint)
-    link.unlink()
-    assert checkpoints.is_good(checkpoint)
-    assert not read
-    stat = weights.stat()
-    other = tmp_path / "other"
-    other.write_bytes(bytes(stat.st_size))
-    os.utime(other, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    other.rename(weights)
-    assert not checkpoints.is_good(checkpoint)
-    assert "model.safetensors" in read
-
-
-def test_a_kill_between_the_old_and_the_new_of_a_step(tmp_path: Path) -> None:
+def test_a_kill_between_the_old_and_the_new_of_a_step_loses_nothing(tmp_path: Path) -> None:
     write(tmp_path, 4)
-    write(tmp_path, 5).rename(tmp_path / ".replaced-checkpoint-5")
+    write(tmp_path, 5).rename(tmp_path / f"{REPLACED}checkpoint-5")
     assert checkpoints.find_checkpoint(tmp_path).name == "checkpoint-5"
-    checkpoints.staging_dir(tmp_path, 5)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4", "checkpoint-5"]
-
-
-def test_leftovers_of_a_killed_process_go(tmp_path: Path) -> None:
-    write(tmp_path, 1)
-    checkpoints.staging_dir(tmp_path, 2).mkdir()
-    (tmp_path / ".trash-checkpoint-0").mkdir()
-    checkpoints.clear_leftovers(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
+    assert steps(tmp_path) == [4, 5]

@@ -1,38 +1,47 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from craft.training.callbacks.ema import WeightAverage
+from craft.training.callbacks.ema import EmaCallback
 
 
-def test_the_average_by_hand() -> None:
+def average_of(model: nn.Module) -> EmaCallback:
+    ema, nothing = EmaCallback(SimpleNamespace(model=model)), None
+    args: Any = SimpleNamespace(ema_decay=0.5)
+    ema.on_train_begin(args, nothing, nothing)
+    return ema
+
+
+def test_the_average_equals_one_computed_by_hand() -> None:
     layer = nn.Linear(1, 1, bias=False)
     layer.weight.data.fill_(1.0)
-    average = WeightAverage(layer, decay=0.5)
+    ema = average_of(layer)
     expected = 1.0
     for n, value in enumerate([2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0], start=1):
         layer.weight.data.fill_(value)
-        average.update()
+        ema.update(0.5)
         decay = min(0.5, (1 + n) / (10 + n))
         expected = decay * expected + (1 - decay) * value
-    assert average.shadows["weight"].item() == pytest.approx(expected)
-    with average.applied():
+    assert ema.shadows["weight"].item() == pytest.approx(expected)
+    with ema.applied():
         assert layer.weight.item() == pytest.approx(expected)
     assert layer.weight.item() == 512.0
-    average.settle()
+    ema.settle()
     assert layer.weight.item() == pytest.approx(expected)
 
 
 def test_weights_come_back_after_an_error() -> None:
     layer = nn.Linear(3, 3)
-    average = WeightAverage(layer, decay=0.9)
-    own = torch.randn(3, 3)
+    ema, own = average_of(layer), torch.randn(3, 3)
     layer.weight.data.copy_(own)
 
     def fail() -> None:
-        with average.applied():
+        with ema.applied():
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
@@ -43,4 +52,4 @@ def test_weights_come_back_after_an_error() -> None:
 def test_tied_weights_are_averaged_once() -> None:
     one, two = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
     two.weight = one.weight
-    assert list(WeightAverage(nn.Sequential(one, two), 0.9).shadows) == ["0.weight"]
+    assert list(average_of(nn.Sequential(one, two)).shadows) == ["0.weight"]

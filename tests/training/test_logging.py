@@ -19,7 +19,7 @@ from craft.training.logging import MetricsFile, read_metrics
 from craft.utils.logging import setup_logging
 
 
-def test_events_beyond_the_resumed_step_are_forgotten(tmp_path: Path) -> None:
+def test_a_resumed_run_drops_the_events_that_it_writes_again(tmp_path: Path) -> None:
     file = MetricsFile(tmp_path)
     file.start(0)
     for step in (5, 10, 10, 15):
@@ -37,7 +37,7 @@ def test_events_beyond_the_resumed_step_are_forgotten(tmp_path: Path) -> None:
     assert read_metrics(tmp_path) == []
 
 
-def test_the_watch_counts_training_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_stopwatch_counts_training_only(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     watch = Stopwatch()
@@ -54,7 +54,9 @@ def test_the_watch_counts_training_only(monkeypatch: pytest.MonkeyPatch) -> None
     assert (watch.lap(), watch.total(), watch.before) == (2, 55, 50)
 
 
-def test_plain_lines_in_a_pipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_logged_step_and_evaluation_has_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     setup_logging(tmp_path / "log.txt")
     tiny_run.trainer("char_transformer", tmp_path / "run", sample_chars=12).train()
     lines = capsys.readouterr().err.splitlines()
@@ -76,20 +78,6 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_bar_on_a_terminal_and_the_same_log_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    screen = Terminal()
-    monkeypatch.setattr(sys, "stderr", screen)
-    monkeypatch.setenv("TERM", "xterm")
-    setup_logging(tmp_path / "log.txt")
-    tiny_run.trainer("char_transformer", tmp_path / "run").train()
-    shown = screen.getvalue()
-    assert "\x1b[" in shown
-    assert "validation" in shown
-    assert "\nstep  5/20" not in shown  # the bar shows it
-    assert "step  5/20" in (tmp_path / "log.txt").read_text()
-    assert not any(handler.filters for handler in logging.getLogger("craft").handlers)
-
-
 @pytest.fixture(autouse=True)
 def quiet() -> None:
     yield
@@ -108,7 +96,9 @@ def test_a_trainer_of_something_else_logs_its_loss(tmp_path: Path, caplog: pytes
     assert caplog.messages[-1] == "step  5/20  loss 1.250"
 
 
-def test_a_line_for_each_logged_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_programs_get_a_json_line_for_each_logged_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     trainer = tiny_run.trainer(
         "char_transformer", tmp_path / "run", max_steps=12, eval_steps=5, logging_steps=5
     )
@@ -125,7 +115,7 @@ def test_a_line_for_each_logged_step(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert [event["eval_loss"] for event in events] == [entry["eval_loss"] for entry in scored]
 
 
-def test_evaluations_between_logged_steps_have_lines_of_their_own(
+def test_programs_get_a_line_for_an_evaluation_between_logged_steps(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = {"max_steps": 8, "eval_steps": 3, "logging_steps": 4, "eval_on_start": True}
@@ -138,7 +128,7 @@ def test_evaluations_between_logged_steps_have_lines_of_their_own(
     assert kinds == [(0, *alone), (3, *alone), (4, *plain), (6, *alone), (8, *both)]
 
 
-def test_a_terminal_gets_no_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_gets_no_json_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     screen = Terminal()
     monkeypatch.setattr(sys, "stdout", screen)
     lines = StepLines()

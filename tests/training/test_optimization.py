@@ -2,33 +2,35 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
 import tiny_run
 import torch
+from refusals import refused
 from torch import nn
 from transformers.trainer_utils import SchedulerType
 
 from craft.training.optimization import (
     MuonAdamW,
     _direction_dtype,
-    decaying,
+    decay_parameter_names,
     muon_groups,
     muon_optimizer,
     orthogonalized,
 )
 from craft.training.precision import Hardware
-from craft.utils.errors import UserError
 
-SETTINGS: dict[str, Any] = {
-    "lr": 1e-2,
-    "muon_lr": 2e-2,
-    "momentum": 0.95,
-    "weight_decay": 0.1,
-    "betas": (0.8, 0.95),
-    "eps": 1e-8,
-}
+SETTINGS = SimpleNamespace(
+    learning_rate=1e-2,
+    muon_learning_rate=2e-2,
+    muon_momentum=0.95,
+    weight_decay=0.1,
+    adam_beta1=0.8,
+    adam_beta2=0.95,
+    adam_epsilon=1e-8,
+    precision="bf16",
+)
 
 
 class Small(nn.Module):
@@ -62,7 +64,9 @@ def is_matrix(name: str) -> int:
 
 @pytest.mark.precision
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_it_equals_torch_muon_and_torch_adamw(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_muon_and_adamw_in_one_equal_those_of_torch(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Batching matrices of one shape, and having both methods in one optimizer, changes nothing.
 
     Torch turns in bfloat16 everywhere, ours only where that is native, so both are given one format. Then
@@ -71,9 +75,9 @@ def test_it_equals_torch_muon_and_torch_adamw(dtype: torch.dtype, monkeypatch: p
     monkeypatch.setattr("craft.training.optimization._direction_dtype", lambda device: dtype)
     if dtype == torch.float32:
         monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.float)
-    rounding = 5 * 2 * SETTINGS["muon_lr"] * torch.finfo(dtype).eps
+    rounding = 5 * 2 * SETTINGS.muon_learning_rate * torch.finfo(dtype).eps
     ours, theirs = Small(), Small()
-    steps(ours, MuonAdamW(muon_groups(ours, is_matrix, **SETTINGS)))
+    steps(ours, MuonAdamW(muon_groups(ours, is_matrix, SETTINGS)))
     matrices = [p for n, p in theirs.named_parameters() if p.ndim == 2 and is_matrix(n)]
     others = [p for n, p in theirs.named_parameters() if not (p.ndim == 2 and is_matrix(n))]
     muon = torch.optim.Muon(matrices, lr=2e-2, weight_decay=0.1, momentum=0.95)
@@ -108,12 +112,12 @@ def test_orthogonalized_singular_values(shape: tuple[int, int, int]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["char_lstm", "char_transformer"])
-def test_groups_of_the_real_models(kind: str) -> None:
+def test_every_weight_of_a_model_is_in_one_group(kind: str) -> None:
     model = tiny_run.model(kind)
-    groups = muon_groups(model, model.muon_blocks, **SETTINGS)
+    groups = muon_groups(model, model.muon_blocks, SETTINGS)
     grouped = [id(p) for group in groups for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters())
-    assert groups[0]["lr"] == SETTINGS["lr"]  # the first group's rate is what is logged
+    assert groups[0]["lr"] == SETTINGS.learning_rate  # the first group's rate is what is logged
     blocks = {group["blocks"] for group in groups}
     assert blocks == ({0, 4} if kind == "char_lstm" else {0, 1})
     embedding = model.get_input_embeddings().weight
@@ -123,19 +127,19 @@ def test_groups_of_the_real_models(kind: str) -> None:
 
 
 def test_weight_decay_spares_norms_biases_and_embeddings() -> None:
-    assert decaying(Small()) == ["one.weight", "two.weight", "up.weight", "down.weight"]
+    assert decay_parameter_names(Small()) == ["one.weight", "two.weight", "up.weight", "down.weight"]
 
 
 def test_state_dict_round_trip_is_bitwise() -> None:
     model = Small()
-    optimizer = MuonAdamW(muon_groups(model, is_matrix, **SETTINGS))
+    optimizer = MuonAdamW(muon_groups(model, is_matrix, SETTINGS))
     steps(model, optimizer, last=3)
     saved_model, saved = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
     steps(model, optimizer, first=3)
 
     again = Small()
     again.load_state_dict(saved_model)
-    resumed = MuonAdamW(muon_groups(again, is_matrix, **SETTINGS))
+    resumed = MuonAdamW(muon_groups(again, is_matrix, SETTINGS))
     resumed.load_state_dict(saved)
     steps(again, resumed, first=3)
     for a, b in zip(model.parameters(), again.parameters()):
@@ -144,7 +148,7 @@ def test_state_dict_round_trip_is_bitwise() -> None:
 
 def test_a_gradient_scaler_and_a_schedule_accept_it() -> None:
     model = Small()
-    optimizer = MuonAdamW(muon_groups(model, is_matrix, **SETTINGS))
+    optimizer = MuonAdamW(muon_groups(model, is_matrix, SETTINGS))
     torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)
     assert [group["lr"] for group in optimizer.param_groups] == [0.005, 0.01]
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
@@ -177,7 +181,7 @@ def test_every_schedule_works_without_extras(tmp_path: Path, schedule: str) -> N
 def test_muon_needs_a_model_that_names_its_matrices(tmp_path: Path) -> None:
     trainer = tiny_run.trainer("char_transformer", tmp_path, optim="muon")
     trainer.model = Small()
-    with pytest.raises(UserError, match="and Small doesn't; use"):
+    with refused("model-mismatch", "training.optim=muon", "Small"):
         trainer.create_optimizer()
 
 

@@ -63,15 +63,23 @@ def arguments(output_dir: Path | str, **changes: Any) -> CraftTrainingArguments:
 
 
 def trainer(
-    kind: str, output_dir: Path | str, dropout: float = 0.0, tied: bool = False, **changes: Any
+    kind: str,
+    output_dir: Path | str,
+    dropout: float = 0.0,
+    tied: bool = False,
+    network: Any = None,
+    optimizers: Any = (None, None),
+    callbacks: Any = None,
+    **changes: Any,
 ) -> LanguageModelTrainer:
     args = arguments(output_dir, **changes)
-    network = model(kind, dropout, tie_word_embeddings=tied)
+    network = network or model(kind, dropout, tie_word_embeddings=tied)
     order = "streams" if network.carries_state and args.carry_state else "shuffled"
     train, validation = split_ids()
     dataset = CharDataset(train, BLOCK, args.global_batch_size, args.seed, order)
     config = {"experiment": "tiny"}
-    return LanguageModelTrainer(network, args, dataset, validation, tokenizer(), run_config=config)
+    more = {"run_config": config, "optimizers": optimizers, "callbacks": callbacks}
+    return LanguageModelTrainer(network, args, dataset, validation, tokenizer(), **more)
 
 
 class SignalAt(TrainerCallback):

@@ -4,8 +4,20 @@ import os
 from pathlib import Path
 
 import pytest
+from refusals import refused
 
-from craft.utils.files import replace_text, sync
+from craft.utils.errors import Code, UserError
+from craft.utils.files import (
+    REPLACED,
+    STAGING,
+    explain_disk_errors,
+    remove_staging,
+    replace_text,
+    staged_folder,
+    sync,
+)
+
+FULL = OSError(28, "No space left on device")
 
 
 def test_what_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,7 +36,7 @@ def test_a_text_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.Monke
     replace_text(file, "old")
 
     def full(self: Path, *args: object, **kwargs: object) -> int:
-        raise OSError(28, "No space left on device")
+        raise FULL
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", full)
@@ -34,3 +46,78 @@ def test_a_text_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.Monke
     replace_text(file, "näw")
     assert file.read_text(encoding="utf-8") == "näw"
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*.txt")}
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_a_staged_folder_is_whole_or_as_it_was(tmp_path: Path, existed: bool) -> None:
+    final = tmp_path / "deep" / "final"
+    if existed:
+        final.mkdir(parents=True)
+        (final / "a.txt").write_text("old")
+    before = content(tmp_path)
+    with pytest.raises(FileNotFoundError), staged_folder(final) as staging:
+        (staging / "a.txt").write_text("half") and (staging / "none").read_text()
+    assert content(tmp_path) == before
+    with staged_folder(final) as staging:
+        (staging / "b.txt").write_text("new")
+        assert content(final) == ({"a.txt": "old"} if existed else {})
+    assert content(tmp_path) == {"deep/final/b.txt": "new"}
+
+
+def test_a_staged_folder_that_can_not_be_renamed_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    final = tmp_path / "final"
+    final.mkdir()
+    (final / "a.txt").write_text("old")
+    rename = Path.rename
+
+    def fails(self: Path, target: Path) -> Path:
+        if self.name.startswith(STAGING):
+            raise FULL
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(OSError, match="No space"), staged_folder(final):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["final"]
+    assert content(final) == {"a.txt": "old"}
+
+
+def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
+    final = tmp_path / "final"
+    for name in (STAGING + "final", STAGING + "other", REPLACED + "final"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text(name)
+    with staged_folder(final) as staging:
+        assert content(staging) == {}
+        assert content(final) == {"a.txt": REPLACED + "final"}
+    remove_staging(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["final"]
+    assert content(final) == {}
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "value"),
+    [
+        (FULL, "disk-full", "Errno 28"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "disk-full", "os error 28"),
+        (PermissionError(13, "Permission denied"), "file-unwritable", "Errno 13"),
+    ],
+)
+def test_what_a_disk_refuses_is_one_line(tmp_path: Path, error: Exception, code: Code, value: str) -> None:
+    folder = tmp_path / "not" / "yet"
+    explained = explain_disk_errors("a.txt", folder, lambda: "the rest is there")
+    with refused(code, "a.txt", folder, value, "bytes", "the rest"), explained:
+        raise error
+
+
+@pytest.mark.parametrize("error", [KeyError("a bug"), UserError("no such file", code="file-missing")])
+def test_other_errors_are_not_the_disk(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, explain_disk_errors("a.txt", tmp_path, str):
+        raise error
+    assert caught.value is error

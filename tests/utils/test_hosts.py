@@ -2,59 +2,52 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
+from refusals import refused
 
-from craft.utils.hosts import Hosts
+from craft.utils.hosts import is_loopback, listen, objection
 
+KNOWN = ["named.example"]
 OURS = ["localhost", "LocalHost:8000", "127.0.0.1:1", "127.0.0.2", "[::1]", "[::1]:80", "named.example:8000"]
+ADDRESSES = ["10.0.0.7", "[fe80::1]:8000", "169.254.1.1"]
 THEIRS = [
-    "evil.example",
-    "127.0.0.1.evil.example",
-    "localhost.evil.example:80",
-    "169.254.1.1",
-    "[::1",
-    "",
-    "x:y",
+    *("evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80", "10.0.0.7.evil.example:8000"),
+    *("10.0.0", "[::1", "", "x:y"),
 ]
 
 
-@pytest.mark.parametrize("host", OURS + THEIRS)
-def test_only_names_of_this_machine_are_answered(host: str) -> None:
-    hosts = Hosts(["named.example", "127.0.0.1"])
-    for objection in (hosts.objection(host, ""), hosts.objection("localhost", f"http://{host}")):
-        if host in OURS:
-            assert objection is None
-        else:
-            assert objection is not None
-            assert "--allow-host" in objection
-
-
-def everyone(monkeypatch: pytest.MonkeyPatch) -> Hosts:
-    monkeypatch.setattr("socket.gethostname", lambda: "Box")
-    monkeypatch.setattr("socket.getfqdn", lambda: "box.home.example")
-    return Hosts(["0.0.0.0", "proxy.example"], everywhere=True)
-
-
-@pytest.mark.parametrize(
-    "host", [*OURS[:-1], "box", "box.home.example:1", "proxy.example", "10.0.0.7", "[fe80::1]:8000"]
-)
-def test_a_server_for_everyone_answers_to_its_names_and_any_address(
-    monkeypatch: pytest.MonkeyPatch, host: str
-) -> None:
-    hosts = everyone(monkeypatch)
-    assert hosts.objection(host, "") is None
-    assert hosts.objection(host, f"http://{host}") is None
+@pytest.mark.parametrize("host", OURS + ADDRESSES)
+def test_a_server_answers_to_its_names_and_to_addresses_which_nobody_can_point_elsewhere(host: str) -> None:
+    assert objection(host, "", KNOWN) is None
+    assert objection(host, f"http://{host}", KNOWN) is None
     for origin in ("https://evil.example", "http://10.0.0.8", "null", "file://"):
-        assert origin in str(hosts.objection(host, origin))
+        assert origin in str(objection(host, origin, KNOWN))
 
 
-@pytest.mark.parametrize(
-    "host", ["evil.example", "box.evil.example", "10.0.0.7.evil.example:8000", "10.0.0", ""]
-)
-def test_a_name_that_somebody_has_point_here_is_not_answered(
-    monkeypatch: pytest.MonkeyPatch, host: str
-) -> None:
+@pytest.mark.parametrize("host", THEIRS)
+def test_a_name_that_somebody_has_point_here_is_not_answered(host: str) -> None:
     """The page and its server seem to be one to the browser; only the name gives it away."""
-    hosts = everyone(monkeypatch)
     for origin in ("", f"http://{host}"):
-        assert "--allow-host" in str(hosts.objection(host, origin))
+        assert "--allow-host" in str(objection(host, origin, KNOWN))
+
+
+@pytest.mark.parametrize("page", OURS + THEIRS + ADDRESSES)
+def test_only_pages_of_this_machine_may_use_the_server(page: str) -> None:
+    refusal = objection("localhost", f"http://{page}", KNOWN)
+    assert (refusal is None) == (page in OURS)
+
+
+def test_loopback_is_known_by_name_and_address() -> None:
+    assert [is_loopback(name) for name in ("localhost", "127.0.0.9", "::1", "0.0.0.0", "a.example")] == [
+        *(True, True, True),
+        *(False, False),
+    ]
+
+
+def test_a_port_that_is_taken_is_refused() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with refused("setting-value", f"127.0.0.1:{port}", "--port"):
+            listen("127.0.0.1", port)

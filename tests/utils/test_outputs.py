@@ -5,20 +5,18 @@ from __future__ import annotations
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import refused
 
 from craft.utils import outputs
-from craft.utils.common import did_you_mean, human, human_time
-from craft.utils.errors import UserError
 
 
 def test_every_name_of_a_run_shares_its_stamp() -> None:
-    paths = outputs.RunPaths("char_lstm", "1.1M", "bf16", Path("outputs"), "20260102_030405")
+    paths = outputs.RunPaths("char_lstm", "1.1M", "bf16", "20260102_030405")
     assert str(paths.run_dir) == "outputs/models/char_lstm_1.1M_bf16_20260102_030405"
     assert str(paths.export_dir(1200)) == "outputs/models/char_lstm_1.1M_bf16_20260102_030405_step_1200"
     assert str(paths.log_file) == "outputs/logs/train_char_lstm_20260102_030405.log"
@@ -30,7 +28,7 @@ def test_every_name_of_a_run_shares_its_stamp() -> None:
 
 
 def test_a_run_folder_gives_its_paths_back_even_after_a_move(tmp_path: Path) -> None:
-    paths = outputs.RunPaths("char_transformer", "0.8M", "fp32", tmp_path, text="0123abcd")
+    paths = outputs.RunPaths("char_transformer", "0.8M", "fp32", "20260102_030405", tmp_path, text="0123abcd")
     paths.create()
     moved = paths.run_dir.rename(tmp_path / "elsewhere")
     again = outputs.RunPaths.of_run_dir(moved)
@@ -41,7 +39,7 @@ def test_a_run_folder_gives_its_paths_back_even_after_a_move(tmp_path: Path) -> 
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"holiday.*run\.json"):
+    with refused("run-missing", "holiday", "run.json"):
         outputs.RunPaths.of_run_dir(tmp_path / "holiday")
 
 
@@ -71,7 +69,7 @@ def test_letters_of_any_script_stay_in_names(tmp_path: Path, name: str, kept: st
 
 
 @given(st.text())
-def test_a_part_of_a_name_is_one_and_stays_it(text: str) -> None:
+def test_a_slug_is_one_part_of_a_path_and_its_own_slug(text: str) -> None:
     part = outputs.slug(text)
     assert 0 < len(part.encode()) <= 100
     assert not set(part) & set('/\\:*?"<>|\0')
@@ -81,68 +79,56 @@ def test_a_part_of_a_name_is_one_and_stays_it(text: str) -> None:
 
 
 def test_latest_is_the_newest_finished_model(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no finished model"):
-        outputs.latest_model(tmp_path)
+    with refused("model-missing", tmp_path / "models"):
+        outputs.resolve("latest", tmp_path)
     for age, name in ((10, "b_step_5"), (5, "a_step_5"), (1, "unfinished_run"), (0, ".staging-c_step_5")):
         folder = tmp_path / "models" / name
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
         os.utime(folder / "config.json", (1e9 - age, 1e9 - age))
-    assert outputs.latest_model(tmp_path).name == "a_step_5"
+    assert outputs.resolve("latest", tmp_path) == str(tmp_path / "models" / "a_step_5")
 
 
-def test_stamps_sort_by_age() -> None:
-    assert outputs.timestamp(datetime(2026, 1, 2, 3, 4, 5)) == "20260102_030405"
+def test_a_run_stands_for_its_newest_model_or_checkpoint(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    with refused("model-missing", run):
+        outputs.resolve(run)
+    for age, folder in ((9, run / "checkpoint-4"), (1, tmp_path / "run_step_5"), (5, run / "checkpoint-5")):
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        os.utime(folder / "config.json", (1e9 - age, 1e9 - age))
+    assert outputs.resolve(run) == str(tmp_path / "run_step_5")
+    (run / "config.json").write_text("{}")
+    assert outputs.resolve(run) == str(run)
+
+
+def test_a_name_on_the_hub_stays_as_it_stands() -> None:
+    assert outputs.resolve("ada/char-lstm") == "ada/char-lstm"
+
+
+@pytest.mark.parametrize("typed", ["latst", "roman.txt"])
+def test_a_model_that_is_not_there_is_refused(typed: str) -> None:
+    with refused("model-missing", typed, "latest"):
+        outputs.resolve(typed)
 
 
 def test_a_second_is_given_out_once(tmp_path: Path) -> None:
     """Of many processes and commands that ask at once each gets its own, in the documented form."""
     with ThreadPoolExecutor(8) as pool:
-        stamps = list(pool.map(lambda _: outputs.claim_stamp(tmp_path), range(40)))
+        stamps = list(pool.map(lambda _: outputs.unique_timestamp(tmp_path), range(40)))
     files = [outputs.sample_file(tmp_path), outputs.evaluation_file("m", "d", tmp_path)]
     stamps += [re.findall(r"\d{8}_\d{6}", file.name)[0] for file in files]
     assert len(set(stamps)) == 42
     assert all(re.fullmatch(r"\d{8}_\d{6}", stamp) for stamp in stamps)
 
 
-def test_what_an_earlier_output_is_named_by_is_not_given_out_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As after a clock was set back, or where outputs of another machine were copied to."""
-    now = datetime(2026, 1, 2, 23, 59, 58)
-    monkeypatch.setattr(outputs, "datetime", type("Clock", (), {"now": staticmethod(lambda: now)}))
-    (tmp_path / "samples").mkdir()
-    (tmp_path / "samples" / "sample_20260102_235958.txt").touch()
-    (tmp_path / "models" / "m_1K_fp32_20260102_235959_step_5").mkdir(parents=True)
-    (tmp_path / ".stamps").mkdir()
-    (tmp_path / ".stamps" / "20260101_235959").touch()
-    assert outputs.claim_stamp(tmp_path) == "20260103_000000"
-    assert (tmp_path / ".stamps" / "20260101_235959").exists()
-    now += timedelta(days=2)
-    outputs.claim_stamp(tmp_path)
-    assert [path.name for path in (tmp_path / ".stamps").iterdir()] == ["20260104_235958"]
-
-
-def test_numbers_and_hints_for_people() -> None:
-    assert [human(n) for n in (7, 1_250, 803_000, 10_650_000, 2.5e9)] == [
-        "7",
-        "1.2K",
-        "0.8M",
-        "10.7M",
-        "2.5B",
-    ]
-    assert [human_time(s) for s in (5, 65, 3725)] == ["0:05", "1:05", "1:02:05"]
-    assert did_you_mean("lerning_rate", ["learning_rate", "seed"]) == ", did you mean 'learning_rate'?"
-    assert did_you_mean("zzz", ["learning_rate"]) == ""
-
-
-@pytest.mark.parametrize(
-    ("typed", "phrase"),
-    [
-        ("latst", "no model at 'latst', did you mean 'latest'?"),
-        ("roman.txt", "no model at 'roman.txt'; give a folder"),
-    ],
-)
-def test_a_model_that_is_not_there(typed: str, phrase: str) -> None:
-    with pytest.raises(UserError, match=re.escape(phrase)):
-        outputs.resolve(typed)
+def test_what_craft_wrote_is_known_by_files_that_lie_together(tmp_path: Path) -> None:
+    outputs.unique_timestamp(tmp_path)
+    assert outputs.written_by_craft(tmp_path)
+    own = tmp_path / "texts"
+    own.mkdir()
+    (own / outputs.RUN_CONFIG).touch()
+    assert not outputs.written_by_craft(own)
+    (own / outputs.RUN_NAMES).touch()
+    assert outputs.written_by_craft(own)

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
+from refusals import refused
 
-from craft.utils.errors import UserError
 from craft.utils.paths import typed_path, typed_setting
 
 
@@ -43,18 +43,11 @@ def test_a_file_whose_name_begins_with_a_tilde_is_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        ("~no-such-user/x", ["~no-such-user/x", "'no-such-user'", "write ./~no-such-user/x"]),
-        ("a\0b", [r"'a\x00b'"]),
-        (os.fsdecode(b"caf\xe9s.txt"), [r"caf\xe9s.txt", "'caf*s.txt'"]),
-    ],
+    "text",
+    ["~no-such-user/x", "a\0b", os.fsdecode(b"caf\xe9s.txt")],
     ids=["unknown-user", "nul", "latin-1"],
 )
-def test_what_cannot_be_a_path_is_refused(text: str, named: list[str]) -> None:
-    with pytest.raises(UserError) as caught:
+def test_what_cannot_be_a_path_is_refused(text: str) -> None:
+    with refused("path-invalid", f"--output {text!r}") as caught:
         typed_path(text, "--output ")
-    message = str(caught.value)
-    assert message.startswith("--output ")
-    message.encode()  # can be written anywhere
-    assert all(part in message for part in named)
+    str(caught.value).encode()  # can be written anywhere

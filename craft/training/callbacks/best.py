@@ -25,15 +25,12 @@ class KeepBest(TrainerCallback):
             return
         value, best = (metrics or {}).get(_metric(args)), state.best_metric
         if value is not None and args.save_strategy != SaveStrategy.NO:
-            worst = float("-inf") if args.greater_is_better else float("inf")
-            best = worst if best is None else best
-            control.should_save |= value > best if args.greater_is_better else value < best
+            better = best is None or (value > best if args.greater_is_better else value < best)
+            control.should_save |= better
         if patience_is_over(args, state):
-            reached = (max if args.greater_is_better else min)(_values(args, state))
-            logger.info(
-                f"stopping early: {args.early_stopping_patience} evaluations were no better than "
-                f"{reached:.4f}"
-            )
+            reached = _best_of(args)(_values(args, state))
+            patience = args.early_stopping_patience
+            logger.info(f"stopping early: {patience} evaluations were no better than {reached:.4f}")
             control.should_training_stop = True
 
 
@@ -45,8 +42,12 @@ def patience_is_over(args: Any, state: TrainerState) -> bool:
     values = _values(args, state)
     if not args.early_stopping_patience or not values:
         return False
-    best = values.index((max if args.greater_is_better else min)(values))
+    best = values.index(_best_of(args)(values))
     return len(values) - 1 - best >= args.early_stopping_patience
+
+
+def _best_of(args: Any) -> Any:
+    return max if args.greater_is_better else min
 
 
 def _values(args: Any, state: TrainerState) -> list[float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,96 +11,71 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 
-class WeightAverage:
-    """Shadow copies of a model's parameters, moved towards them after every step.
-
-    The decay grows with the number of updates as (1 + n) / (10 + n) until it reaches `decay`, so that the
-    average doesn't drag the random initial weights along.
-
-    Args:
-        model: the model; tied parameters are averaged once.
-        decay: share of the old average that each update keeps, for example 0.999.
-    """
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay, self.updates = decay, 0
-        self.parameters = dict(model.named_parameters())
-        self.shadows = {name: p.detach().clone() for name, p in self.parameters.items()}
-
-    @torch.no_grad()
-    def update(self) -> None:
-        self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(list(self.shadows.values()), list(self.parameters.values()), 1 - decay)
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Inside, the model holds the average; afterwards its own weights again, bit for bit."""
-        own = {name: p.detach().clone() for name, p in self.parameters.items()}
-        self._copy(self.shadows)
-        try:
-            yield
-        finally:
-            self._copy(own)
-
-    def settle(self) -> None:
-        """Makes the average the model's weights for good."""
-        self._copy(self.shadows)
-
-    def resume(self, own: dict[str, Tensor], updates: int) -> None:
-        """Continues from a model that holds the average: that becomes the shadow, `own` the weights."""
-        self.updates = updates
-        self.shadows = {name: p.detach().clone() for name, p in self.parameters.items()}
-        self._copy(own)
-
-    @torch.no_grad()
-    def _copy(self, source: dict[str, Tensor]) -> None:
-        for name, parameter in self.parameters.items():
-            parameter.copy_(source[name])
-
-
 class EmaCallback(TrainerCallback):
-    """Keeps the average of a run with `ema_decay`; a run without it has none.
+    """Keeps copies of a model's parameters, moved towards them after every step, in a run with `ema_decay`.
 
-    As a part of checkpoints it holds the weights to train on with, since the model there is the average.
+    The decay grows with the number of updates as (1 + n) / (10 + n) until it reaches `ema_decay`, so that the
+    average doesn't drag the random initial weights along. As a part of checkpoints it holds the weights to
+    train on with, since the model there is the average.
 
     Attributes:
-        average: exists in training only.
+        shadows: the averages by name, tied parameters once; empty in a run without, and outside training.
     """
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
-        self.average: WeightAverage | None = None
+        self.shadows: dict[str, Tensor] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        decay = args.ema_decay
-        self.average = None if decay is None else WeightAverage(self.trainer.model, decay)
+        self.shadows = {} if args.ema_decay is None else _copies(self.trainer.model)
+        self.updates = 0
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.average is not None and not self.trainer.guard.skipping:
-            self.average.update()
+        if self.shadows and not self.trainer.guard.skipping:
+            self.update(args.ema_decay)
 
-    def applied(self) -> AbstractContextManager[None]:
-        """Inside, the model holds the average, if there is one."""
-        return nullcontext() if self.average is None else self.average.applied()
+    @torch.no_grad()
+    def update(self, decay: float) -> None:
+        """Moves the average towards the weights, of which `1 - decay` is taken in the end."""
+        self.updates += 1
+        decay = min(decay, (1 + self.updates) / (10 + self.updates))
+        weights = dict(self.trainer.model.named_parameters())
+        torch._foreach_lerp_(list(self.shadows.values()), list(weights.values()), 1 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside, the model holds the average, if there is one; afterwards its own weights, bit for bit."""
+        own = _copies(self.trainer.model) if self.shadows else {}
+        _load(self.trainer.model, self.shadows)
+        try:
+            yield
+        finally:
+            _load(self.trainer.model, own)
 
     def settle(self) -> None:
-        """Training is over: the average becomes the model's weights."""
-        if self.average is not None:
-            self.average.settle()
-            self.average = None
+        """Makes the average the model's weights for good: training is over."""
+        _load(self.trainer.model, self.shadows)
+        self.shadows = {}
 
     def state_dict(self) -> dict[str, Any]:
-        if self.average is None:
+        if not self.shadows:
             return {}
-        own = {name: p.detach() for name, p in self.average.parameters.items()}
-        return {"updates": self.average.updates, "weights": own}
+        own = {name: p.detach() for name, p in self.trainer.model.named_parameters()}
+        return {"updates": self.updates, "weights": own}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if not state:
-            return
-        own = {name: tensor.to(self.trainer.args.device) for name, tensor in state["weights"].items()}
-        if self.average is None:  # the average was switched off, as allowed
-            self.trainer.model.load_state_dict(own, strict=False)
-        else:
-            self.average.resume(own, state["updates"])
+        """Takes the average from the model as it was loaded, and gives it the weights to train on with."""
+        if state:
+            if self.shadows:  # it may have been switched off, as allowed
+                self.updates, self.shadows = state["updates"], _copies(self.trainer.model)
+            _load(self.trainer.model, state["weights"])
+
+
+def _copies(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+@torch.no_grad()
+def _load(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    for name, weight in weights.items():
+        model.get_parameter(name).copy_(weight)

@@ -7,8 +7,8 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import IntervalStrategy
 
-from craft.training.checkpointing import disk
 from craft.training.distributed.agreement import on_rank0_broadcast, raise_on_all_ranks
+from craft.utils.files import explain_disk_errors
 from craft.utils.history import HISTORY, add_event
 
 
@@ -35,9 +35,8 @@ class Lifecycle(TrainerCallback):
         trainer.watch.run()
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.trainer.micro_batches.searching or args.skip_nonfinite_batches:
+        if args.skip_nonfinite_batches:
             self.trainer.step_state.snapshot()
-            self.trainer.micro_batches.begin_step()
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps:
@@ -68,7 +67,7 @@ class Lifecycle(TrainerCallback):
         details["processes"] = trainer.args.world_size
         if trainer.changes:
             details["changes"] = {name: list(pair) for name, pair in trainer.changes.items()}
-        with disk.writing(HISTORY, trainer.run_dir, checkpointer.recovery_hint):
+        with explain_disk_errors(HISTORY, trainer.run_dir, checkpointer.recovery_hint):
             add_event(trainer.run_dir, "resumed" if trainer.resumed else "started", **details)
 
     def _run_deferred_evaluation(self) -> None:

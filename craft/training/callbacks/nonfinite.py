@@ -42,10 +42,7 @@ class NonFiniteGuard(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Leaves the batch out, if it would spoil the weights and that is allowed.
-
-        In float16 the loss scaler does so by itself.
-        """
+        """Skips the batch if it isn't finite and that is allowed; in float16 the loss scaler does so."""
         trainer = self.trainer
         self.skipping, self._rate = False, trainer._get_learning_rate()
         if not args.skip_nonfinite_batches or trainer.accelerator.scaler is not None:
@@ -56,7 +53,7 @@ class NonFiniteGuard(TrainerCallback):
             return
         self.skipped, self.skipping = self.skipped + 1, True
         trainer.step_state.rollback()
-        trainer._globalstep_last_logged += 1  # the mean of what is logged is that of the other steps
+        trainer._globalstep_last_logged += 1  # the logged mean is that of the other steps
         if state.is_world_process_zero:
             what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {norm}"
             logger.warning(
@@ -70,7 +67,7 @@ class NonFiniteGuard(TrainerCallback):
             self.check()
 
     def check(self) -> None:
-        """Stops the run if this step wasn't computed with numbers; whoever saves calls it, too.
+        """Stops the run if this step's loss or gradient isn't finite; called before each save, too.
 
         Raises:
             TrainingFailed: with the step, the learning rate, the last good checkpoint and advice.
@@ -91,5 +88,6 @@ class NonFiniteGuard(TrainerCallback):
             f"training stopped at step {state.global_step:,}: {what} at learning rate {self._rate:.3g}"
             f"{skipped}; {trainer.checkpointer.last_good()}; try a lower training.learning_rate, more "
             "training.warmup_steps, training.max_grad_norm=1, or training.skip_nonfinite_batches=10 if it is "
-            "a rare batch"
+            "a rare batch",
+            code="not-finite",
         )

@@ -1,7 +1,4 @@
-"""Stopping politely: SIGTERM, SIGUSR1 and Ctrl-C finish the step and save; a second one exits at once.
-
-An error on one rank, met between two steps, is flagged through the all-reduce that also carries stop signals.
-"""
+"""Stopping for a signal: SIGTERM, SIGUSR1 and Ctrl-C finish the step and save; a second one exits at once."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from datetime import timedelta
 from types import FrameType
 from typing import Any
 
@@ -19,19 +16,9 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from craft.training.distributed.agreement import is_distributed, raise_on_all_ranks
-from craft.training.distributed.rendezvous import (
-    announce_signal,
-    announced_signal,
-    collective_timeout,
-    is_communication_error,
-    report_step,
-)
+from craft.training.distributed.rendezvous import report_step
 from craft.training.ending import stop_training
 from craft.utils.stopping import SIGNALS, TrainingInterrupted, exit_code, name_of, say
-
-FAILED = 1 << 30
-"""More than any signal: some process failed."""
 
 
 class StopRequest:
@@ -44,12 +31,11 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signum = 0
-        self.begun = self.listening_now = False
+        self.begun = False
         self.launcher: int | None = None
         self._received = 0  # the handler writes this and `_since` only: it may interrupt `agreed`
         self._since: float | None = None
         self._group: dist.ProcessGroup | None = None
-        self._failure: Exception | None = None
 
     @property
     def exit_code(self) -> int:
@@ -58,61 +44,35 @@ class StopRequest:
     @property
     def requested(self) -> bool:
         """Whether this process knows of a signal; others may not yet. For long work within a step."""
-        if self.launcher is not None and not self._received and os.getppid() != self.launcher:
-            self._received = signal.SIGTERM  # the launcher was killed, and can pass nothing on
-        if self._received:
-            announce_signal(self._received)
-        return bool(self._received or self.signum or announced_signal())
+        if self.launcher is not None and os.getppid() != self.launcher:
+            self._received = self._received or signal.SIGTERM  # it was killed, and can pass nothing on
+        return bool(self._received or self.signum)
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Inside, signals ask to stop. In threads, where Python can't, nothing changes."""
+    def listening(self, seconds: int = 600) -> Iterator[None]:
+        """Inside, signals ask to stop. In threads, where Python can't, nothing changes.
+
+        Args:
+            seconds: how long processes wait for each other.
+        """
         self.signum, self._received, self._since = 0, 0, None
-        self.begun, self.launcher, self._failure = False, launcher(), None
+        self.begun = False
+        self.launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         if dist.is_initialized() and dist.get_backend() != "gloo":
             # Over NCCL the question would make the host wait for the GPU in every step.
-            self._group = dist.new_group(backend="gloo", timeout=collective_timeout())
+            self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=seconds))
         in_thread = threading.current_thread() is not threading.main_thread()
         before = {} if in_thread else {number: signal.signal(number, self._receive) for number in SIGNALS}
-        self.listening_now = True
         try:
             yield
         finally:
-            self.listening_now = False
             for number, handler in before.items():
                 signal.signal(number, handler)
 
     def agreed(self) -> bool:
-        """Whether any process was asked to stop; all of them must ask, and get the same answer.
-
-        Raises:
-            Exception: in all of them, an error that one of them deferred; see `raise_on_all_ranks`.
-        """
-        own = max(self._received, self.signum) if self.requested else 0
-        number = self.most(FAILED if self._failure else own)
-        if number == FAILED:
-            raise_on_all_ranks(self._fail)
-        self.signum = number
+        """Whether any process was asked to stop; all of them must ask, and get the same answer."""
+        self.signum = self.most(max(self._received, self.signum) if self.requested else 0)
         return self.signum != 0
-
-    @contextmanager
-    def defer_errors(self) -> Iterator[None]:
-        """Inside, in training, an error of one of several processes waits until all meet, in `agreed`."""
-        try:
-            yield
-        except Exception as error:
-            if not (self.listening_now and is_distributed()) or is_communication_error(error):
-                raise
-            self._failure = self._failure or error
-
-    def raise_deferred(self) -> None:
-        """Raises an error that was deferred since all processes met last; all of them must ask."""
-        if self.most(int(self._failure is not None)):
-            raise_on_all_ranks(self._fail)
-
-    def _fail(self) -> None:
-        if self._failure is not None:
-            raise self._failure
 
     def most(self, number: int) -> int:
         """The largest of the numbers that all processes give."""
@@ -123,10 +83,8 @@ class StopRequest:
         return int(flag)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
-        # One Ctrl-C may arrive twice, from the terminal and from the launcher: only a later one is a second
-        # one.
-        at_once = 1.0 if self.launcher is not None else 0.2
-        if self._since is not None and time.monotonic() - self._since > at_once:
+        # One Ctrl-C may arrive twice, from the terminal and from the launcher: only a later one is a second.
+        if self._since is not None and time.monotonic() - self._since > 1:
             os._exit(128 + signum)
         if self._since is None:
             self._received, self._since = signum, time.monotonic()
@@ -134,17 +92,6 @@ class StopRequest:
                 say(f"{name_of(signum)}: stopped before the first step; nothing is lost")
                 raise TrainingInterrupted(exit_code(signum))
             say(f"{name_of(signum)}: finishing this step and saving; once more exits at once")
-
-
-def launcher() -> int | None:
-    """The parent process, if it is one of the programs that start others; those may die without a word."""
-    parent = os.getppid()
-    try:
-        words = Path(f"/proc/{parent}/cmdline").read_bytes()
-    except OSError:  # not Linux
-        return None
-    launchers = (b"accelerate", b"torchrun", b"torch.distributed", b"torch/distributed")
-    return parent if any(name in words for name in launchers) else None
 
 
 class StopOnSignal(TrainerCallback):

@@ -16,7 +16,7 @@ logger = get_logger(__name__)
 
 
 class StepLines(TrainerCallback):
-    """For programs that read along: on standard output a JSON object per logged step, `FINAL` at the end.
+    """Writes the lines for programs.
 
     A line has `step` and `loss` and what else was logged at that step; an evaluation at the same step adds
     its `eval_…` figures to it. On a terminal, where a person reads, nothing is written. A reader that goes
@@ -34,8 +34,7 @@ class StepLines(TrainerCallback):
             if self.pending and ("loss" in logs or self.pending["step"] != state.global_step):
                 self._flush()
             self.pending.setdefault("step", state.global_step)
-            for name, value in logs.items():
-                self.pending.setdefault(name, value)
+            self.pending.update({name: value for name, value in logs.items() if name not in self.pending})
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._flush()
@@ -44,7 +43,7 @@ class StepLines(TrainerCallback):
         self._flush()
 
     def final(self, sha256: str) -> None:
-        """The last line: the sum of the file of weights that the run ends with."""
+        """Writes the last line: the sum of the file of weights that the run ends with."""
         self._flush()
         self._write(f"FINAL {sha256}")
 

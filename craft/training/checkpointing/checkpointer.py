@@ -19,24 +19,21 @@ No file is a pickle. The checkpointer knows the names of parts, not what they ar
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
-from craft.training.checkpointing import disk, folders
+from craft.training.checkpointing import folders
 from craft.training.checkpointing.parts import RankStateful, Stateful
 from craft.training.checkpointing.safetensors_io import load_tree, save_tree
-from craft.training.distributed.agreement import raise_on_all_ranks
-from craft.training.distributed.heartbeat import first_line
-from craft.training.distributed.rendezvous import is_communication_error, peer_failure_context
-from craft.training.memory import is_out_of_memory
-from craft.utils.errors import TrainingFailed, UserError
+from craft.training.distributed.agreement import on_rank0_broadcast, raise_on_all_ranks
+from craft.utils.errors import UserError
+from craft.utils.files import explain_disk_errors, restore_replaced, staged_folder
 from craft.utils.history import read_history
 from craft.utils.logging import get_logger
+from craft.utils.manifest import write_manifest
 
 logger = get_logger(__name__)
 
@@ -76,7 +73,6 @@ class Checkpointer:
     world: int = 1
     resumed: Path | None = None
     saved_step: int | None = None
-    _written: tuple[int, ...] = ()
 
     # ---- Writing
 
@@ -86,55 +82,47 @@ class Checkpointer:
         write_model: Callable[[Path], None],
         progress: Mapping[str, Any],
         *,
-        best_step: int | None,
         only_model: bool,
-        needed: int,
+        spared: Collection[int | None] = (),
     ) -> Path:
         """Writes `checkpoint-{step}` so that it appears whole or not at all, and removes old ones.
+
+        All processes write into one folder, which process 0 makes, lists in a manifest, and renames.
 
         Args:
             write_model: writes model and trainer state into a folder; called in every process.
             progress: for `progress.json`.
-            best_step: the step of the best checkpoint, which is never removed.
             only_model: leave the parts out.
-            needed: bytes that it will take, for an error message.
+            spared: steps of checkpoints that aren't removed, such as the best one.
 
         Raises:
-            TrainingFailed: in all processes, if the disk or the memory of one of them has no room.
+            Failed: in all processes, if the disk of one of them refuses; what was written is removed, and the
+                message names the last good checkpoint.
         """
-        staging, first = folders.staging_dir(self.run_dir, step), self.rank == 0
+        final = folders.checkpoint_dir(self.run_dir, step)
+        with ExitStack() as staged:
+            explained = explain_disk_errors(final.name, self.run_dir, self.what_is_left)
+            begin = explained(lambda: staged.enter_context(staged_folder(final)))
+            staging = on_rank0_broadcast(begin)
 
-        def begin() -> None:
-            if first:
-                folders.discard(staging)
-                staging.mkdir(parents=True)
+            def write() -> None:
+                write_model(staging)
+                if not only_model:
+                    self._write_parts(staging)
+                if self.rank == 0:
+                    varying = {name: self.parts[name].state_dict() for name in self.varying}
+                    known = {"format": FORMAT, "processes": self.world, **progress, "parts": varying}
+                    (staging / PROGRESS).write_text(json.dumps(known, indent=1), encoding="utf-8")
 
-        def write() -> None:
-            write_model(staging)
-            if not only_model:
-                self._write_parts(staging)
-            if first:
-                varying = {name: self.parts[name].state_dict() for name in self.varying}
-                known = {"format": FORMAT, "processes": self.world, **progress, "parts": varying}
-                (staging / PROGRESS).write_text(json.dumps(known, indent=1), encoding="utf-8")
+            def publish() -> None:
+                write_manifest(staging, step=step)
+                staged.close()
 
-        def publish() -> None:
-            self._written = (*self._written, step)
-            if first:
-                folders.publish(staging, step)
-                resumed = self.resumed_step
-                folders.rotate(self.run_dir, self.keep, best_step, written=self._written, resumed=resumed)
-
-        for stage in (begin, write, publish):
-            try:
-                with peer_failure_context(self.recovery_hint):
-                    raise_on_all_ranks(partial(self._explain_failure, stage, step, needed))
-            except Exception:
-                if first:
-                    folders.discard(staging)
-                raise
+            raise_on_all_ranks(explained(write))
+            on_rank0_broadcast(explained(publish))
+        on_rank0_broadcast(lambda: folders.rotate(self.run_dir, self.keep, spared))
         self.saved_step = step
-        return folders.checkpoint_dir(self.run_dir, step)
+        return final
 
     def _write_parts(self, folder: Path) -> None:
         # Every process asks each part: under DDP an optimizer may have to gather its state from all of them.
@@ -145,28 +133,6 @@ class Checkpointer:
         own = {name: part.state_dict() for name, part in self.rank_parts.items()}
         save_tree(own, folder / rank_file(self.rank))
 
-    def _explain_failure(self, stage: Callable[[], None], step: int, needed: int) -> None:
-        """Runs a stage of saving; an error for want of room becomes a sentence with the way out."""
-        try:
-            stage()
-        except Exception as error:
-            if is_communication_error(error):
-                raise
-            name = f"checkpoint-{step}"
-            trouble = first_line(error) + (f" (process {self.rank})" if self.world > 1 else "")
-            hint = f"{self.last_good()}; make room{{}}; {self.recovery_hint()}"
-            if is_out_of_memory(error):
-                raise TrainingFailed(
-                    f"out of memory while {name} was written ({trouble}); {hint.format(' in memory')}"
-                ) from error
-            # Rust has words where Python has a class: a tokenizer that can't be written.
-            if not isinstance(error, OSError | SafetensorError) and "(os error" not in str(error):
-                raise
-            raise TrainingFailed(
-                f"{name} can't be written to {self.run_dir} ({trouble}): it needs about {needed:,} bytes and "
-                f"{disk.free_bytes(self.run_dir):,} bytes are free there; {hint.format('')}"
-            ) from error
-
     # ---- Finding
 
     def find(self, resume: str | Path | bool | None) -> Path | None:
@@ -175,26 +141,21 @@ class Checkpointer:
         A run that was killed before its first checkpoint starts again.
 
         Raises:
-            UserError: if there is none, or its state is in another form.
+            UserError: if there is none, or its state is of another version.
         """
         if resume is None or resume is False:
             return None
         where = self.run_dir if resume is True else Path(resume)
+        restore_replaced(where)
         if read_history(where) and not any(folders.checkpoints(where)):
             logger.info(f"{where} was stopped before its first checkpoint: it starts at step 0 again")
             return None
         checkpoint = folders.find_checkpoint(where)
-        for name in ("optimizer.pt", "optimizer.safetensors"):
-            if (checkpoint / name).exists():
-                raise UserError(
-                    f"can't resume from {checkpoint}: another program, or an earlier version of craft, kept "
-                    f"its state in a form of its own ({name}); start a new run from its weights with "
-                    f"models.init_from={checkpoint}"
-                )
         if is_resumable(checkpoint) and (found := _read_progress(checkpoint).get("format")) != FORMAT:
             raise UserError(
                 f"can't resume from {checkpoint}: its format is {found}, this craft reads {FORMAT}; "
-                f"use the version that wrote it, or start a new run with models.init_from={checkpoint}"
+                f"use the version that wrote it, or start a new run with models.init_from={checkpoint}",
+                code="checkpoint-old",
             )
         return checkpoint
 
@@ -242,6 +203,10 @@ class Checkpointer:
             return only_weights(good)
         return f"go on from the last checkpoint with: craft resume {self.run_dir}"
 
+    def what_is_left(self) -> str:
+        """For a message of a run that fails: both of these."""
+        return f"{self.last_good()}; {self.recovery_hint()}"
+
     def once_trained(self) -> str:
         """For a message: what is left of a run that is trained, and ends before its model is made."""
         if any(folders.checkpoints(self.run_dir)):
@@ -261,6 +226,6 @@ def is_resumable(checkpoint: Path) -> bool:
 def only_weights(checkpoint: Path) -> str:
     """Why a checkpoint can't be resumed from, and what can be done with it."""
     return (
-        f"{checkpoint} holds weights alone (training.save_only_model=true, or FSDP) and can't be resumed "
-        f"from; start a new run from them with models.init_from={checkpoint}"
+        f"{checkpoint} holds weights alone (training.save_only_model=true, FSDP, or an earlier craft) and "
+        f"can't be resumed from; start a new run from them with models.init_from={checkpoint}"
     )

@@ -23,69 +23,53 @@ from craft.utils.logging import get_logger
 
 logger = get_logger(__name__)
 
+FREE_PREFIXES = ("log", "trackio_", "eval_", "save_", "hub_", "dataloader_")
 # fmt: off
 FREE = {
     # where it is written, and what of it
-    "output_dir", "logging_strategy", "logging_steps", "logging_first_step", "log_on_each_node",
-    "logging_nan_inf_filter", "log_level", "log_level_replica", "disable_tqdm", "report_to", "run_name",
-    "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id",
-    "include_num_input_tokens_seen", "include_for_metrics", "skip_memory_metrics", "debug",
-    "stall_seconds",
+    "output_dir", "disable_tqdm", "report_to", "run_name", "project", "include_num_input_tokens_seen",
+    "include_for_metrics", "skip_memory_metrics", "debug", "stall_seconds",
     # evaluations and samples
-    "sample_chars", "sample_prompt", "eval_strategy", "eval_steps", "eval_delay", "eval_protocol",
-    "eval_chars", "eval_on_start", "per_device_eval_batch_size", "prediction_loss_only",
-    "eval_do_concat_batches",
-    "eval_use_gather_object", "eval_accumulation_steps", "batch_eval_metrics", "bf16_full_eval",
-    "fp16_full_eval", "metric_for_best_model", "greater_is_better", "load_best_model_at_end",
-    "early_stopping_patience",
+    "sample_chars", "sample_prompt", "per_device_eval_batch_size", "prediction_loss_only", "bf16_full_eval",
+    "batch_eval_metrics", "fp16_full_eval", "metric_for_best_model", "greater_is_better",
+    "load_best_model_at_end", "early_stopping_patience",
     # checkpoints and the Hub
-    "save_only_model", "save_strategy", "save_steps", "save_on_each_node", "save_total_limit",
     "enable_jit_checkpoint", "resume_from_checkpoint", "restore_callback_states_from_checkpoint",
-    "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push",
-    "hub_revision", "hub_license",
+    "push_to_hub",
     # the machine
     "use_cpu", "local_rank", "accelerator_config", "parallelism_config", "ddp_find_unused_parameters",
     "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph", "ddp_backend", "ddp_timeout", "fsdp",
     "fsdp_config", "deepspeed", "torch_empty_cache_steps", "use_cache", "auto_find_batch_size",
     "skip_nonfinite_batches", "do_train", "do_eval", "do_predict",
-    # transformers' own loaders, which craft doesn't use
-    "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers",
-    "dataloader_prefetch_factor", "dataloader_multiprocessing_context", "dataloader_in_order",
-    "dataloader_drop_last", "remove_unused_columns", "label_names", "train_sampling_strategy",
-    "length_column_name", "data_seed",
+    # of transformers' own loaders, which craft doesn't use
+    "remove_unused_columns", "label_names", "train_sampling_strategy", "length_column_name", "data_seed",
     # said in another form: as the number of steps, `global_batch_size`, `precision`
     "num_train_epochs", "max_steps", "per_device_train_batch_size", "bf16", "fp16",
 }
 # fmt: on
 """Training arguments that don't decide the weights. Every other field is compared, a new one too."""
-WITH_EVALUATIONS = (
+WITH_EVALUATIONS = {
     *("eval_strategy", "eval_steps", "eval_delay", "eval_protocol", "eval_chars", "metric_for_best_model"),
-)
-"""Decisive where the learning rate follows the evaluations."""
-PER_PROCESS = ("training.gradient_accumulation_steps", "training.average_tokens_across_devices")
-"""How a global batch is shared out; it changes with the number of processes, which is free."""
+}
+"""Are compared where the learning rate follows the evaluations."""
 FOLLOWS_EVALUATIONS = ("reduce_lr_on_plateau", "greedy")
 LENGTH_INDEPENDENT_SCHEDULES = ("constant", "constant_with_warmup", *FOLLOWS_EVALUATIONS)
 """Schedules that are the same for any number of steps."""
-NOT_OF_THE_MODEL = (
+PER_PROCESS = {"training.gradient_accumulation_steps", "training.average_tokens_across_devices"}
+"""How a global batch is shared out; compared if the number of processes is the same."""
+FREE_OF_MODEL = {
     *("transformers_version", "architectures", "dtype", "_name_or_path", "auto_map", "id2label", "label2id"),
     *("output_hidden_states", "output_attentions", "return_dict", "problem_type", "use_cache"),
     *("pad_token_id", "bos_token_id", "eos_token_id"),
-)
+}
 """What a model's config holds beside its shape."""
-CUT = ("data.block_size", "data.order", "data.streaming")
-"""How windows are cut from a text, beside the text itself."""
-OF_A_STREAM = (
-    *("data.lanes", "data.validation_size", "data.test_size", "data.validation_split", "data.test_split"),
-    *("data.split", "data.text_column", "data.encoding", "data.separator"),
-    *("data.config_name", "data.revision"),
-)
-"""A stream has no fingerprint of its ids: what decides them is compared as it is written."""
-NOT_OF_THE_TEXT = ("cache_dir", "name")
-
-SAMPLED = 1 << 16
+FREE_OF_DATA = {"cache_dir", "name"}
+CUT = {"data.block_size", "data.order", "data.streaming"}
+"""How windows are cut from a text, which is known by its ids. What made another text of it is named; a stream
+isn't known by its ids, so all that is written about it is compared, but for where it lies."""
 
 STEPS, TEXT = "training.max_steps", "the text"
+SAMPLED = 1 << 16
 
 Changes = dict[str, tuple[Any, Any]]
 
@@ -93,16 +77,16 @@ Changes = dict[str, tuple[Any, Any]]
 def training_settings(args: Any, planned_steps: int) -> dict[str, Any]:
     """The training arguments that decide the weights, by full name."""
     follows = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)) in FOLLOWS_EVALUATIONS
-    free = FREE - set(WITH_EVALUATIONS if follows else ())
-    values = args.to_dict()
-    found = {f"training.{f.name}": values.get(f.name) for f in fields(args) if f.name not in free}
-    return _plain({**found, STEPS: planned_steps})
+    decisive = WITH_EVALUATIONS if follows else set()
+    values, names = args.to_dict(), [field.name for field in fields(args)]
+    names = [n for n in names if n in decisive or not (n in FREE or n.startswith(FREE_PREFIXES))]
+    return _as_json({**{f"training.{name}": values.get(name) for name in names}, STEPS: planned_steps})
 
 
 def model_settings(model: Any) -> dict[str, Any]:
-    config = {k: v for k, v in model.config.to_dict().items() if k not in NOT_OF_THE_MODEL}
+    config = {k: v for k, v in model.config.to_dict().items() if k not in FREE_OF_MODEL}
     config["attention"] = getattr(model.config, "_attn_implementation", None)
-    return _plain({f"models.{name}": value for name, value in config.items()})
+    return _as_json({f"models.{name}": value for name, value in config.items()})
 
 
 def data_settings(dataset: Any, text: str | None, section: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,10 +96,9 @@ def data_settings(dataset: Any, text: str | None, section: Mapping[str, Any]) ->
         text: a fingerprint of the text as ids; None if it isn't known.
         section: the `data` section of the run, to name what made another text of it.
     """
-    written = {f"data.{name}": value for name, value in section.items() if name not in NOT_OF_THE_TEXT}
-    known = {TEXT: text} if text else {}
+    written = {f"data.{name}": value for name, value in section.items() if name not in FREE_OF_DATA}
     cut = {"data.block_size": dataset.block_size, "data.order": getattr(dataset, "order", None)}
-    return _plain({**written, **known, **cut})
+    return _as_json({**written, **({TEXT: text} if text else {}), **cut})
 
 
 def fingerprint(dataset: Any) -> str | None:
@@ -143,7 +126,7 @@ def environment(device: torch.device) -> dict[str, str]:
 
 def training_defaults(args: Any) -> dict[str, Any]:
     """Of the fields of the training arguments, by full name: what a run had before craft knew the field."""
-    return _plain({f"training.{f.name}": f.default for f in fields(args) if f.default is not MISSING})
+    return _as_json({f"training.{f.name}": f.default for f in fields(args) if f.default is not MISSING})
 
 
 def differences(
@@ -159,30 +142,26 @@ def differences(
         same_world: whether the number of processes is the same.
         defaults: for settings that the old run didn't know, see `training_defaults`.
     """
-    known = {**(defaults or {}), **old}
-    names = [name for name in old if name in new or not name.startswith("training.")]
-    changed: Changes = {
-        name: (known.get(name), new.get(name))
-        for name in dict.fromkeys([*names, *new])
-        if known.get(name) != new.get(name)
-    }
-    if not same_world:
-        changed = {name: pair for name, pair in changed.items() if name not in PER_PROCESS}
-    if TEXT not in changed or None in changed[TEXT]:  # the same text may lie elsewhere, or be named otherwise
-        cut = (*CUT, *OF_A_STREAM) if new.get("data.streaming") else CUT
-        changed = {
-            name: pair for name, pair in changed.items() if not name.startswith("data.") or name in cut
-        }
-    before, after = changed.get(STEPS, (0, 0))
-    if before is None or after >= before or new["training.lr_scheduler_type"] in LENGTH_INDEPENDENT_SCHEDULES:
-        changed.pop(STEPS, None)
-    return changed
+    old = {**(defaults or {}), **old}
+    another_text = TEXT in old and TEXT in new and old[TEXT] != new[TEXT]
+
+    def counts(name: str) -> bool:
+        if name == STEPS:  # a longer run goes on
+            return moves_schedule(old, new) and new[STEPS] < (old.get(STEPS) or 0)
+        if name.startswith("data.") and name not in CUT:
+            return another_text or (bool(new.get("data.streaming")) and name != "data.path")
+        if name in PER_PROCESS and not same_world:
+            return False
+        return name in new or not name.startswith("training.")  # else it is an argument of an older craft
+
+    changed = (name for name in {**old, **new} if old.get(name) != new.get(name) and counts(name))
+    return {name: (old.get(name), new.get(name)) for name in changed}
 
 
-def schedule_moves(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+def moves_schedule(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Whether another number of steps, though allowed, bends the curve of the learning rate."""
     schedule = new["training.lr_scheduler_type"]
-    return old.get(STEPS) != new[STEPS] and schedule not in LENGTH_INDEPENDENT_SCHEDULES
+    return old.get(STEPS) != new.get(STEPS) and schedule not in LENGTH_INDEPENDENT_SCHEDULES
 
 
 def check_resume(
@@ -203,12 +182,13 @@ def check_resume(
     """
     old, same_world = progress["settings"], progress["processes"] == args.world_size
     changes = differences(old, settings, same_world=same_world, defaults=training_defaults(args))
-    moves = bool(changes) or schedule_moves(old, settings)
+    moves = bool(changes) or moves_schedule(old, settings)
     name, what = checkpoint.name, listed(changes)
     if changes and not allow:
         raise UserError(
             f"{checkpoint.parent} can't go on exactly, for settings changed since {name}: {what}; put them "
-            "back, or go on all the same with --allow-changes, which is recorded in the run"
+            "back, or go on all the same with --allow-changes, which is recorded in the run",
+            code="run-changed",
         )
     if changes:
         logger.warning(f"going on from {name} with other settings, as allowed: {what}")
@@ -235,7 +215,7 @@ def _word(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """As they come back from JSON, so that comparing with what was saved compares like with like."""
-    plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
-    return plain
+def _as_json(values: dict[str, Any]) -> dict[str, Any]:
+    """As they come back from a file, so that like is compared with like."""
+    read: dict[str, Any] = json.loads(json.dumps(values, default=str))
+    return read

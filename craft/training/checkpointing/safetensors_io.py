@@ -59,9 +59,10 @@ def _flat(node: Any, place: str, tensors: dict[str, Tensor]) -> Any:
         return [_flat(item, f"{inside}{i}", tensors) for i, item in enumerate(node)]
     if isinstance(node, tuple):
         return {"tuple": [_flat(item, f"{inside}{i}", tensors) for i, item in enumerate(node)]}
-    if isinstance(node, dict) and all(isinstance(key, int | str) for key in node):
-        # As pairs: the keys of JSON's own objects are always text, and an optimizer's are numbers.
-        return {"dict": [[key, _flat(value, f"{inside}{key}", tensors)] for key, value in node.items()]}
+    if isinstance(node, dict):
+        # As pairs: the keys of JSON's own objects are always text, an optimizer's are numbers or tuples.
+        pairs = [(_flat(key, place, tensors), _flat(node[key], f"{inside}{key}", tensors)) for key in node]
+        return {"dict": [list(pair) for pair in pairs]}
     raise TypeError(f"{place or 'the state'} is a {type(node).__name__}, which only a pickle could hold")
 
 
@@ -75,4 +76,4 @@ def _nested(node: Any, tensor: Callable[[str], Tensor]) -> Any:
         return tensor(inside)
     if kind == "tuple":
         return tuple(_nested(item, tensor) for item in inside)
-    return {key: _nested(value, tensor) for key, value in inside}
+    return {_nested(key, tensor): _nested(value, tensor) for key, value in inside}

@@ -1,7 +1,7 @@
-"""Decisions that all processes must take alike, and failures that one of them meets.
+"""Decisions that all processes take alike, and failures of one of them that all hear of.
 
-A process that alone gives up leaves the others waiting for it until their time is over. So what one does for
-all, and what each does for itself but could fail at, ends with a word between them.
+A process that gives up alone leaves the others waiting for it until their time is over. So what one does for
+all, and what each does for itself but could fail at, ends with an exchange of who failed.
 """
 
 from __future__ import annotations
@@ -13,55 +13,9 @@ import torch.distributed as dist
 
 from craft.training.distributed.heartbeat import first_line
 from craft.training.distributed.rendezvous import is_communication_error
-from craft.utils.errors import Failed, PeerLost, TrainingFailed, UserError
+from craft.utils.errors import Code, CraftError, PeerLost
 
 T = TypeVar("T")
-
-KINDS = {kind.__name__: kind for kind in (UserError, Failed, TrainingFailed)}
-"""Failures whose message is for everybody; of any other the process that had it shows the traceback."""
-
-
-def on_rank0_broadcast(decide: Callable[[], T]) -> T:
-    """What process 0 decides or does, in all processes; if it fails, all of them do.
-
-    Raises:
-        Exception: in process 0 what `decide` raised; in the others the same, marked as `retold`, if it is one
-            of `KINDS`.
-        PeerLost: in the others, otherwise; with nothing to say, since process 0 says it.
-    """
-    if not is_distributed():
-        return decide()
-    answer: list[Any] = [None, None]
-    own: Exception | None = None
-    if dist.get_rank() == 0:
-        try:
-            answer[0] = decide()
-        except Exception as error:
-            own, answer[1] = error, _told(error)
-    dist.broadcast_object_list(answer)
-    _raise(own, answer[1])
-    return answer[0]  # type: ignore[no-any-return]
-
-
-def raise_on_all_ranks(do: Callable[[], T]) -> T:
-    """What every process does for itself; if one of them fails, all of them do, as in `on_rank0_broadcast`.
-
-    A failed collective is raised at once: the others can't be asked any more.
-    """
-    if not is_distributed():
-        return do()
-    result: Any = None
-    own: Exception | None = None
-    try:
-        result = do()
-    except Exception as error:
-        if is_communication_error(error):
-            raise
-        own = error
-    told: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(told, own and _told(own))
-    _raise(own, next((words for words in told if words), None))
-    return result  # type: ignore[no-any-return]
 
 
 def is_distributed() -> bool:
@@ -69,21 +23,49 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def _told(error: Exception) -> tuple[str, str]:
-    kind = type(error).__name__
-    if type(error) in KINDS.values():
-        return kind, str(error)
-    return "", f"in process {dist.get_rank()}: {kind}: {first_line(error)}"
+def on_rank0_broadcast(decide: Callable[[], T]) -> T:
+    """What process 0 decides or does, in all processes; if it fails, all do, as in `raise_on_all_ranks`."""
+    if not is_distributed():
+        return decide()
+    answer: list[Any] = [raise_on_all_ranks(lambda: decide() if dist.get_rank() == 0 else None)]
+    dist.broadcast_object_list(answer)
+    return answer[0]  # type: ignore[no-any-return]
 
 
-def _raise(own: Exception | None, told: tuple[str, str] | None) -> None:
-    if own is not None:
-        own.known_to_all = True  # type: ignore[attr-defined]
-        raise own
-    if told is None:
-        return
-    kind, words = told
-    error = KINDS[kind](words) if kind else PeerLost("")
-    error.retold = True
-    error.known_to_all = True  # type: ignore[union-attr]
-    raise error from (None if kind else RuntimeError(words))
+def raise_on_all_ranks(do: Callable[[], T]) -> T:
+    """What every process does for itself; if one of them fails, all do.
+
+    A failed collective is raised at once: the others can't be asked any more.
+
+    Raises:
+        Exception: what `do` raised here.
+        CraftError: what it raised in another process, marked as `retold`.
+        PeerLost: if that was anything else; with nothing to say, since that process shows the traceback.
+    """
+    if not is_distributed():
+        return do()
+    result: Any = None
+    error: Any = None
+    try:
+        result = do()
+    except Exception as own:
+        if is_communication_error(own):
+            raise
+        error = own
+    failures: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(failures, error and _described(error))
+    if error is None:
+        first = next(filter(None, failures), None)
+        if first is None:
+            return result  # type: ignore[no-any-return]
+        kind, words, code = first
+        error = kind(words, code=code) if kind else PeerLost()
+        error.retold, error.__cause__ = True, RuntimeError(words)
+    error.known_to_all = True
+    raise error
+
+
+def _described(error: Exception) -> tuple[type[CraftError] | None, str, Code]:
+    if isinstance(error, CraftError):
+        return type(error), str(error), error.code
+    return None, f"in process {dist.get_rank()}: {type(error).__name__}: {first_line(error)}", "other"

@@ -10,17 +10,18 @@ import atexit
 import os
 import re
 import socket
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
+import psutil
 import torch.distributed as dist
 
-from craft.training.distributed.heartbeat import DONE, FAILED, MARGIN, Heartbeat, first_line
-from craft.utils import launch
-from craft.utils.errors import PeerLost, UserError
+from craft.training.distributed.heartbeat import Heartbeat, first_line
+from craft.utils.errors import PeerLost
 
+MARGIN = 15
+"""Seconds that NCCL, which ends the process without a word, leaves it to find out by itself."""
 COMMUNICATION = re.compile(
     r"gloo|nccl|connection (was )?(closed|reset|refused)|timed out waiting|broken pipe|no route to host", re.I
 )
@@ -51,21 +52,13 @@ def join(seconds: int) -> None:
 def interface_to(address: str) -> str:
     """The network interface over which this machine reaches `address`; empty where that can't be known."""
     try:
-        import fcntl
-
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((address, 1))  # sends nothing
             own = probe.getsockname()[0]
-            for _, name in socket.if_nameindex():
-                try:
-                    packed = fcntl.ioctl(probe.fileno(), 0x8915, struct.pack("256s", name.encode()))
-                except OSError:  # it has no address
-                    continue
-                if socket.inet_ntoa(packed[20:24]) == own:
-                    return name
-    except (ImportError, OSError):
-        pass
-    return ""
+    except OSError:
+        return ""
+    interfaces = psutil.net_if_addrs().items()
+    return next((name for name, found in interfaces if own in [each.address for each in found]), "")
 
 
 def start_heartbeat(seconds: int) -> None:
@@ -73,32 +66,9 @@ def start_heartbeat(seconds: int) -> None:
     global _heartbeat
     if _heartbeat is None and dist.is_initialized() and dist.get_world_size() > 1:
         store = dist.distributed_c10d._get_default_store().clone()  # with a connection of its own
-        store.set_timeout(timedelta(seconds=seconds + MARGIN))
         _heartbeat = Heartbeat(store, dist.get_rank(), dist.get_world_size(), seconds)
         _heartbeat.start()
-        # A thread inside of torch would not survive the interpreter.
-        atexit.register(_heartbeat.final_note, DONE)
-
-
-def collective_timeout() -> timedelta | None:
-    """How long one process waits for another; None leaves it to torch."""
-    return None if _heartbeat is None else timedelta(seconds=_heartbeat.seconds)
-
-
-def sharding_requested() -> bool:
-    """Whether Accelerate's configuration or command line asks for FSDP."""
-    return launch.flag("ACCELERATE_USE_FSDP")
-
-
-def announce_signal(signum: int) -> None:
-    """Tells the other processes, with the next beat, that this one was asked to stop."""
-    if _heartbeat is not None:
-        _heartbeat.signum = signum
-
-
-def announced_signal() -> int:
-    """The signal that another process was asked to stop by, as far as its heartbeat has told."""
-    return 0 if _heartbeat is None else _heartbeat.others_signum
+        atexit.register(_heartbeat.stop)  # a thread inside of torch would not survive the interpreter
 
 
 def report_step(step: int) -> None:
@@ -108,7 +78,7 @@ def report_step(step: int) -> None:
 
 
 def silent_peers() -> str:
-    """A sentence about the processes that were not heard of lately, if there are any."""
+    """A sentence about the processes that don't beat any more, if there are any; it takes seconds."""
     return "" if _heartbeat is None else _heartbeat.missing()
 
 
@@ -126,21 +96,19 @@ def peer_failure_context(recovery_hint: Callable[[], str] = str, last: bool = Fa
     """
     try:
         yield
-    except PeerLost:
-        raise
     except Exception as error:
-        if _heartbeat is None or getattr(error, "known_to_all", False):  # see `agreement`
+        if _heartbeat is None or isinstance(error, PeerLost) or getattr(error, "known_to_all", False):
             raise
-        if not isinstance(error, UserError) and is_communication_error(error):
+        if is_communication_error(error):
             raise _heartbeat.diagnosis(error, recovery_hint()) from error
-        _heartbeat.final_note(FAILED)
+        _heartbeat.stop(failed=True)
         raise
     except BaseException:  # a signal that was obeyed
         if _heartbeat is not None:
-            _heartbeat.final_note(DONE)
+            _heartbeat.stop()
         raise
     if last and _heartbeat is not None:
-        _heartbeat.final_note(DONE)
+        _heartbeat.stop()
 
 
 def is_communication_error(error: BaseException) -> bool:

@@ -18,13 +18,16 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from craft.training.arguments import CraftTrainingArguments
-from craft.training.distributed.rendezvous import sharding_requested
+from craft.utils import launch
 from craft.utils.errors import UserError
+
+REQUESTED = "ACCELERATE_USE_FSDP"
+"""Is set where Accelerate's configuration or command line asks for sharding."""
 
 
 def shard_on_cpu(trainer: Any) -> None:
     """Makes Accelerate shard on CPUs too, where it forgets that it was asked to."""
-    if not sharding_requested() or trainer.is_fsdp_enabled or trainer.args.world_size == 1:
+    if not launch.flag(REQUESTED) or trainer.is_fsdp_enabled or trainer.args.world_size == 1:
         return
     state, plugin = trainer.accelerator.state, FullyShardedDataParallelPlugin()
     if state.mixed_precision != "no":
@@ -64,38 +67,28 @@ def _gather(trainer: Any) -> nn.Module:
 
 
 def check_sharding(model: Any, args: CraftTrainingArguments) -> None:
-    """Refuses what doesn't work on parts of weights.
+    """Refuses what needs whole weights in between, or wasn't seen to work on parts of them.
 
     Raises:
-        UserError: with the first such setting.
+        UserError: with all such settings.
     """
-    if not sharding_requested():
+    if not launch.flag(REQUESTED):
         return
-    wanted = {
-        "training.ema_decay": (args.ema_decay is not None, "averages whole weights; leave it null"),
-        "training.optim=muon": (
-            args.optim == "muon",
-            "orthogonalises whole matrices; use training.optim=adamw_torch_fused",
-        ),
-        "training.auto_find_batch_size": (
-            args.auto_find_batch_size,
-            "may cut the batches of each process into other parts, which must gather weights together; set "
-            "it to false",
-        ),
-        "training.skip_nonfinite_batches": (
-            bool(args.skip_nonfinite_batches),
-            "is not verified with it; set it to 0",
-        ),
-        "training.torch_compile": (args.torch_compile, "is not verified with it; set it to false"),
-        f"models.model_type={model.config.model_type}": (
-            bool(getattr(model, "carries_state", False)),
-            "is called piece by piece, not as the module that is sharded; use a transformer",
-        ),
+    refused = {
+        "training.ema_decay": args.ema_decay is not None,
+        "training.optim=muon": args.optim == "muon",
+        "training.auto_find_batch_size": args.auto_find_batch_size,
+        "training.skip_nonfinite_batches": args.skip_nonfinite_batches,
+        "training.torch_compile": args.torch_compile,
+        f"models.model_type={model.config.model_type}": getattr(model, "carries_state", False),
     }
-    for setting, (on, why) in wanted.items():
-        if on:
-            raise UserError(
-                f"{setting} doesn't work with sharding (FSDP): it {why}, or launch without --use_fsdp"
-            )
+    if named := [setting for setting, on in refused.items() if on]:
+        raise UserError(
+            f"sharding (FSDP) doesn't work with {', '.join(named)}; leave that out, or launch without "
+            "--use_fsdp",
+            code="setting-conflict",
+        )
     if os.environ.get("FSDP_VERSION", "1") != "2":
-        raise UserError("craft shards with FSDP2 only; add --fsdp_version 2 to accelerate launch")
+        raise UserError(
+            "craft shards with FSDP2 only; add --fsdp_version 2 to accelerate launch", code="launch-invalid"
+        )
