@@ -29,7 +29,6 @@ from craft.training.callbacks import best, ema, lifecycle, nonfinite, progress, 
 from craft.training.carried_state import CarriedState
 from craft.training.checkpointing import folders, parts, resume_rules
 from craft.training.checkpointing.checkpointer import Checkpointer
-from craft.training.checkpointing.disk import Sizes
 from craft.training.distributed import sharding
 from craft.training.distributed.agreement import raise_on_all_ranks
 from craft.training.ending import best_checkpoint, finish_weights
@@ -120,10 +119,6 @@ class Trainer(transformers.Trainer):
     def resumed(self) -> Path | None:
         """The checkpoint that this process continues."""
         return self.checkpointer.resumed
-
-    @property
-    def sizes(self) -> Sizes:
-        return Sizes.of(self.model, str(self.args.optim), self.args.ema_decay is not None)
 
     def shared_parts(self) -> dict[str, parts.Stateful]:
         """What a checkpoint keeps beside the model and is the same in all processes, by name."""
