@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import transformers
 from torch import Tensor
+from torch.distributed.checkpoint.stateful import Stateful
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import TrainOutput
@@ -91,7 +92,7 @@ class Trainer(transformers.Trainer):
             args.save_only_model = True
             logger.info("sharding  FSDP2; checkpoints hold the whole model, not what an exact resume needs")
         self.run_config = run_config or {}
-        self.own_parts: dict[str, parts.Stateful] = {}
+        self.own_parts: dict[str, Stateful] = {}
         self.on_run_validated: Callable[[], None] = lambda: None
         self.changes: resume_rules.Changes = {}  # between the resumed checkpoint's settings and these
         self.schedule_moves = self.evaluation_due = False
@@ -120,7 +121,7 @@ class Trainer(transformers.Trainer):
         """The checkpoint that this process continues."""
         return self.checkpointer.resumed
 
-    def shared_parts(self) -> dict[str, parts.Stateful]:
+    def shared_parts(self) -> dict[str, Stateful]:
         """What a checkpoint keeps beside the model and is the same in all processes, by name."""
         return {
             "optimization": optimization.Optimization(self),
@@ -134,7 +135,7 @@ class Trainer(transformers.Trainer):
             **self.own_parts,
         }
 
-    def register(self, name: str, part: parts.Stateful) -> None:
+    def register(self, name: str, part: Stateful) -> None:
         """Keeps an object of yours in checkpoints, the same in all processes.
 
         Args:
