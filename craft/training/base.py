@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import transformers
 from torch import Tensor
+from torch.distributed.checkpoint.stateful import Stateful
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import TrainOutput
@@ -83,7 +84,7 @@ class Trainer(transformers.Trainer):
             args.optim = f"{type(self.optimizer).__module__}.{type(self.optimizer).__qualname__}"
         args.save_only_model |= self.is_fsdp_enabled  # what an exact resume needs is in parts
         self.run_config = run_config or {}
-        self.own_parts: dict[str, parts.Stateful] = {}
+        self.own_parts: dict[str, Stateful] = {}
         self.on_run_validated: Callable[[], None] = lambda: None
         self.evaluation_due = False
         self.grad_norm: Any = None
@@ -111,7 +112,7 @@ class Trainer(transformers.Trainer):
         """The checkpoint that this process continues."""
         return self.checkpointer.resumed
 
-    def shared_parts(self) -> dict[str, parts.Stateful]:
+    def shared_parts(self) -> dict[str, Stateful]:
         """What a checkpoint keeps beside the model and is the same in all processes, by name."""
         return {
             "optimization": optimization.Optimization(self),
@@ -125,7 +126,7 @@ class Trainer(transformers.Trainer):
             **self.own_parts,
         }
 
-    def register(self, name: str, part: parts.Stateful) -> None:
+    def register(self, name: str, part: Stateful) -> None:
         """Keeps an object of yours in checkpoints, the same in all processes.
 
         Args:
