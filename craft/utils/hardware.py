@@ -1,4 +1,4 @@
-"""Which number formats this machine computes in, and a trial of one before it is relied on.
+"""The machine: its processor, and which number formats it computes in.
 
 What a processor doesn't compute in natively, libraries emulate: the results are those of the format, the time
 may be thirty times that of float32.
@@ -7,16 +7,9 @@ may be thirty times that of float32.
 from __future__ import annotations
 
 import platform
-import timeit
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from craft.utils.errors import UserError
-
-SLOW = 1.5
-"""Times float32: what is slower than that is worth a warning."""
 
 
 @dataclass(frozen=True)
@@ -71,45 +64,3 @@ def bf16_instructions() -> list[str]:
     # torch asks the processor; ONEDNN_MAX_CPU_ISA, or a build without oneDNN, may leave what it has unused.
     usable = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return found if usable else []
-
-
-def try_format(wanted: str, step: Callable[[], Any], exact: Callable[[], Any], advice: str) -> str | None:
-    """Takes a step in a number format beside the same one in float32, before anything depends on it.
-
-    Args:
-        wanted: the format, in the words in which it was asked for.
-        step, exact: in the format, and in float32.
-        advice: what to do instead.
-
-    Returns:
-        A warning if the format is slow here.
-
-    Raises:
-        UserError: if the step fails and that in float32 doesn't.
-    """
-    try:
-        usual = seconds(exact)
-    except Exception:  # not the format's fault; the first step of the run says what is wrong
-        return None
-    try:
-        took = seconds(step)
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise UserError(
-            f"{wanted} doesn't work on this machine ({reason[:200]}); {advice}", code="machine-unable"
-        ) from error
-    if took <= SLOW * usual:
-        return None
-    return f"{wanted} takes {took / usual:.1f} times as long as float32 on this machine; {advice}"
-
-
-def seconds(step: Callable[[], Any]) -> float:
-    """The least time of three calls: the first also pays for what is set up once."""
-    import torch
-
-    def finished() -> None:
-        step()
-        if torch.accelerator.is_available():
-            torch.accelerator.synchronize()
-
-    return min(timeit.repeat(finished, number=1, repeat=3))
