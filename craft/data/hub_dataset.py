@@ -107,7 +107,7 @@ def _translated(what: str, revision: str | None) -> Iterator[None]:
     """
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    with translate_hub_errors(what, LOCAL_COPY_HINT, revision=revision, reading=True):
+    with translate_hub_errors(what, LOCAL_COPY_HINT, revision=revision):
         try:
             yield
         except CraftError:
