@@ -12,11 +12,11 @@ import time
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 import click
 
 from craft import __version__
-from craft.utils.common import did_you_mean
 from craft.utils.errors import Code, CraftError, Failed, PeerLost, UserError
 from craft.utils.launch import drop_empty
 from craft.utils.logging import first_to_say, rank_prefix
@@ -60,33 +60,19 @@ PATIENCE = 30
 
 
 class LazyGroup(click.Group):
-    """Finds `craft.cli.NAME.command` when it is run; the help needs none of them."""
+    """Knows a line about each command, and imports `craft.cli.NAME.command` when it is run."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        command = importlib.import_module(f"craft.cli.{cmd_name}").command
-        assert isinstance(command, click.Command)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in COMMANDS and not args[0].startswith("-"):
-            hint = did_you_mean(args[0], COMMANDS) or f" (there are: {', '.join(COMMANDS)})"
-            raise click.UsageError(f"No such command {args[0]!r}{hint}", ctx)
-        return super().resolve_command(ctx, args)
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, known, rest = super().resolve_command(ctx, args)
+        return name, known and importlib.import_module(f"craft.cli.{name}").command, rest
 
 
 @click.command(
     cls=LazyGroup,
+    commands={name: click.Command(name, help=line) for name, line in COMMANDS.items()},
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True},
     epilog="'craft COMMAND --help' shows the options of a command.",

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from craft.utils.paths import typed_path
+from craft.utils.plugins import import_plugins
 
 
 class TypedPath(click.ParamType):
@@ -21,9 +22,20 @@ class TypedPath(click.ParamType):
 
 
 PATH = TypedPath()
+COUNT = click.IntRange(min=1)
 
 of_a_revision = click.option("--revision", metavar="NAME", help="A branch, tag or commit of it on the Hub.")
 """Which version of a model or run is taken from the Hub."""
+
+with_plugins = click.option(
+    "--plugin",
+    multiple=True,
+    metavar="MODULE",
+    expose_value=False,
+    callback=lambda context, parameter, names: import_plugins(names),
+    help="Import a module of yours first, such as one that defines an optimizer. May be repeated.",
+)
+"""Modules of the user's, see `craft.utils.plugins`."""
 
 
 def from_the_hub(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,11 +8,9 @@ from typing import Any
 
 import click
 
-from craft.cli.options import PATH, from_the_hub
+from craft.cli.options import COUNT, PATH, from_the_hub
 from craft.serving.server import CAPS, serve
 from craft.utils.terminal import echo
-
-COUNT = click.IntRange(min=1)
 
 
 @click.command("serve")

@@ -122,12 +122,9 @@ def set_value(config: Any, key: str, text: str) -> None:
 
     section, _, rest = key.partition(".")
     name = rest.partition(".")[0]
-    if section not in SECTIONS:
-        hint = did_you_mean(section, SECTIONS) or suggest(key)
-        raise UserError(
-            f"unknown section {section!r} in '{key}={text}'{hint} (a run has {', '.join(SECTIONS)})",
-            code="setting-unknown",
-        )
+    if section not in SECTIONS:  # refused with all the others
+        config[section] = text
+        return
     if config.get(section) is None:
         config[section] = {}
     plain: Any = OmegaConf.to_container(config[section], resolve=False)
@@ -174,11 +171,7 @@ def read_value(text: str, field: Field) -> Any:
 
 
 def parse_value(text: str) -> Any:
-    """A value in YAML, read as Hydra reads files (`1e-3` is a number); text that isn't YAML stays text.
-
-    Raises:
-        UserError: for `${` without the rest of an interpolation.
-    """
+    """A value in YAML, read as Hydra reads files (`1e-3` is a number); text that isn't YAML stays text."""
     import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import GrammarParseError
@@ -189,6 +182,6 @@ def parse_value(text: str) -> Any:
         return text
     except GrammarParseError:
         raise UserError(
-            f"can't read {text!r}: '${{' begins an interpolation, such as ${{oc.env:HOME}}", code="usage"
+            f"can't read {text!r}; ${{…}} is a reference, as ${{oc.env:HOME}}", code="usage"
         ) from None
     return parsed["value"]

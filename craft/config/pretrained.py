@@ -45,7 +45,8 @@ def start_from(
         None for a run that starts from no model.
 
     Raises:
-        UserError, Failed: as `inherit`.
+        UserError: if there is no such model, or what is said contradicts it.
+        Failed: if the Hub can't be reached.
     """
     from omegaconf import DictConfig, OmegaConf
 
@@ -72,7 +73,22 @@ def start_from(
         return {"init_from": init_from, **models}
     beside = set() if another else _beside_init_from(files)
     said = {key: value for key, value in models.items() if picked or key in beside}
-    start = inherit(said, init_from, revision)
+    where = resolve(init_from)
+    pinned = {}
+    if not Path(where).is_dir():
+        file, commit = fetch_config(where, revision)
+        pinned = {"init_revision": commit}  # what is loaded later, here or by who repeats the run, is that
+    elif revision is None:
+        file = Path(where) / "config.json"
+    else:
+        raise UserError(
+            f"models.init_revision={revision} picks a version on the Hub, and models.init_from={where} is a "
+            "folder; leave it out",
+            code="setting-no-effect",
+        )
+    found = architecture(file, where)
+    refuse_conflicts(where, found, said)
+    start = {"init_from": where, **pinned, **found, **said}
     extend = written["extend_vocab"]
     config.models = start if extend is None else {**start, "extend_vocab": extend}
     return start
@@ -89,36 +105,6 @@ def _beside_init_from(files: Mapping[str, Sequence[Path]]) -> set[str]:
         if isinstance(models, dict) and "init_from" in models:
             found |= set(models)
     return found
-
-
-def inherit(said: Mapping[str, Any], init_from: str, revision: str | None = None) -> dict[str, Any]:
-    """The section `models` of a run that starts from `init_from`, before the command line's own values.
-
-    Of a model on the Hub it names the commit: what is loaded later, here or by who repeats the run, is that.
-
-    Args:
-        said: fields that a file sets on purpose, beside `init_from` or in a preset that was asked for.
-        revision: a branch, tag or commit.
-
-    Raises:
-        UserError: if there is no such model, or they contradict it.
-        Failed: if the Hub can't be reached.
-    """
-    where = resolve(init_from)
-    if Path(where).is_dir():
-        if revision is not None:
-            raise UserError(
-                f"models.init_revision={revision} picks a version on the Hub, and models.init_from={where} "
-                "is a folder; leave it out",
-                code="setting-no-effect",
-            )
-        file, pinned = Path(where) / "config.json", {}
-    else:
-        file, commit = fetch_config(where, revision)
-        pinned = {"init_revision": commit}
-    found = architecture(file, where)
-    refuse_conflicts(where, found, said)
-    return {"init_from": where, **pinned, **found, **said}
 
 
 def architecture(file: Path, init_from: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ transformers and its siblings. A model file defines `XConfig`, `XModel(BaseModel
 # Annotations are evaluated here: transformers' tools read from them what `**kwargs` may hold.
 
 import os
+import sys
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,9 +21,24 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
-from .decoding import first_ids, settings, stream
-from .heads import classes_of
+from .decoding import stream
 from .inputs import either_cache
+
+REQUIRED_CLASSES = {"AutoConfig": "Config", "AutoModel": "Model", "AutoModelForCausalLM": "ForCausalLM"}
+CLASSES = {
+    **REQUIRED_CLASSES,
+    "AutoModelForSequenceClassification": "ForSequenceClassification",
+    "AutoModelForTokenClassification": "ForTokenClassification",
+    "AutoModelForQuestionAnswering": "ForQuestionAnswering",
+}
+"""Auto class -> how the name of the class that it loads ends, in the module of an `XConfig`."""
+
+
+def classes_of(config_class: type) -> dict[str, type[Any]]:
+    """Auto class -> the class beside `XConfig` that it loads, of those that there are."""
+    module, stem = sys.modules[config_class.__module__], config_class.__name__.removesuffix("Config")
+    found = {auto: getattr(module, stem + ending, None) for auto, ending in CLASSES.items()}
+    return {auto: own for auto, own in found.items() if own is not None}
 
 
 class BaseModel(PreTrainedModel):
@@ -57,8 +73,12 @@ class GenerativeModel(BaseModel, GenerationMixin):
         return outputs.logits[:, -1], outputs.past_key_values
 
     stream = stream
-    _maybe_initialize_input_ids_for_generation = first_ids  # of generate()
-    _prepare_generation_config = settings
+
+    def _prepare_generation_config(self, generation_config: Any, **kwargs: Any) -> Any:
+        """As in transformers, but a `max_length` that is asked for wins over the model's own default."""
+        if kwargs.get("max_length") is not None:
+            kwargs.setdefault("max_new_tokens", None)
+        return super()._prepare_generation_config(generation_config, **kwargs)  # type: ignore[misc]
 
 
 @dataclass

@@ -85,7 +85,7 @@ def test_values_out_of_range_are_named(values: dict[str, Any], code: Code, named
         ({"path": "/texts/"}, "texts"),
     ],
 )
-def test_label(values: dict[str, Any], label: str) -> None:
+def test_the_label_of_outputs_comes_from_the_name_or_path(values: dict[str, Any], label: str) -> None:
     assert DataArguments(**values).label == label
 
 

@@ -14,7 +14,7 @@ import torch
 from refusals import refused
 
 from craft.evaluation import protocols
-from craft.evaluation.metrics import BitsPerCharacter, NextCharacterAccuracy
+from craft.evaluation.metrics import BitsPerCharacter, BitsPerUnit, NextCharacterAccuracy, NextUnitAccuracy
 from craft.evaluation.scores import Evaluation, evaluate_split, table
 
 
@@ -293,3 +293,7 @@ def test_metric_classes_work_without_a_network() -> None:
     assert bits["bits_per_character"] == pytest.approx(4)
     right = NextCharacterAccuracy().compute(predictions=[1, 2, 3, 4], references=[1, 2, 0, 4])
     assert right == {"next_character_accuracy": 0.75}
+    notes = BitsPerUnit("note").compute(predictions=[math.log(2), math.log(8)], references=[1, 1])
+    assert notes == {"bits_per_note": pytest.approx(2), "nats_per_note": pytest.approx(2 * math.log(2))}
+    right = NextUnitAccuracy("byte").compute(predictions=[1, 2], references=[1, 0])
+    assert right == {"next_byte_accuracy": 0.5}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
+from refusals import refused
 
-from craft.utils.errors import UserError
 from craft.utils.hub import check_repo_id, is_repo_id, meant_as_repo_id
 
 
@@ -39,5 +38,5 @@ def test_what_is_meant_as_a_name_and_what_is_one(
     if valid and "/" in name:
         assert check_repo_id(name) == name
     else:
-        with pytest.raises(UserError, match=re.escape(repr(name))):
+        with refused("path-invalid", repr(name)):
             check_repo_id(name)
