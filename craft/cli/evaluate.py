@@ -6,7 +6,7 @@ import json
 
 import click
 
-from craft.cli.options import COUNT, from_the_hub
+from craft.cli.options import COUNT, hub_options
 from craft.evaluation import SPLITS
 from craft.sharing.trust import trusted
 from craft.utils.outputs import OUTPUTS, evaluation_file, resolve
@@ -33,7 +33,7 @@ from craft.utils.terminal import echo
 @click.option("--batch-size", type=COUNT, default=64, help="Windows scored at once.")
 @click.option("--allow-changes", is_flag=True, help="Score the model's own text although it changed since.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-@from_the_hub
+@hub_options
 def command(
     model: str,
     data: str | None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import json
 import os
@@ -12,6 +11,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from errno import EACCES, EDQUOT, EIO, ENAMETOOLONG, ENOSPC, EPERM, EROFS, ESTALE
 from typing import Any
 
 import click
@@ -51,8 +51,16 @@ ENVIRONMENT = {
 }
 """Settings that must be there before torch and transformers are imported; the user's own win."""
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
-OF_THE_MACHINE = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENAMETOOLONG, errno.ESTALE)
+DISK_FULL = (ENOSPC, EDQUOT)
+MACHINE_ERRORS = (
+    *DISK_FULL,
+    EROFS,
+    EACCES,
+    EPERM,
+    EIO,
+    ENAMETOOLONG,
+    ESTALE,
+)
 """What the system answers for reasons that lie in a disk or in permissions, and not in craft."""
 
 PATIENCE = 30
@@ -111,11 +119,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             echo(f"{rank_prefix()}interrupted", err=True)
         end_at_once(130)  # Python would end by the signal once more if it had come in an `exec`
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+        if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
             if error.filename is None:  # Python would try what is left in the buffer again, and end with 120
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             message = f"{error.filename or 'standard output'} can't be written or read: {error.strerror}"
-            code: Code = "disk-full" if error.errno in FULL else "file-unwritable"
+            code: Code = "disk-full" if error.errno in DISK_FULL else "file-unwritable"
             fail(Failed(message, code=code), words, 1)
         if not rank_prefix():  # a bug; of several processes one shows its traceback
             raise

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from craft.cli.options import COUNT, PATH, from_the_hub
+from craft.cli.options import COUNT, PATH, hub_options
 from craft.serving.server import CAPS, serve
 from craft.utils.terminal import echo
 
@@ -41,7 +41,7 @@ from craft.utils.terminal import echo
     metavar="FILE",
     help="Jinja template that makes a text of a chat.  [default: the model's, else the messages as lines]",
 )
-@from_the_hub
+@hub_options
 def command(
     model: str, host: str, port: int, allow_host: tuple[str, ...], chat_template: Path | None, **more: Any
 ) -> None:

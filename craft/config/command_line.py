@@ -23,7 +23,7 @@ from craft.utils.settings import Field
 OVERRIDE = re.compile(r"\+*([A-Za-z_]\w*(?:\.\w+)*)=(.*)", re.DOTALL)
 KEY_VALUE = "settings are written KEY=VALUE, for example training.max_steps=500"
 
-OVERRULES: dict[str, dict[str, Any]] = {
+RESETS: dict[str, dict[str, Any]] = {
     "training.per_device_train_batch_size": {"training.global_batch_size": None},
     "training.num_train_epochs": {"training.max_steps": -1},
     "training.lr_scheduler_type": {"training.lr_scheduler_kwargs": None},
@@ -147,14 +147,14 @@ def set_value(config: Any, key: str, text: str) -> None:
         config[section][name] = read_value(text, field)
 
 
-def overruled(key: str, text: str) -> dict[str, Any]:
+def resets(key: str, text: str) -> dict[str, Any]:
     """What typing `key=text` takes back of what a file has set, as key -> neutral value."""
     value = parse_value(text)
     if value is False:
         value = "no"
     elif isinstance(value, float) and value.is_integer():
         value = int(value)
-    return {**OVERRULES.get(key, {}), **OVERRULES.get(f"{key}={value}", {})}
+    return {**RESETS.get(key, {}), **RESETS.get(f"{key}={value}", {})}
 
 
 def read_value(text: str, field: Field) -> Any:

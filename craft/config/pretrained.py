@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from craft.config.command_line import read_value
-from craft.config.fields import START, defaults, model_types, section_fields
+from craft.config.fields import INIT_FIELDS, defaults, model_types, section_fields
 from craft.config.snapshot import FROM_DATA, sections
 from craft.utils.errors import UserError
 from craft.utils.hub import fetch_config
 from craft.utils.outputs import resolve
 from craft.utils.settings import check_type, coerce, yaml_word
 
-OF_ITS_TOKENIZER = ("tokenizer", "unknown", "min_frequency", "max_vocab_size")
+TOKENIZER_SETTINGS = ("tokenizer", "unknown", "min_frequency", "max_vocab_size")
 """Settings of the data that decide on a new tokenizer, where the model's own is kept."""
 
 
@@ -53,15 +53,14 @@ def start_from(
     if not isinstance(config.get("models"), DictConfig):
         return None
     models: Any = OmegaConf.to_container(config.models, resolve=True)
-    written = {key: models.pop(key, None) for key in START}
-    typed = {
-        key: read_value(values[f"models.{key}"], START[key]) for key in START if f"models.{key}" in values
-    }
+    written = {key: models.pop(key, None) for key in INIT_FIELDS}
+    names = {key: f"models.{key}" for key in INIT_FIELDS}
+    typed = {key: read_value(values[name], INIT_FIELDS[key]) for key, name in names.items() if name in values}
     if "init_from" in typed:
         written["init_revision"] = None  # of another model
     init_from, revision = ({**written, **typed}[key] for key in ("init_from", "init_revision"))
     for key, value in (("init_from", init_from), ("init_revision", revision)):
-        if check_type("models", START[key], value) == "":
+        if check_type("models", INIT_FIELDS[key], value) == "":
             what = "a folder, a Hub id, or 'latest'" if key == "init_from" else "a branch, tag or commit"
             raise UserError(f"models.{key}= must be {what}", code="setting-value")
     if init_from is None:
@@ -151,7 +150,7 @@ def refuse_conflicts(init_from: str, found: Mapping[str, Any], said: Mapping[str
         said = {"model_type": said["model_type"]}  # the fields are another model's
     conflicts = []
     for key, value in said.items():
-        if key in START or value is None or "dropout" in key or key not in found or key not in fields:
+        if key in INIT_FIELDS or value is None or "dropout" in key or key not in found or key not in fields:
             continue
         try:
             value = coerce(value, fields[key])
@@ -167,7 +166,7 @@ def refuse_conflicts(init_from: str, found: Mapping[str, Any], said: Mapping[str
         )
 
 
-def agree(config: Any, start: Mapping[str, Any], typed: Collection[str]) -> None:
+def reconcile(config: Any, start: Mapping[str, Any], typed: Collection[str]) -> None:
     """Refuses typed fields that contradict the model, and settings of a new tokenizer, which there won't be.
 
     A window that nobody typed isn't longer than the model's.
@@ -182,7 +181,7 @@ def agree(config: Any, start: Mapping[str, Any], typed: Collection[str]) -> None
     """
     from omegaconf import OmegaConf
 
-    if useless := [f"data.{key}" for key in OF_ITS_TOKENIZER if f"data.{key}" in typed]:
+    if useless := [f"data.{key}" for key in TOKENIZER_SETTINGS if f"data.{key}" in typed]:
         raise UserError(
             f"models.init_from={start['init_from']} keeps the model's tokenizer, so {' and '.join(useless)} "
             "would have no effect; leave it out (models.extend_vocab=true gives new characters ids)",

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from craft.config.fields import START
+from craft.config.fields import INIT_FIELDS
 from craft.utils.common import parsed_stride
 from craft.utils.errors import Code, UserError
 from craft.utils.masking import masked
@@ -48,7 +48,7 @@ def model_config(models: Values) -> PreTrainedConfig:
 
     import craft.models  # noqa: F401  (makes craft's classes known to AutoConfig)
 
-    given = {name: value for name, value in models.items() if value is not None and name not in START}
+    given = {name: value for name, value in models.items() if value is not None and name not in INIT_FIELDS}
     try:
         return AutoConfig.for_model(**copy.deepcopy(given))  # it fills mappings up
     except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
