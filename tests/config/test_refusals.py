@@ -38,6 +38,7 @@ MISTAKES: dict[Code, list[tuple[str, ...]]] = {
         ("+a.b=1", "'a'", "models, data, training"),
         ("training._target_=os.system", "'training._target_'"),
         ("models.return_dict=false", "'models.return_dict'"),
+        ("models.vocab_size=9", "'models.vocab_size'"),
         ("training.learning_rate.x=1", "'training.learning_rate.x'"),
     ],
     "usage": [
@@ -105,7 +106,6 @@ MISTAKES: dict[Code, list[tuple[str, ...]]] = {
         ("models.num_hidden_layers=0", "models.num_hidden_layers=0"),
         ("models.dropout=1.0", "models.dropout=1.0"),
         ("models.dropout=-0.1", "models.dropout=-0.1"),
-        ("models.bos_token_id=-1", "models.bos_token_id=-1"),
         ("models.hidden_size=130", "models.hidden_size=130", "models.num_attention_heads=4"),
         ("models.num_key_value_heads=3", "models.num_attention_heads=4", "models.num_key_value_heads=3"),
         ("models.head_dim=7", "7"),
