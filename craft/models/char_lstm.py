@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import GenerationMixin, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -214,7 +214,7 @@ class DecodeState:
         return replace(self, states=[tuple(map(torch.cat, zip(*states))) for states in layers])
 
 
-class CharLSTMForCausalLM(CharLSTMPreTrainedModel, LanguageModel, GenerationMixin):
+class CharLSTMForCausalLM(CharLSTMPreTrainedModel, LanguageModel):
     """CharLSTM with a language-modelling head; `past_key_values` is the state carried between windows."""
 
     carries_state = True

@@ -1,7 +1,7 @@
-"""Fast decoding for the transformer: keys and values in a ring of the last `size` characters.
+"""Fast decoding for the transformer: keys and values in a ring buffer of the last `size` characters.
 
 Special here: per layer one matrix product makes query, key and value; rotary pairs are laid side by side, so
-that turning them is one complex product; grouped queries are rows of one small attention; nothing is masked.
+that rotating them is one complex product; grouped queries are rows of one small attention.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Ring:
         joined.layers = []
         for n, (*layer, _, _) in enumerate(self.layers):
             keys, values = (
-                torch.cat([_rolled(r.layers[n][which], s % self.size) for r, s in zip(rings, shifts)])
+                torch.cat([r.layers[n][which].roll(shift, dims=2) for r, shift in zip(rings, shifts)])
                 for which in (-2, -1)
             )
             joined.layers.append((*layer, keys, values))
@@ -127,10 +127,6 @@ class Ring:
             cos, sin = (t[..., : self.dim // 2] for t in model.rotary_emb(like.float(), positions))
             self.turns = torch.complex(cos, sin)
         return self.turns[:, self.length - self.known, None]
-
-
-def _rolled(slots: torch.Tensor, shift: int) -> torch.Tensor:
-    return slots.roll(shift, dims=2) if shift else slots
 
 
 def _add_linear(hidden: torch.Tensor, x: torch.Tensor, linear: nn.Linear) -> torch.Tensor:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import AutoModel, GenerationMixin, PreTrainedConfig
+from transformers import AutoModel, PreTrainedConfig
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
@@ -287,7 +287,7 @@ class RollingText:
     inner: Any
 
 
-class TransformerForCausalLM(TransformerPreTrainedModel, LanguageModel, GenerationMixin):
+class TransformerForCausalLM(TransformerPreTrainedModel, LanguageModel):
     """Transformer with a language-modelling head."""
 
     backbone = TransformerModel
@@ -311,14 +311,14 @@ class TransformerForCausalLM(TransformerPreTrainedModel, LanguageModel, Generati
             reach = config.num_hidden_layers * (config.sliding_window - 1) + 1
         input_ids = input_ids[:, -reach:]
         logits, state = super().prefill(input_ids)
-        # Angles that change with the length of the text can't be kept.
-        kept = (config.rope_parameters or {}).get("rope_type") not in ("dynamic", "longrope")
-        if has_plain_weights(self) and kept:
+        # Of these types the angles of what was read change with the length of the text.
+        lengthwise = (config.rope_parameters or {}).get("rope_type") in ("dynamic", "longrope")
+        if has_plain_weights(self) and not lengthwise:
             state = Ring(self.model, state, input_ids.shape[1])
         return logits, state if config.position == "rope" else RollingText(input_ids, state)
 
     def step(self, ids: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
-        """Read one character per row; learned positions that run out are started anew with the last half."""
+        """Read one character per row; learned positions that run out are restarted with the last half."""
         if isinstance(state, RollingText):
             text = torch.cat([state.text, ids[:, None]], dim=1)
             room: Any = self.config.max_position_embeddings

@@ -72,7 +72,7 @@ class Trainer(transformers.Trainer):
     ) -> None:
         args.settle_precision()
         precision.suit_attention(model, args.precision, on_cpu=args.on_cpu)
-        precision.warn_of_emulation(model, args.precision, on_cpu=args.on_cpu)
+        precision.try_precision(model, args)
         sharding.check_sharding(model, args)
         self.model_class = type(model)  # sharding changes it
         args.use_cache = getattr(model.config, "use_cache", False)  # saved so with the model

@@ -110,7 +110,7 @@ def test_texts_come_as_they_are_written(name: str, content: Any, expected: list[
         ("a.json", "[1, 2", "text-format", []),
         ("a.json", '{"text":["a"]}', "text-column", ["line 1 ", "text[]"]),
         ("a.csv", "text;n\na;1\n", "text-column", ["'text'", "text;n"]),
-        ("a.csv", "text,n\na,1\nb, c,1\n", "text-format", ["line 3 ", "3 fields", "2"]),
+        ("a.csv", "text,n\na,1\nb, c,1\n", "text-format", ["line 3 "]),
         ("a.csv", 'text\n"a\n', "text-format", ["line 2 "]),
         ("a.csv", "text\ncaf\xe9".encode("latin-1"), "text-encoding", ["byte 8 "]),
         ("a.parquet", pa.array([1, 2]), "text-column", ["row 0 ", "1"]),
