@@ -51,6 +51,7 @@ class CharLSTMConfig(PreTrainedConfig):
 
     model_type = "char_lstm"
     keys_to_ignore_at_inference = ["past_key_values", "cache"]
+    num_attention_heads = 1  # no field; tools of transformers read it from every config
 
     vocab_size: int = interval(min=1)(default=256)
     hidden_size: int = interval(min=1)(default=256)
