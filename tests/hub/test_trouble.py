@@ -239,7 +239,7 @@ def test_a_server_out_of_order_under_a_data_set(troubled: Hub, office: Desk, cas
     answer, status, phrase = {
         **ANSWERS,
         "html": (HTML, 1, "does not seem to be served by a Hugging Face Hub"),
-        "403": (ANSWERS["403"][0], 2, "403, No"),
+        "403": (ANSWERS["403"][0], 2, "403"),
         "gated": (gated, 2, "is a gated dataset on the Hub"),
         "500": (Answer(501), 1, "501"),  # which no client tries again
     }[case]
