@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from craft.config.fields import START
+from craft.config.fields import INIT_FIELDS
 from craft.config.pretrained import architecture, refuse_conflicts
 from craft.config.rules import model_config
 from craft.sharing.trust import trusted
@@ -78,7 +78,7 @@ def build_model(
     if fields.get("init_from") and not resumed:
         model = starting_model(fields, tokenizer)
     else:
-        own = {key: value for key, value in fields.items() if key not in START}
+        own = {key: value for key, value in fields.items() if key not in INIT_FIELDS}
         model = new_model({**special, **own}, tokenizer, block_size)
     # A text in one piece never shows the model where a text ends, so it shouldn't say so either.
     never = [tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id]

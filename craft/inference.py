@@ -58,23 +58,18 @@ class Sampling:
     greedy: bool = False
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
-        if not COLDEST <= self.temperature <= HOTTEST:
-            raise UserError(
-                f"temperature is {self.temperature}; it must lie between {COLDEST} and {HOTTEST} "
-                "(use --greedy for the likeliest text)"
-            )
-        if self.seed is not None and not 0 <= self.seed < 2**32:
-            raise UserError(f"seed is {self.seed}; it must lie between 0 and {2**32 - 1}")
-        if self.top_k < 0:
-            raise UserError(f"top_k is {self.top_k}; it must be 0 (off) or more")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p is {self.top_p}; it must be above 0 and at most 1 (1 = off)")
-        if not 0 <= self.min_p < 1:
-            raise UserError(f"min_p is {self.min_p}; it must be at least 0 (off) and below 1")
-        if any(not text for text in self.stop):
-            raise UserError("stop is an empty text; give at least one character")
+        temperatures = f"between {COLDEST} and {HOTTEST} (--greedy writes the likeliest text)"
+        for name, right, words in (
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("temperature", COLDEST <= self.temperature <= HOTTEST, temperatures),
+            ("top_k", self.top_k >= 0, "0 (off) or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1 (off)"),
+            ("min_p", 0 <= self.min_p < 1, "at least 0 (off) and below 1"),
+            ("seed", self.seed is None or 0 <= self.seed < 2**32, f"between 0 and {2**32 - 1}"),
+            ("stop", all(self.stop), "texts of at least one character"),
+        ):
+            if not right:
+                raise UserError(f"{name}={getattr(self, name)!r}: it must be {words}", code="setting-value")
 
     def generation_config(self, model: PreTrainedModel) -> Any:
         """The model's own `GenerationConfig` with these choices in it."""
@@ -114,53 +109,47 @@ def load(
 
     Raises:
         UserError: if there is no such model, it isn't one of craft's, its weights aren't all finite, weights
-            and tokenizer don't belong together, this machine can't compute in `dtype`, or it can't be trusted
-            (see `craft.sharing.trust`).
+            and tokenizer don't belong together, or it can't be trusted (see `craft.sharing.trust`).
         Failed: if the Hub can't be reached.
     """
     where = str(trusted(resolve(model, root), revision, trust_remote_code))
     import torch
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     import craft.models  # noqa: F401  (makes craft's classes known to AutoModel)
     from craft.data.tokenization import load_tokenizer
-    from craft.utils.hardware import Hardware
+    from craft.utils.hardware import Hardware, try_format
 
     disable_progress_bar()  # small models load at once, and the bar would stand between prompt and text
     try:
         network = AutoModelForCausalLM.from_pretrained(
             where, trust_remote_code=trust_remote_code, use_safetensors=True, **overrides
         )
-    except StrictDataclassError as error:
-        raise UserError(f"can't load the model {str(model)!r}: {' '.join(str(error).split())}") from error
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except Exception as error:  # files of somebody else may be wrong in any way
+        reason = " ".join(str(error).split())[:500] or type(error).__name__
         if "ignore_mismatched_sizes" in reason:
             reason = "its weights don't have the shapes that config.json says"
-        elif "custom code" in reason or "trust_remote_code" in str(error):
-            reason = (
-                "its config.json names no model of craft's, and other code isn't run; read the Python files "
-                "beside it, then say --trust-remote-code"
-            )
+        if "trust_remote_code" in reason:
+            raise UserError(
+                f"{where}: its config.json names no model of craft's, and other code isn't run; read the "
+                "Python files beside it, then say --trust-remote-code",
+                code="code-untrusted",
+            ) from error
+        raise UserError(f"can't load the model {str(model)!r}: {reason}", code="model-invalid") from error
+    broken = [name for name, weight in network.named_parameters() if not weight.isfinite().all()]
+    if broken:
         raise UserError(
-            f"can't load the model {str(model)!r}: {reason.rstrip('.')}; give a folder made by 'craft train' "
-            "or a Hub id"
-        ) from error
-    spoilt = [name for name, weight in network.named_parameters() if not weight.isfinite().all()]
-    if spoilt:
-        raise UserError(
-            f"{where}: the weights {spoilt[0]} are not all numbers (NaN or infinite); the model was broken "
-            "when it was saved, take an earlier checkpoint"
+            f"{where}: the weights {broken[0]} are NaN or infinite; take an earlier checkpoint",
+            code="model-invalid",
         )
     tokenizer = load_tokenizer(where)
     rows = network.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise UserError(
             f"{where}: the tokenizer has {len(tokenizer)} entries but the model's embedding has {rows} rows; "
-            "tokenizer.json and model.safetensors come from different runs"
+            "tokenizer.json and model.safetensors come from different runs",
+            code="model-mismatch",
         )
     if len(tokenizer) < rows:  # as padding for speed makes them: no text has those ids
         logger.info(f"{where}: {rows - len(tokenizer)} rows behind the tokenizer's last entry are left out")
@@ -170,7 +159,7 @@ def load(
     if network.dtype not in (torch.bfloat16, torch.float16):
         return network, tokenizer
     if overrides.get("dtype", "auto") != "auto":
-        _try_dtype(network)
+        try_format(f"dtype={str(network.dtype)[6:]}", network)
     elif not Hardware.detect().computes_in(network.dtype):
         logger.warning(
             f"{where} has {str(network.dtype)[6:]} weights, a format that this machine only imitates: it "
@@ -179,22 +168,6 @@ def load(
         network = network.float()
         network.config.dtype = torch.float32
     return network, tokenizer
-
-
-def _try_dtype(network: PreTrainedModel) -> None:
-    """Reads a few characters in the format of the weights, beside float32."""
-    import torch
-
-    from craft.utils.hardware import try_format
-
-    ids = torch.zeros(1, 16, dtype=torch.long, device=network.device)
-    exact = copy.deepcopy(network).float()
-    with torch.inference_mode():
-        warning = try_format(
-            f"dtype={str(network.dtype)[6:]}", lambda: network(ids), lambda: exact(ids), "use dtype=float32"
-        )
-    if warning:
-        logger.warning(warning)
 
 
 def stream_text(
@@ -220,29 +193,24 @@ def sample(
     num_samples: int = 1,
     **sampling: Any,
 ) -> list[list[str]]:
-    """`num_samples` continuations of each prompt; prompts of equal length are written on side by side.
+    """`num_samples` continuations of each prompt, which are written side by side.
 
     Returns:
         One list of continuations (without the prompt) for each prompt.
     """
     if num_samples < 1:
-        raise UserError(f"num_samples is {num_samples}; it must be at least 1")
-    texts = [[""] * num_samples for _ in prompts]
-    by_length: dict[int, list[tuple[int, int]]] = {}
-    for i, prompt in enumerate(prompts):
-        length = len(tokenizer.encode_ids(prompt, "the prompt"))
-        by_length.setdefault(length, []).extend((i, n) for n in range(num_samples))
-    for rows in by_length.values():
-        for pieces in _write(model, tokenizer, [prompts[i] for i, _ in rows], Sampling(**sampling)):
-            for (i, n), piece in zip(rows, pieces):
-                texts[i][n] += piece
+        raise UserError(f"num_samples={num_samples}: it must be at least 1", code="setting-value")
+    settings, texts = Sampling(**sampling), []
+    for prompt in prompts:
+        steps = _write(model, tokenizer, [prompt] * num_samples, settings)
+        texts.append(["".join(pieces) for pieces in zip(*steps)])
     return texts
 
 
 def _write(
     model: PreTrainedModel, tokenizer: CharTokenizer, prompts: list[str], sampling: Sampling
 ) -> Iterator[list[str]]:
-    """One step a turn: the text that each row gained, nothing if it has ended. Prompts of equal length."""
+    """What each row gains in a step, nothing once it has ended. The prompts are of equal length."""
     import torch
 
     from craft.data.tokenization import first_id
@@ -251,10 +219,10 @@ def _write(
         tokenizer.check_writable(text, "stop")
     ids = [tokenizer.encode_ids(prompt, "the prompt").tolist() or [first_id(tokenizer)] for prompt in prompts]
     stream = model.stream(torch.tensor(ids, device=model.device), sampling.generation_config(model))
-    return _pieces(stream, tokenizer, len(prompts), sampling)
+    return _decode(stream, tokenizer, len(prompts), sampling)
 
 
-def _pieces(
+def _decode(
     stream: Iterator[Any], tokenizer: CharTokenizer, rows: int, sampling: Sampling
 ) -> Iterator[list[str]]:
     from transformers import set_seed
@@ -264,15 +232,16 @@ def _pieces(
     table = tokenizer.token_bytes
     decoders = [codecs.getincrementaldecoder("utf-8")(errors="replace") for _ in range(rows)]
     longest = max(map(len, sampling.stop), default=0)
-    tails, open_rows = [""] * rows, [True] * rows
+    tails, unfinished = [""] * rows, [True] * rows
     for new in stream:
-        pieces = []
+        pieces = [""] * rows
         for row, token in enumerate(new.tolist()):
-            piece = decoders[row].decode(table[token]) if open_rows[row] else ""
-            if longest:
-                tails[row] = (tails[row] + piece)[-longest:]
-            open_rows[row] &= token != tokenizer.eos_token_id and not tails[row].endswith(sampling.stop)
-            pieces.append(piece)
+            if unfinished[row]:
+                pieces[row] = decoders[row].decode(table[token])
+                if longest:
+                    tails[row] = (tails[row] + pieces[row])[-longest:]
+                stopped = token == tokenizer.eos_token_id or tails[row].endswith(sampling.stop)
+                unfinished[row] = not stopped
         yield pieces
-        if not any(open_rows):
+        if not any(unfinished):
             return

@@ -13,7 +13,7 @@ from typing import Any
 
 from craft.config.fields import defaults, section_fields, section_of, suggest
 from craft.config.files import SECTIONS
-from craft.config.rules import check_effect, check_sections, model_config
+from craft.config.rules import check_sections, model_config, refuse_secret
 from craft.config.snapshot import FROM_DATA
 from craft.utils.common import did_you_mean
 from craft.utils.errors import UserError
@@ -88,7 +88,7 @@ def _check_section(section: str, values: Any) -> dict[str, Any]:
             hint = suggest(name, values.get("model_type"))
             raise UserError(f"unknown key {name!r}{hint}", code="setting-unknown")
         checked[key] = check_type(section, known[key], value)
-        check_effect(section, known[key], checked[key])
+        refuse_secret(name, checked[key])
     return typed_settings(section, checked)
 
 

@@ -29,6 +29,9 @@ CHOICES = {
 }
 """Words of fields that every model's config takes as text."""
 
+NOT_USED = ("id2label", "label2id", "problem_type", "is_encoder_decoder", "return_dict")
+"""Fields of every model's config that mean nothing in training, and so are no settings."""
+
 
 @dataclass(frozen=True)
 class Section:
@@ -107,7 +110,8 @@ def of_model(config: type, carries_state: bool) -> Section:
     import torch
     from transformers import PreTrainedConfig
 
-    found = fields_of(config, torch=torch)
+    fields = fields_of(config, torch=torch)
+    found = {name: field for name, field in fields.items() if name not in NOT_USED}
     found["attn_implementation"] = Field("attn_implementation", ("str", "null"), (), None)
     found["output_attentions"] = Field("output_attentions", ("bool",), (), False)
     lineage = [cls for cls in reversed(config.__mro__) if issubclass(cls, PreTrainedConfig)][1:]

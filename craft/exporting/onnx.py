@@ -1,4 +1,4 @@
-"""A model as an ONNX file, checked against torch before it is handed out."""
+"""A model as an ONNX file, compared with torch before it is handed out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from craft.utils.common import require_extra
 from craft.utils.errors import Failed, UserError
@@ -17,15 +17,13 @@ from craft.utils.files import explain_disk_errors, staged_folder
 from craft.utils.outputs import OUTPUTS, onnx_dir, resolve
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from craft.exporting.step import Step
 
 FILE = "model.onnx"
 TOLERANCE = 1e-4
-"""How far a logit may be from torch's."""
+"""How far an output may be from torch's."""
 CHECKED = (7, 1, 1, 5, 1)
-"""Lengths of the pieces in which a text is read for the check, state and cache going from one to the next."""
+"""Lengths of the pieces in which a text is read for the comparison, state or cache going on from each."""
 ONE_FILE = 1 << 30
 """Bytes of weights up to which they lie inside the file; a protobuf holds no more than 2 GiB."""
 
@@ -36,7 +34,7 @@ class Exported:
 
     Attributes:
         folder: holds `model.onnx`, the tokenizer and the configuration.
-        difference: the largest distance of a logit from torch's in the check.
+        difference: the largest distance of an output from torch's in the comparison.
     """
 
     folder: Path
@@ -50,16 +48,16 @@ def export_onnx(
 ) -> Exported:
     """Writes a model as ONNX, with the tokenizer beside it.
 
-    The folder appears only once all is written and onnxruntime has given torch's logits.
+    The folder is there only once all is written and onnxruntime has computed what torch does.
 
     Args:
         model, revision: as for `craft.inference.load`.
         folder: where to, which mustn't be there yet; None is `outputs/onnx/<model>`.
 
     Raises:
-        UserError: for an unknown model, a folder that is taken or can't be written, or if the extra `export`
+        UserError: for an unknown model, a folder that is there or can't be made, or if the extra `export`
             isn't installed.
-        Failed: if onnxruntime's logits are not torch's, or the disk is full.
+        Failed: if onnxruntime computes something else than torch, or the disk is full.
     """
     require_extra("export", "onnx", "onnxscript", "onnxruntime")
     where = resolve(model, root)
@@ -78,27 +76,33 @@ def export_onnx(
         ) from error
     explained = explain_disk_errors("the model", folder, lambda: "nothing is left there")
     with explained, staged_folder(folder) as staging:
-        from craft.exporting.step import AttentionStep, RecurrentStep
-        from craft.inference import load
+        return _export(where, revision, staging, folder)
 
-        network, tokenizer = load(where, revision=revision, dtype="float32")
-        network = network.cpu()
-        step = RecurrentStep(network) if network.carries_state else AttentionStep(network)
-        _write(step, staging / FILE)
-        vars(network.config).pop("auto_map", None)  # it leads to code that isn't here and that nobody needs
-        network.config.save_pretrained(staging)
-        network.generation_config.save_pretrained(staging)
-        tokenizer.save_pretrained(staging)
-        difference = compare(step, staging / FILE)
-        if not difference <= TOLERANCE:
-            raise Failed(
-                f"nothing was exported to {folder}: by onnxruntime a logit is {difference:.2g} away from "
-                f"torch's, more than {TOLERANCE:g}"
-            )
+
+def _export(where: str, revision: str | None, staging: Path, folder: Path) -> Exported:
+    from craft.exporting.step import AttentionStep, RecurrentStep
+    from craft.inference import load
+
+    network, tokenizer = load(where, revision=revision, dtype="float32")
+    network = network.cpu()
+    step = RecurrentStep(network) if network.carries_state else AttentionStep(network)
+    write(step, staging / FILE)
+    vars(network.config).pop("auto_map", None)  # code that isn't there, which readers would ask to run
+    network.config.save_pretrained(staging)
+    network.generation_config.save_pretrained(staging)
+    tokenizer.save_pretrained(staging)
+    difference = compare(step, staging / FILE)
+    if not difference <= TOLERANCE:
+        raise Failed(
+            f"nothing was exported to {folder}: an output of onnxruntime is {difference:.2g} away from "
+            f"torch's, more than {TOLERANCE:g}",
+            code="model-invalid",
+        )
     return Exported(folder, step.inputs, step.outputs, difference)
 
 
-def _write(step: Step, file: Path) -> None:
+def write(step: Step, file: Path) -> None:
+    """Writes the graph of a step and its weights."""
     import torch
 
     arguments, shapes = step.example()
@@ -120,43 +124,23 @@ def _write(step: Step, file: Path) -> None:
 
 
 def compare(step: Step, file: Path) -> float:
-    """The largest distance between torch's logits and onnxruntime's, over a text read in pieces."""
-    import numpy as np
-    import torch
-
-    session = open_session(file)
-    ids = torch.randint(
-        step.model.config.vocab_size, (3, sum(CHECKED)), generator=torch.Generator().manual_seed(1)
-    )
-    remembered = step.start(3)
-    memory = {name: tensor.numpy() for name, tensor in remembered.items()}
-    difference, at = 0.0, 0
-    for length in CHECKED:
-        piece = ids[:, at : at + length]
-        inputs = {"input_ids": piece}
-        if "position_ids" in step.inputs:
-            inputs["position_ids"] = torch.arange(at, at + length).expand(3, -1)
-        with torch.inference_mode():
-            expected, *after = step(*inputs.values(), *remembered.values())
-        logits, memory = run(session, {name: tensor.numpy() for name, tensor in inputs.items()}, memory)
-        difference = max(difference, float(np.abs(expected.numpy() - logits).max()))
-        remembered = dict(zip(remembered, after))
-        at += length
-    return difference
-
-
-def open_session(file: Path) -> Any:
-    """An onnxruntime session on the CPU."""
+    """The largest distance between torch's outputs and onnxruntime's, over a text read in pieces."""
     import onnxruntime
+    import torch
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-
-
-def run(
-    session: Any, inputs: dict[str, np.ndarray], memory: dict[str, np.ndarray]
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """One call: logits [B, T, V], and what to remember under the names by which it goes in again."""
-    logits, *after = session.run(None, {**inputs, **memory})
-    return logits, dict(zip(memory, after))
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    random = torch.Generator().manual_seed(1)
+    ids = torch.randint(step.model.config.vocab_size, (3, sum(CHECKED)), generator=random)
+    positions = torch.arange(sum(CHECKED)).expand(3, -1)
+    memory, distances = step.start(3), []
+    for piece, places in zip(ids.split(CHECKED, dim=1), positions.split(CHECKED, dim=1)):
+        given = {"input_ids": piece, "position_ids": places, **memory}
+        inputs = {name: given[name] for name in step.inputs}
+        with torch.inference_mode():
+            outputs = step(*inputs.values())
+        theirs = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
+        distances += [(own - torch.from_numpy(their)).abs().max() for own, their in zip(outputs, theirs)]
+        memory = dict(zip(memory, outputs[1:]))
+    return float(torch.stack(distances).max())  # NaN if there is one

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 
-class Remembered:
+class Past:
     """Keys and values that are given: as much of transformers' Cache as one forward pass asks for."""
 
     def __init__(self, tensors: tuple[Tensor, ...]) -> None:
@@ -33,30 +33,12 @@ class Remembered:
         return self.tensors[2 * layer_idx], self.tensors[2 * layer_idx + 1]
 
 
-class Step(nn.Module):
-    """Wraps a model for export; `inputs` and `outputs` name what goes in and comes out, in order."""
-
-    inputs: list[str]
-    outputs: list[str]
+class RecurrentStep(nn.Module):
+    """A model that carries a state; `inputs` and `outputs` name what goes in and comes out, in order."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
-
-    def start(self, batch: int) -> dict[str, Tensor]:
-        """What is remembered before the first character."""
-        raise NotImplementedError
-
-    def example(self) -> tuple[tuple[Tensor, ...], Any]:
-        """Inputs to trace with, and their free dimensions; 0 and 1 would be taken for constants."""
-        raise NotImplementedError
-
-
-class RecurrentStep(Step):
-    """A model that carries a state."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__(model)
         self.inputs = ["input_ids", *(f"state.{name}" for name in model.state_names)]
         self.outputs = ["logits", *(f"next_state.{name}" for name in model.state_names)]
 
@@ -66,26 +48,29 @@ class RecurrentStep(Step):
         return outputs.logits, *self.model.state_tensors(outputs.past_key_values)
 
     def start(self, batch: int) -> dict[str, Tensor]:
+        """What is remembered before the first character."""
         return {name: torch.zeros(batch, self.model.config.hidden_size) for name in self.inputs[1:]}
 
     def example(self) -> tuple[tuple[Tensor, ...], Any]:
+        """Inputs to trace with, and their free dimensions; 0 and 1 would be taken for constants."""
         batch, length = Dim("batch", min=1), Dim("length", min=1)
         states = tuple(self.start(2).values())
         ids = torch.zeros(2, 5, dtype=torch.long)
         return (ids, *states), ({0: batch, 1: length}, tuple({0: batch} for _ in states))
 
 
-class AttentionStep(Step):
-    """A model that remembers keys and values."""
+class AttentionStep(nn.Module):
+    """A model that remembers keys and values; otherwise as `RecurrentStep`."""
 
     def __init__(self, model: Any) -> None:
-        super().__init__(model)
+        super().__init__()
+        self.model = model
         parts = [f"{n}.{part}" for n in range(model.config.num_hidden_layers) for part in ("key", "value")]
         self.inputs = ["input_ids", "position_ids", *(f"past_key_values.{part}" for part in parts)]
         self.outputs = ["logits", *(f"present.{part}" for part in parts)]
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
-        cache: Any = Remembered(past)
+        cache: Any = Past(past)
         before, length = past[0].shape[2], input_ids.shape[1]
         queries = torch.arange(length, device=input_ids.device)[:, None] + before
         distance = queries - torch.arange(before + length, device=input_ids.device)[None]
@@ -103,21 +88,17 @@ class AttentionStep(Step):
         )
         return outputs.logits, *cache.tensors
 
-    def start(self, batch: int) -> dict[str, Tensor]:
-        return self._past(batch, 0)
-
-    def _past(self, batch: int, length: int) -> dict[str, Tensor]:
+    def start(self, batch: int, length: int = 0) -> dict[str, Tensor]:
         config = self.model.config
         shape = (batch, config.num_key_value_heads, length, config.head_dim)
         return {name: torch.zeros(shape) for name in self.inputs[2:]}
 
     def example(self) -> tuple[tuple[Tensor, ...], Any]:
         batch, length, before = Dim("batch", min=1), Dim("length", min=1), Dim("past", min=0)
-        past = tuple(self._past(2, 3).values())
-        ids = torch.zeros(2, 5, dtype=torch.long)
-        free = {0: batch, 1: length}
-        return (ids, ids + torch.arange(3, 8), *past), (
-            free,
-            free,
-            tuple({0: batch, 2: before} for _ in past),
-        )
+        past = tuple(self.start(2, 3).values())
+        ids, free = torch.zeros(2, 5, dtype=torch.long), {0: batch, 1: length}
+        shapes = (free, free, tuple({0: batch, 2: before} for _ in past))
+        return (ids, ids + torch.arange(3, 8), *past), shapes
+
+
+Step = RecurrentStep | AttentionStep

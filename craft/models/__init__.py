@@ -1,7 +1,9 @@
 """The model room: every module that defines an `XConfig` with a `model_type` becomes known to transformers.
 
-Importing the package registers each `XConfig`, `XModel`, `XForCausalLM` and further head (see heads.py)
-with the Auto classes, and offers them under `craft.models`. A new model is one new file.
+Importing the package registers each `XConfig`, `XModel`, `XForCausalLM` and further head
+with the Auto classes, and offers them under `craft.models`. A new model is one new file. `save_pretrained`
+copies the files of a model beside its weights, where they load without craft: all but this one import only
+the standard library, torch, transformers, huggingface_hub and each other (`from .base import …`).
 """
 
 from __future__ import annotations
@@ -13,8 +15,7 @@ from typing import Any
 import transformers
 from transformers.models.auto import modeling_auto
 
-from .base import LanguageModel
-from .heads import REQUIRED_CLASSES, classes_of
+from .base import REQUIRED_CLASSES, LanguageModel, classes_of
 
 __all__ = ["LanguageModel", "register"]
 

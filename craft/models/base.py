@@ -1,13 +1,12 @@
 """What every model shares: saving with its own code, streaming, the language-modelling head, the objective.
 
-Hub-safe: `save_pretrained` copies this file beside the weights, so it imports only stdlib, torch,
-transformers and its siblings. A model file defines `XConfig`, `XModel(BaseModel)` and
-`XForCausalLM(LanguageModel)`.
+A model file defines `XConfig`, `XModel(BaseModel)` and `XForCausalLM(LanguageModel)`.
 """
 # ruff: noqa: RUF012  (transformers reads its plans and flags from plain class attributes)
 # Annotations are evaluated here: transformers' tools read from them what `**kwargs` may hold.
 
 import os
+import sys
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,9 +19,24 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
-from .decoding import first_ids, settings, stream
-from .heads import classes_of
+from .decoding import stream
 from .inputs import either_cache
+
+REQUIRED_CLASSES = {"AutoConfig": "Config", "AutoModel": "Model", "AutoModelForCausalLM": "ForCausalLM"}
+CLASSES = {
+    **REQUIRED_CLASSES,
+    "AutoModelForSequenceClassification": "ForSequenceClassification",
+    "AutoModelForTokenClassification": "ForTokenClassification",
+    "AutoModelForQuestionAnswering": "ForQuestionAnswering",
+}
+"""Auto class -> how the name of the class that it loads ends, in the module of an `XConfig`."""
+
+
+def classes_of(config_class: type) -> dict[str, type[Any]]:
+    """Auto class -> the class beside `XConfig` that it loads, of those that there are."""
+    module, stem = sys.modules[config_class.__module__], config_class.__name__.removesuffix("Config")
+    found = {auto: getattr(module, stem + ending, None) for auto, ending in CLASSES.items()}
+    return {auto: own for auto, own in found.items() if own is not None}
 
 
 class BaseModel(PreTrainedModel):
@@ -43,24 +57,6 @@ class BaseModel(PreTrainedModel):
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
 
 
-class GenerativeModel(BaseModel, GenerationMixin):
-    """Adds `stream` to `generate`, over the two methods a model may replace by a hand-written fast path."""
-
-    def prefill(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        """Read prompts [B, T] of equal length: logits [B, V] of the next character, and a decoding state."""
-        outputs = self(input_ids, use_cache=True, logits_to_keep=1)
-        return outputs.logits[:, -1], outputs.past_key_values
-
-    def step(self, ids: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
-        """Read one id per row, ids [B]: the next logits [B, V] and the state, changed in place or new."""
-        outputs = self(ids[:, None], past_key_values=state, use_cache=True)
-        return outputs.logits[:, -1], outputs.past_key_values
-
-    stream = stream
-    _maybe_initialize_input_ids_for_generation = first_ids  # of generate()
-    _prepare_generation_config = settings
-
-
 @dataclass
 class LanguageModelOutput(CausalLMOutputWithPast):
     """As in transformers; `auxiliary_losses`: by name, what `loss` holds beside the nats per prediction."""
@@ -68,11 +64,12 @@ class LanguageModelOutput(CausalLMOutputWithPast):
     auxiliary_losses: dict[str, torch.Tensor] | None = None
 
 
-class LanguageModel(GenerativeModel):
+class LanguageModel(BaseModel, GenerationMixin):
     """Backbone + linear head + objective; what training, evaluation and generation rely on.
 
     The objective is next-character prediction. A model with another one says so by `lookahead`, `make_batch`,
-    `compute_loss` and `count_predictions`, which trainer, data sets and evaluation ask.
+    `compute_loss` and `count_predictions`, which trainer, data sets and evaluation ask. It generates by
+    `prefill` and `step`, which a model may replace by a fast path of its own.
 
     Attributes:
         lookahead: how many ids a window holds beyond the inputs; 0: it predicts no next character.
@@ -94,6 +91,8 @@ class LanguageModel(GenerativeModel):
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    stream = stream
 
     @can_return_tuple
     def forward(
@@ -143,6 +142,22 @@ class LanguageModel(GenerativeModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def prefill(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        """Read prompts [B, T] of equal length: logits [B, V] of the next character, and a decoding state."""
+        outputs = self(input_ids, use_cache=True, logits_to_keep=1)
+        return outputs.logits[:, -1], outputs.past_key_values
+
+    def step(self, ids: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
+        """Read one id per row, ids [B]: the next logits [B, V] and the state, changed in place or new."""
+        outputs = self(ids[:, None], past_key_values=state, use_cache=True)
+        return outputs.logits[:, -1], outputs.past_key_values
+
+    def _prepare_generation_config(self, generation_config: Any, **kwargs: Any) -> Any:
+        """As in transformers, but a `max_length` that is asked for wins over the model's own default."""
+        if kwargs.get("max_length") is not None:
+            kwargs.setdefault("max_new_tokens", None)
+        return super()._prepare_generation_config(generation_config, **kwargs)  # type: ignore[misc]
 
     def make_batch(self, windows: torch.Tensor) -> dict[str, torch.Tensor]:
         """Windows of ids [B, T + lookahead] -> what `forward` takes: inputs [B, T] and their targets."""

@@ -1,4 +1,4 @@
-"""Texts written in one batch, which each of them joins and leaves at any character.
+"""Continuous batching: texts are written in one batch, which each may join and leave at any character.
 
 Each row has the settings and the random numbers that it would have alone in `stream`. Decoding states with
 `join` and `take` are stepped together, those of other kinds one after the other.
@@ -20,6 +20,7 @@ class Row:
 
     Attributes:
         ends: ids after which the text is complete.
+        same_rules: equal for rows whose scores may be processed together.
     """
 
     def __init__(
@@ -27,11 +28,11 @@ class Row:
     ) -> None:
         self.ids = list(ids)
         prompt = torch.tensor([ids], device=model.device)
-        planned = plan(model, prompt, generation_config, max_new_tokens=1)  # whoever steps counts
+        planned = plan(model, prompt, generation_config, max_new_tokens=1)  # the caller counts the characters
         self.rules, self.samples = planned.processors, planned.do_sample
         ends = [rule.eos_token_id.tolist() for rule in planned.criteria if hasattr(rule, "eos_token_id")]
         self.ends = {token for tokens in ends for token in tokens}
-        self.kind = self if need_history(self.rules) else generation_config.to_json_string()
+        self.same_rules = self if need_history(self.rules) else generation_config.to_json_string()
         self.random = torch.Generator(model.device)
         if seed is None:
             self.random.seed()
@@ -40,7 +41,7 @@ class Row:
 
 
 class Batch:
-    """Rows of a model, and per group of them that are stepped together a state and the next logits [B, V]."""
+    """Rows of a model, in groups that are stepped together, each with its state and next logits [B, V]."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -66,10 +67,10 @@ class Batch:
     @torch.inference_mode()
     def step(self) -> list[Row]:
         """Adds an id to each row, and computes the logits of the next; returns the rows."""
-        alike = [group for group in self.groups if hasattr(group[1], "join")]
-        if len(alike) > 1:
-            every, (first, *others), logits = zip(*alike)
-            joined = [row for rows in every for row in rows], first.join(others), torch.cat(logits)
+        joinable = [group for group in self.groups if hasattr(group[1], "join")]
+        if len(joinable) > 1:
+            row_lists, (first, *others), logits = zip(*joinable)
+            joined = [row for rows in row_lists for row in rows], first.join(others), torch.cat(logits)
             self.groups = [*(group for group in self.groups if not hasattr(group[1], "join")), joined]
         for n, (rows, state, logits) in enumerate(self.groups):
             ids = choose(rows, logits)
@@ -83,17 +84,17 @@ class Batch:
 def choose(rows: list[Row], logits: torch.Tensor) -> torch.Tensor:
     """The next ids [B]: the likeliest, or by chance as `torch.multinomial` chooses one, which divides the
     probabilities by exponential random numbers; here those of each row's own generator."""
-    scores, kinds = logits.float(), defaultdict(list)
+    scores, groups = logits.float(), defaultdict(list)
     noise = torch.ones_like(scores)
     for n, row in enumerate(rows):
-        kinds[row.kind].append(n)
+        groups[row.same_rules].append(n)
         if row.samples:
             noise[n].exponential_(generator=row.random)
-    for kind, numbers in kinds.items():
-        row, every = rows[numbers[0]], slice(None) if len(numbers) == len(rows) else numbers
-        seen = torch.tensor([row.ids], device=scores.device) if kind is row else None
-        part = scores[every]
+    for key, numbers in groups.items():
+        row, chosen = rows[numbers[0]], slice(None) if len(numbers) == len(rows) else numbers
+        seen = torch.tensor([row.ids], device=scores.device) if key is row else None
+        part = scores[chosen]
         for rule in row.rules:
             part = rule(seen, part)
-        scores[every] = part.softmax(dim=-1).div_(noise[every]) if row.samples else part
+        scores[chosen] = part.softmax(dim=-1).div_(noise[chosen]) if row.samples else part
     return scores.argmax(dim=-1)

@@ -1,7 +1,7 @@
 """What a recurrent layer does at one character: the cell, which is there to be edited or replaced.
 
-All else follows from it: training, padding, packed texts, the carried state and its cache, beam search,
-decoding and export (recurrence.py). Hub-safe: copied beside the weights by `save_pretrained`.
+All else follows from it: training, padding, the carried state and its cache, beam search,
+decoding and export (recurrence.py).
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ State = tuple[torch.Tensor, ...]
 class Cell(nn.Module):
     """The base of a cell. It holds the weights that read the input, a subclass its recurrent weights.
 
+    All of them start uniform within ±1/sqrt(hidden_size), modules inside a cell as `_init_weights` of
+    char_lstm.py says.
+
     Attributes:
         gates: how many gates of `hidden_size` the input is projected to.
         state_names: what the state tensors are called, in order.
-        forget_gate: which of the gates starts with the config's `forget_bias`, if any.
+        forget_gate: the number of the gate to whose bias the config's `forget_bias` is added at the start.
     """
 
     gates: ClassVar[int] = 1
@@ -49,9 +52,10 @@ class Cell(nn.Module):
 
 
 class LSTMCell(nn.RNNBase):
-    """The standard cell. The weights are nn.LSTM's: their names, their order, one piece of memory on a GPU.
+    """The standard cell, with the protocol of `Cell`; a subclass may add weights and replace `forward`.
 
-    It follows the protocol of `Cell`; a subclass with another `forward` may add weights of its own.
+    nn.RNNBase makes the weights, as those of an nn.LSTM: `weight_ih_l0`, `weight_hh_l0` [4H, H] and
+    `bias_ih_l0`, `bias_hh_l0` [4H], the gates i, f, g, o one after the other.
     """
 
     gates: ClassVar[int] = 4

@@ -2,7 +2,6 @@
 
 Special here: what happens at one character is the cell (cells.py), which a model may replace; the state of a
 layer is a transformers cache layer, so beam search, chunked prefill and continued caches work unchanged.
-Hub-safe: copied beside the weights by `save_pretrained`.
 """
 # ruff: noqa: RUF012  (transformers reads its plans and flags from plain class attributes)
 # Annotations are evaluated here: `@strict` checks the types of a config's fields by them.
@@ -14,10 +13,9 @@ from typing import Any, Literal
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import GenerationMixin, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.masking_utils import find_packed_sequence_indices
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
@@ -26,10 +24,9 @@ from transformers.utils.type_validators import interval
 from .base import BaseModel, LanguageModel
 from .cells import Cell, LSTMCell, State, is_fused
 from .decoding import has_plain_weights
-from .fields import optional_count, optional_id
+from .fields import optional
 from .inputs import either_cache, embed
-from .lora import tell_peft
-from .recurrence import Layout, in_steps, one_step, packed_layout, read
+from .recurrence import Padding, always_loops, one_step, padded_chunks, read
 from .state_cache import LAYER_TYPE
 
 Norms = Literal["each", "head", "none"]
@@ -53,8 +50,6 @@ class CharLSTMConfig(PreTrainedConfig):
 
     model_type = "char_lstm"
     keys_to_ignore_at_inference = ["past_key_values", "cache"]
-    peft_targets = {"LORA": ("embed_tokens", "lm_head"), "": ("lm_head",)}  # PEFT can't adapt an nn.LSTM
-    num_attention_heads = 1  # no field: what plans memory by heads finds the state in one piece
 
     vocab_size: int = interval(min=1)(default=256)
     hidden_size: int = interval(min=1)(default=256)
@@ -64,18 +59,14 @@ class CharLSTMConfig(PreTrainedConfig):
     dropout: int | float = interval(min=0, max=1, exclude_max=True)(default=0.0)
     forget_bias: int | float = 0.0
     tie_word_embeddings: bool = False
-    max_position_embeddings: int | None = optional_count(default=None)
+    max_position_embeddings: int | None = optional(min=1)(default=None)
     use_cache: bool = True
-    bos_token_id: int | None = optional_id(default=None)
-    eos_token_id: int | None = optional_id(default=None)
-    pad_token_id: int | None = optional_id(default=None)
+    bos_token_id: int | None = optional(min=0)(default=None)
+    eos_token_id: int | None = optional(min=0)(default=None)
+    pad_token_id: int | None = optional(min=0)(default=None)
 
     def validate_layer_type(self) -> None:
         """Its cache layer is craft's own, which transformers' list doesn't have."""
-
-    def to_dict(self) -> dict[str, Any]:
-        tell_peft(self)
-        return {**super().to_dict(), "num_attention_heads": self.num_attention_heads}
 
     @property
     def layer_types(self) -> list[str]:
@@ -89,18 +80,18 @@ class CharLSTMLayer(nn.Module):
     def __init__(self, config: CharLSTMConfig, index: int, cell: nn.Module) -> None:
         super().__init__()
         self.index = index
-        self.lstm: Any = cell
+        self.lstm: Any = cell  # whatever cell it is: saved weights have this name
         last = index + 1 == config.num_hidden_layers
         normed = config.layer_norm == "each" or (config.layer_norm == "head" and last)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if normed else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, hidden: torch.Tensor, layout: Layout, past_key_values: Cache | None = None
+        self, hidden: torch.Tensor, padding: Padding | None, past_key_values: Cache | None = None
     ) -> torch.Tensor:
         steps, dtype = hidden.shape[1], self.lstm.weight_ih_l0.dtype
         kept: Any = past_key_values.layers[self.index] if past_key_values is not None else None
-        hidden, state = read(self.lstm, hidden, None if kept is None else kept.state, layout)
+        hidden, state = read(self.lstm, hidden, None if kept is None else kept.state, padding)
         if past_key_values is not None:
             after = torch.stack([part.to(dtype) for part in state], dim=1)
             past_key_values.update(after, after[:, :0], self.index, steps=steps)
@@ -113,7 +104,6 @@ class CharLSTMPreTrainedModel(BaseModel):
     config_class = CharLSTMConfig
     config: CharLSTMConfig
     _is_stateful = True  # a recurrent state cannot be rolled back: assisted decoding is refused
-    _can_compile_fullgraph = True
     _no_split_modules = ["CharLSTMLayer"]
     _skip_keys_device_placement = ["past_key_values", "cache"]
     _can_record_outputs = {"hidden_states": CharLSTMLayer}
@@ -135,14 +125,6 @@ class CharLSTMPreTrainedModel(BaseModel):
                 init.uniform_(parameter, -bound, bound)
         else:
             super()._init_weights(module)
-
-    def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """Refused: transformers switches the cache off with it, and the state is the cache."""
-        raise ValueError(
-            "an LSTM carries its state, which gradient_checkpointing=true would drop; set it to false"
-        )
-
-    gradient_checkpointing_enable = activation_checkpointing_enable
 
 
 class CharLSTMModel(CharLSTMPreTrainedModel):
@@ -178,8 +160,7 @@ class CharLSTMModel(CharLSTMPreTrainedModel):
         """Exactly one of `input_ids` [B, T] and `inputs_embeds` [B, T, H]; the cache is the carried state.
 
         `attention_mask` [B, T], or with what came before it, has zeros where there is padding. `position_ids`
-        [B, T] matter only without these two: positions that don't follow one another begin a new text (packed
-        training data), whose state is empty. An exported graph doesn't look at them.
+        mean nothing to an LSTM: texts that are packed into one row are read as one.
 
         Raises:
             ValueError: a mask that isn't one of padding, or a cache of another kind of model.
@@ -191,7 +172,6 @@ class CharLSTMModel(CharLSTMPreTrainedModel):
                 "a CharLSTM has no attention: attention_mask can only say what is padding, [batch, length], "
                 f"got {list(attention_mask.shape)}"
             )
-        alone = attention_mask is None and past_key_values is None
         if past_key_values is None and use_cache:
             past_key_values = DynamicCache(config=self.config)
         elif isinstance(past_key_values, DynamicCache) and not past_key_values.layers:  # made without config
@@ -200,33 +180,29 @@ class CharLSTMModel(CharLSTMPreTrainedModel):
         if past_key_values is not None and kinds != self.config.layer_types:
             raise ValueError("this cache was not made for a CharLSTM; use DynamicCache(config=model.config)")
         hidden = self.dropout(hidden)
-        layout = self._layout(hidden.shape, attention_mask, position_ids if alone else None)
+        padding = self._padding(attention_mask, hidden.shape[1])
         for layer in self.layers:
-            hidden = layer(hidden, layout, past_key_values=past_key_values)
+            hidden = layer(hidden, padding, past_key_values=past_key_values)
         return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=past_key_values)
 
-    def _layout(self, shape: Any, mask: torch.Tensor | None, positions: torch.Tensor | None) -> Layout:
-        """Where there is padding, or where texts begin; for kernels, how they go around that."""
-        begins = None
-        if positions is not None and not torch.compiler.is_exporting():
-            texts = find_packed_sequence_indices(positions.expand(shape[:2]))
-            begins = None if texts is None else nn.functional.pad(texts.diff(dim=1), (1, 0)).bool()
-        if mask is not None:
-            mask = mask[:, -shape[1] :].bool()
-            if not torch.compiler.is_compiling() and mask.all():
-                mask = None
-        in_loop = torch.compiler.is_exporting() or in_steps(shape[1])
-        by_kernel = not in_loop and any(is_fused(layer.lstm) for layer in self.layers)
-        plain = mask is None and begins is None
-        return packed_layout(mask, begins) if by_kernel and not plain else Layout(mask, begins)
+    def _padding(self, mask: torch.Tensor | None, length: int) -> Padding | None:
+        """Where there is padding among the characters read now."""
+        if mask is None:
+            return None
+        real = mask[:, -length:].bool()
+        if not torch.compiler.is_compiling() and real.all():
+            return None
+        loops = torch.compiler.is_exporting() or always_loops(length)
+        by_kernel = not loops and any(is_fused(layer.lstm) for layer in self.layers)
+        return Padding(real, padded_chunks(real) if by_kernel else None)
 
 
 @dataclass
 class DecodeState:
-    """What `step` works on: the state of each layer, and from the first step on the way that each reads."""
+    """What `step` works on: the state of each layer, and from the first step on how each layer reads one."""
 
     states: list[State]
-    ways: list[Callable[[torch.Tensor, State], tuple[torch.Tensor, State]]] = field(default_factory=list)
+    steps: list[Callable[[torch.Tensor, State], tuple[torch.Tensor, State]]] = field(default_factory=list)
 
     def take(self, rows: list[int]) -> "DecodeState":
         """The state of these rows."""
@@ -238,46 +214,28 @@ class DecodeState:
         return replace(self, states=[tuple(map(torch.cat, zip(*states))) for states in layers])
 
 
-class CharLSTMForCausalLM(CharLSTMPreTrainedModel, LanguageModel, GenerationMixin):
+class CharLSTMForCausalLM(CharLSTMPreTrainedModel, LanguageModel):
     """CharLSTM with a language-modelling head; `past_key_values` is the state carried between windows."""
 
     carries_state = True
     backbone = CharLSTMModel
 
-    @staticmethod
-    def create_masks_for_generate(
-        inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
-    ) -> torch.Tensor | None:
-        """The padding among the characters read now: for compiled decoding its shape must not grow."""
-        mask = None if attention_mask is None else attention_mask[:, -inputs_embeds.shape[1] :]
-        return None if mask is None or mask.all() else mask
-
-    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
-        """Refused: there are no keys and values whose pages requests could share."""
-        raise ValueError(
-            "continuous batching is not supported with a CharLSTM, whose state has no pages to share out; "
-            "call generate() with a left-padded batch of prompts"
-        )
-
-    generate_batch = continuous_batching_context_manager = init_continuous_batching
-
     def prefill(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, Any]:
         """Read prompts [B, T]."""
         logits, cache = super().prefill(input_ids)
-        return logits, DecodeState([layer.state for layer in cache.layers]) if has_plain_weights(
-            self
-        ) else cache
+        plain = has_plain_weights(self)
+        return logits, DecodeState([layer.state for layer in cache.layers]) if plain else cache
 
     def step(self, ids: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
         """Read one character per row; `state` is updated in place and returned."""
         if not isinstance(state, DecodeState):
             return super().step(ids, state)
         layers: Any = self.model.layers
-        if not state.ways:
-            state.ways = [one_step(layer.lstm) for layer in layers]
+        if not state.steps:
+            state.steps = [one_step(layer.lstm) for layer in layers]
         x = self.model.embed_tokens(ids)
         for n, layer in enumerate(layers):
-            x, state.states[n] = state.ways[n](x, state.states[n])
+            x, state.states[n] = state.steps[n](x, state.states[n])
             x = layer.norm(x)
         return self.lm_head(x), state
 

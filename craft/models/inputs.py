@@ -1,7 +1,4 @@
-"""What a forward pass may be given in either of two forms.
-
-Hub-safe: copied beside the weights by `save_pretrained`.
-"""
+"""Arguments that a forward pass takes in either of two forms."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Reads a stretch of text by a cell: whole, padded, packed, one character at a time, in an exported graph.
+"""Reads a text by a cell: a window at once, padded or not, one character at a time, in an exported graph.
 
-Special here: any cell is read by one loop, which exporters find as a loop; padding never touches the state
-and packed texts don't see each other. For the standard cell PyTorch's kernels do the same, faster.
-Hub-safe: copied beside the weights by `save_pretrained`.
+Special here: any cell is read by one loop, which exporters find as a loop, and padding never touches the
+state. For the standard cell PyTorch's kernels do the same, faster.
 """
 
 from __future__ import annotations
@@ -20,17 +19,14 @@ from .cells import State, is_fused
 _UNROLLED = 32  # steps that a compiler may read one by one; longer stretches stay out of its reach
 
 
-class Layout(NamedTuple):
-    """Of a batch that isn't plain: `real` [B, T] is false where there is padding, `begins` [B, T] true where
-    a text begins behind another one. The rest is `packed_layout`'s, for kernels."""
+class Padding(NamedTuple):
+    """Which characters of a batch are real, [B, T], and how kernels read them (see `padded_chunks`)."""
 
-    real: Tensor | None = None
-    begins: Tensor | None = None
+    real: Tensor
     chunks: list[tuple[Tensor, Tensor]] | None = None
-    last: Tensor | None = None
 
 
-def read(cell: Any, hidden: Tensor, state: State | None, layout: Layout) -> tuple[Tensor, State]:
+def read(cell: Any, hidden: Tensor, state: State | None, padding: Padding | None) -> tuple[Tensor, State]:
     """`hidden` [B, T, H] and the state before it (None: zeros) -> outputs [B, T, H] and the state after it.
 
     Padding has no output; a row of nothing else keeps its state.
@@ -43,16 +39,17 @@ def read(cell: Any, hidden: Tensor, state: State | None, layout: Layout) -> tupl
         state = tuple(weight.new_zeros(hidden.shape[0], cell.hidden_size) for _ in cell.state_names)
     state = tuple(part.to(weight.dtype) for part in state)
     if isinstance(hidden.shape[1], torch.SymInt):  # in torch.export, of any length
-        way = _scanned
+        output, state = _scan(cell, hidden, state, padding)
+    elif always_loops(hidden.shape[1]):
+        output, state = _loop(cell, hidden, state, padding)
     else:
-        way = _loop if in_steps(hidden.shape[1]) else _long
-    output, state = way(cell, hidden, state, layout)
+        output, state = _read_long(cell, hidden, state, padding)
     if hook is not None:
         hook.post_forward(cell, None)
     return output, state
 
 
-def in_steps(steps: int) -> bool:
+def always_loops(steps: int) -> bool:
     """Whether the loop reads so much whatever the cell: no kernel is worth it, or a compiler unrolls it."""
     return steps == 1 or (torch.compiler.is_compiling() and steps <= _UNROLLED)
 
@@ -62,11 +59,7 @@ def project(cell: Any, hidden: Tensor) -> Tensor:
     return F.linear(hidden, cell.weight_ih_l0, cell.bias_ih_l0)
 
 
-def _advance(
-    cell: Any, projected: Tensor, state: State, real: Tensor | None, begins: Tensor | None
-) -> tuple[Tensor, State]:
-    if begins is not None:
-        state = tuple(part.masked_fill(begins, 0) for part in state)
+def _advance(cell: Any, projected: Tensor, state: State, real: Tensor | None) -> tuple[Tensor, State]:
     output, after = cell(projected, state)
     if real is not None:
         output = output.masked_fill(~real, 0)
@@ -74,24 +67,24 @@ def _advance(
     return output, after
 
 
-def _loop(cell: Any, hidden: Tensor, state: State, layout: Layout) -> tuple[Tensor, State]:
-    steps, outputs = hidden.shape[1], []
-    columns = [[None] * steps if part is None else part[..., None].unbind(1) for part in layout[:2]]
-    for projected, real, begins in zip(project(cell, hidden).unbind(1), *columns):
-        output, state = _advance(cell, projected, state, real, begins)
+def _loop(cell: Any, hidden: Tensor, state: State, padding: Padding | None) -> tuple[Tensor, State]:
+    outputs, steps = [], hidden.shape[1]
+    masks = [None] * steps if padding is None else padding.real[..., None].unbind(1)
+    for projected, real in zip(project(cell, hidden).unbind(1), masks):
+        output, state = _advance(cell, projected, state, real)
         outputs.append(output)
     return torch.stack(outputs, dim=1), state
 
 
-def _scanned(cell: Any, hidden: Tensor, state: State, layout: Layout) -> tuple[Tensor, State]:
+def _scan(cell: Any, hidden: Tensor, state: State, padding: Padding | None) -> tuple[Tensor, State]:
     """The loop as torch.export keeps it, instead of unrolling it to its example's length."""
     inputs = [project(cell, hidden)]
-    if layout.real is not None:
-        inputs.append(layout.real[..., None])
+    if padding is not None:
+        inputs.append(padding.real[..., None])
 
     def step(carry: list[Tensor], inputs: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         projected, real = (*inputs, None)[:2]
-        output, after = _advance(cell, projected, tuple(carry), real, None)
+        output, after = _advance(cell, projected, tuple(carry), real)
         return list(after), output.clone()
 
     after, outputs = scan(step, [part.contiguous() for part in state], inputs, dim=1)
@@ -101,52 +94,40 @@ def _scanned(cell: Any, hidden: Tensor, state: State, layout: Layout) -> tuple[T
 @torch.compiler.disable(
     reason=f"a recurrent layer is compiled in one graph only up to {_UNROLLED} characters"
 )
-def _long(cell: Any, hidden: Tensor, state: State, layout: Layout) -> tuple[Tensor, State]:
+def _read_long(cell: Any, hidden: Tensor, state: State, padding: Padding | None) -> tuple[Tensor, State]:
     """Out of reach of compilers: they would write out every step, for minutes."""
     if not is_fused(cell):
-        return _loop(cell, hidden, state, layout)
-    if layout.chunks is None:
+        return _loop(cell, hidden, state, padding)
+    if padding is None or padding.chunks is None:
         return _kernel(cell, hidden, state)
-    if layout.last is not None:
-        state = tuple(part.new_zeros(int(layout.last[-1]) + 1, part.shape[1]) for part in state)
     characters = hidden.flatten(0, 1)
     out = torch.zeros_like(characters)
-    for texts, places in layout.chunks:
-        read, after = _kernel(cell, characters[places], tuple(part[texts] for part in state))
-        out = out.index_copy(0, places.flatten(), read.flatten(0, 1).to(out.dtype))
-        state = tuple(old.index_copy(0, texts, new.to(old.dtype)) for old, new in zip(state, after))
-    return out.view_as(hidden), state if layout.last is None else tuple(part[layout.last] for part in state)
+    for rows, places in padding.chunks:
+        outputs, after = _kernel(cell, characters[places], tuple(part[rows] for part in state))
+        out = out.index_copy(0, places.flatten(), outputs.flatten(0, 1).to(out.dtype))
+        state = tuple(old.index_copy(0, rows, new.to(old.dtype)) for old, new in zip(state, after))
+    return out.view_as(hidden), state
 
 
-@torch.compiler.disable(reason="lengths decide how padded and packed texts are read")
-def packed_layout(real: Tensor | None, begins: Tensor | None) -> Layout:
-    """How kernels, which know no padding, read texts of unequal lengths in few calls and no step too many.
+@torch.compiler.disable(reason="lengths decide how padded texts are read")
+def padded_chunks(real: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """How kernels, which know no padding, read rows of unequal lengths in few calls and no step too many.
 
-    A length is a sum of powers of two. So all texts whose length holds 2^k are read that far side by side,
+    A length is a sum of powers of two. So all rows whose length holds 2^k are read that far side by side,
     from the largest power to the smallest, each going on where it was.
 
     Returns:
-        `chunks`: which texts are read together, [n], and the places of their next characters, [n, 2^k].
-        `last`: of texts behind one another the last one of each row, [B].
+        For each call its rows, [n], and the places of their next characters in the flat batch, [n, 2^k].
     """
-    if begins is None:  # a text is what is real of a row
-        assert real is not None
-        texts, last = torch.arange(len(real), device=real.device)[:, None].expand(real.shape)[real], None
-        characters, count = real.flatten().nonzero()[:, 0], len(real)
-    else:
-        rows = torch.cat([torch.ones_like(begins[:, :1]), begins[:, 1:]], dim=1)
-        texts = rows.flatten().cumsum(0) - 1
-        last = texts.view_as(begins)[:, -1]
-        characters, count = torch.arange(len(texts), device=texts.device), int(last[-1]) + 1
-    lengths = texts.bincount(minlength=count)
-    read, chunks = lengths.cumsum(0) - lengths, []
+    characters, lengths = real.flatten().nonzero()[:, 0], real.sum(dim=1)
+    at, chunks = lengths.cumsum(0) - lengths, []
     for power in reversed(range(int(lengths.max()).bit_length())):
-        together = (lengths >> power & 1).nonzero()[:, 0]
-        if len(together):
-            steps = torch.arange(2**power, device=read.device)
-            chunks.append((together, characters[read[together, None] + steps]))
-            read[together] += 2**power
-    return Layout(real, begins, chunks, last)
+        rows = (lengths >> power & 1).nonzero()[:, 0]
+        if len(rows):
+            steps = torch.arange(2**power, device=at.device)
+            chunks.append((rows, characters[at[rows, None] + steps]))
+            at[rows] += 2**power
+    return chunks
 
 
 def _kernel(cell: Any, hidden: Tensor, state: State) -> tuple[Tensor, State]:

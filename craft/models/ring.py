@@ -1,8 +1,7 @@
-"""Fast decoding for the transformer: keys and values in a ring of the last `size` characters.
+"""Fast decoding for the transformer: keys and values in a ring buffer of the last `size` characters.
 
 Special here: per layer one matrix product makes query, key and value; rotary pairs are laid side by side, so
-that turning them is one complex product; grouped queries are rows of one small attention; nothing is masked.
-Hub-safe: copied beside the weights by `save_pretrained`.
+that rotating them is one complex product; grouped queries are rows of one small attention.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-_TURNS = 1024  # rotary angles are computed for this many positions at a time
+_TURNS = 512  # rotary angles are computed for this many positions at a time
 
 
 class Ring:
@@ -26,27 +25,20 @@ class Ring:
     Args:
         model: the backbone; its attention weights are copied here, so a later training step does not show.
         cache: keys and values of the prompt, as `generate` keeps them (a sliding window: the last size - 1).
-        input_ids: the prompt [B, T]; kept for learned positions, to be read again when they run out.
+        length: how many characters of the prompt were read.
     """
 
-    def __init__(self, model: Any, cache: Any, input_ids: torch.Tensor) -> None:
-        config = model.config
+    def __init__(self, model: Any, cache: Any, length: int) -> None:
+        config, first = model.config, cache.layers[0].keys
         self.size: int = config.sliding_window or config.max_position_embeddings
-        self.length: int = input_ids.shape[1]
-        self._place([0] * len(input_ids), input_ids.device)
-        self.text: torch.Tensor | None = None
-        if model.rotary_emb is None:
-            self.text = input_ids.new_zeros(input_ids.shape[0], config.max_position_embeddings)
-            self.text[:, : self.length] = input_ids
-        self.heads, self.shared, self.dim = (
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            config.head_dim,
-        )
-        pairs = torch.arange(self.dim, device=input_ids.device)
+        self.length = length
+        self._place([0] * len(first), first.device)
+        self.heads, self.shared = config.num_attention_heads, config.num_key_value_heads
+        self.dim, self.rotary = config.head_dim, config.position == "rope"
+        pairs = torch.arange(self.dim, device=first.device)
         values_from = (self.heads + self.shared) * self.dim
-        rows = torch.arange(values_from + self.shared * self.dim, device=input_ids.device)
-        if self.text is None:
+        rows = torch.arange(values_from + self.shared * self.dim, device=first.device)
+        if self.rotary:
             # Rotary pairs (i, i + dim/2) side by side, in queries and keys alike: products stay the same.
             pairs = pairs.view(2, -1).t().flatten()
             rows[:values_from] = rows[:values_from].view(-1, self.dim)[:, pairs].flatten()
@@ -56,25 +48,22 @@ class Ring:
             weight = torch.cat([p.weight for p in projections])[rows]
             bias = torch.cat([p.bias for p in projections])[rows] if config.bias else None
             kept = cached.keys.shape[2]
-            slots = torch.arange(self.length - kept, self.length, device=input_ids.device) % self.size
+            slots = torch.arange(self.length - kept, self.length, device=first.device) % self.size
             keys, values = (
                 t.new_zeros(*t.shape[:2], self.size, self.dim) for t in (cached.keys, cached.values)
             )
             keys[:, :, slots] = cached.keys[..., pairs]
             values[:, :, slots] = cached.values
             self.layers.append((layer, weight, bias, keys, values))
-        self.turns = torch.empty(0)
 
     def _place(self, late: list[int], device: Any) -> None:
-        self.late = late
-        self.lag = torch.tensor(late, device=device) if any(late) else None
-        self.rows = torch.arange(len(late), device=device)
+        self.late, self.lag = late, torch.tensor(late, device=device)[:, None]
+        self.known, self.turns = 0, torch.empty(len(late), 0)
 
     def take(self, rows: list[int]) -> Ring:
         """The state of these rows."""
         taken = copy.copy(self)
-        taken._place([self.late[row] for row in rows], self.rows.device)
-        taken.text = None if self.text is None else self.text[rows]
+        taken._place([self.late[row] for row in rows], self.lag.device)
         taken.layers = [(*layer, keys[rows], values[rows]) for *layer, keys, values in self.layers]
         return taken
 
@@ -84,47 +73,36 @@ class Ring:
         joined.length = max(self.length, *(ring.length for ring in others))
         shifts = [joined.length - ring.length for ring in rings]
         late = [row + shift for ring, shift in zip(rings, shifts) for row in ring.late]
-        joined._place(late, self.rows.device)
-        if self.text is not None:
-            joined.text = torch.cat([ring.text for ring in rings if ring.text is not None])
+        joined._place(late, self.lag.device)
         joined.layers = []
         for n, (*layer, _, _) in enumerate(self.layers):
             keys, values = (
-                torch.cat([_rolled(r.layers[n][which], s % self.size) for r, s in zip(rings, shifts)])
+                torch.cat([r.layers[n][which].roll(shift, dims=2) for r, shift in zip(rings, shifts)])
                 for which in (-2, -1)
             )
             joined.layers.append((*layer, keys, values))
-        joined.turns = torch.empty(0)
         return joined
-
-    def exhausted(self) -> list[int]:
-        """The rows for which there is no further learned position."""
-        if self.text is None:
-            return []
-        return [row for row, late in enumerate(self.late) if self.length - late == self.text.shape[1]]
 
     def advance(self, model: Any, ids: torch.Tensor) -> torch.Tensor:
         """Read one character per row, ids [B]: its last hidden state [B, hidden_size], normed."""
         config, dim, both = model.config, self.dim, self.heads + self.shared
         slot, filled = self.length % self.size, min(self.length + 1, self.size)
-        at: Any = self.length if self.lag is None else self.length - self.lag
         seen = None
         if self.length - max(self.late) + 1 < filled:
             ages = (self.length - torch.arange(filled, device=ids.device)) % self.size
-            seen = (ages <= at[:, None])[:, None, None]
+            seen = (ages <= self.length - self.lag)[:, None, None]
         hidden = model.embed_tokens(ids)
-        if self.text is not None:
-            self.text[self.rows, at] = ids
-            hidden = hidden + model.embed_positions.weight[at]
+        if self.rotary:
+            turn = self._turn(model, hidden)
         else:
-            turn = self._turn(model, hidden, at)
+            hidden = hidden + model.embed_positions.weight[self.length]
         self.length += 1
         for layer, weight, bias, keys, values in self.layers:
             qkv = F.linear(layer.input_layernorm(hidden), weight, bias).view(-1, both + self.shared, dim)
             query_key, value = qkv[:, :both], qkv[:, both:]
             if config.qk_norm:
                 query_key = F.rms_norm(query_key, (dim,), eps=config.norm_eps)
-            if self.text is None:
+            if self.rotary:
                 turned = torch.view_as_complex(query_key.float().unflatten(-1, (-1, 2))) * turn
                 query_key = torch.view_as_real(turned).flatten(-2).to(value.dtype)
             keys[:, :, slot] = query_key[:, self.heads :]
@@ -141,22 +119,14 @@ class Ring:
             hidden = _add_linear(hidden, inner, layer.mlp.down_proj)
         return model.norm(hidden)
 
-    def _turn(self, model: Any, like: torch.Tensor, at: Any) -> torch.Tensor:
-        """e^(i angle) of the present position, [head_dim / 2]; of each row's [B, 1, head_dim / 2]."""
-        if self.lag is not None:
-            cos, sin = (t[..., : self.dim // 2] for t in model.rotary_emb(like.float(), at[:, None]))
-            return torch.complex(cos, sin)
-        offset = self.length % _TURNS
-        if offset == 0 or not len(self.turns):
-            start = self.length - offset
-            positions = torch.arange(start, start + _TURNS, device=like.device)[None]
-            cos, sin = (t[0, :, : self.dim // 2] for t in model.rotary_emb(like.float(), positions))
+    def _turn(self, model: Any, like: torch.Tensor) -> torch.Tensor:
+        """e^(i angle) of the present position of each row, [B, 1, head_dim / 2]."""
+        if self.length >= self.known + self.turns.shape[1]:
+            self.known = self.length
+            positions = torch.arange(self.known, self.known + _TURNS, device=like.device) - self.lag
+            cos, sin = (t[..., : self.dim // 2] for t in model.rotary_emb(like.float(), positions))
             self.turns = torch.complex(cos, sin)
-        return self.turns[offset]
-
-
-def _rolled(slots: torch.Tensor, shift: int) -> torch.Tensor:
-    return slots.roll(shift, dims=2) if shift else slots
+        return self.turns[:, self.length - self.known, None]
 
 
 def _add_linear(hidden: torch.Tensor, x: torch.Tensor, linear: nn.Linear) -> torch.Tensor:

@@ -2,19 +2,19 @@
 
 Special here: a rotary model sees a sliding window of its training context, so `generate` and `stream` go on
 past it; a model with learned positions says so in `generate` and rolls its window in `stream`. The blocks are
-in blocks.py, fast decoding in ring.py. Hub-safe: copied beside the weights by `save_pretrained`.
+in blocks.py, fast decoding in ring.py.
 """
 # ruff: noqa: RUF012  (transformers reads its plans and flags from plain class attributes)
 # Annotations are evaluated here: transformers' tools read from them what `**kwargs` may hold.
 
-import difflib
 import math
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import AutoModel, GenerationMixin, PreTrainedConfig
+from transformers import AutoModel, PreTrainedConfig
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
@@ -34,9 +34,8 @@ from transformers.utils.type_validators import interval
 from .base import BaseModel, LanguageModel
 from .blocks import Attention, RotaryEmbedding, TransformerLayer, make_norm
 from .decoding import has_plain_weights
-from .fields import optional_count, optional_id, optional_positive
+from .fields import optional
 from .inputs import either_cache, embed
-from .lora import tell_peft
 from .ring import Ring
 
 Mlp = Literal["relu2", "gelu", "swiglu"]
@@ -73,11 +72,6 @@ class TransformerConfig(PreTrainedConfig):
 
     model_type = "char_transformer"
     keys_to_ignore_at_inference = ["past_key_values", "cache"]
-    peft_targets = {
-        "": ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "gate_proj", "down_proj"),
-        "IA3": ("k_proj", "v_proj", "down_proj"),
-        "IA3_FEEDFORWARD": ("down_proj",),
-    }
     base_model_tp_plan = {
         "layers.*.self_attn.q_proj": "colwise",
         "layers.*.self_attn.k_proj": "colwise",
@@ -96,29 +90,29 @@ class TransformerConfig(PreTrainedConfig):
     hidden_size: int = interval(min=1)(default=128)
     num_hidden_layers: int = interval(min=1)(default=4)
     num_attention_heads: int = interval(min=1)(default=4)
-    num_key_value_heads: int | None = optional_count(default=None)
-    head_dim: int | None = optional_count(default=None)
+    num_key_value_heads: int | None = optional(min=1)(default=None)
+    head_dim: int | None = optional(min=1)(default=None)
     mlp: Mlp = "relu2"
-    intermediate_size: int | None = optional_count(default=None)
+    intermediate_size: int | None = optional(min=1)(default=None)
     norm: Norm = "rmsnorm"
     norm_weight: bool = False
     norm_eps: int | float = interval(min=0, exclude_min=True)(default=1e-6)
     qk_norm: bool = True
-    attention_scale: int | float | None = optional_positive(default=None)
+    attention_scale: int | float | None = optional(min=0, exclude_min=True)(default=None)
     position: Position = "rope"
     rope_theta: int | float = interval(min=0, exclude_min=True)(default=10000.0)
     rope_parameters: dict | None = None
-    max_position_embeddings: int | None = optional_count(default=None)
-    sliding_window: int | None = optional_count(default=None)
+    max_position_embeddings: int | None = optional(min=1)(default=None)
+    sliding_window: int | None = optional(min=1)(default=None)
     bias: bool = False
     dropout: int | float = interval(min=0, max=1, exclude_max=True)(default=0.0)
     tie_word_embeddings: bool = False
-    initializer_range: int | float | None = optional_positive(default=None)
+    initializer_range: int | float | None = optional(min=0, exclude_min=True)(default=None)
     zero_init: bool = True
     use_cache: bool = True
-    bos_token_id: int | None = optional_id(default=None)
-    eos_token_id: int | None = optional_id(default=None)
-    pad_token_id: int | None = optional_id(default=None)
+    bos_token_id: int | None = optional(min=0)(default=None)
+    eos_token_id: int | None = optional(min=0)(default=None)
+    pad_token_id: int | None = optional(min=0)(default=None)
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.validate_architecture()  # of what was given; `@strict` does it again with what follows from it
@@ -158,20 +152,15 @@ class TransformerConfig(PreTrainedConfig):
             )
 
     def validate_rope(self) -> None:
-        """Raise a ValueError for words that transformers would pass over with a warning."""
-        given, kinds = self.rope_parameters or {}, ["default", *ROPE_INIT_FUNCTIONS]
-        for name in given:
-            if name not in (known := [*RopeParameters.__annotations__, "type"]):
-                raise ValueError(f"unknown key rope_parameters.{name}{_near(name, known)}")
-        if (kind := given.get("rope_type", "default")) not in kinds:
-            raise ValueError(
-                f"unknown rope_parameters.rope_type={kind}{_near(kind, kinds)} (there are {', '.join(kinds)})"
-            )
+        """Raise a ValueError for a type or key that transformers would only warn of."""
+        given = self.rope_parameters or {}
+        kind, kinds = given.get("rope_type", "default"), ["default", *ROPE_INIT_FUNCTIONS]
+        if kind not in kinds:
+            raise ValueError(f"rope_parameters.rope_type={kind} must be one of {', '.join(kinds)}")
+        known = [*RopeParameters.__annotations__, "type"]
+        if unknown := [key for key in given if key not in known]:
+            raise ValueError(f"rope_parameters.{unknown[0]} must be one of {', '.join(known)}")
         super().validate_rope()
-
-    def to_dict(self) -> dict[str, Any]:
-        tell_peft(self)
-        return super().to_dict()
 
     def check_length(self, length: int) -> None:
         """Raise a ValueError if learned positions do not reach `length` characters."""
@@ -180,11 +169,6 @@ class TransformerConfig(PreTrainedConfig):
                 f"{length} characters exceed the learned positions, max_position_embeddings="
                 f"{self.max_position_embeddings}; stream() rolls its window over them and goes on without end"
             )
-
-
-def _near(word: Any, known: list[str]) -> str:
-    near = difflib.get_close_matches(str(word), known, n=1)
-    return f", did you mean {near[0]!r}?" if near else ""
 
 
 class TransformerPreTrainedModel(BaseModel):
@@ -271,7 +255,7 @@ class TransformerModel(TransformerPreTrainedModel):
         # A mask of four dimensions is ready-made: what each position adds to its products with the others.
         window = self.config.sliding_window
         windowed = window is not None and length > 1 and past + length > window
-        # By place, for the sake of the name of the cache.
+        # Positional: transformers 5.24 renamed `past_key_values` to `cache`.
         mask = (create_sliding_window_causal_mask if windowed else create_causal_mask)(
             self.config, hidden, attention_mask, past_key_values, position_ids
         )
@@ -295,20 +279,29 @@ class TransformerModel(TransformerPreTrainedModel):
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden), past_key_values=past_key_values)
 
 
-class TransformerForCausalLM(TransformerPreTrainedModel, LanguageModel, GenerationMixin):
+@dataclass
+class RollingText:
+    """Decoding state of a model with learned positions: the text in its context, and what reads it."""
+
+    text: torch.Tensor
+    inner: Any
+
+
+class TransformerForCausalLM(TransformerPreTrainedModel, LanguageModel):
     """Transformer with a language-modelling head."""
 
     backbone = TransformerModel
     model: TransformerModel
 
     def _validate_generated_length(self, generation_config: Any, length: int, *args: Any) -> None:
-        """Refuse at once what learned positions cannot do; a length that nobody asked for is cut to fit."""
-        if self.config.position == "learned" and getattr(generation_config, "_own_length", False):
-            self.config.check_length(length + 1)
-            room: Any = self.config.max_position_embeddings
-            generation_config.max_length = min(generation_config.max_length, room)
-        super()._validate_generated_length(generation_config, length, *args)  # type: ignore[misc]
-        self.config.check_length(generation_config.max_length)
+        """Refuse what learned positions cannot do; the model's own default length is cut to fit."""
+        config, default = generation_config, self.generation_config.max_new_tokens
+        room: Any = self.config.max_position_embeddings
+        is_default = default is not None and config.max_new_tokens == default
+        if self.config.position == "learned" and is_default and length < room:
+            config.max_length = min(config.max_length, room)
+        super()._validate_generated_length(config, length, *args)  # type: ignore[misc]
+        self.config.check_length(config.max_length)
 
     def prefill(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, Any]:
         """Read prompts [B, T] of equal length, or as much of their end as reaches the next character."""
@@ -317,30 +310,26 @@ class TransformerForCausalLM(TransformerPreTrainedModel, LanguageModel, Generati
         if config.position == "rope":
             reach = config.num_hidden_layers * (config.sliding_window - 1) + 1
         input_ids = input_ids[:, -reach:]
-        logits, cache = super().prefill(input_ids)
+        logits, state = super().prefill(input_ids)
+        # Of these types the angles of what was read change with the length of the text.
         lengthwise = (config.rope_parameters or {}).get("rope_type") in ("dynamic", "longrope")
-        plain = has_plain_weights(self) and not lengthwise  # angles change with the length there
-        return logits, Ring(self.model, cache, input_ids) if plain else cache
+        if has_plain_weights(self) and not lengthwise:
+            state = Ring(self.model, state, input_ids.shape[1])
+        return logits, state if config.position == "rope" else RollingText(input_ids, state)
 
     def step(self, ids: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
-        """Read one character per row; learned positions that run out are started anew with the last half."""
-        if not isinstance(state, Ring):
-            return super().step(ids, state)
-        if ended := state.exhausted():
-            return self._start_anew(ended, ids, state)
-        return self.lm_head(state.advance(self.model, ids)), state
-
-    def _start_anew(self, ended: list[int], ids: torch.Tensor, state: Ring) -> tuple[torch.Tensor, Any]:
-        text: Any = state.text
-        kept = text[ended, text.shape[1] - (text.shape[1] - 1) // 2 :]
-        logits, anew = self.prefill(torch.cat([kept, ids[ended, None]], dim=1))
-        others = [row for row in range(len(ids)) if row not in ended]
-        if not others:
-            return logits, anew
-        rest = state.take(others)
-        logits = torch.cat([self.lm_head(rest.advance(self.model, ids[others])), logits])
-        order = sorted(range(len(ids)), key=[*others, *ended].__getitem__)
-        return logits[order], rest.join([anew]).take(order)
+        """Read one character per row; learned positions that run out are restarted with the last half."""
+        if isinstance(state, RollingText):
+            text = torch.cat([state.text, ids[:, None]], dim=1)
+            room: Any = self.config.max_position_embeddings
+            if text.shape[1] > room:
+                return self.prefill(text[:, -1 - (room - 1) // 2 :])
+            logits, state.inner = self.step(ids, state.inner)
+            state.text = text
+            return logits, state
+        if isinstance(state, Ring):
+            return self.lm_head(state.advance(self.model, ids)), state
+        return super().step(ids, state)
 
     def flops_per_token(self) -> float:
         """6 per multiplying weight, plus 12 x layers x heads x head_dim x context (the whole square)."""

@@ -11,28 +11,27 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Annotated, Any
 
 from fastapi import Body, FastAPI, Response
-from fastapi import Request as Client
+from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 
 from craft.serving import protocol
-from craft.serving.protocol import Choice, Refusal, Request, check, short
-from craft.serving.scheduler import News, Scheduler, Text
+from craft.serving.protocol import Choice, GenerationRequest, Refusal, require, short
+from craft.serving.scheduler import Scheduler, Text, Update
 from craft.utils.common import SAMPLE_CHARACTERS
 from craft.utils.errors import UserError
 from craft.utils.hosts import objection
 
-NAMELESS = "dummy"  # what huggingface_hub's InferenceClient says where its user named no model
-
 
 class Service:
-    """A model that writes what requests ask for, by its name or one it is `called`, within `caps`."""
+    """A model that writes what requests ask for, by its name or an alias, within caps."""
 
-    def __init__(self, model: Any, tokenizer: Any, name: str, called: list[str], caps: Any) -> None:
+    def __init__(self, model: Any, tokenizer: Any, name: str, aliases: list[str], caps: Any) -> None:
         self.scheduler, self.tokenizer = Scheduler(model, tokenizer), tokenizer
-        self.name, self.called = name, (None, name, NAMELESS, *called)
+        # "dummy" is what huggingface_hub's InferenceClient says where its user named no model.
+        self.name, self.names = name, (None, name, "dummy", *aliases)
         self.defaults = model.generation_config.to_dict()
         self.max_tokens, self.max_requests = caps["max_tokens"], caps["max_requests"]
         context = 16_384 if model.carries_state else model.config.max_position_embeddings
@@ -40,16 +39,16 @@ class Service:
 
     def check_name(self, name: str | None) -> None:
         why = f"there is no model {short(name)} here; this server has {self.name!r}"
-        check(name in self.called, why, "model", "model_not_found", 404)
+        require(name in self.names, why, "model", "model_not_found", 404)
 
     def render(self, messages: Sequence[protocol.Message]) -> str:
         """The messages as the model reads them."""
-        said = [message.model_dump() for message in messages]
+        given = [message.model_dump() for message in messages]
         try:
-            return str(self.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True))
-        except Exception as error:  # a template is a program, which may stumble over anything in them
-            why = str(error)[:200] or type(error).__name__
-            raise Refusal(400, f"the chat template can't read these messages: {why}", "messages") from error
+            return str(self.tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=True))
+        except Exception as error:  # a template is a program, which may fail on anything in them
+            why = f"the chat template can't read these messages: {str(error)[:200]}"
+            raise Refusal(400, why, "messages") from error
 
     def encode(self, text: str, field: str) -> list[int]:
         """The ids of a prompt."""
@@ -57,93 +56,100 @@ class Service:
             ids = self.tokenizer.encode_ids(text, field).tolist()
         except UserError as error:
             raise Refusal(400, str(error), field, "unknown_character") from error
-        check(bool(ids), f"{field} is empty; give at least a character, such as a line break", field)
+        require(bool(ids), f"{field} is empty; give at least a character, such as a line break", field)
         why = f"{field} has {len(ids):,} characters, more than the {self.max_prompt:,} that can be read"
-        check(len(ids) <= self.max_prompt, why, field, "context_length_exceeded")
+        require(len(ids) <= self.max_prompt, why, field, "context_length_exceeded")
         return ids
 
-    async def write(self, client: Client, asked: Request, prompts: list[str], field: str) -> Response:
+    async def write(
+        self, http: HttpRequest, asked: GenerationRequest, prompts: list[str], field: str
+    ) -> Response:
         """The answer: `n` texts for each prompt, with seeds that count up from that of the request."""
         self.check_name(asked.model)
         for name, value in asked.generation_config.items():
-            right = value in (None, self.defaults.get(name)) or name == "transformers_version"
+            supported = value in (None, self.defaults.get(name)) or name == "transformers_version"
             why = f"generation_config.{name[:60]}={short(value)} isn't supported; leave it out"
-            check(right, why, "generation_config")
+            require(supported, why, "generation_config")
         number, most, taken = len(prompts) * asked.n, self.max_requests, self.scheduler.running
         length = asked.max_tokens or min(SAMPLE_CHARACTERS, self.max_tokens)
         why = f"max_tokens={short(length)} is more than this server's {self.max_tokens}"
-        check(length <= self.max_tokens, why, "max_tokens")
+        require(length <= self.max_tokens, why, "max_tokens")
         why = f"{short(number)} texts in one request; this server writes {most} at once"
-        check(number <= most, why, "n" if len(prompts) <= most else field)
+        require(number <= most, why, "n" if len(prompts) <= most else field)
         names = [f"{field}[{n}]" for n in range(len(prompts))] if len(prompts) > 1 else [field]
-        read, news = [*map(self.encode, prompts, names)], asyncio.Queue[News]()
+        ids = [*map(self.encode, prompts, names)]
         if taken + number > most:
             why = f"{taken} of {most} places are taken and this request needs {number}; try again"
             raise Refusal(429, why, **{"Retry-After": "1"})
-        settings, stop = asked.chosen(), [asked.stop] if isinstance(asked.stop, str) else asked.stop
-        texts = []
+        stop = [asked.stop] if isinstance(asked.stop, str) else asked.stop
+        settings, updates, texts = asked.generation_settings(), asyncio.Queue[Update](), []
         for index in range(number):
-            ids, seed = read[index // asked.n], asked.seed
+            prompt, seed = ids[index // asked.n], asked.seed
             seed = None if seed is None else (seed + index % asked.n) % 2**63
-            texts.append(Text(ids, length, settings, seed, stop, index, asked.stream, news))
+            texts.append(Text(prompt, length, settings, seed, stop, index, asked.stream, updates))
             self.scheduler.submit(texts[-1])
-        name = client.headers.get("x-request-id") or str(uuid.uuid4())
-        return await Writing(asked, texts, name, self.name).respond(client)
+        return await Responder(asked, texts, updates, self.name).respond(http)
 
 
-class Writing:
-    """The texts of a request, and the answer that is made of them."""
+class Responder:
+    """Makes the answer to a request of the texts that are written for it."""
 
-    def __init__(self, asked: Request, texts: Sequence[Text], name: str, model: str) -> None:
-        self.asked, self.texts, now = asked, texts, int(time.time())
-        self.answer = protocol.Answer(id=name, object=asked.objects[asked.stream], created=now, model=model)
+    def __init__(
+        self, asked: GenerationRequest, texts: Sequence[Text], updates: asyncio.Queue[Update], model: str
+    ) -> None:
+        self.asked, self.texts, self.updates = asked, texts, updates
+        name, kind = str(uuid.uuid4()), asked.objects[asked.stream]
+        self.answer = protocol.Answer(id=name, object=kind, created=int(time.time()), model=model)
 
-    async def respond(self, client: Client) -> Response:
-        headers, choices = {"x-request-id": self.answer.id}, {}
-        for _ in self.texts:
-            text, pieces, over = await self._news(client)
-            if self.asked.stream:
-                events = self._events((text, pieces, over))
-                return StreamingResponse(events, 200, headers, "text/event-stream")
-            choices[text.index] = self.asked.choice(text.index, "".join(pieces), text.finish)
-        whole = self._dump([choices[n] for n in sorted(choices)], counts=True)
-        return Response(whole, 200, headers, "application/json")
-
-    async def _news(self, client: Client) -> News:
-        """What is written next, unless that failed or the client has hung up."""
-        news = None
-        while news is None and not await client.is_disconnected():
-            with contextlib.suppress(asyncio.TimeoutError):
-                news = await asyncio.wait_for(self.texts[0].news.get(), timeout=0.5)
-        if news is None or news[0].error:
-            for text in self.texts:
-                text.cancelled = True
-            raise Refusal(*(news[0].error if news and news[0].error else (499, "the client has hung up")))
-        return news
-
-    async def _events(self, news: News) -> AsyncIterator[str]:
-        """The answer piece by piece, of which `news` is the first, and the end of OpenAI's streams."""
-        choice, going_on = self.asked.choice, len(self.texts)
-        apart = bool(self.asked.stream_options.get("include_usage"))
-        opened = self.texts if isinstance(self.asked, protocol.ChatRequest) else []
-        parts = [self._dump([choice(text.index, "", first=True)]) for text in opened]
+    async def respond(self, http: HttpRequest) -> Response:
+        if self.asked.stream:
+            return StreamingResponse(self._events(), media_type="text/event-stream")
+        choices = {}
         try:
-            while going_on:
-                (text, pieces, over), n = news, news[0].index
-                going_on -= over
-                parts += [self._dump([choice(n, piece)]) for piece in pieces]
-                if text.error:
-                    parts.append(Refusal(*text.error).body)
-                elif over:
-                    parts.append(self._dump([choice(n, "", text.finish)], not going_on and not apart))
-                if going_on:
-                    yield "".join(f"data: {part}\n\n" for part in parts)
-                    parts, news = [], await self.texts[0].news.get()
-            parts += [self._dump([], counts=True)] * apart
-            yield "".join(f"data: {part}\n\n" for part in [*parts, "[DONE]"])
+            for _ in self.texts:
+                text, pieces, _ = await self._next_update(http)
+                choices[text.index] = self.asked.choice(text.index, "".join(pieces), text.finish)
         finally:
-            for text in self.texts:
-                text.cancelled = True
+            self._cancel()
+        whole = self._dump([choices[n] for n in sorted(choices)], counts=True)
+        return Response(whole, media_type="application/json")
+
+    def _cancel(self) -> None:
+        for text in self.texts:
+            text.cancelled = True
+
+    async def _next_update(self, http: HttpRequest) -> Update:
+        """What is written next, unless that failed or the client has hung up."""
+        while not await http.is_disconnected():
+            with contextlib.suppress(asyncio.TimeoutError):
+                update = await asyncio.wait_for(self.updates.get(), timeout=0.5)
+                if update[0].error:
+                    raise Refusal(*update[0].error)
+                return update
+        raise Refusal(499, "the client has hung up")
+
+    async def _events(self) -> AsyncIterator[str]:
+        """The answer piece by piece, as in OpenAI's streams."""
+        choice, running = self.asked.choice, len(self.texts)
+        counts_apart = bool(self.asked.stream_options.get("include_usage"))
+        opened = self.texts if isinstance(self.asked, protocol.ChatRequest) else []
+        events = [self._dump([choice(text.index, "", first=True)]) for text in opened]
+        try:
+            while running:
+                text, pieces, over = await self.updates.get()
+                running -= over
+                events += [self._dump([choice(text.index, piece)]) for piece in pieces]
+                if text.error:
+                    events.append(Refusal(*text.error).body)
+                elif over:
+                    end = choice(text.index, "", text.finish)
+                    events.append(self._dump([end], counts=not running and not counts_apart))
+                if not running:
+                    events += [self._dump([], counts=True)] * counts_apart + ["[DONE]"]
+                yield "".join(f"data: {event}\n\n" for event in events)
+                events = []
+        finally:
+            self._cancel()
 
     def _dump(self, choices: list[Choice], counts: bool = False) -> str:
         """The answer, or an event of it; with the counts of all texts, each prompt once."""
@@ -154,7 +160,7 @@ class Writing:
         return self.answer.model_dump_json(exclude_none=True)
 
 
-class Gate:
+class RequestFilter:
     """Lets through what is for us, and small; as JSON, which no page in a browser can send without asking."""
 
     def __init__(self, app: Any, hosts: Collection[str], largest_body: int) -> None:
@@ -186,31 +192,31 @@ def build_app(service: Service, hosts: Collection[str] = ()) -> FastAPI:
         service.scheduler.close()
 
     app = FastAPI(openapi_url=None, redirect_slashes=False, lifespan=lifespan)
-    app.add_middleware(Gate, hosts=hosts, largest_body=max(1 << 20, 16 * service.max_prompt))
+    app.add_middleware(RequestFilter, hosts=hosts, largest_body=max(1 << 20, 16 * service.max_prompt))
     now = int(time.time())
     about: dict[str, str | int] = {"id": service.name, "object": "model", "created": now, "owned_by": "craft"}
 
     @app.exception_handler(HTTPException)
     @app.exception_handler(RequestValidationError)
     @app.exception_handler(Exception)
-    async def refuse(request: Client, error: Any) -> Response:
+    async def refuse(http: HttpRequest, error: Any) -> Response:
         if isinstance(error, RequestValidationError):
-            error = protocol.refusal(error.errors()[-1])
+            error = protocol.invalid_field(error.errors()[-1])
         elif not isinstance(error, HTTPException):
             error = Refusal(500, str(error) or type(error).__name__)
         elif not isinstance(error, Refusal):
-            why = f"{request.method[:20]} {request.url.path[:100]}: {error.detail}"
+            why = f"{http.method[:20]} {http.url.path[:100]}: {error.detail}"
             error = Refusal(error.status_code, why, **(error.headers or {}))
         return error.response()
 
-    @app.post("/v1/completions", response_model=protocol.Answer)
-    async def complete(client: Client, asked: protocol.CompletionRequest) -> Response:
+    @app.post("/v1/completions")
+    async def complete(http: HttpRequest, asked: protocol.CompletionRequest) -> Response:
         prompts = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
-        return await service.write(client, asked, prompts, "prompt")
+        return await service.write(http, asked, prompts, "prompt")
 
-    @app.post("/v1/chat/completions", response_model=protocol.Answer)
-    async def chat(client: Client, asked: protocol.ChatRequest) -> Response:
-        return await service.write(client, asked, [service.render(asked.messages)], "messages")
+    @app.post("/v1/chat/completions")
+    async def chat(http: HttpRequest, asked: protocol.ChatRequest) -> Response:
+        return await service.write(http, asked, [service.render(asked.messages)], "messages")
 
     @app.post("/load_model")
     async def load_model(model: Annotated[str | None, Body(embed=True)] = None) -> Response:

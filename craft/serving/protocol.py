@@ -12,12 +12,13 @@ from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from craft.utils.common import did_you_mean
 
-# Fields that change nothing in the text; those that aren't supported; and what these say to ask for nothing.
-NOTED = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
-NOTED |= {"parallel_tool_calls"}
-UNSUPPORTED = {"echo", "logprobs", "top_logprobs", "presence_penalty", "logit_bias", "suffix", "tools"}
-UNSUPPORTED |= {"tool_choice", "functions", "response_format", "modalities"}
-NOTHING: tuple[Any, ...] = (False, 0, "", [], {}, "none", "auto", ["text"], {"type": "text"})
+IGNORED = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
+IGNORED |= {"parallel_tool_calls"}
+UNSUPPORTED = {"echo", "logprobs", "top_logprobs", "logit_bias", "suffix", "tools", "tool_choice"}
+UNSUPPORTED |= {"functions", "response_format", "modalities", "best_of"}
+UNSUPPORTED |= {"presence_penalty", "frequency_penalty"}
+NEUTRAL: tuple[Any, ...] = (False, 0, "", [], {}, "none", "auto", ["text"], {"type": "text"})
+"""Values of unsupported fields that ask for nothing."""
 
 
 class Refusal(HTTPException):
@@ -25,7 +26,7 @@ class Refusal(HTTPException):
 
     def __init__(self, status: int, why: str, param: Any = None, code: Any = None, **headers: str) -> None:
         super().__init__(status, why, headers)
-        kind = "invalid_request_error" if status < 500 else "server_error"
+        kind = "server_error" if status >= 500 else "invalid_request_error"
         kind = "rate_limit_error" if status == 429 else kind
         self.body = json.dumps({"error": {"message": why, "type": kind, "param": param, "code": code}})
 
@@ -33,23 +34,23 @@ class Refusal(HTTPException):
         return Response(self.body, self.status_code, self.headers, "application/json")
 
 
-def check(right: bool, why: str, param: str, code: str | None = None, status: int = 400) -> None:
-    """Refuses a request in which something isn't right."""
-    if not right:
+def require(condition: bool, why: str, param: str, code: str | None = None, status: int = 400) -> None:
+    """Refuses a request unless the condition holds."""
+    if not condition:
         raise Refusal(status, why, param, code)
 
 
-def refusal(wrong: Mapping[str, Any]) -> Refusal:
+def invalid_field(error: Mapping[str, Any]) -> Refusal:
     """One of pydantic's errors as a sentence."""
-    _, *names = wrong["loc"]
-    if wrong["type"] == "json_invalid" or not names:
-        why = wrong.get("ctx", {}).get("error", short(wrong["input"]))
-        return Refusal(400, f"the request's body isn't a JSON object: {why}")
-    value = "" if wrong["type"] == "missing" else f"={short(wrong['input'])}"
-    return Refusal(400, f"{names[0]}{value}: {wrong['msg'][0].lower()}{wrong['msg'][1:]}", names[0])
+    _, *names = error["loc"]
+    if error["type"] == "json_invalid" or not names:
+        return Refusal(400, "the request's body isn't a JSON object")
+    value = "" if error["type"] == "missing" else f"={short(error['input'])}"
+    return Refusal(400, f"{names[0]}{value}: {error['msg']}", names[0])
 
 
-def _text(content: Any) -> Any:
+def _joined(content: Any) -> Any:
+    """The content of a message as one text, where it is a list of texts."""
     parts = content if isinstance(content, list) else [content]
     texts: list[Any] = [part.get("text") if isinstance(part, dict) else part for part in parts]
     return "".join(texts) if all(isinstance(text, str) for text in texts) else content
@@ -60,30 +61,27 @@ Stop = Annotated[str, Field(min_length=1, max_length=1024)]
 
 class Message(BaseModel):
     role: str
-    content: Annotated[str, BeforeValidator(_text)]
+    content: Annotated[str, BeforeValidator(_joined)]
 
 
 class Settings(BaseModel, strict=True, allow_inf_nan=False):
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
-    frequency_penalty: float | None = Field(None, ge=0, le=2)
     min_p: float | None = Field(None, ge=0, le=1)
     typical_p: float | None = Field(None, gt=0, le=1)
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     top_k: int | None = Field(None, ge=0)
     do_sample: bool | None = None
 
-    def chosen(self) -> dict[str, Any]:
+    def generation_settings(self) -> dict[str, Any]:
         """As fields of a GenerationConfig."""
         chosen = self.model_dump(include=set(Settings.model_fields), exclude_none=True)
-        if "frequency_penalty" in chosen:  # of which transformers' own server makes the same
-            chosen = {"repetition_penalty": 1 + chosen.pop("frequency_penalty"), **chosen}
         if chosen.get("temperature", 1) < 1e-3:  # a division would overflow
             chosen |= {"temperature": 1.0, "do_sample": False}
         return chosen
 
 
-class Request(Settings, extra="allow"):
+class GenerationRequest(Settings, extra="allow"):
     """What completions and chats share. `generation_config` is a GenerationConfig as JSON in a text, as from
     `transformers chat`; what stands outside of it wins, and what is no setting of ours is left in it."""
 
@@ -91,7 +89,6 @@ class Request(Settings, extra="allow"):
     stream: bool = False
     stream_options: dict[str, bool | None] = {}
     n: int = Field(1, ge=1)
-    best_of: int | None = None
     seed: int | None = Field(None, ge=0, lt=2**63)
     max_tokens: int | None = Field(None, ge=1)
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] = []
@@ -107,9 +104,9 @@ class Request(Settings, extra="allow"):
     def _unpack(cls, body: Any) -> Any:
         if not isinstance(body, dict):
             return body
-        said = {name: value for name, value in body.items() if value is not None}
+        given = {name: value for name, value in body.items() if value is not None}
         try:
-            config = dict(json.loads(said.pop("generation_config", "{}")))
+            config = dict(json.loads(given.pop("generation_config", "{}")))
         except (TypeError, ValueError, RecursionError) as error:
             why = "generation_config must be a text that holds a JSON object"
             raise Refusal(400, f"{why}: {error}", "generation_config") from error
@@ -118,36 +115,35 @@ class Request(Settings, extra="allow"):
         }
         ours = {names[name]: config.pop(name) for name in [*config] if name in names}
         ours = {name: value for name, value in ours.items() if value is not None}
-        if "messages" in said and "max_completion_tokens" in said:
-            said["max_tokens"] = said["max_completion_tokens"]
-        return {**ours, **said, "generation_config": config}
+        if "messages" in given and "max_completion_tokens" in given:
+            given["max_tokens"] = given["max_completion_tokens"]
+        return {**ours, **given, "generation_config": config}
 
     @model_validator(mode="after")
-    def _check(self) -> Request:
-        known = {*type(self).model_fields, *UNSUPPORTED, *NOTED}
+    def _check(self) -> GenerationRequest:
+        known = {*type(self).model_fields, *UNSUPPORTED, *IGNORED}
         for name, value in (self.model_extra or {}).items():
-            check(name in known, f"unknown field {name[:60]!r}{did_you_mean(name[:60], known)}", name[:60])
-            right = name in NOTED or value in NOTHING
-            check(right, f"{name}={short(value)} isn't supported; leave it out", name)
-        why = f"best_of={short(self.best_of)} isn't supported unless it is n"
-        check(self.best_of in (None, self.n), why, "best_of")
+            require(name in known, f"unknown field {name[:60]!r}{did_you_mean(name[:60], known)}", name[:60])
+            asks_nothing = name in IGNORED or value in NEUTRAL
+            require(asks_nothing, f"{name}={short(value)} isn't supported; leave it out", name)
         return self
 
 
-class CompletionRequest(Request):
+class CompletionRequest(GenerationRequest):
     prompt: str | Annotated[list[str], Field(min_length=1)]
 
 
-class ChatRequest(Request):
+class ChatRequest(GenerationRequest):
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     objects: ClassVar = ("chat.completion", "chat.completion.chunk")
 
     def choice(self, index: int, text: str, finish: str | None = None, first: bool = False) -> Choice:
-        said: dict[str, str] = {"content": text} if text or not self.stream else {}
-        said |= {"role": "assistant"} if first or not self.stream else {}
-        message, delta = (None, said) if self.stream else (said, None)
-        return Choice(index=index, message=message, delta=delta, finish_reason=finish)
+        if not self.stream:
+            message = {"role": "assistant", "content": text}
+            return Choice(index=index, message=message, finish_reason=finish)
+        delta = {"role": "assistant"} if first else {"content": text} if text else {}
+        return Choice(index=index, delta=delta, finish_reason=finish)
 
 
 class Choice(BaseModel):

@@ -14,14 +14,14 @@ from typing import Any
 from craft.models.batching import Batch, Row
 
 FLUSH_SECONDS = 0.04  # between two deliveries: waking the other thread costs more than a character
-News = tuple[
-    "Text", list[str], bool
-]  # what was written of a text since the last time, and whether it is over
+Update = tuple["Text", list[str], bool]
+"""What was written of a text since its last update, and whether it is over."""
 
 
 @dataclass(eq=False)
 class Text:
-    """A text of up to `limit` ids, at `index` in its request; `news` tell of it, often if it `streams`."""
+    """A text that is being written, at `index` in its request, of up to `limit` ids. `settings` replace the
+    model's own; its `updates` come every FLUSH_SECONDS if it `streams`, else once, at the end."""
 
     prompt: list[int]
     limit: int
@@ -30,7 +30,7 @@ class Text:
     stop: list[str] = field(default_factory=list)
     index: int = 0
     streams: bool = False
-    news: asyncio.Queue[News] = field(default_factory=asyncio.Queue)
+    updates: asyncio.Queue[Update] = field(default_factory=asyncio.Queue)
     row: Row | None = None
     written: int = 0
     pieces: list[str] = field(default_factory=list)
@@ -39,8 +39,8 @@ class Text:
     cancelled: bool = False
 
     def __post_init__(self) -> None:
-        self._unseen, self._decoder = "", codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._kept = max(map(len, self.stop), default=1) - 1  # this much may be the beginning of a stop text
+        self._held, self._decoder = "", codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._hold = max(map(len, self.stop), default=1) - 1  # this much may be the beginning of a stop text
 
     @property
     def over(self) -> bool:
@@ -50,15 +50,15 @@ class Text:
         self.error = self.error or (status, str(reason) or type(reason).__name__)
 
     def read(self, piece: bytes, ends: bool) -> None:
-        """Takes what was written, and shows what can't be the beginning of a stop text any more."""
+        """Adds what was written; what may be the beginning of a stop text is held back from `pieces`."""
         self.written += 1
-        self._unseen += self._decoder.decode(piece)
-        found = [at for at in map(self._unseen.find, self.stop) if at >= 0]
+        self._held += self._decoder.decode(piece)
+        found = [at for at in map(self._held.find, self.stop) if at >= 0]
         self.finish = "stop" if found or ends else "length" if self.written == self.limit else None
-        until = len(self._unseen) if self.finish else max(0, len(self._unseen) - self._kept)
+        until = len(self._held) if self.finish else max(0, len(self._held) - self._hold)
         if until := min(found, default=until):
-            self.pieces.append(self._unseen[:until])
-            self._unseen = self._unseen[until:]
+            self.pieces.append(self._held[:until])
+            self._held = self._held[until:]
 
 
 class Scheduler:
@@ -66,7 +66,7 @@ class Scheduler:
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model, self.table, self.eos = model, tokenizer.token_bytes, tokenizer.eos_token_id
-        self.running, self._ended = 0, ""
+        self.running, self._end_reason = 0, ""
         self._new: queue.SimpleQueue[Text | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
 
@@ -80,7 +80,7 @@ class Scheduler:
 
     def end(self) -> None:
         """Ends all texts, also those still to come, with an error."""
-        self._ended = "the server was told to stop before the text was complete"
+        self._end_reason = "the server was told to stop before the text was complete"
 
     def close(self) -> None:
         self.end()
@@ -106,14 +106,14 @@ class Scheduler:
                 batch = Batch(self.model)
                 for text in live:
                     text.fail(500, error)
-            for text in live if self._ended else ():
-                text.fail(503, self._ended)
+            for text in live if self._end_reason else ():
+                text.fail(503, self._end_reason)
             ended = {text for text in live if text.over}
             if ended or time.monotonic() > flushed + FLUSH_SECONDS:
-                news = [(text, text.pieces, text in ended) for text in live if text in ended or text.streams]
-                for text, _, _ in news:
+                updates = [(t, t.pieces, t in ended) for t in live if t in ended or t.streams]
+                for text, _, _ in updates:
                     text.pieces = []
-                self._loop.call_soon_threadsafe(self._deliver, news)
+                self._loop.call_soon_threadsafe(self._deliver, updates)
                 batch.leave({text.row for text in ended})
                 live, flushed = [text for text in live if text not in ended], time.monotonic()
 
@@ -126,7 +126,7 @@ class Scheduler:
         except Exception as error:  # which is not that of the others
             text.fail(500, error)
 
-    def _deliver(self, news: list[News]) -> None:
-        for text, pieces, over in news:
+    def _deliver(self, updates: list[Update]) -> None:
+        for text, pieces, over in updates:
             self.running -= over
-            text.news.put_nowait((text, pieces, over))
+            text.updates.put_nowait((text, pieces, over))

@@ -27,7 +27,7 @@ def serve(
     allowed: Sequence[str] = (),
     say: Callable[[str], None] = print,
     caps: Mapping[str, int | None] = CAPS,
-    **of_the_hub: Any,
+    **hub: Any,
 ) -> None:
     """Answers requests until SIGTERM or Ctrl-C; `allowed` are further names of the host's."""
     require_extra("serve", "fastapi", "uvicorn")
@@ -40,9 +40,10 @@ def serve(
     where = resolve(model)
     chat_template = read_template(template) if template is not None else None
     with listen(host, port) as listener:  # a taken port is known before the model is loaded
-        network, tokenizer = load(where, **of_the_hub)
+        network, tokenizer = load(where, **hub)
         if not hasattr(network, "prefill"):
-            raise UserError(f"{where}: a {type(network).__name__} is no model of craft's, which are served")
+            reason = f"{where}: a {type(network).__name__} is no model of craft's, which are served"
+            raise UserError(reason, code="model-mismatch")
         tokenizer.chat_template = chat_template or tokenizer.chat_template or plain_template(tokenizer)
         name = slug(Path(where).resolve().name) if Path(where).is_dir() else where
         service = Service(network, tokenizer, name, [model], {**CAPS, **caps})

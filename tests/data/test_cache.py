@@ -17,7 +17,7 @@ from refusals import refused
 
 import craft.data.cache
 import craft.utils.manifest
-from craft.data.cache import CHECKED, Cache, _checked
+from craft.data.cache import CHECKED, Cache, _is_checked
 from craft.utils.errors import UserError
 from craft.utils.manifest import MANIFEST
 
@@ -121,9 +121,9 @@ def test_files_younger_than_a_clock_tick_are_not_trusted(
 ) -> None:
     place = Cache().entry("key", write)
     monkeypatch.setattr(craft.data.cache, "TICK_NS", 10**15)
-    assert _checked(place) is None
+    assert not _is_checked(place, ["a.bin"])
     monkeypatch.setattr(craft.data.cache, "TICK_NS", 0)
-    assert _checked(place) is not None
+    assert _is_checked(place, ["a.bin"])
 
 
 def test_a_folder_that_cannot_be_written_is_checked_every_time(
@@ -132,10 +132,10 @@ def test_a_folder_that_cannot_be_written_is_checked_every_time(
     place = Cache().entry("key", write)
     (place / CHECKED).unlink()
 
-    def refuse(path: Path, text: str) -> None:
+    def refuse(path: Path) -> None:
         raise PermissionError(errno.EROFS, "read-only")
 
-    monkeypatch.setattr(craft.data.cache, "replace_text", refuse)
+    monkeypatch.setattr(Path, "touch", refuse)
     assert Cache().entry("key", write) == place
     assert not (place / CHECKED).exists()
 

@@ -48,7 +48,7 @@ def test_neighbours_are_scattered_and_seeds_differ() -> None:
 
 
 @given(st.integers(1, 10**12), SEED)
-def test_below_is_below(limit: int, seed: int) -> None:
+def test_hashed_numbers_stay_below_their_limit(limit: int, seed: int) -> None:
     values = below(limit, seed, np.arange(50))
     assert ((values >= 0) & (values < limit)).all()
 

@@ -40,7 +40,7 @@ def test_text_round_trip_over_its_own_alphabet(text: str) -> None:
     assert processor.decode(ids) == text
 
 
-def test_unknown_characters_show_and_count() -> None:
+def test_unknown_characters_are_shown_and_counted() -> None:
     processor = TextProcessor(["a", "é"], "unk")
     ids = processor.encode("aéx😀")
     assert ids.tolist() == [4, 5, 3, 3]

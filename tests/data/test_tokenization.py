@@ -149,7 +149,7 @@ def test_batches_padding_truncation_offsets_and_specials() -> None:
 
 
 @pytest.mark.parametrize("name", list(TOKENIZERS))
-def test_saved_and_loaded_it_is_the_same(name: str, tmp_path: Path) -> None:
+def test_a_saved_tokenizer_loads_as_the_same(name: str, tmp_path: Path) -> None:
     tokenizer = TOKENIZERS[name]
     tokenizer.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
@@ -239,7 +239,7 @@ def test_using_a_tokenizer_changes_neither_its_hash_nor_its_pickle(name: str, tm
     assert len(pickle.dumps(used)) == size < 10_000
 
 
-def test_tables_go_with_their_tokenizer() -> None:
+def test_the_numpy_table_of_a_tokenizer_is_freed_with_it() -> None:
     tokenizer = CharTokenizer.train(["ab"])
     table = weakref.ref(tokenizer.processor)
     del tokenizer
@@ -247,7 +247,7 @@ def test_tables_go_with_their_tokenizer() -> None:
     assert table() is None
 
 
-def test_real_text(shakespeare: Path) -> None:
+def test_tiny_shakespeare_has_65_characters(shakespeare: Path) -> None:
     with shakespeare.open(encoding="utf-8", newline="") as file:
         text = file.read()
     tokenizer = CharTokenizer.train([text])
@@ -284,7 +284,7 @@ def test_special_tokens_that_a_user_adds_are_found_in_texts(unknown: str, tmp_pa
     assert tokenizer.decode(ids, skip_special_tokens=True) == "ab"
 
 
-def test_words_have_numbers() -> None:
+def test_tokens_know_the_number_of_their_word() -> None:
     encoding = CharTokenizer.train(["one two"])("one two")
     assert encoding.word_ids() == [0, 0, 0, 1, 1, 1, 1]
 

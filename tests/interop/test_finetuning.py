@@ -33,7 +33,9 @@ def test_lora_learns_another_text_merges_and_is_a_model_again(trained: Trained, 
     peft = pytest.importorskip("peft")
     model, tokenizer = load(trained.model)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", r=8))  # names no modules
+    layers = ["embed_tokens", "lm_head"] if trained.kind == "char_lstm" else "all-linear"
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=8, target_modules=layers)
+    adapted = peft.get_peft_model(model, config)
     share = adapted.get_nb_trainable_parameters()
     assert 0 < share[0] < share[1]
     arguments = TrainingArguments(
@@ -69,23 +71,29 @@ def test_lora_learns_another_text_merges_and_is_a_model_again(trained: Trained, 
         torch.testing.assert_close(readapted(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "method", ["IA3Config", "AdaLoraConfig", "VeraConfig", "LoHaConfig", "OFTConfig", "PromptTuningConfig"]
-)
-def test_other_tuners_of_peft_find_their_layers(trained: Trained, tmp_path: Path, method: str) -> None:
+@pytest.mark.parametrize("method", ["AdaLoraConfig", "VeraConfig", "LoHaConfig", "OFTConfig"])
+def test_other_adapters_of_peft_load_again(trained: Trained, tmp_path: Path, method: str) -> None:
     peft = pytest.importorskip("peft")
-    settings: dict[str, Any] = {
-        "PromptTuningConfig": {"num_virtual_tokens": 3},
-        "AdaLoraConfig": {"total_step": 10},
-    }
+    settings: dict[str, Any] = {"AdaLoraConfig": {"total_step": 10}}
+    layers = ["lm_head"] if trained.kind == "char_lstm" else "all-linear"
     model, tokenizer = load(trained.model)
-    adapted = peft.get_peft_model(
-        model, getattr(peft, method)(task_type="CAUSAL_LM", **settings.get(method, {}))
-    )
+    config = getattr(peft, method)(task_type="CAUSAL_LM", target_modules=layers, **settings.get(method, {}))
+    check_adapter(peft, peft.get_peft_model(model, config), tokenizer, trained, tmp_path)
+
+
+def test_prompt_tuning_of_a_transformer_loads_again(transformer: Trained, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    model, tokenizer = load(transformer.model)
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    check_adapter(peft, peft.get_peft_model(model, config), tokenizer, transformer, tmp_path)
+
+
+def check_adapter(peft: Any, adapted: Any, tokenizer: Any, trained: Trained, folder: Path) -> None:
+    """It has a gradient, gives the same logits once it is saved and loaded, and generates."""
     batch = tokenizer(["9 men", "may mow"], return_tensors="pt", padding=True)
     adapted(**batch, labels=batch.input_ids).loss.backward()
-    adapted.save_pretrained(tmp_path)
-    again = peft.PeftModel.from_pretrained(load(trained.model)[0], tmp_path).eval()
+    adapted.save_pretrained(folder)
+    again = peft.PeftModel.from_pretrained(load(trained.model)[0], folder).eval()
     with torch.inference_mode():
         torch.testing.assert_close(again(**batch).logits, adapted.eval()(**batch).logits)
     written = again.generate(**batch, max_new_tokens=5, do_sample=False)

@@ -75,7 +75,7 @@ def server(trained: Trained) -> Iterator[Server]:
         assert running.stop() == 0
 
 
-def test_a_completion_is_the_text_that_craft_writes(server: Server, trained: Trained) -> None:
+def test_a_completion_equals_the_sample_of_the_same_settings(server: Server, trained: Trained) -> None:
     network, tokenizer = load(trained.model)
     ((expected,),) = sample(network, tokenizer, ["9 green"], max_new_tokens=50, greedy=True)
     asked = {"model": server.name, "prompt": "9 green", "max_tokens": 50, "temperature": 0}
@@ -96,7 +96,7 @@ def test_a_completion_is_the_text_that_craft_writes(server: Server, trained: Tra
     assert (counts.usage.prompt_tokens, counts.usage.completion_tokens) == (7, 50)
 
 
-def test_a_chat_goes_on_with_the_messages(server: Server, trained: Trained) -> None:
+def test_a_chat_is_continued_after_its_messages(server: Server, trained: Trained) -> None:
     network, tokenizer = load(trained.model)
     ((expected,),) = sample(network, tokenizer, ["1 wall\n2 men"], max_new_tokens=40, greedy=True)
     messages = [{"role": "system", "content": "1 wall"}, {"role": "user", "content": "2 men"}]
@@ -111,7 +111,7 @@ def test_a_chat_goes_on_with_the_messages(server: Server, trained: Trained) -> N
     assert (counts.usage.prompt_tokens, counts.usage.completion_tokens) == (12, 3)
 
 
-def test_stop_texts_and_seeds(server: Server, trained: Trained) -> None:
+def test_a_seed_repeats_a_text_and_a_stop_text_ends_it(server: Server, trained: Trained) -> None:
     asked = {"model": server.name, "prompt": "9", "max_tokens": 300, "temperature": 0.9, "seed": 5}
     first, second = (server.client.completions.create(**asked).choices[0] for _ in range(2))
     network, tokenizer = load(trained.model)
@@ -128,7 +128,7 @@ def test_stop_texts_and_seeds(server: Server, trained: Trained) -> None:
     assert "".join(chunk.choices[0].text for chunk in streamed) == short.text
 
 
-def test_several_texts_in_one_request_are_those_of_as_many(server: Server) -> None:
+def test_several_texts_in_one_request_equal_those_of_several_requests(server: Server) -> None:
     asked = {"model": server.name, "max_tokens": 30, "temperature": 1}
     alone = [
         server.client.completions.create(**asked, prompt=prompt, seed=seed).choices[0].text
@@ -136,7 +136,7 @@ def test_several_texts_in_one_request_are_those_of_as_many(server: Server) -> No
         for seed in (5, 6)
     ]
     asked |= {"prompt": ["9 green", "men"], "n": 2, "seed": 5}
-    whole = server.client.completions.create(**asked, best_of=2)
+    whole = server.client.completions.create(**asked)
     assert [(choice.index, choice.text) for choice in whole.choices] == list(enumerate(alone))
     assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (10, 120)
     texts, ends = [""] * 4, [""] * 4
@@ -156,7 +156,9 @@ def test_several_texts_in_one_request_are_those_of_as_many(server: Server) -> No
     assert [choice.message.content for choice in chat.choices] == alone[2:]
 
 
-def test_settings_of_generate_are_those_of_craft(server: Server, trained: Trained) -> None:
+def test_settings_of_generate_are_accepted_as_fields_and_as_a_config(
+    server: Server, trained: Trained
+) -> None:
     network, tokenizer = load(trained.model)
     ((expected,),) = sample(network, tokenizer, ["9"], max_new_tokens=90, top_k=6, min_p=0.05, seed=3)
     asked = {"prompt": "9", "max_tokens": 90, "seed": 3}
@@ -203,7 +205,7 @@ def test_the_clients_of_hugging_face_get_an_answer(server: Server, trained: Trai
     assert written == expected.split() != []
 
 
-def test_sixteen_clients_write_at_once(server: Server) -> None:
+def test_sixteen_clients_are_served_at_once(server: Server) -> None:
     together = Barrier(16)
 
     def ask(n: int, begin: Any = together.wait) -> tuple[str, float, float]:
@@ -230,31 +232,31 @@ def test_sixteen_clients_write_at_once(server: Server) -> None:
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"prompt": ["9", "Ä"]}, "character 'Ä' (U+00C4) at position 0 of prompt[1]"),
+    ({"prompt": ["9", "Ä"]}, "prompt[1]"),
     ({"max_tokens": -1}, "max_tokens=-1"),
     ({"temperature": float("nan")}, "temperature=nan"),
-    ({"temprature": 1}, "unknown field 'temprature', did you mean 'temperature'?"),
-    ({"generation_config": '{"num_beams": 2}'}, "generation_config.num_beams=2 isn't supported"),
+    ({"temprature": 1}, "'temperature'"),
+    ({"generation_config": '{"num_beams": 2}'}, "generation_config.num_beams=2"),
 ]
 """Some of those of tests/serving/test_protocol.py: refusals reach the client."""
 
 
 @pytest.mark.parametrize(("wrong", "said"), BAD, ids=[str(wrong)[:40] for wrong, _ in BAD])
-def test_a_bad_request_is_answered_with_a_reason(server: Server, wrong: dict[str, Any], said: str) -> None:
+def test_a_bad_request_is_told_the_value(server: Server, wrong: dict[str, Any], said: str) -> None:
     answer = server.post("/v1/completions", {"prompt": "9", "max_tokens": 3, **wrong})
     assert answer.status_code == 400, answer.text
     assert said in answer.json()["error"]["message"]
 
 
 def test_openai_raises_its_own_errors(server: Server, trained: Trained) -> None:
-    with pytest.raises(openai.BadRequestError, match=r"'é' \(U\+00E9\) at position 1 of messages"):
+    with pytest.raises(openai.BadRequestError, match=r"U\+00E9\) at position 1"):
         server.client.chat.completions.create(
             model=server.name, messages=[{"role": "user", "content": "9é"}], max_tokens=3
         )
-    with pytest.raises(openai.NotFoundError, match="no model"):
+    with pytest.raises(openai.NotFoundError, match="gpt-5"):
         server.client.completions.create(model="gpt-5", prompt="9")
     limit = CONTEXT if trained.kind == "char_transformer" else 16384
-    with pytest.raises(openai.BadRequestError, match="characters, ") as caught:
+    with pytest.raises(openai.BadRequestError, match=f"{limit:,}") as caught:
         server.client.completions.create(model=server.name, prompt="9" * (limit + 1), max_tokens=3)
     assert caught.value.code == "context_length_exceeded"
     server.client.completions.create(model=server.name, prompt="9" * limit, max_tokens=3)
@@ -267,13 +269,13 @@ def test_openai_raises_its_own_errors(server: Server, trained: Trained) -> None:
         ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], "image_url"),
     ],
 )
-def test_a_bad_chat_is_answered_with_a_reason(server: Server, messages: Any, said: str) -> None:
+def test_a_bad_chat_is_told_the_value(server: Server, messages: Any, said: str) -> None:
     answer = server.post("/v1/chat/completions", {"messages": messages})
     assert answer.status_code == 400, answer.text
     assert said in answer.json()["error"]["message"]
 
 
-def test_what_is_no_request_is_refused(server: Server) -> None:
+def test_foreign_hosts_broken_bodies_and_other_paths_are_refused(server: Server) -> None:
     for headers in ({"Host": "evil.example"}, {"Origin": "https://evil.example"}):
         answer = server.post("/v1/completions", {"prompt": "9"}, headers=HEADERS | headers)
         assert (answer.status_code, "evil.example" in answer.json()["error"]["message"]) == (403, True)
@@ -332,17 +334,17 @@ def hang_up(server: Server) -> None:
     """Leaves in the middle of an answer, whole and streamed: the only place becomes free."""
     with pytest.raises(httpx.ReadTimeout):
         server.post("/v1/completions", LONG | {"stream": False}, timeout=0.3)
-    patiently(server)
+    wait_for_a_place(server)
     with httpx.stream(
         "POST", f"{server.url}/v1/completions", content=json.dumps(LONG), headers=HEADERS
     ) as answer:
         lines = answer.iter_lines()
         assert next(lines).startswith("data:")
         assert server.post("/v1/completions", {"prompt": "9"}).status_code == 429
-    patiently(server)
+    wait_for_a_place(server)
 
 
-def patiently(server: Server) -> None:
+def wait_for_a_place(server: Server) -> None:
     for _ in range(100):
         answer = server.post("/v1/completions", {"prompt": "9", "max_tokens": 2})
         if answer.status_code == 200:
@@ -351,7 +353,7 @@ def patiently(server: Server) -> None:
     pytest.fail(answer.text)
 
 
-def test_caps_templates_and_ctrl_c(transformer: Trained, tmp_path: Path) -> None:
+def test_caps_chat_templates_hang_ups_and_ctrl_c(transformer: Trained, tmp_path: Path) -> None:
     template = tmp_path / "chat.jinja"
     template.write_text(
         "{% for m in messages %}{% generation %}{{ m.role }} {% endgeneration %}"
@@ -367,17 +369,14 @@ def test_caps_templates_and_ctrl_c(transformer: Trained, tmp_path: Path) -> None
         assert chat.json()["usage"]["prompt_tokens"] == len("women 9")
         chat = running.post("/v1/chat/completions", {"messages": [{"role": "sum", "content": "9"}]})
         assert chat.status_code == 400
-        assert "the chat template can't read these messages: " in chat.json()["error"]["message"]
+        assert chat.json()["error"]["param"] == "messages"
         bodies = [{"prompt": "9" * 100, "seed": n} for n in range(16)]
         with ThreadPoolExecutor(16) as pool:
             answers = list(pool.map(lambda body: running.post("/v1/completions", body), bodies))
         assert {answer.status_code for answer in answers} == {200, 429}
         refused = next(answer for answer in answers if answer.status_code == 429)
         assert refused.headers["retry-after"] == "1"
-        assert (
-            refused.json()["error"]["message"]
-            == "1 of 1 places are taken and this request needs 1; try again"
-        )
+        assert "1 of 1" in refused.json()["error"]["message"]
         hang_up(running)
         with httpx.stream(
             "POST", f"{running.url}/v1/completions", content=json.dumps(LONG), headers=HEADERS
@@ -388,31 +387,25 @@ def test_caps_templates_and_ctrl_c(transformer: Trained, tmp_path: Path) -> None
             time.sleep(0.5)  # it waits for the text
             assert running.stop(signal.SIGINT) == 0
             *_, error, _, done, _ = lines
-            assert "told to stop before the text was complete" in error
+            assert json.loads(error[6:])["error"]["type"] == "server_error"
             assert done == "data: [DONE]"
     finally:
         running.process.kill()
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "values"),
     [
-        (["/no/model/here"], "no model at '/no/model/here'"),
-        (["latest", "--max-tokens", "0"], "0 is not in the range x>=1"),
-        (
-            ["MODEL", "--host", "203.0.113.7"],
-            "can't listen on 203.0.113.7:8000: Cannot assign requested address; choose another --host",
-        ),
-        (["MODEL", "--port", "TAKEN"], "Address already in use; choose another --port (0: any free one)"),
-        (
-            ["MODEL", "--port", "0", "--chat-template", "BROKEN"],
-            "chat.jinja:2: Encountered unknown tag 'men'",
-        ),
-        (["MODEL", "--port", "0", "--chat-template", "no.jinja"], "can't read --chat-template no.jinja"),
+        (["/no/model/here"], ["/no/model/here"]),
+        (["latest", "--max-tokens", "0"], ["--max-tokens", "0"]),
+        (["MODEL", "--host", "203.0.113.7"], ["203.0.113.7:8000", "--host"]),
+        (["MODEL", "--port", "TAKEN"], ["TAKEN", "--port"]),
+        (["MODEL", "--port", "0", "--chat-template", "BROKEN"], ["chat.jinja:2", "'men'"]),
+        (["MODEL", "--port", "0", "--chat-template", "no.jinja"], ["--chat-template", "no.jinja"]),
     ],
 )
-def test_a_server_that_cannot_start_says_why(
-    transformer: Trained, tmp_path: Path, options: list[str], said: str
+def test_a_server_that_cannot_start_names_the_value(
+    transformer: Trained, tmp_path: Path, options: list[str], values: list[str]
 ) -> None:
     broken = tmp_path / "chat.jinja"
     broken.write_text("{{ messages }}\n{% men %}")
@@ -421,5 +414,5 @@ def test_a_server_that_cannot_start_says_why(
         command = [sys.executable, "-m", "craft", "serve", *(words.get(word, word) for word in options)]
         done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
-    assert said in done.stderr
+    assert all(words.get(value, value) in done.stderr for value in values), done.stderr
     assert "Traceback" not in done.stderr

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -60,7 +59,7 @@ def test_losses_of_micro_batches_add_up(model: Any, text: torch.Tensor) -> None:
     torch.testing.assert_close(parts, whole)
 
 
-def test_outputs_are_those_of_transformers(model: Any, text: torch.Tensor) -> None:
+def test_outputs_have_the_fields_of_transformers(model: Any, text: torch.Tensor) -> None:
     layers = model.config.num_hidden_layers
     out = model(text, output_hidden_states=True, logits_to_keep=2)
     assert out.logits.shape == (2, 2, VOCAB)
@@ -89,7 +88,7 @@ def test_dropout_acts_in_training_only(text: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize(("make", "places"), [(make_lstm, 1 + 2), (make_transformer, 1 + 2 * 2)])
-def test_dropout_acts_everywhere(make: Any, places: int, text: torch.Tensor) -> None:
+def test_dropout_acts_after_every_layer_and_in_attention(make: Any, places: int, text: torch.Tensor) -> None:
     """Behind the embedding and every layer of the LSTM, every half block, and in attention of either kind."""
     model, acted = make(dropout=0.5).train(), []
     for module in model.modules():
@@ -128,7 +127,7 @@ def test_autocast_and_bfloat16_weights_stay_close(model: Any, text: torch.Tensor
 
 
 @pytest.mark.precision
-def test_saved_and_loaded_it_is_the_same_model(model: Any, text: torch.Tensor, tmp_path: Path) -> None:
+def test_a_saved_model_loads_as_the_same_model(model: Any, text: torch.Tensor, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     for loaded in (type(model).from_pretrained(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path)):
         assert type(loaded) is type(model)
@@ -206,10 +205,12 @@ def test_a_process_without_craft_loads_the_same_model(text: torch.Tensor, tmp_pa
         }
 
 
-def test_the_package_registers_what_it_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_importing_the_models_registers_their_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert type(AutoModelForCausalLM.from_config(AutoConfig.for_model("char_lstm"))) is CharLSTMForCausalLM
     assert modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["char_lstm"] == "CharLSTMForCausalLM"
-    with pytest.raises(AttributeError, match=r"no attribute 'CharGRU'; it offers CharLSTMConfig, "):
+    with pytest.raises(AttributeError, match=r"CharGRU.*CharLSTMConfig, "):
         _ = craft.models.CharGRU
     assert craft.models.register("craft.models.base") == []
     source = (
@@ -218,7 +219,7 @@ def test_the_package_registers_what_it_finds(tmp_path: Path, monkeypatch: pytest
     )
     (tmp_path / "half_a_model.py").write_text("\n".join(source))
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ImportError, match="must also define HalfModel, HalfForCausalLM"):
+    with pytest.raises(ImportError, match="HalfModel, HalfForCausalLM"):
         craft.models.register("half_a_model")
 
 
@@ -259,24 +260,6 @@ def test_flops_count_every_multiplying_weight() -> None:
     assert wide.flops_per_token() == 6 * matrices + 12 * 4 * (4 * 64) * 64
 
 
-def test_peft_learns_what_to_adapt_when_it_asks(monkeypatch: pytest.MonkeyPatch) -> None:
-    methods = ("LORA", "IA3", "VERA", "LNTUNING")
-    names = {name: f"TRANSFORMERS_MODELS_TO_{name}_TARGET_MODULES_MAPPING" for name in methods}
-    tables: dict[str, dict[str, Any]] = {name: {"char_lstm": ["mine"]} for name in names.values()}
-    monkeypatch.setitem(sys.modules, "peft.utils.constants", SimpleNamespace(**tables, OTHER={}))
-    for model in (make_lstm(), make_transformer()):
-        assert (
-            model.config.to_dict()["num_attention_heads"] >= 1
-        )  # by which it plans what it puts before a text
-    own = {name: tables[table].get("char_transformer") for name, table in names.items()}
-    every = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "gate_proj", "down_proj"]
-    assert own == {"LORA": every, "IA3": ["k_proj", "v_proj", "down_proj"], "VERA": every, "LNTUNING": None}
-    assert all(table["char_lstm"] == ["mine"] for table in tables.values())  # what was there stays
-    del tables[names["LORA"]]["char_lstm"]
-    make_lstm().config.to_dict()
-    assert tables[names["LORA"]]["char_lstm"] == ["embed_tokens", "lm_head"]
-
-
 def test_muon_takes_matrices_of_blocks_only() -> None:
     for model, blocks in ((make_lstm(), 4), (make_transformer("gpt2"), 1)):
         for name, parameter in model.named_parameters():
@@ -297,7 +280,7 @@ for auto in ("SequenceClassification", "TokenClassification", "QuestionAnswering
 """
 
 
-def test_a_language_model_becomes_any_other_head(text: torch.Tensor, tmp_path: Path) -> None:
+def test_a_language_model_loads_under_the_heads_of_classifiers(text: torch.Tensor, tmp_path: Path) -> None:
     """As every decoder in transformers does: the backbone's weights under a new head, and no craft needed."""
     base = make_transformer(pad_token_id=0, num_labels=3)
     base.save_pretrained(tmp_path / "base")

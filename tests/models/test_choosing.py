@@ -52,7 +52,9 @@ class Recorder(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("way", list(SAMPLED))
-def test_sampling(model: Any, prompt: torch.Tensor, way: str) -> None:
+def test_sampled_text_depends_on_the_seed_and_not_on_the_cache(
+    model: Any, prompt: torch.Tensor, way: str
+) -> None:
     """The same seed, with and without a cache, gives the same text; and not the greedy one."""
     texts = []
     for use_cache in (True, False):
@@ -63,7 +65,9 @@ def test_sampling(model: Any, prompt: torch.Tensor, way: str) -> None:
 
 
 @pytest.mark.parametrize("way", list(GREEDY))
-def test_without_chance(model: Any, prompt: torch.Tensor, way: str) -> None:
+def test_greedy_and_beam_text_does_not_depend_on_the_cache(
+    model: Any, prompt: torch.Tensor, way: str
+) -> None:
     cached, full = (
         model.generate(prompt, do_sample=False, use_cache=use, **BASE, **GREEDY[way]) for use in (True, False)
     )
@@ -76,7 +80,7 @@ def test_without_chance(model: Any, prompt: torch.Tensor, way: str) -> None:
 
 
 @pytest.mark.parametrize("make", [make_lstm, make_transformer])
-def test_stop_strings_time_and_streamers(make: Any) -> None:
+def test_stop_strings_max_time_and_streamers_work(make: Any) -> None:
     model, tokenizer = make(), CharTokenizer.train(["abcdefghi"])
     ids = tokenizer("abcab", return_tensors="pt").input_ids
     text = tokenizer.decode(model.generate(ids, do_sample=False, **{**BASE, "max_new_tokens": 7})[0, 5:])
@@ -100,10 +104,9 @@ def test_stop_strings_time_and_streamers(make: Any) -> None:
     assert (streamer.ids, streamer.ended) == (out[0].tolist(), True)
 
 
-@pytest.mark.parametrize("make", [make_lstm, make_transformer])
-def test_compiled_generation_changes_nothing(make: Any, prompt: torch.Tensor) -> None:
+def test_a_transformer_generates_the_same_when_compiled(prompt: torch.Tensor) -> None:
     """In one graph, without a break, over a static cache, also for a left-padded batch read in chunks."""
-    model = make()
+    model = make_transformer()
     mask = torch.ones_like(prompt)
     mask[0, :3] = 0
     settings = {"do_sample": False, "max_new_tokens": 5, "pad_token_id": 0, "attention_mask": mask}
@@ -125,7 +128,7 @@ def test_compiled_generation_changes_nothing(make: Any, prompt: torch.Tensor) ->
     )
 
 
-def test_continuous_batching_changes_nothing() -> None:
+def test_continuous_batching_changes_no_text() -> None:
     """Prompts of unequal length, one of them and its text longer than the context of 12."""
     model = make_transformer()
     prompts = [[5, 6, 7], [6], [4, 9, 8, 7, 6, 5, 4, 9, 8, 7, 6, 5, 4, 9]]
@@ -137,40 +140,30 @@ def test_continuous_batching_changes_nothing() -> None:
         assert by_prompt[tuple(ids)] == alone[0, len(ids) :].tolist()
 
 
-def test_what_a_state_cannot_do_is_refused(prompt: torch.Tensor) -> None:
+def test_assisted_decoding_is_refused_for_a_recurrent_state(prompt: torch.Tensor) -> None:
     model = make_lstm()
-    refused = {
-        "not supported with stateful models": (
-            lambda: model.generate(prompt[:1], assistant_model=make_lstm(), **BASE),
-            lambda: model.generate(prompt[:1], prompt_lookup_num_tokens=2, **BASE),
-        ),
-        "continuous batching is not supported with a CharLSTM": (
-            lambda: model.generate_batch([[5, 6]]),
-            lambda: model.init_continuous_batching(),
-            lambda: model.continuous_batching_context_manager(),
-        ),
-    }
-    for message, asks in refused.items():
-        for ask in asks:
-            with pytest.raises(ValueError, match=message):
-                ask()
+    for assistant in ({"assistant_model": make_lstm()}, {"prompt_lookup_num_tokens": 2}):
+        with pytest.raises(ValueError, match="stateful"):
+            model.generate(prompt[:1], **assistant, **BASE)
 
 
 @pytest.mark.parametrize("make", [make_lstm, make_transformer])
-def test_what_no_model_can_do_is_refused(make: Any, prompt: torch.Tensor) -> None:
+def test_generate_refuses_group_beams_constraints_and_quantized_caches(
+    make: Any, prompt: torch.Tensor
+) -> None:
     """Groups of beams and constraints are code on the Hub by now; a state and a window can't be quantized."""
     model = make()
     for what, settings in {
-        "Group Beam Search requires `trust_remote_code=True`": {
+        "Group Beam Search": {
             "num_beam_groups": 2,
             "diversity_penalty": 0.5,
         },
-        "Constrained Beam Search requires `trust_remote_code=True`": {"force_words_ids": [[5]]},
-        "only supported for models with only full attention layers": {"cache_implementation": "quantized"},
+        "Constrained Beam Search": {"force_words_ids": [[5]]},
+        "full attention": {"cache_implementation": "quantized"},
     }.items():
         with pytest.raises(ValueError, match=what):
             model.generate(prompt, num_beams=4, **settings, **BASE)
-    with pytest.raises(ValueError, match="only supported for models with only full attention layers"):
+    with pytest.raises(ValueError, match="full attention"):
         QuantizedCache("quanto", model.config)
 
 
@@ -236,5 +229,5 @@ def test_a_transformer_costs_no_more_beyond_its_window(kind: str) -> None:
     assert costs[20] == costs[59]
 
 
-def test_vocabulary_of_the_cases() -> None:
+def test_the_tokenizer_of_these_tests_has_the_models_vocabulary() -> None:
     assert len(CharTokenizer.train(["abcdefghi"])) == VOCAB

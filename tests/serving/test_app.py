@@ -34,7 +34,7 @@ def error(answer: Any) -> tuple[int, str]:
     return answer.status_code, answer.json()["error"]["message"]
 
 
-def test_nothing_but_what_is_offered_is_answered(serve: Serve) -> None:
+def test_other_paths_and_methods_are_refused(serve: Serve) -> None:
     client = serve()
     for path in ("/reset", "/v1/responses", "/docs", "/openapi.json", "/v1/completions/", "/v1/modelsx", "/"):
         status, said = error(client.post(path, json={}))
@@ -51,7 +51,7 @@ def test_nothing_but_what_is_offered_is_answered(serve: Serve) -> None:
     assert client.get("/health").json() == {"status": "ok"}
 
 
-def test_only_json_of_a_bearable_size_from_our_own_pages_is_read(serve: Serve) -> None:
+def test_only_small_json_from_known_hosts_and_pages_is_read(serve: Serve) -> None:
     client, body = serve(), b'{"prompt": "a", "max_tokens": 2}'
     for kind in ("text/plain", "application/x-www-form-urlencoded", "application/json-seq", ""):
         assert client.post(COMPLETIONS, content=body, headers={"Content-Type": kind}).status_code == 415
@@ -65,7 +65,7 @@ def test_only_json_of_a_bearable_size_from_our_own_pages_is_read(serve: Serve) -
         assert (status, "evil.example" in said) == (403, True)
 
 
-def test_the_model_is_known_by_its_names_alone(serve: Serve) -> None:
+def test_the_model_answers_to_its_names_only(serve: Serve) -> None:
     client = serve()
     for name, status in {"mine": 200, "latest": 200, "dummy": 200, None: 200, "gpt-5": 404}.items():
         loaded = client.post("/load_model", json={"model": name})
@@ -79,7 +79,7 @@ def test_the_model_is_known_by_its_names_alone(serve: Serve) -> None:
             assert written.json()["error"]["code"] == "model_not_found"
 
 
-def test_a_text_is_the_one_that_craft_writes(serve: Serve, model: Any) -> None:
+def test_a_text_equals_the_sample_of_the_same_settings(serve: Serve, model: Any) -> None:
     client = serve(model)
     chosen: list[dict[str, Any]] = [
         {"temperature": 0.9, "seed": 5},
@@ -89,8 +89,7 @@ def test_a_text_is_the_one_that_craft_writes(serve: Serve, model: Any) -> None:
         sampling = body if body["temperature"] else {"greedy": True}
         ((expected,),) = sample(model, TOKENIZER, ["9"], max_new_tokens=50, **sampling)
         asked = {"prompt": "9", "max_tokens": 50, **body}
-        answer = client.post(COMPLETIONS, json=asked, headers={"X-Request-Id": "7"})
-        assert (answer.headers["x-request-id"], answer.json()["id"]) == ("7", "7")
+        answer = client.post(COMPLETIONS, json=asked)
         (choice,) = answer.json()["choices"]
         assert (choice["text"], choice["finish_reason"]) == (expected, "length")
         pieces = events(client.post(COMPLETIONS, json=asked | {"stream": True}))
@@ -98,7 +97,7 @@ def test_a_text_is_the_one_that_craft_writes(serve: Serve, model: Any) -> None:
         assert len(pieces) == 51  # a character each, and the end
 
 
-def test_a_chat_goes_on_with_its_messages(serve: Serve) -> None:
+def test_a_chat_is_continued_after_its_messages(serve: Serve) -> None:
     client, model = serve(), make_model()
     parts = [{"type": "text", "text": "b"}, "c"]
     messages = [{"role": "system", "content": "a"}, {"role": "user", "content": parts, "name": "x"}]
@@ -113,7 +112,7 @@ def test_a_chat_goes_on_with_its_messages(serve: Serve) -> None:
     assert rest[-1]["choices"][0] == {"index": 0, "delta": {}, "finish_reason": "length"}
 
 
-def test_a_template_that_stumbles_over_the_messages_says_so(serve: Serve) -> None:
+def test_a_chat_template_that_fails_on_the_messages_is_told(serve: Serve) -> None:
     tokenizer = CharTokenizer.train(["abc9\n"])
     tokenizer.chat_template = "{{ messages[0].content + 1 }}"
     status, said = error(
@@ -146,17 +145,18 @@ def test_several_texts_are_the_choices_of_one_answer(serve: Serve) -> None:
 
 
 def test_the_prompt_that_is_wrong_is_named(serve: Serve) -> None:
-    refused = serve().post(COMPLETIONS, json={"prompt": ["9", "Ä"]}).json()["error"]
-    assert (refused["param"], refused["code"]) == ("prompt[1]", "unknown_character")
-    assert "'Ä' (U+00C4) at position 0 of prompt[1]" in refused["message"]
+    answer = serve().post(COMPLETIONS, json={"prompt": ["9", "Ä"]}).json()["error"]
+    assert (answer["param"], answer["code"]) == ("prompt[1]", "unknown_character")
+    assert all(value in answer["message"] for value in ("'Ä'", "U+00C4", "position 0", "prompt[1]"))
 
 
-def test_more_texts_than_places_are_told_to_try_again(serve: Serve) -> None:
+def test_a_request_beyond_the_places_gets_429(serve: Serve) -> None:
     client = serve(max_requests=4)
     client.scheduler.running = 3
     answer = client.post(COMPLETIONS, json={"prompt": "a", "n": 2})
-    taken = "3 of 4 places are taken and this request needs 2; try again"
-    assert (error(answer), answer.headers["retry-after"]) == ((429, taken), "1")
+    status, message = error(answer)
+    assert (status, answer.headers["retry-after"]) == (429, "1")
+    assert all(value in message for value in ("3 of 4", "2"))
     client.scheduler.running = 0
     assert client.post(COMPLETIONS, json={"prompt": "a", "n": 4, "max_tokens": 2}).status_code == 200
     assert client.scheduler.running == 0
@@ -164,7 +164,7 @@ def test_more_texts_than_places_are_told_to_try_again(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_model_that_raises_in_mid_answer_is_told(
+def test_an_error_in_the_middle_of_an_answer_is_told(
     serve: Serve, stream: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, steps = make_model(), iter(range(1000))
@@ -189,7 +189,7 @@ def test_a_model_that_raises_in_mid_answer_is_told(
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_the_failure_of_one_of_several_texts_is_told(
+def test_an_error_of_one_of_several_texts_is_told(
     serve: Serve, which: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make_model()
@@ -203,21 +203,19 @@ def test_the_failure_of_one_of_several_texts_is_told(
     monkeypatch.setattr(model, "prefill", failing)
     client, wanted = serve(model), {"prompt": "a", "n": 3, "max_tokens": 4}
     assert error(client.post(COMPLETIONS, json=wanted)) == (500, "no memory")
-    answer = client.post(COMPLETIONS, json=wanted | {"stream": True})
-    if which == 0:  # nothing was sent before it
-        assert error(answer) == (500, "no memory")
-    else:
-        read = events(answer)
-        assert [event["error"]["message"] for event in read if "error" in event] == ["no memory"]
-        ended = {c["index"] for event in read for c in event.get("choices", ()) if "finish_reason" in c}
-        assert ended == {0, 2}
+    read = events(client.post(COMPLETIONS, json=wanted | {"stream": True}))
+    assert [event["error"]["message"] for event in read if "error" in event] == ["no memory"]
+    ended = {c["index"] for event in read for c in event.get("choices", ()) if "finish_reason" in c}
+    assert ended == {0, 1, 2} - {which}
     while client.scheduler.running:  # what was given up leaves its place
         time.sleep(0.01)
 
 
-def test_a_client_that_hangs_up_is_not_written_for_any_more(serve: Serve) -> None:
+def test_a_client_that_hangs_up_frees_its_place(serve: Serve) -> None:
     """Its request says that it is gone, as a server's connection would."""
-    from craft.serving.app import Writing
+    import asyncio
+
+    from craft.serving.app import Responder
     from craft.serving.protocol import CompletionRequest, Refusal
     from craft.serving.scheduler import Text
 
@@ -227,6 +225,6 @@ def test_a_client_that_hangs_up_is_not_written_for_any_more(serve: Serve) -> Non
 
     client, text = serve(), Text([5], 1000, {})
     asked = CompletionRequest(prompt="a")
-    with pytest.raises(Refusal):
-        client.portal.call(Writing(asked, [text], "id", "mine").respond, Gone())
+    with pytest.raises(Refusal, match="499"):
+        client.portal.call(Responder(asked, [text], asyncio.Queue(), "mine").respond, Gone())
     assert text.cancelled

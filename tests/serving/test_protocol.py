@@ -39,7 +39,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"temperature": True}, "True"),
     ({"top_p": 0}, "0"),
     ({"top_p": 1.1}, "1.1"),
-    ({"frequency_penalty": -1}, "-1"),
+    ({"frequency_penalty": 0.5}, "0.5"),
     ({"seed": -1}, "-1"),
     ({"seed": 2**63}, str(2**63)),
     ({"seed": True}, "True"),
@@ -57,7 +57,6 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"n": True}, "True"),
     ({"n": 33}, "33"),
     ({"best_of": 3}, "3"),
-    ({"best_of": 3, "n": 2}, "3"),
     ({"min_p": 1.1}, "1.1"),
     ({"typical_p": 0}, "0"),
     ({"repetition_penalty": 0}, "0"),
@@ -68,8 +67,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"presence_penalty": 0.5}, "0.5"),
     ({"echo": True}, "True"),
     ({"tools": [{"type": "function"}]}, "function"),
-    ({"messages": []}, "'messages'"),
-    ({"temprature": 1}, "did you mean 'temperature'?"),
+    ({"messages": []}, "messages"),
+    ({"temprature": 1}, "'temperature'"),
     ({"generation_config": "{"}, "JSON"),
     ({"generation_config": "[1]"}, "JSON"),
     ({"generation_config": {"top_k": 3}}, "JSON"),
@@ -88,7 +87,9 @@ def client() -> Any:
 
 
 @pytest.mark.parametrize(("wrong", "value"), BAD, ids=[str(wrong)[:40] for wrong, _ in BAD])
-def test_a_bad_request_is_told_which_value_is_wrong(client: Any, wrong: dict[str, Any], value: str) -> None:
+def test_a_bad_request_is_told_the_field_and_its_value(
+    client: Any, wrong: dict[str, Any], value: str
+) -> None:
     answer = client.post(COMPLETIONS, content=json.dumps({"prompt": "a", **wrong}), headers=JSON)
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (400, next(iter(wrong)))
@@ -109,7 +110,7 @@ JSON = {"Content-Type": "application/json"}
         ({"top_k": -1}, "top_k", "-1"),
     ],
 )
-def test_what_is_wrong_inside_a_generation_config_is_named(
+def test_a_bad_value_inside_a_generation_config_is_named(
     client: Any, inside: Any, field: str, value: str
 ) -> None:
     answer = client.post(COMPLETIONS, json={"prompt": "a", "generation_config": json.dumps(inside)})
@@ -130,46 +131,49 @@ def test_what_is_wrong_inside_a_generation_config_is_named(
         ([{"role": "user", "content": "ab" * 17}], "34 characters"),
     ],
 )
-def test_a_bad_chat_is_told_what_is_wrong(client: Any, messages: Any, said: str) -> None:
+def test_a_bad_chat_is_told_the_value(client: Any, messages: Any, said: str) -> None:
     answer = client.post(CHAT, json={"messages": messages})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "messages")
     assert said in answer.json()["error"]["message"]
 
 
-def test_the_edges_of_every_limit_are_inside(client: Any) -> None:
+def test_values_at_every_limit_are_accepted(client: Any) -> None:
     edges = {"prompt": "a" * CONTEXT, "temperature": 2, "top_p": 1, "frequency_penalty": 0, "top_k": 0}
-    edges |= {"min_p": 0.0, "typical_p": 1.0, "seed": 2**63 - 1, "n": 1, "best_of": 1, "max_tokens": 1}
+    edges |= {"min_p": 0.0, "typical_p": 1.0, "seed": 2**63 - 1, "n": 1, "max_tokens": 1}
     assert client.post(COMPLETIONS, json=edges).status_code == 200
     many = {"prompt": ["a", "b"], "n": 16, "max_tokens": 1, "stop": ["a" * 1024] * 16}
     assert len(client.post(COMPLETIONS, json=many).json()["choices"]) == 32
 
 
-def test_what_is_left_out_or_null_or_asks_for_nothing_has_its_default() -> None:
+def test_missing_null_and_neutral_fields_have_their_default() -> None:
     plain = CompletionRequest.model_validate({"prompt": "a"})
     nulls = ("model", "stream", "temperature", "top_p", "seed", "stop", "max_tokens", "n", "stream_options")
     assert CompletionRequest.model_validate({"prompt": "a", **dict.fromkeys(nulls)}) == plain
     neutral: dict[str, Any] = {"echo": False, "logit_bias": {}, "suffix": "", "user": "me", "tools": []}
     neutral |= {"tool_choice": "auto", "parallel_tool_calls": True, "response_format": {"type": "text"}}
-    assert CompletionRequest.model_validate({"prompt": "a", **neutral}).chosen() == plain.chosen() == {}
+    assert (
+        CompletionRequest.model_validate({"prompt": "a", **neutral}).generation_settings()
+        == plain.generation_settings()
+        == {}
+    )
 
 
 def test_settings_are_those_of_a_generation_config() -> None:
-    def chosen(**body: Any) -> dict[str, Any]:
-        return CompletionRequest.model_validate({"prompt": "a", **body}).chosen()
+    def settings(**body: Any) -> dict[str, Any]:
+        return CompletionRequest.model_validate({"prompt": "a", **body}).generation_settings()
 
-    assert chosen(temperature=1e-3) == {"temperature": 1e-3}
-    assert chosen(temperature=1e-4)["do_sample"] is False  # below which a division overflows
-    assert chosen(frequency_penalty=0.5) == {"repetition_penalty": 1.5}
-    assert chosen(frequency_penalty=0.5, repetition_penalty=2) == {"repetition_penalty": 2.0}
-    assert chosen(top_k=5, min_p=0.1, do_sample=True) == {"top_k": 5, "min_p": 0.1, "do_sample": True}
+    assert settings(temperature=1e-3) == {"temperature": 1e-3}
+    assert settings(temperature=1e-4)["do_sample"] is False  # below which a division overflows
+    assert settings(repetition_penalty=2) == {"repetition_penalty": 2.0}
+    assert settings(top_k=5, min_p=0.1, do_sample=True) == {"top_k": 5, "min_p": 0.1, "do_sample": True}
 
 
-def test_what_stands_outside_of_a_generation_config_wins() -> None:
+def test_fields_of_the_request_win_over_its_generation_config() -> None:
     config = {"max_new_tokens": 7, "top_k": 5, "temperature": 0.5, "stop_strings": ["b"], "num_beams": None}
     body: dict[str, Any] = {"messages": SAID, "generation_config": json.dumps(config)}
     asked = ChatRequest.model_validate(body)
     assert (asked.max_tokens, asked.stop) == (7, ["b"])
-    assert asked.chosen() == {"temperature": 0.5, "top_k": 5}
+    assert asked.generation_settings() == {"temperature": 0.5, "top_k": 5}
     asked = ChatRequest.model_validate(body | {"max_completion_tokens": 3, "temperature": 2, "stop": "a"})
     assert (asked.max_tokens, asked.stop, asked.temperature) == (3, "a", 2)
     wrong = json.dumps({"max_new_tokens": "a", "top_k": -1, "stop_strings": 7})
@@ -177,7 +181,7 @@ def test_what_stands_outside_of_a_generation_config_wins() -> None:
     CompletionRequest.model_validate({"prompt": "a", "generation_config": wrong, **outside})
 
 
-def test_the_model_s_own_generation_config_asks_for_nothing(client: Any) -> None:
+def test_the_models_own_generation_config_is_accepted(client: Any) -> None:
     from .conftest import make_model
 
     config = make_model().generation_config.to_json_string(use_diff=False)
@@ -188,7 +192,7 @@ def test_the_model_s_own_generation_config_asks_for_nothing(client: Any) -> None
 @pytest.mark.parametrize(
     "raw", [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b'{"prompt": ' + b"9" * 5000 + b"}"]
 )
-def test_what_is_no_json_object_is_refused(client: Any, raw: bytes) -> None:
+def test_a_body_that_is_no_json_object_is_refused(client: Any, raw: bytes) -> None:
     answer = client.post(COMPLETIONS, content=raw, headers=JSON)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, None)
 
@@ -196,13 +200,13 @@ def test_what_is_no_json_object_is_refused(client: Any, raw: bytes) -> None:
 @pytest.mark.parametrize(
     "field", ["prompt", "tools", "stop", "model", "seed", "n", "generation_config", "other"]
 )
-def test_no_depth_of_a_value_is_too_much(client: Any, field: str) -> None:
+def test_deeply_nested_values_are_refused(client: Any, field: str) -> None:
     for depth in (100, 700, 800, 900, 1000):
         body = f'{{"{field}": {"[" * depth}{"]" * depth}}}'
         assert client.post(COMPLETIONS, content=body, headers=JSON).status_code in (400, 404)
 
 
-def test_a_refusal_reads_as_openais_clients_expect() -> None:
+def test_a_refusal_has_the_shape_that_openais_clients_read() -> None:
     kinds = {400: "invalid_request_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}
     for status, kind in kinds.items():
         said = json.loads(Refusal(status, "why", "field", "word").body)

@@ -31,7 +31,7 @@ def show(tokenizer: CharTokenizer, ids: list[int], *stop: str) -> Text:
 
 
 @given(st.text("ab", max_size=30), st.lists(words, max_size=3))
-def test_a_text_ends_before_the_first_stop_text_that_is_complete(whole: str, stops: list[str]) -> None:
+def test_a_text_ends_before_its_first_stop_text(whole: str, stops: list[str]) -> None:
     text = show(TOKENIZER, TOKENIZER.encode_ids(whole).tolist(), *stops)
     written = next(
         (whole[:n] for n in range(len(whole) + 1) if any(whole[:n].endswith(stop) for stop in stops)), None
@@ -45,7 +45,7 @@ def test_a_text_ends_before_the_first_stop_text_that_is_complete(whole: str, sto
 
 
 @given(st.text("ab", min_size=1, max_size=20), st.lists(words, max_size=2))
-def test_no_more_is_held_back_than_may_begin_a_stop_text(whole: str, stops: list[str]) -> None:
+def test_only_the_possible_beginning_of_a_stop_text_is_held_back(whole: str, stops: list[str]) -> None:
     text = Text([5], LONG, {}, stop=stops)
     for written, token in enumerate(TOKENIZER.encode_ids(whole).tolist(), 1):
         text.read(TOKENIZER.processor.token_bytes[token], False)
@@ -54,12 +54,12 @@ def test_no_more_is_held_back_than_may_begin_a_stop_text(whole: str, stops: list
         assert len("".join(text.pieces)) >= written - max(map(len, stops), default=1) + 1
 
 
-def test_a_text_that_ends_by_itself_was_not_cut_off() -> None:
+def test_a_text_that_ends_itself_finishes_by_stop() -> None:
     text = show(TOKENIZER, [*TOKENIZER.encode_ids("ab").tolist(), TOKENIZER.eos_token_id])
     assert (text.written, text.finish) == (3, "stop")
 
 
-def test_half_a_character_at_the_end_is_left_out_as_craft_generate_does() -> None:
+def test_half_a_character_at_the_end_is_left_out() -> None:
     ids = BYTES.encode_ids("aé漢").tolist()
     for n, written in enumerate(("", "a", "a", "aé", "aé", "aé", "aé漢")):
         assert "".join(show(BYTES, ids[:n]).pieces) == written
@@ -79,7 +79,7 @@ def with_scheduler(model: Any, work: Callable[[Scheduler], Awaitable[None]]) -> 
 
 
 async def finished(text: Text) -> Text:
-    while not (await text.news.get())[2]:
+    while not (await text.updates.get())[2]:
         pass
     return text
 
@@ -112,7 +112,7 @@ def test_a_text_that_fails_or_is_cancelled_leaves_the_others_alone(model: Any) -
     with_scheduler(model, work)
 
 
-def test_a_model_that_raises_ends_what_it_writes_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_model_ends_its_texts_but_not_the_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model()
     step = model.step
 
@@ -130,7 +130,7 @@ def test_a_model_that_raises_ends_what_it_writes_and_goes_on(monkeypatch: pytest
     with_scheduler(model, work)
 
 
-def test_a_scheduler_that_is_to_end_ends_its_texts(model: Any) -> None:
+def test_ending_the_scheduler_ends_running_and_late_texts(model: Any) -> None:
     async def work(scheduler: Scheduler) -> None:
         scheduler.submit(text := Text(prompt(), LONG, {}))
         await asyncio.sleep(0.1)
@@ -144,7 +144,7 @@ def test_a_scheduler_that_is_to_end_ends_its_texts(model: Any) -> None:
     with_scheduler(model, work)
 
 
-def test_sixteen_texts_of_different_lengths_are_written_as_alone(model: Any) -> None:
+def test_sixteen_texts_together_equal_each_alone(model: Any) -> None:
     def text(n: int) -> Text:
         settings = [{}, {"do_sample": False}, {"temperature": 0.5}, {"repetition_penalty": 1.5}][n % 4]
         return Text(prompt("9abc"[n % 4 :]), 20 + 5 * n, settings, seed=n)

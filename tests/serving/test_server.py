@@ -17,7 +17,7 @@ from craft.cli import serve as command
 from .conftest import TOKENIZER, make_model
 
 
-def test_every_option_reaches_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_option_of_craft_serve_reaches_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(command, "serve", lambda *words, **named: asked.append((words, named)))
     words = (
