@@ -39,7 +39,7 @@ from craft.utils.hub import (
         ("a/*.txt", False, False),
     ],
 )
-def test_what_is_meant_as_a_name_and_what_is_one(
+def test_names_on_the_hub_are_told_from_paths(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, meant: bool, valid: bool
 ) -> None:
     (tmp_path / "there" / "is").mkdir(parents=True)
