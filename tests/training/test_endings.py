@@ -209,7 +209,7 @@ def test_a_finished_run_says_so_and_stays(tmp_path: Path, caplog: pytest.LogCapt
 def test_another_alphabet_is_not_resumed(tmp_path: Path) -> None:
     tiny_run.trainer("char_transformer", tmp_path, max_steps=4, eval_strategy="no").train()
     again = tiny_run.trainer("char_transformer", tmp_path, eval_strategy="no")
-    again.tokenizer = CharTokenizer.train([tiny_run.TEXT.replace("g", "G")])
+    again.processing_class = CharTokenizer.train([tiny_run.TEXT.replace("g", "G")])
     with refused("run-changed", tmp_path / "checkpoint-4"):
         again.train(resume_from_checkpoint=True)
 
