@@ -24,7 +24,7 @@ from pathlib import Path
 import tiny_run
 import torch
 import torch.distributed as dist
-from craft.training import base
+from craft.training import sanity
 from craft.training.callbacks import lifecycle, uploads
 from craft.training.distributed import rendezvous
 from craft.training.distributed.agreement import on_rank0_broadcast, raise_on_all_ranks
@@ -82,12 +82,12 @@ def bug(): saved("bug", KeyError("a bug"), 0)
 def memory(): saved("memory", MEMORY, 0)
 def disk_of_another(): saved("disk", FULL, 1)
 def data(): # of the second process only
-    real = base.check_data
-    base.check_data = fail(UserError("the training text holds the id 99", code="data-invalid"), on=1)
+    real = sanity.check_data
+    sanity.check_data = fail(UserError("the training text holds the id 99", code="data-invalid"), on=1)
     try:
         trainer("data")
     finally:
-        base.check_data = real
+        sanity.check_data = real
 
 rendezvous.start_heartbeat = lambda seconds: None  # they would tell of the first failure too
 trainer("joins")
