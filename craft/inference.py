@@ -119,7 +119,7 @@ def load(
 
     import craft.models  # noqa: F401  (makes craft's classes known to AutoModel)
     from craft.data.tokenization import load_tokenizer
-    from craft.utils.hardware import Hardware
+    from craft.utils.hardware import Hardware, try_format
 
     disable_progress_bar()  # small models load at once, and the bar would stand between prompt and text
     try:
@@ -156,8 +156,11 @@ def load(
         network.resize_token_embeddings(len(tokenizer))
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     network = network.eval().to(device)
-    chosen = overrides.get("dtype", "auto") != "auto"
-    if not chosen and not Hardware.detect().computes_in(network.dtype):
+    if network.dtype not in (torch.bfloat16, torch.float16):
+        return network, tokenizer
+    if overrides.get("dtype", "auto") != "auto":
+        try_format(f"dtype={str(network.dtype)[6:]}", network)
+    elif not Hardware.detect().computes_in(network.dtype):
         logger.warning(
             f"{where} has {str(network.dtype)[6:]} weights, a format that this machine only imitates: it "
             "computes with the same weights in float32, which is faster and rounds less"

@@ -35,10 +35,6 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 
-AUTO = "auto"
-"""As what to resume: the run in `training.output_dir`, or nothing if none was begun there."""
-
-
 def what_to_resume(
     run: Run, args: CraftTrainingArguments, resume: str | Path | None
 ) -> str | Path | Finished | None:
@@ -55,12 +51,12 @@ def what_to_resume(
     from craft.training.distributed.agreement import on_rank0_broadcast
 
     restarts = launch.number("TORCHELASTIC_MAX_RESTARTS", 0) > 0
-    if resume not in (None, AUTO):
+    if resume not in (None, "auto"):
         return typed_path(resume)
     if resume is None and not restarts:
         return None
     if (given := run.training.get("output_dir")) is None:
-        if resume == AUTO:
+        if resume == "auto":
             raise UserError(
                 "--resume auto goes on with the run in training.output_dir, or starts it there; set "
                 "training.output_dir=FOLDER",

@@ -289,7 +289,8 @@ def logged(said: str) -> Facts:
     """What a run prints for programs, without what a clock decides; the last score, by itself."""
     steps = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
     kept = [{k: v for k, v in step.items() if not k.endswith(OF_A_CLOCK)} for step in steps]
-    scores = [step["eval_bits_per_char"] for step in kept if "eval_bits_per_char" in step]
+    unit = "byte" if any("bits_per_byte" in step for step in kept) else "char"  # of the run's tokenizer
+    scores = [step[key] for step in kept if (key := f"eval_bits_per_{unit}") in step]
     return {"last score": repr(scores[-1]), "logged": sha256(json.dumps(kept, sort_keys=True))}
 
 

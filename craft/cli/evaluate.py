@@ -6,7 +6,7 @@ import json
 
 import click
 
-from craft.cli.options import from_the_hub
+from craft.cli.options import COUNT, hub_options
 from craft.evaluation import SPLITS
 from craft.sharing.trust import trusted
 from craft.utils.outputs import OUTPUTS, evaluation_file, resolve
@@ -21,29 +21,19 @@ from craft.utils.terminal import echo
     "protocols",
     multiple=True,
     metavar="NAME",
-    help="blocks, sliding-N or stateful; may be given more than once.  [default: the model's natural one]",
+    help="blocks, sliding-N or stateful; repeatable.  [default: the model's natural one]",
 )
-@click.option(
-    "--split",
-    type=click.Choice(SPLITS),
-    default="validation",
-    show_default=True,
-    help="Which part of the data.",
-)
+@click.option("--split", type=click.Choice(SPLITS), default="validation", help="Which part of the data.")
 @click.option(
     "--window",
-    type=click.IntRange(min=1),
+    type=COUNT,
     metavar="N",
     help="Length of a window of 'blocks' and 'sliding-N'.  [default: the one the model was trained on]",
 )
-@click.option(
-    "--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Windows scored at once."
-)
-@click.option(
-    "--allow-changes", is_flag=True, help="Score the model's own text although it changed since training."
-)
+@click.option("--batch-size", type=COUNT, default=64, help="Windows scored at once.")
+@click.option("--allow-changes", is_flag=True, help="Score the model's own text although it changed since.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-@from_the_hub
+@hub_options
 def command(
     model: str,
     data: str | None,

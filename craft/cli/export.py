@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from craft.cli.options import PATH, of_a_revision
+from craft.cli.options import PATH, revision_option
 from craft.utils.terminal import echo
 
 
@@ -16,7 +16,7 @@ from craft.utils.terminal import echo
 @click.option(
     "-o", "--output", type=PATH, metavar="DIR", help="An empty or new folder.  [default: outputs/onnx/MODEL]"
 )
-@of_a_revision
+@revision_option
 def command(model: str, kind: str, output: Path | None, revision: str | None) -> None:
     """Write a model in a format of other runtimes.
 

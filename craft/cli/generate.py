@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from craft.cli.options import from_the_hub
+from craft.cli.options import hub_options
 from craft.inference import Sampling
 from craft.utils.errors import UserError
 from craft.utils.outputs import sample_file
@@ -49,7 +49,7 @@ def of_sampling(name: str, meaning: str, *short: str) -> Callable[..., Any]:
 )
 @click.option("--stop", multiple=True, metavar="TEXT", help="End at this text; may be given more than once.")
 @click.option("--seed", type=int, help="The same seed writes the same text.")
-@from_the_hub
+@hub_options
 def command(
     model: str,
     prompts: tuple[str, ...],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import json
 import os
@@ -12,11 +11,12 @@ import time
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from errno import EACCES, EDQUOT, EIO, ENAMETOOLONG, ENOSPC, EPERM, EROFS, ESTALE
+from typing import Any
 
 import click
 
 from craft import __version__
-from craft.utils.common import did_you_mean
 from craft.utils.errors import Code, CraftError, Failed, PeerLost, UserError
 from craft.utils.launch import drop_empty
 from craft.utils.logging import first_to_say, rank_prefix
@@ -51,8 +51,16 @@ ENVIRONMENT = {
 }
 """Settings that must be there before torch and transformers are imported; the user's own win."""
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
-OF_THE_MACHINE = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENAMETOOLONG, errno.ESTALE)
+DISK_FULL = (ENOSPC, EDQUOT)
+MACHINE_ERRORS = (
+    *DISK_FULL,
+    EROFS,
+    EACCES,
+    EPERM,
+    EIO,
+    ENAMETOOLONG,
+    ESTALE,
+)
 """What the system answers for reasons that lie in a disk or in permissions, and not in craft."""
 
 PATIENCE = 30
@@ -60,33 +68,19 @@ PATIENCE = 30
 
 
 class LazyGroup(click.Group):
-    """Finds `craft.cli.NAME.command` when it is run; the help needs none of them."""
+    """Knows a line about each command, and imports `craft.cli.NAME.command` when it is run."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        command = importlib.import_module(f"craft.cli.{cmd_name}").command
-        assert isinstance(command, click.Command)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in COMMANDS and not args[0].startswith("-"):
-            hint = did_you_mean(args[0], COMMANDS) or f" (there are: {', '.join(COMMANDS)})"
-            raise click.UsageError(f"No such command {args[0]!r}{hint}", ctx)
-        return super().resolve_command(ctx, args)
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, known, rest = super().resolve_command(ctx, args)
+        return name, known and importlib.import_module(f"craft.cli.{name}").command, rest
 
 
 @click.command(
     cls=LazyGroup,
+    commands={name: click.Command(name, help=line) for name, line in COMMANDS.items()},
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True},
     epilog="'craft COMMAND --help' shows the options of a command.",
@@ -125,11 +119,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             echo(f"{rank_prefix()}interrupted", err=True)
         end_at_once(130)  # Python would end by the signal once more if it had come in an `exec`
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+        if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
             if error.filename is None:  # Python would try what is left in the buffer again, and end with 120
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             message = f"{error.filename or 'standard output'} can't be written or read: {error.strerror}"
-            code: Code = "disk-full" if error.errno in FULL else "file-unwritable"
+            code: Code = "disk-full" if error.errno in DISK_FULL else "file-unwritable"
             fail(Failed(message, code=code), words, 1)
         if not rank_prefix():  # a bug; of several processes one shows its traceback
             raise

@@ -41,11 +41,9 @@ def command(model: str, name: str, private: bool, dry_run: bool, licence: str | 
     from craft.sharing.bundle import bundle, size
     from craft.sharing.trust import check_folder
     from craft.sharing.upload import push
-    from craft.utils.hub import check_ref, check_repo_id
+    from craft.utils.hub import check_repo_id
     from craft.utils.outputs import resolve
 
-    for option in ("branch", "tag"):
-        check_ref(version[option], f"--{option}")
     folder = Path(resolve(model))
     if not folder.is_dir():
         raise UserError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from craft.cli.options import of_a_revision
+from craft.cli.options import revision_option, with_plugins
 from craft.cli.train import start
 
 
@@ -12,7 +12,8 @@ from craft.cli.train import start
 @click.argument("arguments", nargs=-1, metavar="[RUN_DIR] [KEY=VALUE]...")
 @click.option("--allow-changes", is_flag=True, help="Go on although settings changed that decide the result.")
 @click.option("--print-config", is_flag=True, help="Print the run that would go on as YAML, and stop.")
-@of_a_revision
+@revision_option
+@with_plugins
 def command(
     arguments: tuple[str, ...], allow_changes: bool, print_config: bool, revision: str | None
 ) -> None:

@@ -8,11 +8,9 @@ from typing import Any
 
 import click
 
-from craft.cli.options import PATH, from_the_hub
+from craft.cli.options import COUNT, PATH, hub_options
 from craft.serving.server import CAPS, serve
 from craft.utils.terminal import echo
-
-COUNT = click.IntRange(min=1)
 
 
 @click.command("serve")
@@ -43,7 +41,7 @@ COUNT = click.IntRange(min=1)
     metavar="FILE",
     help="Jinja template that makes a text of a chat.  [default: the model's, else the messages as lines]",
 )
-@from_the_hub
+@hub_options
 def command(
     model: str, host: str, port: int, allow_host: tuple[str, ...], chat_template: Path | None, **more: Any
 ) -> None:

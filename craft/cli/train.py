@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from craft.cli.options import PATH
+from craft.cli.options import PATH, with_plugins
 from craft.utils.terminal import echo
 
 
@@ -33,6 +33,7 @@ from craft.utils.terminal import echo
 @click.option(
     "--allow-changes", is_flag=True, help="With --resume: go on although settings changed that decide it."
 )
+@with_plugins
 def command(
     arguments: tuple[str, ...],
     config_file: Path | None,

@@ -23,7 +23,7 @@ from craft.utils.settings import Field
 OVERRIDE = re.compile(r"\+*([A-Za-z_]\w*(?:\.\w+)*)=(.*)", re.DOTALL)
 KEY_VALUE = "settings are written KEY=VALUE, for example training.max_steps=500"
 
-OVERRULES: dict[str, dict[str, Any]] = {
+RESETS: dict[str, dict[str, Any]] = {
     "training.per_device_train_batch_size": {"training.global_batch_size": None},
     "training.num_train_epochs": {"training.max_steps": -1},
     "training.lr_scheduler_type": {"training.lr_scheduler_kwargs": None},
@@ -122,12 +122,9 @@ def set_value(config: Any, key: str, text: str) -> None:
 
     section, _, rest = key.partition(".")
     name = rest.partition(".")[0]
-    if section not in SECTIONS:
-        hint = did_you_mean(section, SECTIONS) or suggest(key)
-        raise UserError(
-            f"unknown section {section!r} in '{key}={text}'{hint} (a run has {', '.join(SECTIONS)})",
-            code="setting-unknown",
-        )
+    if section not in SECTIONS:  # refused with all the others
+        config[section] = text
+        return
     if config.get(section) is None:
         config[section] = {}
     plain: Any = OmegaConf.to_container(config[section], resolve=False)
@@ -150,14 +147,14 @@ def set_value(config: Any, key: str, text: str) -> None:
         config[section][name] = read_value(text, field)
 
 
-def overruled(key: str, text: str) -> dict[str, Any]:
+def resets(key: str, text: str) -> dict[str, Any]:
     """What typing `key=text` takes back of what a file has set, as key -> neutral value."""
     value = parse_value(text)
     if value is False:
         value = "no"
     elif isinstance(value, float) and value.is_integer():
         value = int(value)
-    return {**OVERRULES.get(key, {}), **OVERRULES.get(f"{key}={value}", {})}
+    return {**RESETS.get(key, {}), **RESETS.get(f"{key}={value}", {})}
 
 
 def read_value(text: str, field: Field) -> Any:
@@ -174,11 +171,7 @@ def read_value(text: str, field: Field) -> Any:
 
 
 def parse_value(text: str) -> Any:
-    """A value in YAML, read as Hydra reads files (`1e-3` is a number); text that isn't YAML stays text.
-
-    Raises:
-        UserError: for `${` without the rest of an interpolation.
-    """
+    """A value in YAML, read as Hydra reads files (`1e-3` is a number); text that isn't YAML stays text."""
     import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import GrammarParseError
@@ -189,6 +182,6 @@ def parse_value(text: str) -> Any:
         return text
     except GrammarParseError:
         raise UserError(
-            f"can't read {text!r}: '${{' begins an interpolation, such as ${{oc.env:HOME}}", code="usage"
+            f"can't read {text!r}; ${{…}} is a reference, as ${{oc.env:HOME}}", code="usage"
         ) from None
     return parsed["value"]

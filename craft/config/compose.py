@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from craft.config.command_line import overruled, set_value, split_overrides
+from craft.config.command_line import resets, set_value, split_overrides
 from craft.config.files import SECTIONS, builtin_folder, config_folders, located, short
-from craft.config.pretrained import agree, start_from
+from craft.config.pretrained import reconcile, start_from
 from craft.config.schema import Run
 from craft.utils.errors import UserError
 from craft.utils.paths import typed_path
@@ -50,12 +50,12 @@ def compose(
             read = ("models.init_from", *(["models.init_revision"] if start is not None else []))
             values = {key: text for key, text in values.items() if key not in read}
             for key, text in values.items():
-                for other, neutral in overruled(key, text).items():
+                for other, neutral in resets(key, text).items():
                     OmegaConf.update(config, other, neutral, force_add=True)
             for key, text in values.items():
                 set_value(config, key, text)
             if start is not None:
-                agree(config, start, values)
+                reconcile(config, start, values)
             plain: Any = OmegaConf.to_container(config, resolve=True)
             return Run.of(plain)
 

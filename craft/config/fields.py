@@ -12,10 +12,10 @@ from craft.utils.common import did_you_mean
 from craft.utils.errors import UserError
 from craft.utils.settings import UNKNOWN, Field, yaml_word
 
-NEAR = 0.65
+CUTOFF = 0.65
 """Likeness of two names of which one may be a slip for the other."""
 
-START = {
+INIT_FIELDS = {
     "init_from": Field("init_from", ("str", "null"), (), None),
     "init_revision": Field("init_revision", ("str", "null"), (), None),
     "extend_vocab": Field("extend_vocab", ("bool",), (), False),
@@ -78,7 +78,7 @@ def section_fields(section: str, values: Mapping[str, Any]) -> dict[str, Field]:
     fields = section_of(section, values).fields
     if section != "models":
         return fields
-    return {"model_type": Field("model_type", (), tuple(model_types())), **START, **fields}
+    return {"model_type": Field("model_type", (), tuple(model_types())), **INIT_FIELDS, **fields}
 
 
 def defaults(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def defaults(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
 def all_keys() -> list[str]:
     """Every key of every section, dotted; the sections in their order."""
     models = dict.fromkeys(name for kind in model_types() for name in sections()[kind].fields)
-    names = {"models": ("model_type", *START, *models)}
+    names = {"models": ("model_type", *INIT_FIELDS, *models)}
     names |= {section: tuple(sections()[section].fields) for section in ("data", "training")}
     return [f"{section}.{name}" for section in SECTIONS for name in names[section]]
 
@@ -113,6 +113,6 @@ def suggest(key: str, model_type: object = None) -> str:
     same_section = [known for known in keys if keys[known].startswith(f"{section}.")]
     # Names alone are compared: with the section before them any two would look alike.
     for known in (same_section, list(keys)):
-        if found := get_close_matches(name, known, n=1, cutoff=NEAR):
+        if found := get_close_matches(name, known, n=1, cutoff=CUTOFF):
             return f", did you mean {keys[found[0]]!r}?"
     return ""

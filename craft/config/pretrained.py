@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from craft.config.command_line import read_value
-from craft.config.fields import START, defaults, model_types, section_fields
-from craft.config.snapshot import FROM_DATA, sections
+from craft.config.fields import INIT_FIELDS, defaults, model_types, section_fields
+from craft.config.snapshot import sections
 from craft.utils.errors import UserError
 from craft.utils.hub import fetch_config
 from craft.utils.outputs import resolve
 from craft.utils.settings import check_type, coerce, yaml_word
 
-OF_ITS_TOKENIZER = ("tokenizer", "unknown", "min_frequency", "max_vocab_size")
+TOKENIZER_SETTINGS = ("tokenizer", "unknown", "min_frequency", "max_vocab_size")
 """Settings of the data that decide on a new tokenizer, where the model's own is kept."""
 
 
@@ -45,22 +45,22 @@ def start_from(
         None for a run that starts from no model.
 
     Raises:
-        UserError, Failed: as `inherit`.
+        UserError: if there is no such model, or what is said contradicts it.
+        Failed: if the Hub can't be reached.
     """
     from omegaconf import DictConfig, OmegaConf
 
     if not isinstance(config.get("models"), DictConfig):
         return None
     models: Any = OmegaConf.to_container(config.models, resolve=True)
-    written = {key: models.pop(key, None) for key in START}
-    typed = {
-        key: read_value(values[f"models.{key}"], START[key]) for key in START if f"models.{key}" in values
-    }
+    written = {key: models.pop(key, None) for key in INIT_FIELDS}
+    names = {key: f"models.{key}" for key in INIT_FIELDS}
+    typed = {key: read_value(values[name], INIT_FIELDS[key]) for key, name in names.items() if name in values}
     if "init_from" in typed:
         written["init_revision"] = None  # of another model
     init_from, revision = ({**written, **typed}[key] for key in ("init_from", "init_revision"))
     for key, value in (("init_from", init_from), ("init_revision", revision)):
-        if check_type("models", START[key], value) == "":
+        if check_type("models", INIT_FIELDS[key], value) == "":
             what = "a folder, a Hub id, or 'latest'" if key == "init_from" else "a branch, tag or commit"
             raise UserError(f"models.{key}= must be {what}", code="setting-value")
     if init_from is None:
@@ -72,7 +72,22 @@ def start_from(
         return {"init_from": init_from, **models}
     beside = set() if another else _beside_init_from(files)
     said = {key: value for key, value in models.items() if picked or key in beside}
-    start = inherit(said, init_from, revision)
+    where = resolve(init_from)
+    pinned = {}
+    if not Path(where).is_dir():
+        file, commit = fetch_config(where, revision)
+        pinned = {"init_revision": commit}  # what is loaded later, here or by who repeats the run, is that
+    elif revision is None:
+        file = Path(where) / "config.json"
+    else:
+        raise UserError(
+            f"models.init_revision={revision} picks a version on the Hub, and models.init_from={where} is a "
+            "folder; leave it out",
+            code="setting-no-effect",
+        )
+    found = architecture(file, where)
+    refuse_conflicts(where, found, said)
+    start = {"init_from": where, **pinned, **found, **said}
     extend = written["extend_vocab"]
     config.models = start if extend is None else {**start, "extend_vocab": extend}
     return start
@@ -89,36 +104,6 @@ def _beside_init_from(files: Mapping[str, Sequence[Path]]) -> set[str]:
         if isinstance(models, dict) and "init_from" in models:
             found |= set(models)
     return found
-
-
-def inherit(said: Mapping[str, Any], init_from: str, revision: str | None = None) -> dict[str, Any]:
-    """The section `models` of a run that starts from `init_from`, before the command line's own values.
-
-    Of a model on the Hub it names the commit: what is loaded later, here or by who repeats the run, is that.
-
-    Args:
-        said: fields that a file sets on purpose, beside `init_from` or in a preset that was asked for.
-        revision: a branch, tag or commit.
-
-    Raises:
-        UserError: if there is no such model, or they contradict it.
-        Failed: if the Hub can't be reached.
-    """
-    where = resolve(init_from)
-    if Path(where).is_dir():
-        if revision is not None:
-            raise UserError(
-                f"models.init_revision={revision} picks a version on the Hub, and models.init_from={where} "
-                "is a folder; leave it out",
-                code="setting-no-effect",
-            )
-        file, pinned = Path(where) / "config.json", {}
-    else:
-        file, commit = fetch_config(where, revision)
-        pinned = {"init_revision": commit}
-    found = architecture(file, where)
-    refuse_conflicts(where, found, said)
-    return {"init_from": where, **pinned, **found, **said}
 
 
 def architecture(file: Path, init_from: str) -> dict[str, Any]:
@@ -142,8 +127,7 @@ def architecture(file: Path, init_from: str) -> dict[str, Any]:
             f"{name} is a {model_type!r} model; craft trains on from its own: {', '.join(model_types())}",
             code="model-mismatch",
         )
-    own = set(sections()[model_type].own) - set(FROM_DATA)
-    own.add("max_position_embeddings")  # the context is part of the architecture
+    own = sections()[model_type].own
     # An older model doesn't know of newer fields: it has what their defaults say.
     complete = {**defaults("models", {"model_type": model_type}), **config}
     kept = {name: value for name, value in complete.items() if name in own and value is not None}
@@ -165,7 +149,7 @@ def refuse_conflicts(init_from: str, found: Mapping[str, Any], said: Mapping[str
         said = {"model_type": said["model_type"]}  # the fields are another model's
     conflicts = []
     for key, value in said.items():
-        if key in START or value is None or "dropout" in key or key not in found or key not in fields:
+        if key in INIT_FIELDS or value is None or "dropout" in key or key not in found or key not in fields:
             continue
         try:
             value = coerce(value, fields[key])
@@ -181,7 +165,7 @@ def refuse_conflicts(init_from: str, found: Mapping[str, Any], said: Mapping[str
         )
 
 
-def agree(config: Any, start: Mapping[str, Any], typed: Collection[str]) -> None:
+def reconcile(config: Any, start: Mapping[str, Any], typed: Collection[str]) -> None:
     """Refuses typed fields that contradict the model, and settings of a new tokenizer, which there won't be.
 
     A window that nobody typed isn't longer than the model's.
@@ -196,7 +180,7 @@ def agree(config: Any, start: Mapping[str, Any], typed: Collection[str]) -> None
     """
     from omegaconf import OmegaConf
 
-    if useless := [f"data.{key}" for key in OF_ITS_TOKENIZER if f"data.{key}" in typed]:
+    if useless := [f"data.{key}" for key in TOKENIZER_SETTINGS if f"data.{key}" in typed]:
         raise UserError(
             f"models.init_from={start['init_from']} keeps the model's tokenizer, so {' and '.join(useless)} "
             "would have no effect; leave it out (models.extend_vocab=true gives new characters ids)",

@@ -1,4 +1,4 @@
-"""What only a configuration has rules for: settings without effect, secrets, and several sections together.
+"""What only a configuration has rules for: secrets, and several sections together.
 
 Rules about one section belong to the class that receives it; here those of a model's config are called, in
 the words of its keys.
@@ -11,39 +11,24 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from craft.config.fields import START
+from craft.config.fields import INIT_FIELDS
 from craft.utils.common import parsed_stride
 from craft.utils.errors import Code, UserError
 from craft.utils.masking import masked
-from craft.utils.settings import Field, yaml_word
+from craft.utils.settings import yaml_word
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 Values = Mapping[str, Any]
 
-IGNORED: dict[str, str] = {
-    **dict.fromkeys(
-        ("id2label", "label2id", "problem_type", "is_encoder_decoder", "chunk_size_feed_forward"),
-        "craft's models predict the next character and nothing else",
-    ),
-    "return_dict": "craft's models return transformers' outputs",
-}
-"""Fields of every model's config that have no effect in training, and why."""
 
-
-def check_effect(section: str, field: Field, value: Any) -> None:
-    """Refuses what would be accepted and have no effect, and secrets, which would be saved.
+def refuse_secret(name: str, value: Any) -> None:
+    """Refuses a setting that holds a token, which would be saved with the run.
 
     Raises:
-        UserError: with what to do instead.
+        UserError: with where tokens are read from.
     """
-    name = f"{section}.{field.name}"
-    if section == "models" and field.name in IGNORED and value not in (None, field.default):
-        why = IGNORED[field.name]
-        raise UserError(
-            f"{name}={yaml_word(value)} has no effect in craft: {why}; leave it out", code="setting-no-effect"
-        )
     if (name == "training.hub_token" and value) or masked(value) != value:
         raise UserError(
             f"{name} holds a token or password, which would be saved with the run and shared with it; take "
@@ -63,7 +48,7 @@ def model_config(models: Values) -> PreTrainedConfig:
 
     import craft.models  # noqa: F401  (makes craft's classes known to AutoConfig)
 
-    given = {name: value for name, value in models.items() if value is not None and name not in START}
+    given = {name: value for name, value in models.items() if value is not None and name not in INIT_FIELDS}
     try:
         return AutoConfig.for_model(**copy.deepcopy(given))  # it fills mappings up
     except (StrictDataclassError, ValueError, TypeError, KeyError) as error:

@@ -167,12 +167,6 @@ def check_data(values: Mapping[str, Any]) -> dict[str, Any]:
             "train on; their sum must be below 1",
             code="setting-conflict",
         )
-    if source != "hub" and (split := data["validation_split"] or data["test_split"]):
-        raise UserError(
-            f"data.validation_split and data.test_split (={split}) are of datasets (data.source=hub); texts "
-            "are cut by data.validation_size and data.test_size",
-            code="setting-conflict",
-        )
     for name in ("unknown", "min_frequency", "max_vocab_size") if data["tokenizer"] == "byte" else ():
         # `unknown=bytes` is what that tokenizer does anyway.
         if data[name] not in (data_fields()[name].default, "bytes"):
@@ -184,7 +178,7 @@ def check_data(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 READ_BY = {
-    **dict.fromkeys(("config_name", "revision", "split"), ("hub",)),
+    **dict.fromkeys(("config_name", "revision", "split", "validation_split", "test_split"), ("hub",)),
     **dict.fromkeys(("encoding", "errors", "exclude", "format", "separator"), ("files",)),
     "text_column": ("files", "hub"),
 }
@@ -208,7 +202,8 @@ def check_corpus(data: Mapping[str, Any]) -> None:
     for name, sources in READ_BY.items():
         if source not in sources and data[name] != data_fields()[name].default:
             raise UserError(
-                f"data.{name}={yaml_word(data[name])} has no effect with data.source={source}; leave it out",
+                f"data.{name}={yaml_word(data[name])} has an effect with data.source={' or '.join(sources)} "
+                f"alone, not with data.source={source}; leave it out",
                 code="setting-no-effect",
             )
     if data["lanes"] != data_fields()["lanes"].default and not data["streaming"]:

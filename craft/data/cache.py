@@ -4,32 +4,30 @@ An entry is built in a staging folder, synced, and renamed, so that a kill at an
 everything. A lock per entry (released by the system when its holder dies) lets concurrent processes prepare
 the same corpus once.
 
-A manifest holds the sha256 of every file. It is checked when an entry is used first, again whenever a file's
-size, times or inode differ from those of the last check, and once a week in any case, because a disk may
-forget without a trace. In between a start costs a few `stat` calls, however large the corpus.
+A manifest holds the sha256 of every file. It is checked when an entry is used first, again whenever a file
+was touched, and once a week in any case, because a disk may forget without a trace. In between a start costs
+a few `stat` calls, however large the corpus.
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
 from craft.utils.errors import UserError
-from craft.utils.files import TICK_NS, replace_text, staged_folder
+from craft.utils.files import TICK_NS, staged_folder
 from craft.utils.logging import get_logger
 from craft.utils.manifest import difference, read_manifest, write_manifest
 from craft.utils.paths import typed_path
 
-CHECKED = "checked.json"  # when the files were last read and compared with the manifest, and their state then
+CHECKED = "checked"  # an empty file, whose time is when the others were last compared with the manifest
 TRUSTED_NS = 7 * 24 * 3600 * 10**9
 
 
@@ -64,7 +62,8 @@ class Cache:
                         shutil.rmtree(place)
                     with staged_folder(place) as folder:
                         build(folder)
-                        _remember(folder, write_manifest(folder))
+                        write_manifest(folder)
+                        _remember(folder)
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             raise UserError(
@@ -79,35 +78,29 @@ def _fault(place: Path) -> str:
     """Why an entry can't be used; empty if it can."""
     try:
         files = read_manifest(place)["files"]
-        if _checked(place) == _state(place, files):
+        if _is_checked(place, files):
             return ""
         if why := difference(place, files):
             return why
-        _remember(place, files)
+        _remember(place)
     except (OSError, ValueError) as error:
         return str(error)
     return ""
 
 
-def _state(place: Path, files: Iterable[str]) -> dict[str, list[int]]:
-    """Size, times and inode of each file, without the path: an entry may be moved as a whole."""
-    stats = {name: (place / name).stat() for name in files}
-    return {name: [s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for name, s in stats.items()}
-
-
-def _checked(place: Path) -> Any:
-    """The state of the files when they were last compared with the manifest, if that can be trusted: it isn't
-    long ago, and they were older then than a tick, within which an edit would leave their times equal."""
+def _is_checked(place: Path, files: Iterable[str]) -> bool:
+    """Whether the files were compared with the manifest in the last week, and not touched since. (What
+    changed within a tick of the clock before that may have changed behind it, too.)"""
+    stats = [(place / name).stat() for name in files]
+    changed = max(max(stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats)
     try:
-        last = json.loads((place / CHECKED).read_text(encoding="utf-8"))
-        state, at = last["state"], last["time_ns"]
-        old = all(at - max(times) >= TICK_NS for _, *times, _ in state.values())
-        return state if old and 0 <= time.time_ns() - at < TRUSTED_NS else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        checked = (place / CHECKED).stat().st_mtime_ns
+    except OSError:
+        return False
+    return changed + TICK_NS <= checked and 0 <= time.time_ns() - checked < TRUSTED_NS
 
 
-def _remember(place: Path, files: Iterable[str]) -> None:
+def _remember(place: Path) -> None:
     with suppress(OSError):  # a folder that can't be written is checked every time
-        state = {"time_ns": time.time_ns(), "state": _state(place, files)}
-        replace_text(place / CHECKED, json.dumps(state))
+        (place / CHECKED).touch()
+        os.utime(place / CHECKED, ns=(time.time_ns(), time.time_ns()))

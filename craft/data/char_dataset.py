@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -166,7 +167,7 @@ def train_loader(
     return TrainLoader(
         batches,
         batch_sampler=_EpochSampler(batches.per_epoch),
-        collate_fn=_only,
+        collate_fn=itemgetter(0),
         pin_memory=torch.cuda.is_available(),
     )
 
@@ -217,7 +218,3 @@ class _EpochSampler(BatchSampler):
         if self.per_epoch is None:
             return zip(range(2**62))
         return zip(range(self.epoch * self.per_epoch, (self.epoch + 1) * self.per_epoch))
-
-
-def _only(items: list[dict[str, Any]]) -> dict[str, Any]:
-    return items[0]

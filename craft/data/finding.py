@@ -35,16 +35,11 @@ def find_source(args: DataArguments, split: str | None = None) -> Source:
     Raises:
         UserError: if there is nothing there, or nothing readable.
     """
-    if not args.path:
-        raise UserError(
-            "data.path is empty: name a text file, folder, URL or dataset, such as data.path=my.txt",
-            code="text-missing",
-        )
     if args.source == "builtin":
-        return Files([_builtin(args.paths[0], Cache(args.cache_dir))])
+        return Files([_builtin(args.shown, Cache(args.cache_dir))])
     if args.source == "hub":
         return HubDataset(
-            args.paths[0],
+            args.shown,
             args.config_name,
             args.revision,
             split or args.split,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import starmap
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,9 @@ class HubDataset:
                 code="text-column",
             )
         with _translated(f"{name} can't be read", self.revision):
-            rows = self._rows(dataset, name)
-            yield from (Piece(*found) for found in column_texts(rows, self.text_column, name, "strict"))
+            yield from starmap(
+                Piece, column_texts(self._rows(dataset, name), self.text_column, name, "strict")
+            )
 
     def _rows(self, dataset: Any, name: str) -> Rows:
         number = 0
@@ -107,7 +109,7 @@ def _translated(what: str, revision: str | None) -> Iterator[None]:
     """
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    with translate_hub_errors(what, LOCAL_COPY_HINT, revision=revision, reading=True):
+    with translate_hub_errors(what, LOCAL_COPY_HINT, revision=revision):
         try:
             yield
         except CraftError:
@@ -120,11 +122,7 @@ def _translated(what: str, revision: str | None) -> Iterator[None]:
                 raise unreached from unreached.__cause__
             cause = error.__cause__ or error
             of_the_disk = isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)
-            if (
-                is_network_error(error)
-                or of_the_disk
-                or isinstance(error, json.JSONDecodeError | MemoryError)
-            ):
+            if of_the_disk or is_network_error(error) or isinstance(error, JSONDecodeError | MemoryError):
                 raise
             reason = " ".join(str(cause).split())[:400].rstrip(".") or type(cause).__name__
             hint = "check its name, and if it is private or gated log in (HF_TOKEN, or 'hf auth login')"
@@ -134,13 +132,11 @@ def _translated(what: str, revision: str | None) -> Iterator[None]:
 
 
 def _from_disk(path: str, split: str, streaming: bool) -> Any:
-    import datasets
+    """What `save_to_disk` wrote: a dataset, or a folder of datasets, one for each split."""
+    from datasets import load_from_disk
 
-    found = datasets.load_from_disk(path)
-    if isinstance(found, datasets.DatasetDict):
-        if split not in found:
-            raise ValueError(f"its splits are {', '.join(found)}, not {split!r}")
-        found = found[split]
-    elif split != "train":
+    several = Path(path, SAVED_TO_DISK[0]).is_file()
+    if not several and split != "train":
         raise ValueError(f"it was saved as one dataset without splits, so there is no {split!r}")
+    found = load_from_disk(str(Path(path, split)) if several else path)
     return found.to_iterable_dataset(num_shards=max(1, len(found) // ROWS)) if streaming else found

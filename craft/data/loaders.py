@@ -73,8 +73,8 @@ def load_corpus(
     sources = {"train": find_source(args)}
     if tokenizer is None or extend is not None:  # a text that is scored takes the settings of another run
         _refuse_without_effect(args, sources["train"])
-    for split in ("validation", "test"):
-        if name := getattr(args, f"{split}_split"):
+    for split, name in (("validation", args.validation_split), ("test", args.test_split)):
+        if name and args.source == "hub":
             sources[split] = find_source(args, name)
     if args.streaming:
         return _stream(args, sources, tokenizer)
@@ -199,11 +199,8 @@ def _check_known(tokenizer: CharTokenizer, counts: Counter[str], name: str) -> N
         UserError: if they have no id under its policy `strict`.
     """
     new = sorted(tokenizer.unseen(counts), key=lambda char: -counts[char])
-    likes = {char: instead(char, tokenizer.alphabet) for char in new[:NAMED]}
-    listed = (
-        f"{named(c)} {counts[c]:,} times" + (f" (it has {has})" if has else "") for c, has in likes.items()
-    )
-    what = f"{len(new)} characters of {name} are new to the model: {', '.join(listed)}"
+    listed = [f"{named(c)} {counts[c]:,} times{instead(c, tokenizer.alphabet)}" for c in new[:NAMED]]
+    what = f"{len(new)} characters of {name} are new to the model: {'; '.join(listed)}"
     if new and tokenizer.unknown == "strict":
         raise UserError(f"{what}; give them ids with models.extend_vocab=true", code="character-unknown")
     if new:

@@ -31,8 +31,9 @@ def look_alikes(char: str, alphabet: Collection[str]) -> list[str]:
 
 
 def instead(char: str, alphabet: Collection[str]) -> str:
-    """The look-alikes of `char` as a message names them; empty if there are none."""
-    return " or ".join(map(named, look_alikes(char, alphabet)))
+    """`, but it has …` with the look-alikes of `char` for a message; empty if there are none."""
+    alike = look_alikes(char, alphabet)
+    return f", but it has {' or '.join(map(named, alike))}" if alike else ""
 
 
 def named(text: str) -> str:

@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from craft.data import lookalikes
+from craft.data.lookalikes import instead, named
 from craft.utils.errors import UserError
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
@@ -152,11 +152,11 @@ class TextProcessor:
             return ids
         if self.unknown == "strict":
             position = int(unseen.argmax())
-            has = lookalikes.instead(text[position], self.alphabet)
+            char = text[position]
             raise UserError(
-                f"character {lookalikes.named(text[position])} at position {position + offset} of {where} "
-                f"isn't in the alphabet{f', which has {has} instead; write that' if has else '; remove it'}, "
-                "or train with data.unknown=unk (shown as <unk>) or data.unknown=bytes (lossless)",
+                f"character {named(char)} at position {position + offset} of {where} isn't in the alphabet"
+                f"{instead(char, self.alphabet)}; write another, or train with data.unknown=unk (shown as "
+                "<unk>) or data.unknown=bytes (lossless)",
                 code="character-unknown",
             )
         return self._with_bytes(text, ids, unseen)

@@ -96,9 +96,8 @@ def _separated(lines: Iterator[str], name: str, format: str) -> Rows:
         for row in reader:
             if None in row:
                 raise UserError(
-                    f"line {reader.line_num} of {name} has {len(row) - 1 + len(row[None])} fields where the "
-                    f"header has {len(row) - 1}; put texts with commas or tabs in double quotes, and write a "
-                    "quote inside as two",
+                    f"line {reader.line_num} of {name} has more fields than the header; put texts with "
+                    "commas or tabs in double quotes, and write a quote inside as two",
                     code="text-format",
                 )
             yield row, f"line {reader.line_num} of {name}"

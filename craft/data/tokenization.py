@@ -210,10 +210,9 @@ class CharTokenizer(PreTrainedTokenizerFast):
             return
         known = set(b"".join(self.token_bytes).decode())
         if missing := [char for char in text if char not in known]:
-            has = instead(missing[0], self.alphabet)
             raise UserError(
                 f"{where} {text!r} can't be written by this model: {named(missing[0])} isn't in its alphabet"
-                + (f", which has {has} instead; write that" if has else "; leave it out"),
+                f"{instead(missing[0], self.alphabet)}",
                 code="character-unknown",
             )
 

@@ -1,8 +1,8 @@
 """`evaluate.Metric` classes over predictions made elsewhere. In the package, so they need no network.
 
 Examples:
-    >>> from craft.evaluation.metrics import BitsPerCharacter
-    >>> BitsPerCharacter().compute(predictions=[0.6931, 1.3863], references=[1, 1])["bits_per_character"]
+    >>> from craft.evaluation.metrics import BitsPerUnit
+    >>> BitsPerUnit("byte").compute(predictions=[0.6931, 1.3863], references=[1, 1])["bits_per_byte"]
     1.5
 """
 
@@ -14,36 +14,52 @@ from typing import Any
 import datasets
 import evaluate
 
+from craft.utils.units import unit_named
 
-class BitsPerCharacter(evaluate.Metric):
-    """`predictions`: nats that each predicted id cost. `references`: characters that it stands for."""
+
+class BitsPerUnit(evaluate.Metric):
+    """`predictions`: nats that each predicted id cost. `references`: units that it stands for.
+
+    Args:
+        unit: what is counted: "character", "byte", "pixel", or a word of your own.
+    """
+
+    def __init__(self, unit: str = "character", **settings: Any) -> None:
+        self.unit = unit_named(unit)
+        super().__init__(**settings)
 
     def _info(self) -> evaluate.MetricInfo:
         return _info(
-            "Cross-entropy in bits per character: summed nats over counted characters, over ln 2.",
+            f"Cross-entropy in {self.unit.label}: summed nats over counted {self.unit.plural}, over ln 2.",
             {"predictions": datasets.Value("float64"), "references": datasets.Value("int64")},
         )
 
     def _compute(self, predictions: list[float], references: list[int], **kwargs: Any) -> dict[str, float]:
-        nats, characters = math.fsum(predictions), sum(references)
-        return {
-            "bits_per_character": nats / characters / math.log(2),
-            "nats_per_character": nats / characters,
-        }
+        nats = math.fsum(predictions) / sum(references)
+        name = self.unit.label.replace(" ", "_")
+        return {name: nats / math.log(2), name.replace("bits", "nats"): nats}
 
 
-class NextCharacterAccuracy(evaluate.Metric):
-    """`predictions`: the likeliest ids. `references`: the right ones."""
+class NextUnitAccuracy(evaluate.Metric):
+    """`predictions`: the likeliest ids. `references`: the right ones.
+
+    Args:
+        unit: what an id is, for the name of the figure.
+    """
+
+    def __init__(self, unit: str = "character", **settings: Any) -> None:
+        self.unit = unit_named(unit)
+        super().__init__(**settings)
 
     def _info(self) -> evaluate.MetricInfo:
         return _info(
-            "Share of predictions whose likeliest character was the right one.",
+            f"Share of predictions whose likeliest {self.unit.name} was the right one.",
             {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")},
         )
 
     def _compute(self, predictions: list[int], references: list[int], **kwargs: Any) -> dict[str, float]:
         right = sum(guess == truth for guess, truth in zip(predictions, references))
-        return {"next_character_accuracy": right / len(references)}
+        return {f"next_{self.unit.name}_accuracy": right / len(references)}
 
 
 def _info(description: str, features: dict[str, Any]) -> evaluate.MetricInfo:
@@ -53,3 +69,7 @@ def _info(description: str, features: dict[str, Any]) -> evaluate.MetricInfo:
         inputs_description="",
         features=datasets.Features(features),
     )
+
+
+BitsPerCharacter, NextCharacterAccuracy = BitsPerUnit, NextUnitAccuracy
+"""The same under the names of what they count by default."""

@@ -3,7 +3,7 @@
     record.py   what a run leaves beside its model: scores, curve, sample, facts about the text
     card.py     the model card, and the metadata before it
     privacy.py  what nobody else should see: secrets, paths of this machine
-    bundle.py   which files of a folder are for others, in their public form
+    bundle.py   which files of a folder are for others, sanitized
     upload.py   a model, or a whole checkpoint to resume from, onto the Hub
     trust.py    what may be loaded
 

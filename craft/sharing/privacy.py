@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -21,19 +20,9 @@ PLACE_SETTINGS = ("cache_dir", "output_dir")
 UPLOAD_SETTINGS = re.compile("hub_|push_to_hub$")
 """Settings of `training` that say what is uploaded where."""
 PATH_START = re.compile(r"/|~|\.{1,2}[/\\]|[A-Za-z]:[/\\]|\\\\|file:")
-ABSOLUTE_PATHS = re.compile(
-    r"""
-      file:/+{rest}                                 # file:///data/my.txt
-    | (?<![\w.~/\\<-]) (?:/{part})(?:/{part})+ /?  # /data/my.txt; neither and/or, https://a/b nor /a/
-    | (?<![\w]) [A-Za-z]:(?:\\|/(?!/)){rest}       # C:\texts\my.txt
-    | (?<![\w\\]) \\\\{part}\\{rest}               # \\server\texts\my.txt
-    """.replace("{part}", r"[^\s/\\'\"<>|,;)\]}]+").replace("{rest}", r"[^\s'\"<>|,;)\]}]+"),
-    re.VERBOSE,
-)
-"""Absolute paths among other words."""
 
 
-def public_run(run: dict[str, Any]) -> dict[str, Any]:
+def sanitized_run(run: dict[str, Any]) -> dict[str, Any]:
     """A resolved run as others may see it: paths are names, what it writes goes where it does by default, and
     it pushes nothing.
 
@@ -41,7 +30,7 @@ def public_run(run: dict[str, Any]) -> dict[str, Any]:
     folder.
     """
     sections = [name for name in SECTIONS if isinstance(run.get(name), dict)]
-    shown = public({name: run[name] for name in run if name in ("experiment", *sections)})
+    shown = sanitized({name: run[name] for name in run if name in ("experiment", *sections)})
     for section in sections:
         fields = shown[section]
         fields |= dict.fromkeys(set(PLACE_SETTINGS) & set(fields))
@@ -66,51 +55,38 @@ def hub_model(models: dict[str, Any]) -> str | None:
     return base if models.get("init_revision") and is_repo_id(base) else None
 
 
-def public(value: Any, key: str = "") -> Any:
+def sanitized(value: Any, key: str = "") -> Any:
     """Plain data without secrets and paths: what is a path, or stands where one belongs, becomes its name."""
     if isinstance(value, dict):
-        return {
-            name if re.fullmatch(r"[\w.-]+", name) else public_words(name): public(each, name)
-            for name, each in value.items()
-        }
+        return {sanitized_text(name): sanitized(each, name) for name, each in value.items()}
     if isinstance(value, list):
-        return [public(each, key) for each in value]
+        return [sanitized(each, key) for each in value]
     if not isinstance(value, str):
         return value
     if key in TEXT_FIELDS:
-        return public_text(value)
+        return sanitized_text(value)
     if re.match("https?://", value):  # without a user, a query and an anchor
         value = re.sub(r"(?<=://)[^/]*@|[?#].*", "", value, flags=re.DOTALL)
     elif PATH_START.match(value) or HOLDS_PATH.search(key):
         value = name_of(value)
-    return public_words(value)
+    return sanitized_text(value)
 
 
-def public_words(text: str) -> str:
-    """What somebody wrote, without secrets and with paths as names."""
-    return public_text(ABSOLUTE_PATHS.sub(lambda found: name_of(found[0]), text))
-
-
-def public_text(text: str) -> str:
-    """A text of a model or for it without secrets; folders of this machine in it show as `~` and `.`."""
+def sanitized_text(text: str) -> str:
+    """A text without secrets; folders of this machine in it show as `~` and `.`."""
     for pattern, shown in _machine_folders():
         text = re.sub(pattern, shown, text)
     return mask(text)
 
 
-def find_private(content: bytes | mmap.mmap | Path, *, text: bool) -> str:
+def find_private(content: bytes, *, text: bool) -> str:
     """What is private in the content of a file, in a few words; empty if there is nothing.
 
     Args:
         text: also look for what has the form of a secret, which in numbers means nothing.
     """
-    if isinstance(content, Path):
-        if not content.stat().st_size:
-            return ""
-        with content.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            return find_private(mapped, text=text)
-    known = any(content.find(os.fsencode(secret)) >= 0 for secret in secrets())
-    if known or (text and has_secret(content[:].decode(errors="replace"))):
+    known = any(os.fsencode(secret) in content for secret in secrets())
+    if known or (text and has_secret(content.decode(errors="replace"))):
         return "a token or password"
     if any(re.search(os.fsencode(pattern), content) for pattern, _ in _machine_folders()):
         return "a path of this machine"
@@ -126,8 +102,7 @@ def name_of(path: str) -> str:
 def _machine_folders() -> list[tuple[str, str]]:
     """(pattern, what is shown instead) of the home folder and the current one, the longer first."""
     home, here = str(Path.home()), os.getcwd()
-    spelled = dict.fromkeys((here, os.path.realpath(here), os.environ.get("PWD") or here), ".")
-    spelled |= dict.fromkeys((home, os.path.realpath(home)), "~")
+    spelled = {here: ".", os.environ.get("PWD") or here: ".", home: "~", os.path.realpath(home): "~"}
     # A short name such as /tmp may be a word of the text; with something below it, it is a path.
     return [
         (re.escape(folder) + (r"(?![\w-])" if folder.count(os.sep) > 1 else r"(?=[/\\]\w)"), shown)

@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,6 @@ RECORD = (RUN_CONFIG, DATA, EVALUATION, METRICS_FILE, SAMPLE, CURVE)
 Fields = dict[str, Any]
 
 
-def figures(unit: Unit) -> dict[str, str]:
-    """The figures of a score that a card shows, each with what it is called."""
-    by_bytes = {"bits_per_byte": "bits per byte"} if unit.has_bytes else {}
-    nats = {unit.nats: unit.label.replace("bits", "nats")}
-    return {unit.metric: unit.label, **by_bytes, **nats, "accuracy": "accuracy"}
-
-
 @dataclass(frozen=True)
 class Record:
     """What is known of the model in a folder; empty or None where the run left nothing.
@@ -41,16 +35,12 @@ class Record:
     card isn't worth a failure. Nobody else needs to doubt a record.
 
     Attributes:
-        model_type: of its config.json.
         unit: what its figures count, by its tokenizer.
         run: the resolved run; the sections `models`, `data` and `training` are always there.
         corpus: its `name`, and how many `characters` (or other units) and ids (`vocabulary`) it has.
-        splits: by name, the `characters` and `sha256` of each.
+        splits: by name, the `characters` (or other units) and `sha256` of each.
         evaluations: scores as `Evaluation.to_dict` gives them; each has a protocol and a finite figure.
-        sample: a text by the model.
-        curve: whether a picture of the loss is there.
         step: the step of training it is from.
-        parameters: how many weights it has; 0 if that can't be read.
     """
 
     model_type: str
@@ -60,7 +50,7 @@ class Record:
     splits: dict[str, Fields]
     evaluations: list[Fields]
     sample: str
-    curve: bool
+    has_curve: bool
     step: int | None
     parameters: int
 
@@ -73,11 +63,15 @@ class Record:
             unit = unit_named(tokenizer.get("unit", "character"))
         except UserError:
             unit = UNITS["character"]
-        numbers = dict.fromkeys(figures(unit), float)
+        numbers = dict.fromkeys(unit.figures, float)
         score = {"protocol": str, "split": str, "block_size": int, unit.plural: int, **numbers}
+        split = {unit.plural: int, "sha256": str}
+        evaluations = scores.get("evaluations")
+        known = [_typed(each, score) for each in (evaluations if isinstance(evaluations, list) else [])]
         kind = _typed(config, {"model_type": str})["model_type"] or ""
-        splits, evaluations = facts.get("splits"), scores.get("evaluations")
-        known = [_typed(e, score) for e in (evaluations if isinstance(evaluations, list) else [])]
+        sample, parameters = folder / SAMPLE, 0
+        with suppress(ValueError):  # damaged weights
+            parameters = sum(map(parameters_in, folder.glob("model*.safetensors")))
         steps = _typed(state, {"global_step": int})["global_step"], _typed(scores, {"step": int})["step"]
         return cls(
             model_type=kind if re.fullmatch(r"[\w.-]{1,96}", kind, re.ASCII) else "",
@@ -85,15 +79,13 @@ class Record:
             run={name: fields(run.get(name)) for name in ("models", "data", "training")},
             corpus=_typed(facts, {"name": str, unit.plural: int, "vocabulary": int}),
             splits={
-                name: _typed(split, {unit.plural: int, "sha256": str})
-                for name, split in fields(splits).items()
-                if isinstance(split, dict)
+                n: _typed(s, split) for n, s in fields(facts.get("splits")).items() if isinstance(s, dict)
             },
             evaluations=[e for e in known if e["protocol"] and any(e[name] is not None for name in numbers)],
-            sample=_text(folder / SAMPLE),
-            curve=is_png(folder / CURVE),
+            sample=sample.read_text("utf-8", "replace").removesuffix("\n") if sample.is_file() else "",
+            has_curve=(folder / CURVE).is_file(),
             step=next((step for step in steps if step is not None), None),
-            parameters=count_parameters(folder),
+            parameters=parameters,
         )
 
 
@@ -134,7 +126,7 @@ def read_fields(file: Path) -> Fields:
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
     if not isinstance(found, dict):
         raise ValueError("it holds no fields")
-    return found if file.suffix == ".json" else json.loads(plain)
+    return json.loads(plain)
 
 
 def fields_or_empty(file: Path) -> Fields:
@@ -143,14 +135,6 @@ def fields_or_empty(file: Path) -> Fields:
         return read_fields(file)
     except ValueError:
         return {}
-
-
-def count_parameters(folder: Path) -> int:
-    """Weights in the safetensors files of a folder, read off their headers; 0 if one is damaged."""
-    try:
-        return sum(map(parameters_in, folder.glob("model*.safetensors")))
-    except ValueError:
-        return 0
 
 
 def parameters_in(file: Path) -> int:
@@ -166,10 +150,6 @@ def parameters_in(file: Path) -> int:
             return sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ValueError(str(error)) from error
-
-
-def is_png(file: Path) -> bool:
-    return file.is_file() and file.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
 def _typed(found: Any, schema: dict[str, type]) -> Fields:
@@ -188,10 +168,3 @@ def _typed(found: Any, schema: dict[str, type]) -> Fields:
 def fields(found: Any) -> Fields:
     """A mapping as it is; of anything else none."""
     return found if isinstance(found, dict) else {}
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_bytes().decode("utf-8").removesuffix("\n")
-    except (OSError, UnicodeDecodeError):
-        return ""

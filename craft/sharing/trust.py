@@ -11,7 +11,7 @@ import json
 import re
 from pathlib import Path
 
-from craft.sharing.record import fields_or_empty
+from craft.sharing.record import fields, fields_or_empty
 from craft.utils.errors import UserError
 from craft.utils.hub import CODE, IN_FOLDERS, SAFE, fetch
 
@@ -34,7 +34,8 @@ def trusted(model: str, revision: str | None = None, code: bool = False) -> Path
     folder = Path(model)
     if folder.is_dir() and revision is not None:
         raise UserError(
-            f"--revision {revision} picks a version on the Hub, and {model} is a folder; leave it out"
+            f"--revision {revision} picks a version on the Hub, and {model} is a folder; leave it out",
+            code="setting-conflict",
         )
     if not folder.is_dir():
         folder = fetch(model, revision, [*SAFE, *CODE] if code else SAFE, IN_FOLDERS)
@@ -55,41 +56,33 @@ def check_folder(folder: Path) -> None:
     paths = sorted(folder.iterdir())
     for path in paths:
         if path.is_symlink() and not any(path.resolve().is_relative_to(place) for place in inside):
-            raise UserError(
-                f"{path} is a link out of its folder, so the model isn't loaded; copy the file there"
-            )
+            raise _untrusted(f"{path} is a link out of its folder", "copy the file there")
     if folder / "adapter_config.json" in paths:
-        raise UserError(
-            f"{folder} holds an adapter (adapter_config.json), which leads to another model; merge it with "
-            "merge_and_unload() and save the whole"
-        )
+        why = f"{folder} holds an adapter (adapter_config.json), which leads to another model"
+        raise _untrusted(why, "merge it with merge_and_unload() and save the whole")
     pickles = [path.name for path in paths if path.suffix in PICKLES]
     if folder / INDEX in paths:
         _check_index(folder)
     elif pickles and folder / WEIGHTS not in paths:
-        raise UserError(
-            f"{folder} holds its weights as a pickle ({pickles[0]}), which can run any code when it is "
-            "opened; craft reads safetensors only: save it again with save_pretrained by a recent "
-            "transformers, where you trust it"
-        )
+        why = f"{folder} holds its weights as a pickle ({pickles[0]}), which can run any code"
+        raise _untrusted(why, "where you trust it, save it again with save_pretrained of transformers")
     for name in ("config.json", "tokenizer_config.json"):
         classes = json.dumps(fields_or_empty(folder / name).get("auto_map"))
         if elsewhere := re.search('[^"]*--[^"]*', classes):  # REPOSITORY--module.Class
-            raise UserError(
-                f"{folder / name} leads to code in another repository ({elsewhere[0]}), so the model isn't "
-                "loaded; take its auto_map out, or name the model it was made from"
-            )
+            why = f"{folder / name} leads to code in another repository ({elsewhere[0]})"
+            raise _untrusted(why, "take its auto_map out, or name the model it was made from")
 
 
 def _check_index(folder: Path) -> None:
-    files = fields_or_empty(folder / INDEX).get("weight_map")
-    if not isinstance(files, dict):
-        raise UserError(f"{folder / INDEX} isn't an index of weights")
-    for name in sorted(set(map(str, files.values()))):
-        if not re.fullmatch(r"[^/\\:]+\.safetensors", name):
+    """Weights in several files must all lie in the folder, as safetensors."""
+    names = fields(fields_or_empty(folder / INDEX).get("weight_map")).values()
+    for name in sorted(set(map(str, names))) or [""]:
+        if not re.fullmatch(r"[^/\\:]+\.safetensors", name) or not (folder / name).is_file():
             raise UserError(
-                f"{folder / INDEX} leads to {name!r}; weights must be safetensors files in the same folder, "
-                "so the model isn't loaded"
+                f"{folder / INDEX} leads to {name!r}, which is no safetensors file in its folder",
+                code="model-invalid",
             )
-        if not (folder / name).is_file():
-            raise UserError(f"{folder} is incomplete: {INDEX} names {name}, which is missing")
+
+
+def _untrusted(why: str, instead: str) -> UserError:
+    return UserError(f"{why}, so the model isn't loaded; {instead}", code="code-untrusted")

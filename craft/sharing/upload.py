@@ -8,17 +8,15 @@ from __future__ import annotations
 import re
 import shutil
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
 from craft.sharing.bundle import LAST, MODEL, Files, bundle, size
-from craft.sharing.privacy import public_run
+from craft.sharing.privacy import sanitized_run
 from craft.sharing.record import METRICS_FILE, RECORD, read_fields
-from craft.sharing.trust import PICKLES
 from craft.utils.errors import UserError
 from craft.utils.files import replace_text, staged_folder
-from craft.utils.hub import CODE, api, check_ref, check_repo_id, fetch, retry_after, translate_hub_errors
+from craft.utils.hub import SAFE, api, check_repo_id, fetch, is_transient, translate_hub_errors
 from craft.utils.logging import get_logger
 from craft.utils.manifest import MANIFEST, difference, manifest_text, read_manifest
 from craft.utils.outputs import OUTPUTS, RUN_CONFIG, RUN_NAMES, RunPaths, slug
@@ -26,9 +24,7 @@ from craft.utils.outputs import OUTPUTS, RUN_CONFIG, RUN_NAMES, RunPaths, slug
 logger = get_logger(__name__)
 
 PAUSES = (0.5, 2.0)
-"""Seconds before a commit is tried again, at the least: a busy Hub may ask for more."""
-LONGEST_PAUSE = 60.0
-"""Seconds that are waited for a Hub that asks for more."""
+"""Seconds before a commit is tried again."""
 
 
 def push(
@@ -58,48 +54,44 @@ def push(
     Raises:
         UserError, Failed: see `translate_hub_errors`; the folder is as it was, and pushing again goes on.
     """
-    check_ref(tag, "--tag")
     files = bundle(folder, check_repo_id(repo_id), licence, resumable)
-    what, left = f"can't push to {repo_id}", f"the model is still in {folder}"
-    open_repo(repo_id, private, left, branch)
-    client = api()
-    with translate_hub_errors(what, left, revision=branch):
-        refs = client.list_repo_refs(repo_id)
-        for kind, there in (("tag", refs.tags), ("branch", refs.branches)):
-            if tag in {ref.name for ref in there}:
-                raise UserError(
-                    f"{what}: the tag {tag!r} is taken: {tag!r} is a {kind} there; choose another --tag"
-                )
-        logger.info(f"uploading  {len(files)} files, {size(files):,} bytes, to {repo_id}")
-        checkpoint = re.fullmatch(r"checkpoint-(\d+)", folder.name)
-        usual = f"Step {checkpoint[1]}" if checkpoint else "Upload a model by craft"
-        commit = commit_files(client, repo_id, files, message or usual, branch)
+    open_repo(repo_id, private, branch)
+    logger.info(f"uploading  {len(files)} files, {size(files):,} bytes, to {repo_id}")
+    checkpoint = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+    usual = f"Step {checkpoint[1]}" if checkpoint else "Upload a model by craft"
+    with translate_hub_errors(f"can't push {folder.name} to {repo_id}", revision=branch):
+        commit = commit_files(repo_id, files, message or usual, branch)
     if tag is not None:
         with translate_hub_errors(f"the model is at {commit.commit_url}, but its tag {tag!r} can't be made"):
-            client.create_tag(repo_id, tag=tag, revision=commit.oid)
+            api().create_tag(repo_id, tag=tag, revision=commit.oid)
     return str(commit.commit_url)
 
 
-def open_repo(repo_id: str, private: bool | None = None, left: str = "", branch: str | None = None) -> str:
+def open_repo(
+    repo_id: str, private: bool | None = None, branch: str | None = None, licence: str | None = None
+) -> str:
     """Makes a repository and a branch on the Hub, or finds that they are there and may be written to.
 
     Args:
         repo_id: `user/name`, or a name of the user's own.
-        left: what is left if it fails, to end the message with.
+        licence: of the models that will be uploaded; the Hub is asked whether it is one.
 
     Returns:
         Its whole name.
     """
+    from huggingface_hub import ModelCard
     from huggingface_hub.errors import HfHubHTTPError
 
-    check_ref(branch, "the branch")
     client = api()
-    with translate_hub_errors(f"can't push to {repo_id}", left):
+    with translate_hub_errors(f"can't push to {repo_id}"):
+        if licence is not None:
+            ModelCard(f"---\nlicense: {licence}\n---\n").validate(repo_type="model")
         name = client.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if private and not client.repo_info(name).private:
             raise UserError(
                 f"{name} is public already, so nothing was uploaded; make it private on its page, or choose "
-                "another name"
+                "another name",
+                code="hub-refused",
             )
         try:
             client.create_branch(name, branch=branch or "main")
@@ -109,33 +101,31 @@ def open_repo(repo_id: str, private: bool | None = None, left: str = "", branch:
     return str(name)
 
 
-def commit_files(client: Any, repo_id: str, files: Files, message: str, revision: str | None) -> Any:
+def commit_files(repo_id: str, files: Files, message: str, revision: str | None) -> Any:
     """One commit of all files, tried again where that may help: the Hub is busy, or somebody else was faster.
 
     Twice is as good as once: of a commit whose answer was lost nothing is left to do. What an earlier model
-    or checkpoint had and this one hasn't is deleted with it, but no code, which may be the owner's own.
+    or checkpoint had and this one hasn't is deleted with it, but no code and licence, which are the owner's.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
+    client = api()
     folders = tuple({f"{name.split('/')[0]}/" for name in files if "/" in name})
+
+    def is_stale(name: str) -> bool:
+        ours = name in RECORD or (MODEL.fullmatch(name) and not name.startswith("LICENSE"))
+        return name not in files and (bool(ours) or name.startswith(folders)) and not name.endswith(".py")
+
     for pause in (*PAUSES, None):
         try:
-            there = sorted({*client.list_repo_files(repo_id, revision=revision)} - {*files})
-            ours = [n for n in there if n in RECORD or (MODEL.fullmatch(n) and not n.endswith(".py"))]
-            stale = [*ours, *(name for name in there if name.startswith(folders))]
+            stale = filter(is_stale, client.list_repo_files(repo_id, revision=revision))
             changes: list[Any] = [CommitOperationAdd(*file) for file in files.items()]
             changes += map(CommitOperationDelete, stale)
-            with warnings.catch_warnings(record=True) as said:  # what the Hub thinks of the card
-                commit = client.create_commit(repo_id, changes, commit_message=message, revision=revision)
-            break
+            return client.create_commit(repo_id, changes, commit_message=message, revision=revision)
         except Exception as error:
-            asked = retry_after(error)
-            if pause is None or asked is None:
+            if pause is None or not is_transient(error):
                 raise
-            time.sleep(min(max(asked, pause), LONGEST_PAUSE))
-    for each in said:
-        logger.warning(" ".join(str(each.message).split()))
-    return commit
+            time.sleep(pause)
 
 
 def fetch_run(repo_id: str, root: Path = OUTPUTS, revision: str | None = None) -> Path:
@@ -149,30 +139,30 @@ def fetch_run(repo_id: str, root: Path = OUTPUTS, revision: str | None = None) -
             here already.
         Failed: if the Hub can't be reached.
     """
-    for anew in (False, True):  # the cache of the client may be what is damaged
-        snapshot = (
-            fetch(repo_id, revision, [f"{LAST}/*"], CODE, anew=anew) / LAST
-        )  # no code: a run needs none
-        if not (snapshot / RUN_NAMES).is_file():
-            raise UserError(
-                f"{repo_id} holds no checkpoint to resume from; its owner must train with "
-                "training.push_to_hub=true training.hub_strategy=checkpoint"
-            )
-        try:
-            paths, run, manifest = _read(snapshot, root)
-            break
-        except ValueError as error:
-            if anew:
-                raise UserError(
-                    f"the checkpoint of {repo_id} is damaged: {error}; its owner must push it again"
-                ) from error
+    patterns = [f"{LAST}/{name}" for name in (*SAFE, "*.md", "*.jsonl")]  # no code: a run needs none
+    snapshot = fetch(repo_id, revision, patterns, []) / LAST
+    if not (snapshot / RUN_NAMES).is_file():
+        raise UserError(
+            f"{repo_id} holds no checkpoint to resume from; its owner must train with "
+            "training.push_to_hub=true training.hub_strategy=checkpoint",
+            code="run-missing",
+        )
+    try:
+        paths, run, manifest = _read(snapshot, root)
+    except ValueError as error:
+        raise UserError(
+            f"the checkpoint of {repo_id} is damaged: {error}; delete it from the cache (hf cache rm "
+            f"model/{repo_id}), or its owner must push it again",
+            code="checkpoint-damaged",
+        ) from error
     if paths.run_dir.exists():
         raise UserError(
-            f"the run of {repo_id} is here already; go on with it by: craft resume {paths.run_dir}"
+            f"the run of {repo_id} is here already; go on with it by: craft resume {paths.run_dir}",
+            code="setting-conflict",
         )
     with staged_folder(paths.run_dir) as staging:
         checkpoint = staging / f"checkpoint-{manifest['step']}"
-        shutil.copytree(snapshot, checkpoint, ignore=shutil.ignore_patterns(RUN_NAMES, METRICS_FILE, *CODE))
+        shutil.copytree(snapshot, checkpoint, ignore=shutil.ignore_patterns(RUN_NAMES, METRICS_FILE))
         replace_text(checkpoint / MANIFEST, manifest_text(manifest))
         if (snapshot / METRICS_FILE).is_file():
             shutil.copyfile(snapshot / METRICS_FILE, staging / METRICS_FILE)
@@ -197,14 +187,12 @@ def _read(snapshot: Path, root: Path) -> tuple[RunPaths, str, dict[str, Any]]:
         raise ValueError(why)
     if type(manifest.get("step")) is not int:
         raise ValueError(f"its {MANIFEST} names no step")
-    if pickles := [path.name for path in snapshot.rglob("*") if path.suffix in PICKLES]:
-        raise ValueError(f"it holds a pickle ({pickles[0]}), which craft doesn't open")
     try:
         found = read_fields(snapshot / RUN_NAMES)
         words = {key: slug(str(found[key])) for key in ("model_name", "size", "precision", "stamp")}
     except (ValueError, KeyError) as error:
         raise ValueError(f"its {RUN_NAMES} can't be read") from error
-    run = public_run(read_fields(snapshot / RUN_CONFIG))
+    run = sanitized_run(read_fields(snapshot / RUN_CONFIG))
     run.get("training", {})["report_to"] = "none"  # not under the login of whoever goes on with it
     paths = RunPaths(**words, root=root, text=found.get("text"))  # type: ignore[arg-type]
     return paths, yaml.safe_dump(run, sort_keys=False, allow_unicode=True), manifest

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import transformers
 from torch import Tensor
+from torch.distributed.checkpoint.stateful import Stateful
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import TrainOutput
@@ -29,7 +30,6 @@ from craft.training.callbacks import best, ema, lifecycle, nonfinite, progress, 
 from craft.training.carried_state import CarriedState
 from craft.training.checkpointing import folders, parts, resume_rules
 from craft.training.checkpointing.checkpointer import Checkpointer
-from craft.training.checkpointing.disk import Sizes
 from craft.training.distributed import sharding
 from craft.training.distributed.agreement import raise_on_all_ranks
 from craft.training.ending import best_checkpoint, finish_weights
@@ -40,9 +40,6 @@ from craft.training.micro_batches import MicroBatches
 from craft.training.requirements import library_errors
 from craft.training.step_state import StepState
 from craft.utils.errors import UserError
-from craft.utils.logging import get_logger
-
-logger = get_logger(__name__)
 
 
 class Trainer(transformers.Trainer):
@@ -58,9 +55,6 @@ class Trainer(transformers.Trainer):
     Attributes:
         on_run_validated: called in the main process when training is about to start and nothing was refused;
             if it fails, no process trains.
-
-    Raises:
-        UserError: for arguments that this machine or model can't be trained with.
     """
 
     args: CraftTrainingArguments
@@ -78,7 +72,7 @@ class Trainer(transformers.Trainer):
     ) -> None:
         args.settle_precision()
         precision.suit_attention(model, args.precision, on_cpu=args.on_cpu)
-        precision.warn_of_emulation(model, args.precision, on_cpu=args.on_cpu)
+        precision.try_precision(model, args)
         sharding.check_sharding(model, args)
         self.model_class = type(model)  # sharding changes it
         args.use_cache = getattr(model.config, "use_cache", False)  # saved so with the model
@@ -88,14 +82,11 @@ class Trainer(transformers.Trainer):
             super().__init__(model=model, args=args, **kwargs)
         if self.optimizer is not None:  # given by the caller: compared on resuming as a named one
             args.optim = f"{type(self.optimizer).__module__}.{type(self.optimizer).__qualname__}"
-        if self.is_fsdp_enabled:
-            args.save_only_model = True
-            logger.info("sharding  FSDP2; checkpoints hold the whole model, not what an exact resume needs")
+        args.save_only_model |= self.is_fsdp_enabled  # what an exact resume needs is in parts
         self.run_config = run_config or {}
-        self.own_parts: dict[str, parts.Stateful] = {}
+        self.own_parts: dict[str, Stateful] = {}
         self.on_run_validated: Callable[[], None] = lambda: None
-        self.changes: resume_rules.Changes = {}  # between the resumed checkpoint's settings and these
-        self.schedule_moves = self.evaluation_due = False
+        self.evaluation_due = False
         self.grad_norm: Any = None
         self.watch, self.stop = parts.Stopwatch(), signals.StopRequest()
         self.running_loss, self.micro_batches = parts.RunningLoss(self), MicroBatches(self)
@@ -121,11 +112,7 @@ class Trainer(transformers.Trainer):
         """The checkpoint that this process continues."""
         return self.checkpointer.resumed
 
-    @property
-    def sizes(self) -> Sizes:
-        return Sizes.of(self.model, str(self.args.optim), self.args.ema_decay is not None)
-
-    def shared_parts(self) -> dict[str, parts.Stateful]:
+    def shared_parts(self) -> dict[str, Stateful]:
         """What a checkpoint keeps beside the model and is the same in all processes, by name."""
         return {
             "optimization": optimization.Optimization(self),
@@ -139,7 +126,7 @@ class Trainer(transformers.Trainer):
             **self.own_parts,
         }
 
-    def register(self, name: str, part: parts.Stateful) -> None:
+    def register(self, name: str, part: Stateful) -> None:
         """Keeps an object of yours in checkpoints, the same in all processes.
 
         Args:
@@ -368,8 +355,6 @@ class LanguageModelTrainer(Trainer):
         data = resume_rules.data_settings(self.train_dataset, text, self.run_config.get("data") or {})
         return {**super().decisive_settings(planned_steps), **data}
 
-    # ---- Steps
-
     def get_train_dataloader(self) -> DataLoader:
         """This process' micro-batches, in an order that depends on seed, epoch and step alone."""
         args, data = self.args, self.train_dataset
@@ -402,8 +387,6 @@ class LanguageModelTrainer(Trainer):
         if self.carries_state:
             self.carried.after(slot, outputs["past_key_values"], part)
         return (loss, outputs) if return_outputs else loss
-
-    # ---- Scores and samples
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"

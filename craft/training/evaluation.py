@@ -57,12 +57,6 @@ class Validation(TrainerCallback):
         bits = dict.fromkeys((self.unit.metric, *(["bits_per_byte"] if self.unit.has_bytes else [])))
         return [*bits, "perplexity", "accuracy"]
 
-    @property
-    def protocol(self) -> str:
-        if self.args.eval_protocol != "auto":
-            return self.args.eval_protocol
-        return natural_protocol(self.trainer.model)
-
     def interrupted(self) -> bool:
         """Whether a signal ends long work within a step; asked between pieces, which are signs of life."""
         if self.trainer.is_in_train:
@@ -94,7 +88,7 @@ class Validation(TrainerCallback):
             result = self.score(self.scored_in_training(ids) if trainer.is_in_train else ids)
             seconds = time.perf_counter() - began
             if trainer.is_world_process_zero():
-                sample = self.usual_sample()
+                sample = self.sample()
         if trainer.is_in_train and trainer.stop.agreed():
             stop_training(trainer, evaluation_due=True)
         if trainer.is_world_process_zero():
@@ -114,10 +108,11 @@ class Validation(TrainerCallback):
 
     def score(self, ids: Any) -> Evaluation:
         """The score of a text, shared out among the processes; unfinished if a signal came."""
+        asked, model = self.args.eval_protocol, self.trainer.accelerator.unwrap_model(self.trainer.model)
         return evaluate_split(
-            self.trainer.accelerator.unwrap_model(self.trainer.model),
+            model,
             ids,
-            protocol=self.protocol,
+            protocol=natural_protocol(model) if asked == "auto" else asked,
             block_size=self.block_size,
             batch_size=self.args.per_device_eval_batch_size,
             tokenizer=self.tokenizer,
@@ -126,30 +121,21 @@ class Validation(TrainerCallback):
             stopped=self.interrupted,
         )
 
-    def sample(self, ids: int, prompt: str | None = None) -> str:
-        """`ids` ids by the model as text, always with the same random numbers; training's stay."""
-        begun = self.tokenizer.encode_ids(prompt or "").tolist() or [first_id(self.tokenizer)]
-        model = self.trainer.model
+    def sample(self) -> str | None:
+        """A text by the model, prompt included, with the same random numbers each time; None for none."""
+        args, model, prompt = self.args, self.trainer.model, self.args.sample_prompt or ""
+        if args.sample_chars == 0:
+            return None
+        begun = self.tokenizer.encode_ids(prompt).tolist() or [first_id(self.tokenizer)]
         config = copy.deepcopy(model.generation_config)
         config.update(do_sample=True, temperature=TEMPERATURE, top_k=None, top_p=None)
-        config.update(max_new_tokens=ids, max_length=None)
-        with torch.random.fork_rng(rng_devices(self.args.device)):
-            torch.manual_seed(self.args.seed)
-            rows = model.stream(torch.tensor([begun], device=self.args.device), config)
+        config.update(max_new_tokens=args.sample_chars, max_length=None)
+        with torch.random.fork_rng(rng_devices(args.device)):  # training's stay as they are
+            torch.manual_seed(args.seed)
+            rows = model.stream(torch.tensor([begun], device=args.device), config)
             drawn = takewhile(lambda row: not self.interrupted(), rows)
-            return self.tokenizer.decode([int(row[0]) for row in drawn], skip_special_tokens=True)  # type: ignore[no-any-return]
-
-    def usual_sample(self) -> str | None:
-        """The sample that goes with each evaluation, prompt included; None if none is wanted or possible."""
-        if self.args.sample_chars == 0:
-            return None
-        try:
-            text = self.sample(self.args.sample_chars, self.args.sample_prompt)
-        except UserError as error:
-            logger.warning(f"no samples: {error}")
-            self.args.sample_chars = 0
-            return None
-        return (self.args.sample_prompt or "") + text
+            text: str = self.tokenizer.decode([int(row[0]) for row in drawn], skip_special_tokens=True)
+        return prompt + text
 
     def line(self, result: Evaluation) -> str:
         """One line that fits a terminal of 80 columns; the other figures are in metrics.jsonl."""

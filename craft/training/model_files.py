@@ -35,3 +35,4 @@ def write_trainer_state(trainer: Any, folder: Path) -> None:
         best = trainer.state.best_global_step
         named = str(folders.checkpoint_dir(trainer.checkpointer.run_dir, best)) if best else None
         replace(trainer.state, best_model_checkpoint=named).save_to_json(str(folder / STATE))
+        write_card(folder, trainer.run_dir.name)  # which now knows the step

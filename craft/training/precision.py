@@ -12,11 +12,9 @@ from typing import Any
 
 from craft.utils.common import did_you_mean
 from craft.utils.errors import UserError
-from craft.utils.hardware import Hardware
-from craft.utils.logging import get_logger
+from craft.utils.hardware import Hardware, try_format
 
-logger = get_logger(__name__)
-
+ASKED, LAUNCHED = "asked for", "accelerate's mixed_precision"
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
@@ -57,9 +55,9 @@ def choose_precision(
             code="machine-unable",
         )
     if requested != "auto":
-        return requested, "asked for"
+        return requested, ASKED
     if launcher in ("fp16", "bf16") and not (on_cpu and launcher == "fp16"):
-        return launcher, "accelerate's mixed_precision"
+        return launcher, LAUNCHED
     if on_cpu:
         # The launcher's file serves every machine; without a GPU the run is the one `craft train` would do.
         aside = "accelerate's fp16 doesn't exist on a CPU; " if launcher == "fp16" else ""
@@ -77,14 +75,17 @@ def suit_attention(model: Any, precision: str, *, on_cpu: bool) -> None:
         model.set_attn_implementation("eager")
 
 
-def warn_of_emulation(model: Any, precision: str, *, on_cpu: bool) -> None:
-    """Warns of a number format that this machine only emulates, with the same results and much slower."""
+def try_precision(model: Any, args: Any) -> None:
+    """Tries the number format that somebody asked for; what the hardware suggested needs no trial.
+
+    Raises:
+        UserError: if this machine or model can't take it.
+    """
     import torch
 
-    hardware = Hardware.detect(on_cpu)
     formats = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    settings = {f"training.precision={precision}": formats.get(precision)}
-    settings[f"models.dtype={str(model.dtype)[6:]}"] = model.dtype
-    for setting, dtype in settings.items():
-        if dtype is not None and not hardware.computes_in(dtype):
-            logger.warning(f"{setting} is only emulated on this machine, up to 30 times slower than float32")
+    if model.dtype in formats.values():
+        try_format(f"models.dtype={str(model.dtype)[6:]}", model, backward=True)
+    elif args.precision in formats and args.precision_reason in (ASKED, LAUNCHED):
+        setting = "training.precision" if args.precision_reason == ASKED else LAUNCHED
+        try_format(f"{setting}={args.precision}", model, formats[args.precision], backward=True)

@@ -6,7 +6,6 @@ transformers says which one is missing, see `library_errors`.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -34,11 +33,6 @@ def library_errors() -> Iterator[None]:
         missing = isinstance(error, ImportError) or "install" in str(error)
         code: Any = "package-missing" if missing else "setting-value"
         raise UserError(f"training: {' '.join(str(error).split())}", code=code) from error
-
-
-def installed(package: str) -> bool:
-    """Whether a top-level package could be imported."""
-    return importlib.util.find_spec(package) is not None
 
 
 def on_cpu(values: Values) -> bool:

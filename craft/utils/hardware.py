@@ -1,22 +1,26 @@
-"""Which number formats this machine computes in, and a trial of one before it is relied on.
+"""The machine: its processor, which number formats it computes in, and a trial of one.
 
 What a processor doesn't compute in natively, libraries emulate: the results are those of the format, the time
-may be thirty times that of float32.
+may be thirty times that of float32. Some kernels have no emulation and fail.
 """
 
 from __future__ import annotations
 
+import copy
+import math
 import platform
-import timeit
-from collections.abc import Callable
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from craft.utils.errors import UserError
+from craft.utils.logging import get_logger
 
+logger = get_logger(__name__)
+
+TRIAL_FLOPS = 1e9
 SLOW = 1.5
-"""Times float32: what is slower than that is worth a warning."""
 
 
 @dataclass(frozen=True)
@@ -73,43 +77,52 @@ def bf16_instructions() -> list[str]:
     return found if usable else []
 
 
-def try_format(wanted: str, step: Callable[[], Any], exact: Callable[[], Any], advice: str) -> str | None:
-    """Takes a step in a number format beside the same one in float32, before anything depends on it.
+def try_format(setting: str, model: Any, autocast_to: Any = None, *, backward: bool = False) -> None:
+    """Runs copies of a model on a few ids, in a number format and in float32, before anything depends on it.
+
+    Warns, with the ratio, if the format takes more than 1.5 times as long as float32.
 
     Args:
-        wanted: the format, in the words in which it was asked for.
-        step, exact: in the format, and in float32.
-        advice: what to do instead.
-
-    Returns:
-        A warning if the format is slow here.
+        setting: how the format was asked for, `training.precision=bf16`.
+        autocast_to: the format (of torch) of autocast; by default that of the weights is tried.
+        backward: compute gradients, too.
 
     Raises:
-        UserError: if the step fails and that in float32 doesn't.
+        UserError: if this machine or model can't compute in the format.
     """
-    try:
-        usual = seconds(exact)
-    except Exception:  # not the format's fault; the first step of the run says what is wrong
-        return None
-    try:
-        took = seconds(step)
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise UserError(
-            f"{wanted} doesn't work on this machine ({reason[:200]}); {advice}", code="machine-unable"
-        ) from error
-    if took <= SLOW * usual:
-        return None
-    return f"{wanted} takes {took / usual:.1f} times as long as float32 on this machine; {advice}"
-
-
-def seconds(step: Callable[[], Any]) -> float:
-    """The least time of three calls: the first also pays for what is set up once."""
     import torch
 
-    def finished() -> None:
-        step()
-        if torch.accelerator.is_available():
-            torch.accelerator.synchronize()
+    name = setting.rpartition("=")[0]
+    instead = f"use {name}=float32" if name.endswith("dtype") else "use training.precision=fp32, or auto"
+    rows = int(min(64, max(2, TRIAL_FLOPS / (8 * 6 * model.num_parameters()))))
+    ids = torch.zeros(rows, 8, dtype=torch.long, device=model.device)
 
-    return min(timeit.repeat(finished, number=1, repeat=3))
+    def seconds(tried: Any, dtype: Any) -> float:
+        best = math.inf
+        for _ in range(2):  # the first also pays for what is set up once
+            start = time.perf_counter()
+            with (
+                torch.set_grad_enabled(backward),
+                torch.autocast(ids.device.type, dtype, enabled=dtype is not None),
+            ):
+                result = tried(ids).logits.float().mean()
+            if backward:
+                result.backward()
+            if torch.accelerator.is_available():
+                torch.accelerator.synchronize()
+            best = min(best, time.perf_counter() - start)
+        return best
+
+    with torch.random.fork_rng():
+        usual = seconds(copy.deepcopy(model).float(), None)
+        try:
+            took = seconds(copy.deepcopy(model), autocast_to)
+        except Exception as error:  # of any kernel
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:200]
+            raise UserError(
+                f"{setting} doesn't work on this machine ({reason}); {instead}", code="machine-unable"
+            ) from error
+    if took > SLOW * usual:
+        logger.warning(
+            f"{setting} takes {took / usual:.1f} times as long as float32 on this machine; {instead}"
+        )

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import re
-import socket
-import ssl
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from craft.utils.errors import Failed, UserError
+from craft.utils.errors import Code, CraftError, Failed, UserError
 
-LOG_IN = "set the environment variable HF_TOKEN to a valid token, or run 'hf auth login'"
-LOG_IN_TO_WRITE = LOG_IN.replace("valid token", "token with write access")
-NOT_A_REF = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|/\.|\.lock(/|$)|^[-/.]|[/.]$|^@?$|.{200}")
-"""What git refuses as the name of a branch or tag, and what is too long for a file's name."""
+LOG_IN = "set HF_TOKEN to a token that may do this, or run 'hf auth login'"
 CLIENTS = ("httpx", "httpx2", "httpcore", "requests", "urllib3", "aiohttp", "hf_xet")
 CODE = ["*.py"]
 SAFE = ["*.json", "*.safetensors", "*.txt", "*.jinja", "craft_run.yaml"]
@@ -48,154 +42,118 @@ def check_repo_id(repo_id: str) -> str:
     """Refuses what can't be `user/name` on the Hub, and returns the rest as it is."""
     if repo_id.count("/") != 1 or not is_repo_id(repo_id):
         raise UserError(
-            f"{repo_id!r} is no name on the Hub: that is USER/NAME or ORGANISATION/NAME, at most 96 of the "
-            "letters a-z and A-Z, digits, '-', '_' and '.' (no '--' or '..', neither '-' nor '.' at an end), "
-            "for example ada/char-lstm"
+            f"{repo_id!r} is no name on the Hub: that is USER/NAME, such as ada/char-lstm, of at most 96 "
+            "letters (a-z, A-Z), digits, '-', '_' and '.'",
+            code="path-invalid",
         )
     return repo_id
 
 
-def check_ref(name: str | None, what: str) -> None:
-    """Refuses what can't be the name of a branch, tag or commit; the Hub would say so in mid-upload.
-
-    Args:
-        what: what was being done, or the option, to begin the sentence with.
-    """
-    if name is not None and NOT_A_REF.search(name):
-        raise UserError(
-            f"{what}: {name!r} can't be the name of a branch, tag or commit (git's rules: no spaces, none of "
-            "~ ^ : ? * [ \\, no '..', no '-', '.' or '/' at the beginning); choose another"
-        )
-
-
 def api() -> Any:
     """The Hub's client with the user's token, which there must be."""
-    from huggingface_hub import HfApi, constants, get_token
+    from huggingface_hub import HfApi, get_token
 
     quiet()
-    if constants.HF_HUB_OFFLINE:
-        raise UserError("HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it")
     if not (token := get_token()):
-        raise UserError(f"not logged in to the Hugging Face Hub: {LOG_IN_TO_WRITE}")
+        raise UserError(f"not logged in to the Hugging Face Hub; {LOG_IN}", code="hub-login")
     return HfApi(token=token)
 
 
-def fetch(
-    repo_id: str, revision: str | None, patterns: list[str], leave_out: list[str], *, anew: bool = False
-) -> Path:
+def fetch(repo_id: str, revision: str | None, patterns: list[str], leave_out: list[str]) -> Path:
     """The files of a repository that match, as a folder of the cache, all of them from one commit.
 
     Args:
         revision: a branch, tag or commit.
         patterns, leave_out: as for `fnmatch`, whose `*` stands for slashes, too.
-        anew: also what is in the cache already.
 
     Raises:
         UserError, Failed: see `translate_hub_errors`.
     """
     from huggingface_hub import snapshot_download
 
-    what = f"can't load the model {repo_id!r}"
-    wanted = {"allow_patterns": patterns, "ignore_patterns": leave_out, "force_download": anew}
     quiet()
-    check_ref(revision, what)
-    with translate_hub_errors(what, revision=revision, reading=True):
-        return Path(snapshot_download(repo_id, revision=revision, **wanted))
+    with translate_hub_errors(f"can't load the model {repo_id!r}", revision=revision):
+        folder = snapshot_download(
+            repo_id, revision=revision, allow_patterns=patterns, ignore_patterns=leave_out
+        )
+    return Path(folder)
 
 
 def fetch_config(repo_id: str, revision: str | None = None) -> tuple[Path, str]:
     """A model's config.json alone, and the commit it is from, so that the rest is taken from there too."""
     folder = fetch(repo_id, revision, ["config.json"], [])  # the cache keeps it as snapshots/COMMIT
     if not (folder / "config.json").is_file():
-        raise UserError(f"{repo_id!r} has no config.json on the Hub, so it isn't a model")
+        raise UserError(
+            f"{repo_id!r} has no config.json on the Hub, so it isn't a model", code="model-missing"
+        )
     return folder / "config.json", folder.name
 
 
 @contextmanager
-def translate_hub_errors(
-    what: str, left: str = "", *, revision: str | None = None, reading: bool = False
-) -> Iterator[None]:
+def translate_hub_errors(what: str, left: str = "", *, revision: str | None = None) -> Iterator[None]:
     """Turns whatever goes wrong between here and the Hub into one sentence.
 
     Args:
         what: what was being done, to begin the sentence with.
         left: what is left of it, to end the sentence with.
         revision: the branch, tag or commit that was asked for.
-        reading: nothing is written there.
 
     Raises:
         UserError: for what the user can mend: token, rights, name, revision.
         Failed: for what nobody did wrong: the network, the server.
     """
-    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
     try:
         yield
-    except (UserError, Failed):
+    except CraftError:
         raise
     except Exception as error:
-        kind: type[UserError | Failed] = Failed
-        unreached = is_network_error(error) or isinstance(error, LocalEntryNotFoundError)
-        if (answer := _answer_in(error)) is not None:
-            kind, why = _explain(answer, revision, reading)
-        elif unreached and HF_HUB_OFFLINE:
-            kind, why = UserError, "HF_HUB_OFFLINE is set; unset it, or name what is in the cache"
-        elif unreached:
-            kind = Failed if "://" in ENDPOINT else UserError
-            why = f"the Hub at {ENDPOINT} can't be reached ({_reason(error)})"
-        elif isinstance(error, JSONDecodeError | KeyError | TypeError):  # in what the client reads
-            why = f"{ENDPOINT} answers, but isn't the Hub; is there a proxy or log-in page between?"
-        elif isinstance(error, ValueError):  # a bad name, or a card that the Hub doesn't take
-            kind, why = UserError, " ".join(str(error).split()).rstrip(".")
-        elif isinstance(error, OSError):
-            why = _reason(error)
-        else:
-            raise
-        raise kind(f"{what}: {why}{f'; {left}' if left else ''}") from error
+        kind, code, why = _explain(error, revision)
+        raise kind(f"{what}: {why}{f'; {left}' if left else ''}", code=code) from error
 
 
-def _explain(error: Any, revision: str | None, reading: bool) -> tuple[type[UserError | Failed], str]:
-    """Whose matter an answer of the Hub is, and what to do about it, which the answer doesn't say."""
+def _explain(error: Exception, revision: str | None) -> tuple[type[UserError | Failed], Code, str]:
+    """Whose matter an error is, its code, and what to do about it."""
     from huggingface_hub import constants, errors
 
-    status, headers = error.response.status_code, error.response.headers
-    said = _unsigned(error.server_message or _reason(error)).rstrip(".")
-    host = urlsplit(str(error.response.url)).netloc
-    if host != urlsplit(constants.ENDPOINT).netloc and not {"x-error-code", "x-error-message"} & {*headers}:
-        # Files lie under addresses that the Hub signed: what is refused there is no matter of rights.
-        return Failed, f"the Hub's storage at {host} answered {status}; try again"
-    log_in = LOG_IN if reading else LOG_IN_TO_WRITE
-    missing = f"it has no revision {revision!r}"
-    if re.fullmatch(r"[0-9a-f]{4,39}", revision or ""):
-        missing += " (a commit has 40 digits)"
-    by_class = {
-        errors.GatedRepoError: f"its owner grants access on its page; ask there, then {log_in}",
-        errors.RepositoryNotFoundError: "there is none of that name on the Hub, or it is private and your "
-        "token (HF_TOKEN, 'hf auth login') can't see it; check the name, or give a folder",
-        errors.RevisionNotFoundError: f"{missing}; its page lists branches and tags",
-    }
-    by_status = {
-        401: f"the Hub doesn't accept the token (401); {log_in}",
-        403: f"you may not {'read' if reading else 'write'} it (403, {said}); ask its owner, or {log_in}",
-        **dict.fromkeys((400, 404, 409, 422), f"the Hub refused it ({status}, {said})"),
-    }
-    if why := by_class.get(type(error)) or by_status.get(status):
-        return UserError, why
-    return Failed, f"the Hub answered {status} ({said}); try again later"
+    reason = _reason(error)
+    if (answer := _answer_in(error)) is not None:
+        status = answer.response.status_code
+        said = f"{status}, {_unsigned(answer.server_message or reason).rstrip('.')}"
+        if isinstance(answer, errors.GatedRepoError):
+            return UserError, "hub-login", f"its owner grants access on its page; ask there, then {LOG_IN}"
+        if isinstance(answer, errors.RepositoryNotFoundError):
+            why = f"none of that name is on the Hub, or it is private; check the name, or {LOG_IN}"
+            return UserError, "hub-missing", why
+        if isinstance(answer, errors.RevisionNotFoundError):
+            why = f"it has no revision {revision!r}; use a branch, a tag, or a commit with all its 40 digits"
+            return UserError, "hub-missing", why
+        if status in (401, 403):
+            return UserError, "hub-login", f"the Hub doesn't allow it ({said}); {LOG_IN}"
+        if status in (400, 404, 409, 422):
+            return UserError, "hub-refused", f"the Hub refused it ({said})"
+        return Failed, "network", f"the Hub answered {said}; try again later"
+    if is_network_error(error) or isinstance(error, errors.LocalEntryNotFoundError):
+        if constants.HF_HUB_OFFLINE:
+            return UserError, "network", "HF_HUB_OFFLINE is set; unset it, or name what is in the cache"
+        return Failed, "network", f"the Hub at {constants.ENDPOINT} can't be reached ({reason})"
+    if isinstance(error, JSONDecodeError | KeyError | TypeError):  # in what the client reads
+        why = f"{constants.ENDPOINT} answers, but isn't the Hub; is there a proxy or log-in page between?"
+        return Failed, "network", why
+    if isinstance(error, ValueError):  # a bad name, or a card that the Hub doesn't take
+        return UserError, "hub-refused", " ".join(str(error).split()).rstrip(".")
+    if isinstance(error, OSError):
+        return Failed, "file-unreadable", reason
+    raise error
 
 
-def retry_after(error: BaseException) -> float | None:
-    """For what may be over in a moment, how many seconds the Hub asks to wait; None for what stays wrong."""
+def is_transient(error: BaseException) -> bool:
+    """Whether an error may be over in a moment: the Hub is busy, or somebody else was faster."""
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
     if (answer := _answer_in(error)) is None:
-        return 0.0 if is_network_error(error) else None
-    status, wanted = answer.response.status_code, answer.response.headers.get("Retry-After", "")
-    deleted = isinstance(answer, RemoteEntryNotFoundError)  # by somebody else, just now
-    if status not in (412, 429) and status < 500 and not deleted:
-        return None
-    return float(wanted) if wanted.isascii() and wanted.isdigit() else 0.0
+        return is_network_error(error)
+    status = answer.response.status_code
+    return status in (412, 429) or status >= 500 or isinstance(answer, RemoteEntryNotFoundError)
 
 
 def quiet() -> None:
@@ -210,9 +168,8 @@ def quiet() -> None:
 
 def is_network_error(error: BaseException) -> bool:
     """Whether it comes from a connection: its libraries have no base class of errors in common."""
-    of_connections = (ConnectionError, TimeoutError, socket.gaierror, ssl.SSLError)
     return any(
-        isinstance(cause, of_connections) or type(cause).__module__.split(".")[0] in CLIENTS
+        isinstance(cause, ConnectionError | TimeoutError) or type(cause).__module__.split(".")[0] in CLIENTS
         for cause in _causes(error)
     )
 

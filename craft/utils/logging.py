@@ -15,7 +15,7 @@ from typing import TextIO
 
 from craft.utils import launch
 from craft.utils.masking import mask
-from craft.utils.terminal import visible, write_at_once
+from craft.utils.terminal import visible
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -39,11 +39,6 @@ def first_to_say(text: str) -> bool:
     except OSError as error:
         return not isinstance(error, FileExistsError)
     return True
-
-
-def say_at_once(line: str) -> None:
-    """Writes an error with this process' rank to stderr, from any thread, without waiting for a lock."""
-    write_at_once(f"error: {rank_prefix()}{line}\n")
 
 
 class _CurrentStderr(logging.StreamHandler):

@@ -14,30 +14,26 @@ from craft.utils.terminal import visible
 
 MASK = "***"
 SECRET_NAMES = re.compile(
-    r"(?i)token|secret|passw(or)?d|api_?key|(^|_)key$|access_?key|private_?key|credential"
+    r"(?i)(?!.*_(path|file|dir)$).*"  # which say only where a secret lies (HF_TOKEN_PATH)
+    r"(token|secret|passw(or)?d|api_?key|(^|_)key$|access_?key|private_?key|credential)"
 )
-PATH_NAMES = re.compile(r"(?i)_(path|file|dir)$")
-"""Names of variables that hold where a secret lies (HF_TOKEN_PATH), which is none."""
 DIGIT_NAMES = re.compile(r"(?i)(token|secret|passw(or)?d|pass(phrase)?|pin|code|key|credentials?)$")
 """Names of variables that hold a secret even if it is a number; MAX_TOKENS is a setting."""
 MIN_LENGTH = 8
-"""Characters of a secret. Whatever is shorter ("true", "1") is a setting, and a word of many texts."""
-HUB_TOKEN = re.compile(r"(?<![A-Za-z0-9])hf_(?:[A-Za-z0-9]{16,}|(?=[a-z]*[0-9A-Z])[A-Za-z0-9]{8,})")
-"""A token of the Hugging Face Hub; `hf_datasets` is a word."""
-BEARER_HEADER = re.compile(r"(?i)(authorization\W{1,6}bearer\s+)[^\s\"']{8,}")
-"""The token of a request, whatever it looks like."""
-OTHER_TOKENS = re.compile(
-    r"(?<=://)[^/\s@]+:[^/\s@]+(?=@)|wandb_v\d_\w{16,}"
-    r"|(?<=[Bb]earer )(?:(?=[\w.~+/-]*\d)[\w.~+/-]{8,}|(?=[\w.~+/-]*[a-z][A-Z])[\w.~+/-]{20,})"
+"""Length of a secret. Whatever is shorter ("true", "1") is a setting, and a word of many texts."""
+TOKENS = re.compile(
+    r"(?<![A-Za-z0-9])hf_(?:[A-Za-z0-9]{16,}|(?=[a-z]*[0-9A-Z])[A-Za-z0-9]{8,})|wandb_v\d_\w{16,}"
+    r"|(?<=://)[^/\s@]+:[^/\s@]+(?=@)"
 )
-"""A password inside a URL, a key of Weights & Biases, the token of a request. In prose the word behind
-"bearer" has neither digits nor inner capitals."""
+"""Tokens of the Hugging Face Hub (`hf_datasets` is a word) and of Weights & Biases; a password in a URL."""
+BEARER = re.compile(r"(?i)(authorization\W{1,6}bearer\s+|bearer (?=[^\s\"',]*\d))[^\s\"',]{8,}")
+"""The token of a request: any in a header, one with a digit among other words."""
 
 
 def secrets() -> list[str]:
     """The secrets that this process can read: variables whose name says so, and the token of the HF login.
     The longest come first, since one may hold another."""
-    named = {n: v for n, v in os.environ.items() if SECRET_NAMES.search(n) and not PATH_NAMES.search(n)}
+    named = {name: value for name, value in os.environ.items() if SECRET_NAMES.match(name)}
     found = {value for name, value in named.items() if not value.isdigit() or DIGIT_NAMES.search(name)}
     found.add(_login_token())
     kept = [secret for secret in found if len(secret) >= MIN_LENGTH and not _is_existing_path(secret)]
@@ -51,7 +47,7 @@ def mask(text: str) -> str:
             text = re.sub(rf"(?<!\d)(?<!\d\.){secret}(?!\d)", MASK, text)
         else:
             text = text.replace(secret, MASK)
-    return OTHER_TOKENS.sub(MASK, BEARER_HEADER.sub(rf"\1{MASK}", HUB_TOKEN.sub(MASK, text)))
+    return BEARER.sub(rf"\1{MASK}", TOKENS.sub(MASK, text))
 
 
 def masked(value: Any) -> Any:

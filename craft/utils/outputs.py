@@ -140,27 +140,18 @@ def written_by_craft(folder: Path) -> bool:
     return any(all((folder / name).is_file() for name in names) for names in WRITTEN_TOGETHER)
 
 
-# Of the next three, without a `stamp` each claims one.
-
-
 def sample_file(root: Path = OUTPUTS, stamp: str | None = None) -> Path:
     return root / "samples" / f"sample_{stamp or unique_timestamp(root)}.txt"
 
 
 def evaluation_file(model_name: str, dataset: str, root: Path = OUTPUTS, stamp: str | None = None) -> Path:
-    return (
-        root
-        / "evaluation"
-        / f"eval_{slug(model_name)}_{slug(dataset)}_{stamp or unique_timestamp(root)}.json"
-    )
+    stamp = stamp or unique_timestamp(root)
+    return root / "evaluation" / f"eval_{slug(model_name)}_{slug(dataset)}_{stamp}.json"
 
 
-def benchmark_file(test: str, hardware: str, root: Path = OUTPUTS, stamp: str | None = None) -> Path:
-    return (
-        root
-        / "benchmarks"
-        / f"benchmark_{slug(test)}_{slug(hardware)}_{stamp or unique_timestamp(root)}.json"
-    )
+def benchmark_file(test: str, hardware: str, root: Path = OUTPUTS) -> Path:
+    stamp = unique_timestamp(root)
+    return root / "benchmarks" / f"benchmark_{slug(test)}_{slug(hardware)}_{stamp}.json"
 
 
 def onnx_dir(model: str, root: Path = OUTPUTS) -> Path:

@@ -42,6 +42,13 @@ class Unit(NamedTuple):
         """Whether it is text, which has bits per byte too: the same bytes for every model of it."""
         return self.name in ("character", "byte")
 
+    @property
+    def figures(self) -> dict[str, str]:
+        """Keys of the figures that people compare, each with what it is called."""
+        by_bytes = {"bits_per_byte": "bits per byte"} if self.has_bytes else {}
+        nats = {self.nats: self.label.replace("bits", "nats")}
+        return {self.metric: self.label, **by_bytes, **nats, "accuracy": "accuracy"}
+
 
 UNITS = {
     unit.name: unit

@@ -63,7 +63,7 @@ def newest(folder: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_one_damaged_file(
+def test_a_checkpoint_with_one_damaged_file_is_passed_over(
     damage: Callable[[Path, random.Random], None],
     killed: Path,
     expected: dict[str, str],
@@ -94,7 +94,9 @@ def test_one_damaged_file(
     runs.tell(f"\n{damage.__name__}: {len(names)} files found damaged, {equal} of {equal} resumed runs equal")
 
 
-def test_two_damaged_checkpoints(killed: Path, expected: dict[str, str], tmp_path: Path) -> None:
+def test_two_damaged_checkpoints_are_passed_over(
+    killed: Path, expected: dict[str, str], tmp_path: Path
+) -> None:
     shutil.copytree(killed, folder := tmp_path / "two")
     last, before, oldest = newest(folder)[:3]
     flip(last / "model.safetensors", random.Random(1))
@@ -104,7 +106,9 @@ def test_two_damaged_checkpoints(killed: Path, expected: dict[str, str], tmp_pat
     assert runs.sums(folder) == expected
 
 
-def test_all_damaged(killed: Path, tmp_path: Path) -> None:
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused_and_left_as_it_is(
+    killed: Path, tmp_path: Path
+) -> None:
     shutil.copytree(killed, folder := tmp_path / "all")
     for checkpoint in newest(folder):
         flip(checkpoint / "training_state.safetensors", random.Random(1))

@@ -35,7 +35,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("case", [runs.CASES[0], runs.CASES[2]], ids=lambda case: case.name)
-def test_a_disk_that_fills_up(case: runs.Case, disk: Path, tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_costs_no_checkpoint(case: runs.Case, disk: Path, tmp_path: Path) -> None:
     expected = runs.whole(case, tmp_path / "whole")
     folder = runs.fresh(disk / "small")
     ballast = disk / "ballast"

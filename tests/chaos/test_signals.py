@@ -27,7 +27,7 @@ TWO = [case for case in runs.CASES if case.world == 2]
 
 @pytest.mark.parametrize("number", STATUS, ids=lambda number: number.name)
 @pytest.mark.parametrize("expected", TWO, ids=lambda case: case.name, indirect=True)
-def test_a_signal_to_one_of_two(
+def test_a_signal_to_one_of_two_processes_saves_both(
     expected: tuple[runs.Case, dict[str, str]], number: signal.Signals, tmp_path: Path, seed: str
 ) -> None:
     case, result = expected

@@ -17,7 +17,7 @@ from refusals import refused
 
 import craft.data.cache
 import craft.utils.manifest
-from craft.data.cache import CHECKED, Cache, _checked
+from craft.data.cache import CHECKED, Cache, _is_checked
 from craft.utils.errors import UserError
 from craft.utils.manifest import MANIFEST
 
@@ -91,15 +91,17 @@ def flip(path: Path, byte: int) -> None:
 def test_an_entry_is_read_again_when_touched_or_moved_and_after_a_week(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(craft.data.cache, "TICK_NS", 0)
     read: list[str] = []
     original = craft.utils.manifest.sha256
     monkeypatch.setattr(craft.utils.manifest, "sha256", lambda path: read.append(path.name) or original(path))
     place = Cache().entry("key", write)
+    time.sleep(0.1)  # more than a tick
+    Cache().entry("key", write)
     read.clear()
     Cache().entry("key", write)
     assert read == []
     os.utime(place / "a.bin")
+    time.sleep(0.1)
     Cache().entry("key", write)
     Cache().entry("key", write)
     assert sorted(read) == ["a.bin", "b.bin"]
@@ -112,6 +114,7 @@ def test_an_entry_is_read_again_when_touched_or_moved_and_after_a_week(
     Cache().entry("key", write)  # a clock that was set back is no reason to trust
     assert len(read) == 6
     shutil.copytree(cache / "key", tmp_path / "copy" / "key")
+    time.sleep(0.1)
     assert Cache(str(tmp_path / "copy")).entry("key", write) == tmp_path / "copy" / "key"
     assert len(read) == 8
 
@@ -121,9 +124,9 @@ def test_files_younger_than_a_clock_tick_are_not_trusted(
 ) -> None:
     place = Cache().entry("key", write)
     monkeypatch.setattr(craft.data.cache, "TICK_NS", 10**15)
-    assert _checked(place) is None
+    assert not _is_checked(place, ["a.bin"])
     monkeypatch.setattr(craft.data.cache, "TICK_NS", 0)
-    assert _checked(place) is not None
+    assert _is_checked(place, ["a.bin"])
 
 
 def test_a_folder_that_cannot_be_written_is_checked_every_time(
@@ -132,10 +135,10 @@ def test_a_folder_that_cannot_be_written_is_checked_every_time(
     place = Cache().entry("key", write)
     (place / CHECKED).unlink()
 
-    def refuse(path: Path, text: str) -> None:
+    def refuse(path: Path) -> None:
         raise PermissionError(errno.EROFS, "read-only")
 
-    monkeypatch.setattr(craft.data.cache, "replace_text", refuse)
+    monkeypatch.setattr(Path, "touch", refuse)
     assert Cache().entry("key", write) == place
     assert not (place / CHECKED).exists()
 

@@ -68,7 +68,7 @@ def test_large_files_are_read_by_position(
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
-def test_pages_that_were_read_are_given_back(tmp_path: Path) -> None:
+def test_released_pages_leave_the_memory_of_the_process(tmp_path: Path) -> None:
     np.save(tmp_path / "ids.npy", np.arange(5_000_000, dtype=np.uint16))
     mapped = np.load(tmp_path / "ids.npy", mmap_mode="r")[7:]
     before = resident()
@@ -89,6 +89,7 @@ def resident() -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssFile"))
 
 
+@settings(deadline=None)
 @given(
     size=st.integers(1, 9),
     batch=st.integers(1, 7),
@@ -150,6 +151,7 @@ def test_random_offsets_reach_both_ends_and_repeat_freely() -> None:
     dataset.windows(starts)
 
 
+@settings(deadline=None)
 @given(
     size=st.integers(1, 9),
     batch=st.integers(1, 5),
@@ -301,7 +303,7 @@ def test_skipping_ten_million_batches_cuts_no_window() -> None:
     assert len(cut) == 1
 
 
-def test_a_loader_that_does_not_add_up_is_refused() -> None:
+def test_a_loader_whose_rows_are_not_the_global_batch_is_refused() -> None:
     dataset = CharDataset(np.zeros(1000, np.uint8), 4, 8, 0)
     with pytest.raises(ValueError, match="4, but the global batch is 8"):
         loader_of(dataset, 2, 2, 0, 1)

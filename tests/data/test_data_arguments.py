@@ -12,7 +12,7 @@ import pytest
 import yaml
 from refusals import refused
 
-from craft.data.arguments import DataArguments
+from craft.data.arguments import DataArguments, check_corpus
 from craft.utils.errors import Code
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs" / "data").glob("*.yaml"))
@@ -59,7 +59,6 @@ def test_the_standard_corpora_are_cut_as_the_field_cuts_them() -> None:
             "setting-conflict",
             ['data.path=["a", "b"]', "data.source=hub"],
         ),
-        ({"validation_split": "dev"}, "setting-conflict", ["dev", "data.source=hub"]),
         (
             {"tokenizer": "byte", "min_frequency": 2},
             "setting-no-effect",
@@ -70,6 +69,22 @@ def test_the_standard_corpora_are_cut_as_the_field_cuts_them() -> None:
 def test_values_out_of_range_are_named(values: dict[str, Any], code: Code, named: list[str]) -> None:
     with refused(code, *named):
         DataArguments(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "code", "named"),
+    [
+        ({}, "text-missing", ["data.path", "data.source=files"]),
+        ({"path": "a.txt", "lanes": 3}, "setting-no-effect", ["data.lanes=3", "data.streaming=true"]),
+        ({"path": "a.txt", "validation_split": "dev"}, "setting-no-effect", ["=dev", "data.source=hub"]),
+        ({"path": "a/b", "source": "hub", "exclude": "x"}, "setting-no-effect", ["data.exclude=x"]),
+    ],
+)
+def test_a_corpus_to_train_on_has_a_path_and_no_settings_without_effect(
+    values: dict[str, Any], code: Code, named: list[str]
+) -> None:
+    with refused(code, *named):
+        check_corpus(vars(DataArguments(**values)))
 
 
 @pytest.mark.parametrize(
@@ -85,7 +100,7 @@ def test_values_out_of_range_are_named(values: dict[str, Any], code: Code, named
         ({"path": "/texts/"}, "texts"),
     ],
 )
-def test_label(values: dict[str, Any], label: str) -> None:
+def test_the_label_of_outputs_comes_from_the_name_or_path(values: dict[str, Any], label: str) -> None:
     assert DataArguments(**values).label == label
 
 

@@ -127,7 +127,7 @@ def test_a_linked_folder_is_read_by_folder_and_pattern_alike(
         assert str(tmp_path / "c" / "sub" / place) in caplog.text
 
 
-def test_what_craft_wrote_is_no_text_unless_it_is_named(
+def test_files_that_craft_wrote_are_left_out_unless_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("craft.data.finding.SHOWN", 9)
@@ -187,7 +187,7 @@ def test_names_with_pattern_characters_and_hidden_ones_in_patterns(tmp_path: Pat
     assert text_of(tmp_path / ".folder") == "B"
 
 
-def test_what_is_no_text_is_left_out_of_patterns_as_of_folders(
+def test_files_that_are_not_text_are_left_out_of_patterns_as_of_folders(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write(tmp_path, a_txt="A")

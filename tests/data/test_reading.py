@@ -38,7 +38,7 @@ def read(path: Path, errors: str = "strict", *spans: Span) -> str:
 
 @pytest.mark.parametrize("suffix", list(PACK))
 @pytest.mark.parametrize("piece", [1, 2, 3, 7, 1 << 20])
-def test_exact_whatever_the_pieces(
+def test_text_is_exact_whatever_the_size_of_reads(
     suffix: str, piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "PIECE", piece)
@@ -47,7 +47,7 @@ def test_exact_whatever_the_pieces(
     assert read(file) == EXACT
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(text=st.text(st.characters(exclude_categories=["Cs"])))
 def test_any_text_round_trips(text: str, tmp_path: Path) -> None:
     file = tmp_path / "text.txt"
@@ -55,7 +55,7 @@ def test_any_text_round_trips(text: str, tmp_path: Path) -> None:
     assert read(file) == text
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.binary(max_size=50), piece=st.integers(1, 9))
 @example(data=b"\xff\xfe\0\0", piece=4)
 def test_any_bytes_are_read_as_python_reads_them_or_refused_where_python_refuses(
@@ -93,7 +93,7 @@ def test_the_files_of_a_zip_archive_are_joined_in_order_of_name(tmp_path: Path) 
     assert read(file) == "first second é"
 
 
-def test_what_macos_adds_to_an_archive_is_left_out_and_members_are_named(tmp_path: Path) -> None:
+def test_files_that_macos_adds_to_an_archive_are_left_out(tmp_path: Path) -> None:
     file = tmp_path / "texts.zip"
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("a.txt", "text")
@@ -113,14 +113,14 @@ def test_what_macos_adds_to_an_archive_is_left_out_and_members_are_named(tmp_pat
 
 
 @pytest.mark.parametrize("suffix", list(PACK))
-def test_archives_of_several_members_may_be_cut_inside_a_character(suffix: str, tmp_path: Path) -> None:
+def test_compressed_parts_may_be_cut_inside_a_character(suffix: str, tmp_path: Path) -> None:
     whole, cut = "née".encode(), 2
     file = tmp_path / f"text{suffix}"
     file.write_bytes(PACK[suffix](whole[:cut]) + PACK[suffix](whole[cut:]))
     assert read(file) == "née"
 
 
-def test_what_is_no_file_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.txt")
     with refused("file-unreadable", tmp_path / "pipe.txt"):
         read(tmp_path / "pipe.txt")
@@ -215,7 +215,7 @@ WRITTEN = {
 
 @pytest.mark.parametrize("encoding", WRITTEN)
 @pytest.mark.parametrize("piece", [1, 2, 3, 7])
-def test_any_encoding_is_exact_whatever_the_pieces(
+def test_any_encoding_is_exact_whatever_the_size_of_reads(
     encoding: str, piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "PIECE", piece)

@@ -54,7 +54,7 @@ def test_a_silent_process_is_named_with_its_step(heartbeats: list[Heartbeat]) ->
         raise heartbeats[0].diagnosis(CLOSED, "resume")
 
 
-def test_several_silent_processes(heartbeats: list[Heartbeat]) -> None:
+def test_several_silent_processes_are_all_named(heartbeats: list[Heartbeat]) -> None:
     kill(heartbeats[1])
     kill(heartbeats[2])
     message = str(heartbeats[0].diagnosis(CLOSED, ""))
@@ -148,6 +148,6 @@ def test_which_errors_are_about_other_processes(error: Exception, about_peers: b
 
 
 @pytest.mark.skipif(not Path("/sys/class/net/lo").exists(), reason="needs Linux")
-def test_the_interface_to_an_address() -> None:
+def test_the_network_interface_to_an_address_is_found() -> None:
     assert interface_to("127.0.0.1") == "lo"
     assert interface_to("no.such.host.invalid") == ""

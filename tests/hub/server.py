@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+LICENCES = ("apache-2.0", "cc-by-4.0", "mit", "other", "unknown")
 TOKENS = {"hf_adaAdaAdaAdaAdaAda1": "ada", "hf_bobBobBobBobBobBob2": "bob"}
 READ_ONLY = "hf_readReadReadReadRead3"
 """A token of ada's that may read."""
@@ -255,8 +256,11 @@ class Handler(BaseHTTPRequestHandler):
         self.send({"url": url, "name": name, "private": private})
 
     def validate(self) -> None:
-        self.body()
-        self.send({"errors": [], "warnings": []})
+        licence = re.search(r"^license: (.*)$", json.loads(self.body())["content"], re.MULTILINE)
+        if licence and licence[1] not in LICENCES:
+            errors = [{"message": f'"license" must be one of {LICENCES}, not {licence[1]}'}]
+            return self.send({"errors": errors, "warnings": []}, 400)
+        return self.send({"errors": [], "warnings": []})
 
     def found(self, kind: str, name: str, write: bool = False) -> Repo | None:
         """The repository, if it is there and the user may see (or change) it; otherwise answers so."""
@@ -307,6 +311,8 @@ class Handler(BaseHTTPRequestHandler):
         if (repo := self.found(kind, name, write=True)) is None:
             return
         self.body()
+        if " " in unquote(branch):  # which git refuses, among others
+            return self.refuse(400, f"Invalid reference name: {branch}")
         if unquote(branch) in repo.branches:
             return self.refuse(409, f"Reference already exists: refs/heads/{branch}")
         repo.branches[unquote(branch)] = repo.branches[MAIN]

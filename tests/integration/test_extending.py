@@ -93,7 +93,7 @@ def test_the_new_corpus_is_found(project: Path, tmp_path: Path) -> None:
 
 RECURRENCES = ("char_peephole", "char_layernorm_lstm", "char_gru")
 
-LIVE_WITH_IT = """
+USE_A_CELL = """
 import sys
 from pathlib import Path
 
@@ -144,18 +144,18 @@ for kind in sys.argv[1:]:
     with torch.no_grad():
         inputs = (ids, *(torch.randn(3, 16) for _ in step.inputs[1:]))
         torch.testing.assert_close(program(*inputs), step(*inputs))
-    print("lived", kind)
+    print("used", kind)
 """
 
 
-def test_a_cell_of_ones_own_is_a_model_like_any_other(project: Path, tmp_path: Path) -> None:
+def test_a_custom_cell_trains_resumes_scores_generates_and_exports(project: Path, tmp_path: Path) -> None:
     """Trained, resumed bit for bit, scored, written with padding and beams, exported; in under 30 lines."""
     (tmp_path / "text.txt").write_text(
         "the quick brown fox jumps over the lazy dog\n" * 100, encoding="utf-8"
     )
-    told = craft(project, tmp_path, *RECURRENCES, program=("-c", LIVE_WITH_IT))
+    told = craft(project, tmp_path, *RECURRENCES, program=("-c", USE_A_CELL))
     for kind in RECURRENCES:
-        assert f"lived {kind}" in told
+        assert f"used {kind}" in told
         code = (project / f"craft/models/{kind}.py").read_text(encoding="utf-8")
         assert sum(bool(line.strip()) for line in code.splitlines()) < 30
 
@@ -216,7 +216,7 @@ assert again == [e["second_char"] for e in whole], (again, whole)
 """
 
 
-def test_an_objective_of_ones_own_is_learnt_and_named(project: Path, tmp_path: Path) -> None:
+def test_a_custom_objective_is_learnt_and_logged_by_name(project: Path, tmp_path: Path) -> None:
     assert float(craft(project, tmp_path, program=("-c", OBJECTIVE))) < 0.3 * 1.5  # at first 0.3 * ln 7
 
 

@@ -103,7 +103,7 @@ def test_a_compiled_run_saves_plain_weights(kind: str, tiny_text: Path, tmp_path
     assert written.startswith("the quick")
 
 
-def test_without_a_compiler_it_trains_all_the_same(tiny_text: Path, tmp_path: Path) -> None:
+def test_a_run_whose_compiler_is_missing_trains_without(tiny_text: Path, tmp_path: Path) -> None:
     """TVM stands for any compiler that torch knows by name and this machine doesn't have."""
     if importlib.util.find_spec("tvm") is not None:
         pytest.skip("TVM is installed")
@@ -126,7 +126,7 @@ def test_nanogpts_gpu_run_learns_shakespeare(shakespeare: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("kind", list(SMALL))
-def test_a_resumed_run_ends_where_one_that_was_not_stopped_does(
+def test_a_resumed_run_ends_like_one_that_was_never_stopped(
     kind: str, tiny_text: Path, tmp_path: Path
 ) -> None:
     """To a tolerance: a GPU adds up in whatever order it likes."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import pickle
-import re
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+from refusals import refused
 
 from craft.building import build_model
 from craft.data.arguments import DataArguments
@@ -18,7 +18,6 @@ from craft.data.loaders import load_corpus
 from craft.data.tokenization import CharTokenizer
 from craft.inference import load
 from craft.sharing.trust import PICKLES, check_folder, trusted
-from craft.utils.errors import UserError
 
 TINY = {"model_type": "char_lstm", "hidden_size": 8, "num_hidden_layers": 1}
 
@@ -44,10 +43,10 @@ def sharded(folder: Path, name: str) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
-def test_a_pickle_isnt_opened(folder: Path) -> None:
+def test_a_pickle_is_not_opened(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(UserError, match=r"pytorch_model\.bin.*save_pretrained"):
+    with refused("code-untrusted", "pytorch_model.bin", "save_pretrained"):
         load(folder)
     assert not Path("exploded").exists()
 
@@ -55,13 +54,13 @@ def test_a_pickle_isnt_opened(folder: Path) -> None:
 @pytest.mark.parametrize("suffix", PICKLES)
 def test_no_kind_of_pickle_is_opened(tmp_path: Path, suffix: str) -> None:
     (tmp_path / f"weights{suffix}").write_bytes(b"")
-    with pytest.raises(UserError, match=f"weights{suffix}"):
+    with refused("code-untrusted", f"weights{suffix}"):
         check_folder(tmp_path)
 
 
-def test_an_adapter_leads_nowhere(folder: Path) -> None:
+def test_an_adapter_of_another_model_is_refused(folder: Path) -> None:
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "bob/other"}')
-    with pytest.raises(UserError, match=r"adapter_config.*merge_and_unload"):
+    with refused("code-untrusted", "adapter_config.json", "merge_and_unload"):
         load(folder)
 
 
@@ -80,25 +79,25 @@ def test_an_adapter_leads_nowhere(folder: Path) -> None:
         *("sub\\w.safetensors", "C:x.safetensors"),
     ],
 )
-def test_an_index_cant_lead_out(folder: Path, name: str) -> None:
+def test_an_index_that_leads_out_of_the_folder_is_refused(folder: Path, name: str) -> None:
     sharded(folder, name)
-    with pytest.raises(UserError, match=re.escape(repr(name))):
+    with refused("model-invalid", repr(name)):
         load(folder)
 
 
-def test_an_index_must_be_one(folder: Path) -> None:
+def test_an_index_without_its_files_is_refused(folder: Path) -> None:
     sharded(folder, "gone.safetensors")
-    with pytest.raises(UserError, match=r"gone.safetensors"):
+    with refused("model-invalid", "gone.safetensors"):
         load(folder)
     (folder / "model.safetensors.index.json").write_text("[]", encoding="utf-8")
-    with pytest.raises(UserError, match=r"index.json"):
+    with refused("model-invalid", "model.safetensors.index.json"):
         load(folder)
 
 
-def test_a_link_cant_lead_out(folder: Path, tmp_path: Path) -> None:
+def test_a_link_out_of_the_folder_is_refused(folder: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
     (folder / "model.safetensors").symlink_to(tmp_path / "elsewhere.safetensors")
-    with pytest.raises(UserError, match=r"model.safetensors"):
+    with refused("code-untrusted", folder / "model.safetensors"):
         load(folder)
     cache = tmp_path / "models--ada--x"
     (cache / "blobs").mkdir(parents=True)
@@ -108,7 +107,7 @@ def test_a_link_cant_lead_out(folder: Path, tmp_path: Path) -> None:
     moved = folder.rename(cache / "snapshots" / "0123")
     (moved / "model.safetensors").symlink_to("../../blobs/aa")
     check_folder(moved)  # as the Hub's own cache has it
-    with pytest.raises(UserError, match=r"model.safetensors"):
+    with refused("code-untrusted", "model.safetensors"):
         check_folder(moved.parent.rename(cache / "copies") / "0123")
 
 
@@ -133,9 +132,9 @@ def test_code_runs_only_if_this_command_says_so(folder: Path, tmp_path: Path) ->
             timeout=120,
         )
 
-    refused = run()
-    assert refused.returncode == 2
-    assert "--trust-remote-code" in refused.stderr
+    done = run()
+    assert done.returncode == 2
+    assert "--trust-remote-code" in done.stderr
     assert not (tmp_path / "ran").exists()
     asked = run("--trust-remote-code")
     assert asked.returncode == 0, asked.stderr
@@ -146,7 +145,7 @@ def test_code_of_another_repository_is_refused(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["auto_map"]["AutoModelForCausalLM"] = "eve/evil--own.Model"
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(UserError, match=r"config.json.*eve/evil--own.Model"):
+    with refused("code-untrusted", folder / "config.json", "eve/evil--own.Model"):
         load(folder, trust_remote_code=True)
 
 
@@ -159,12 +158,12 @@ def test_code_of_another_repository_is_found_in_every_form(
 ) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
     (tmp_path / name).write_text(json.dumps({"auto_map": auto_map}), encoding="utf-8")
-    with pytest.raises(UserError, match=f"{name}.*eve/evil--own.T"):
+    with refused("code-untrusted", tmp_path / name, "eve/evil--own.T"):
         check_folder(tmp_path)
 
 
-def test_a_revision_belongs_to_the_hub(folder: Path) -> None:
-    with pytest.raises(UserError, match="--revision v1"):
+def test_a_revision_of_a_local_folder_is_refused(folder: Path) -> None:
+    with refused("setting-conflict", "--revision v1", folder):
         trusted(str(folder), "v1")
 
 

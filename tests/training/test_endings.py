@@ -68,7 +68,9 @@ def test_a_damaged_best_checkpoint_is_not_given_back(
         assert torch.equal(parameter, last[name])
 
 
-def test_a_full_disk_between_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_between_saves_names_the_last_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = tiny_run.trainer("char_transformer", tmp_path, eval_strategy="no")
 
     def full(self: Any, event: Any) -> None:
@@ -80,7 +82,9 @@ def test_a_full_disk_between_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         trainer.train()
 
 
-def test_a_full_disk_at_a_sample_or_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_at_a_sample_or_at_the_start_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = MetricsFile.write
 
     def full(self: Any, event: Any) -> None:
@@ -100,7 +104,7 @@ def test_a_full_disk_at_a_sample_or_at_the_start(tmp_path: Path, monkeypatch: py
         tiny_run.trainer("char_transformer", tmp_path / "b").train()
 
 
-def test_the_best_by_another_metric(tmp_path: Path) -> None:
+def test_the_best_checkpoint_is_the_best_by_the_chosen_metric(tmp_path: Path) -> None:
     trainer = tiny_run.trainer(
         "char_transformer", tmp_path, load_best_model_at_end=True, metric_for_best_model="accuracy"
     )
@@ -167,7 +171,7 @@ def test_a_signal_in_an_evaluation_ends_it_and_a_resumed_run_does_it_again(tmp_p
     assert scores[0] == scores[1]
 
 
-def test_early_stopping_and_that_it_is_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_that_stopped_early_is_finished(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     losses = [3.0, 2.0, 2.5, 1.9, 2.1, 2.2, 2.3, 2.4, 2.5, 1.0]
     settings: dict[str, Any] = {"early_stopping_patience": 3, "load_best_model_at_end": True}
     trainer = scripted(tmp_path, losses, **settings)

@@ -46,12 +46,12 @@ def same(a: Any, b: Any) -> bool:
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(TREES)
-def test_what_comes_back_is_what_was_saved(tmp_path: Path, tree: Any) -> None:
+def test_a_loaded_state_equals_the_saved_one(tmp_path: Path, tree: Any) -> None:
     save_tree(tree, tmp_path / "tree.safetensors")
     assert same(tree, load_tree(tmp_path / "tree.safetensors"))
 
 
-def test_memory_that_is_shared_or_strided(tmp_path: Path) -> None:
+def test_tensors_that_share_or_stride_memory_come_back_equal(tmp_path: Path) -> None:
     base = torch.arange(12.0).view(3, 4)
     tree = {"a": base, "b": base, "c": base.t(), 0: base[1]}
     save_tree(tree, tmp_path / "tree.safetensors")

@@ -63,7 +63,7 @@ def test_a_signal_during_the_agreement_is_not_lost(monkeypatch: pytest.MonkeyPat
     assert stop.signum == signal.SIGTERM
 
 
-def test_the_first_own_signal_after_another_process_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_told_after_another_saves_instead_of_exiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """A scheduler tells the processes one after another: the last one told must save, not exit."""
     exits: list[int] = []
     now = [10.0]
@@ -83,7 +83,7 @@ def test_the_first_own_signal_after_another_process_was_asked(monkeypatch: pytes
     assert exits == [128 + signal.SIGTERM]
 
 
-def test_before_there_is_anything_to_save_it_ends_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_signal_before_there_is_anything_to_save_ends_at_once(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(TrainingInterrupted) as end, StopRequest().listening():
         os.kill(os.getpid(), signal.SIGINT)
     assert end.value.code == 130
@@ -93,7 +93,9 @@ def test_before_there_is_anything_to_save_it_ends_at_once(capfd: pytest.CaptureF
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGTERM, 0), (signal.SIGUSR1, 0), (signal.SIGINT, 130)]
 )
-def test_leaving_says_how_things_stand(number: int, status: int, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_signal_outside_training_ends_the_program_with_one_line(
+    number: int, status: int, capfd: pytest.CaptureFixture[str]
+) -> None:
     before = signal.getsignal(number)
     with leaving("nothing yet") as leave:
         leave.state = "all is saved"

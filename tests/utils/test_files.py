@@ -20,7 +20,7 @@ from craft.utils.files import (
 FULL = OSError(28, "No space left on device")
 
 
-def test_what_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sync_writes_files_and_folders_to_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
     file = tmp_path / "a.txt"

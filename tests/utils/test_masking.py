@@ -70,7 +70,7 @@ def test_every_name_of_a_secret_is_known(name: str, monkeypatch: pytest.MonkeyPa
     assert mask("with of-this-name-alone.") == "with ***."
 
 
-def test_what_only_tells_where_a_secret_lies_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_path_of_a_secret_is_no_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("MY_TOKEN_PATH", "MY_SECRET_FILE", "MY_KEY_DIR", "MONKEY", "KEYBOARD_KEYS"):
         monkeypatch.setenv(name, "somewhere-else")
     monkeypatch.setenv("MY_SECRET", str(tmp_path))
@@ -78,7 +78,7 @@ def test_what_only_tells_where_a_secret_lies_is_none(monkeypatch: pytest.MonkeyP
         assert mask(text) == text
 
 
-def test_a_secret_that_begins_another_uncovers_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_secret_that_is_part_of_another_leaves_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("A_TOKEN", "beginning")
     monkeypatch.setenv("B_TOKEN", "beginning-and-end")
     monkeypatch.setenv("C_TOKEN", "beginning-and")
@@ -111,10 +111,9 @@ def test_the_token_of_a_header_is_masked_whatever_it_looks_like(request_header: 
         "sk-ant-abc123def456",
         "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.abc-DEF_ghi",
         "0123456789abcdef",
-        "AbCdEfGhIjKlMnOpQrStUvWx",
     ],
 )
-def test_a_bearer_that_looks_like_a_token_is_masked(secret: str) -> None:
+def test_a_bearer_token_with_digits_is_masked_among_words(secret: str) -> None:
     for word in ("Bearer", "bearer"):
         assert mask(f"with {word} {secret}, which") == f"with {word} ***, which"
 
@@ -146,7 +145,7 @@ def test_logs_and_their_files_hold_no_secret(tmp_path: Path, capsys: pytest.Capt
     assert TOKEN not in shown
 
 
-def test_errors_that_nobody_caught_hold_no_secret(tmp_path: Path) -> None:
+def test_uncaught_errors_hold_no_secret(tmp_path: Path) -> None:
     code = (
         "import sys, os, craft.train\nfrom craft.cli.main import main\n"
         "def train(*a, **k): raise ZeroDivisionError(os.environ['SERVICE_API_KEY'])\n"
@@ -162,7 +161,8 @@ def test_a_token_on_the_command_line_is_refused(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "craft", "train", word]
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 2
-        assert done.stderr.startswith("error: there is a token or password on the command line (")
+        assert done.stderr.startswith("error: ")
+        assert f"{word.partition('=')[0]}=***" in done.stderr
         assert word.partition("=")[2] not in done.stderr
 
 
@@ -182,5 +182,5 @@ def test_a_token_in_a_file_of_settings_is_refused(tmp_path: Path) -> None:
     ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
-    assert "data.name holds a token or password" in done.stderr
+    assert "data.name" in done.stderr
     assert TOKEN not in done.stdout + done.stderr

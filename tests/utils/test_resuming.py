@@ -12,7 +12,7 @@ from craft.utils.outputs import RUN_CONFIG
 from craft.utils.resuming import Finished, run_to_resume
 
 
-def test_the_run_to_resume(tmp_path: Path) -> None:
+def test_resume_takes_a_named_run_or_the_newest(tmp_path: Path) -> None:
     with refused("run-missing", tmp_path / "models"):
         run_to_resume("latest", tmp_path)
     for name in ("a_0.8M_fp32_20260101_000000", "b_0.8M_fp32_20250101_000000_step_10"):

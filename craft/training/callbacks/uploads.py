@@ -162,4 +162,4 @@ class UploadCheckpoints(TrainerCallback):
 def open_run_repo(args: Any) -> str:
     """Makes the repository of a run, as the main process does for all; its full name."""
     wanted, private = args.hub_model_id or Path(args.output_dir).name, args.hub_private_repo
-    return on_rank0_broadcast(lambda: open_repo(wanted, private, branch=args.hub_revision))
+    return on_rank0_broadcast(lambda: open_repo(wanted, private, args.hub_revision, args.hub_license))

@@ -25,8 +25,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch.distributed.checkpoint.stateful import Stateful
+
 from craft.training.checkpointing import folders
-from craft.training.checkpointing.parts import RankStateful, Stateful
+from craft.training.checkpointing.parts import RankStateful
 from craft.training.checkpointing.safetensors_io import load_tree, save_tree
 from craft.training.distributed.agreement import on_rank0_broadcast, raise_on_all_ranks
 from craft.utils.errors import UserError

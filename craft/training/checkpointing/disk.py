@@ -1,55 +1,45 @@
-"""Bytes of a model in training, for messages about memory."""
+"""How much room the checkpoints of a run take, said before it starts."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import shutil
 from typing import Any
 
-from torch import Tensor, nn
+from transformers.trainer_utils import SaveStrategy
 
-STATE_SIZES = {"adafactor": 0.1, "8bit": 0.5, "4bit": 0.25, "lion": 1, "adagrad": 1, "rmsprop": 1, "sgd": 0}
-"""Of an optimizer, as multiples of the parameters' size; the others keep two moments of every parameter."""
+from craft.utils.common import human
+from craft.utils.errors import UserError
+from craft.utils.logging import get_logger
+
+logger = get_logger(__name__)
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """Bytes of a model in training.
+def check_room(trainer: Any, steps: int) -> None:
+    """Says what a run of so many steps takes at most, and refuses one that can't fit.
 
-    Args:
-        parameters: the weights, tied ones once, and buffers.
-        trainable: the part of them that has gradients.
-        optimizer: its state, once it has taken a step.
-        average: a second copy of the weights.
+    An estimate: the weights, with an average twice, and what the optimizer keeps of each weight; while a
+    checkpoint is written, those that are kept are still there.
+
+    Raises:
+        UserError: if the disk has less room than that.
     """
-
-    parameters: int
-    trainable: int
-    optimizer: int
-    average: int
-
-    @classmethod
-    def of(cls, model: nn.Module, optim: str, average: bool) -> Sizes:
-        buffers = sum(_size(buffer) for buffer in model.buffers())
-        weights = list(model.parameters())
-        trained = [p for p in weights if p.requires_grad]
-        if optim == "muon":  # one buffer for the matrices inside the blocks, two moments for the rest
-            of_muon: Any = getattr(model, "muon_blocks", lambda name: 0)
-            named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-            state = sum(_size(p) * (1 if p.ndim == 2 and of_muon(name) else 2) for name, p in named)
-        else:
-            share = next((share for name, share in STATE_SIZES.items() if name in optim), 2)
-            state = int(share * sum(_size(p) for p in trained))
-        total = sum(_size(p) for p in weights)
-        return cls(total + buffers, sum(_size(p) for p in trained), state, total if average else 0)
-
-
-def bytes_text(size: float) -> str:
-    """`13_400_000 -> '13.4 MB'`."""
-    for limit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if size >= limit:
-            return f"{size / limit:.1f} {name}"
-    return f"{size:.0f} bytes"
-
-
-def _size(tensor: Tensor | Any) -> int:
-    return int(tensor.numel() * tensor.element_size())
+    args, folder = trainer.args, trainer.run_dir
+    weights = sum(p.numel() * p.element_size() for p in trainer.model.parameters())
+    moments = 0 if args.save_only_model else 2 if "adam" in args.optim else 1
+    one = weights * (1 + moments + bool(args.ema_decay))
+    every = {SaveStrategy.NO: steps, SaveStrategy.STEPS: args.save_steps}.get(args.save_strategy, steps)
+    saves = math.ceil(steps / (every * steps if every < 1 else every))
+    kept = min(saves, (args.save_total_limit or saves) + bool(args.load_best_model_at_end))
+    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    peak, free = (kept + (saves > kept)) * one, shutil.disk_usage(folder).free
+    logger.info(
+        f"disk      up to {human(peak)}B ({human(one)}B a checkpoint, {kept} kept), {human(free)}B free"
+    )
+    if peak - there > free:
+        raise UserError(
+            f"the checkpoints of this run need {human(peak - there)}B and {folder} has {human(free)}B free; "
+            "make room, set training.save_total_limit=1 or larger training.save_steps, or another "
+            "training.output_dir",
+            code="disk-full",
+        )

@@ -50,40 +50,34 @@ def last_good(run_dir: Path) -> Path | None:
 
 
 def find_checkpoint(where: Path) -> Path:
-    """The checkpoint to resume from: `where` itself, or the newest good one in the run directory `where`.
+    """The newest good checkpoint of the run directory `where`, or of the run of the checkpoint `where`.
 
     Raises:
-        UserError: if there is none, or the one that was named is damaged or isn't the newest good one.
+        UserError: if there is none, or it isn't the one that was named: what the run wrote next would be
+            older than what it has.
     """
     if not where.is_dir():
         raise UserError(f"can't resume from {where}: there is no such folder", code="run-missing")
-    if is_checkpoint(where):
-        if why := damage(where):
-            raise UserError(
-                f"can't resume from {where}: {why}; name the run's folder for the one before it",
-                code="checkpoint-damaged",
-            )
-        newest = last_good(where.resolve().parent) or where
-        if step_of(newest) > step_of(where):
-            raise UserError(
-                f"can't resume from {where} beside the newer {newest.name}, which would be taken for this "
-                "run's newest later on; copy it into a folder of its own",
-                code="setting-conflict",
-            )
-        return where
-    restore_replaced(where)
-    damaged: list[str] = []
-    for checkpoint in checkpoints(where):
+    run_dir = where.resolve().parent if is_checkpoint(where) else where
+    restore_replaced(run_dir)
+    damaged: dict[int, str] = {}
+    for checkpoint in checkpoints(run_dir):
         if why := damage(checkpoint):
-            damaged.append(f"{checkpoint.name} ({why})")
+            damaged[step_of(checkpoint)] = f"; {checkpoint.name} is damaged ({why})"
             logger.warning(f"{checkpoint.name} is passed over: {why}")
             continue
+        if run_dir != where and step_of(where) != step_of(checkpoint):
+            raise UserError(
+                f"can't resume from {where}{damaged.get(step_of(where), '')}; the newest good checkpoint of "
+                f"its run is {checkpoint.name}: name the run, or copy another one into a folder of its own",
+                code="checkpoint-damaged" if step_of(where) in damaged else "setting-conflict",
+            )
         if damaged:
             logger.warning(f"going back to {checkpoint.name}, the newest good one")
         return checkpoint
-    named = f"; damaged: {', '.join(damaged)}" if damaged else ""
     raise UserError(
-        f"can't resume from {where}: it holds no good checkpoint-N{named}; start the run again",
+        f"can't resume from {where}: it holds no good checkpoint-N{''.join(damaged.values())}; start the run "
+        "again",
         code="checkpoint-damaged" if damaged else "run-missing",
     )
 
@@ -97,21 +91,19 @@ def load_weights(checkpoint: Path, model: Any) -> None:
     weights = {}
     for file in sorted(checkpoint.glob("model*.safetensors")):
         weights.update(load_file(file))
+    own = {name for name, _ in model.named_parameters()}  # each tied one under its first name
     try:
-        missing = model.load_state_dict(weights, strict=False).missing_keys
+        absent = own.intersection(model.load_state_dict(weights, strict=False).missing_keys)
+        fault = f"lacks {', '.join(sorted(absent)[:3])}" if absent else ""
     except RuntimeError as error:
         if "size mismatch" not in str(error):
             raise
+        fault = "has weights of other shapes"
+    if fault:
         raise UserError(
-            f"{checkpoint} has weights of other shapes than this model; put models.* back as they were, or "
-            "start a new run",
+            f"{checkpoint} isn't of this model: it {fault}; put models.* back as they were, or start a new "
+            "run",
             code="model-mismatch",
-        ) from error
-    own = {name for name, _ in model.named_parameters()}  # each tied one under its first name
-    if absent := sorted(own.intersection(missing)):
-        names = ", ".join(absent[:3])
-        raise UserError(
-            f"{checkpoint} lacks the weights {names} of this model; start a new run", code="model-mismatch"
         )
 
 

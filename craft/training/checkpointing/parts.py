@@ -1,8 +1,8 @@
 """What a checkpoint holds beside the model: small objects with `state_dict()` and `load_state_dict()`.
 
-That is torch's own protocol (`torch.distributed.checkpoint.stateful.Stateful`). A part that is the same in
-all processes is written once; one that differs is written by each of them, and reads back what all of them
-wrote, since a run may go on with another number of processes.
+That is torch's own protocol, `Stateful`, for a part that is the same in all processes and is written once.
+One that differs is written by each process, and reads back what all of them wrote, since a run may go on with
+another number of processes.
 """
 
 from __future__ import annotations
@@ -18,14 +18,6 @@ from torch import Tensor
 from transformers.trainer_callback import ExportableState
 
 State = dict[str, Any]
-
-
-class Stateful(Protocol):
-    """A part that is the same in all processes."""
-
-    def state_dict(self) -> State: ...
-
-    def load_state_dict(self, state: State) -> None: ...
 
 
 class RankStateful(Protocol):

@@ -64,9 +64,10 @@ FREE_OF_MODEL = {
 }
 """What a model's config holds beside its shape."""
 FREE_OF_DATA = {"cache_dir", "name"}
+DESCRIBES = {"data.path", "data.language"}
 CUT = {"data.block_size", "data.order", "data.streaming"}
 """How windows are cut from a text, which is known by its ids. What made another text of it is named; a stream
-isn't known by its ids, so all that is written about it is compared, but for where it lies."""
+isn't known by its ids, so all that is written about it is compared but what only describes it."""
 
 STEPS, TEXT = "training.max_steps", "the text"
 SAMPLED = 1 << 16
@@ -149,7 +150,7 @@ def differences(
         if name == STEPS:  # a longer run goes on
             return moves_schedule(old, new) and new[STEPS] < (old.get(STEPS) or 0)
         if name.startswith("data.") and name not in CUT:
-            return another_text or (bool(new.get("data.streaming")) and name != "data.path")
+            return another_text or (bool(new.get("data.streaming")) and name not in DESCRIBES)
         if name in PER_PROCESS and not same_world:
             return False
         return name in new or not name.startswith("training.")  # else it is an argument of an older craft
