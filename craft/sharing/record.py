@@ -82,7 +82,7 @@ class Record:
                 n: _typed(s, split) for n, s in fields(facts.get("splits")).items() if isinstance(s, dict)
             },
             evaluations=[e for e in known if e["protocol"] and any(e[name] is not None for name in numbers)],
-            sample=sample.read_text(encoding="utf-8", errors="replace") if sample.is_file() else "",
+            sample=sample.read_text("utf-8", "replace").removesuffix("\n") if sample.is_file() else "",
             has_curve=(folder / CURVE).is_file(),
             step=next((step for step in steps if step is not None), None),
             parameters=parameters,
@@ -121,14 +121,12 @@ def read_fields(file: Path) -> Fields:
     try:
         text = file.read_bytes().decode("utf-8")
         found = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
-        found = json.loads(
-            json.dumps(found, ensure_ascii=False).encode()
-        )  # no dates, circles, half characters
+        plain = json.dumps(found, ensure_ascii=False).encode()  # no dates, circles or half characters
     except Exception as error:  # PyYAML's constructors raise whatever comes
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
     if not isinstance(found, dict):
         raise ValueError("it holds no fields")
-    return found
+    return json.loads(plain)
 
 
 def fields_or_empty(file: Path) -> Fields:

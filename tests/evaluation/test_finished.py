@@ -68,7 +68,7 @@ def predictions(*args: Any, **settings: Any) -> int:
 
 
 @pytest.mark.parametrize(("split", "size"), [("train", 180), ("validation", 20), ("all", 200)])
-def test_a_split_of_the_runs_own_text(folder: Path, split: str, size: int) -> None:
+def test_each_split_of_the_runs_own_text_is_scored_whole(folder: Path, split: str, size: int) -> None:
     assert predictions(folder, split=split) == size - 1
 
 
@@ -79,7 +79,7 @@ def test_a_text_shorter_than_a_window_is_scored(folder: Path, tmp_path: Path) ->
         evaluate(folder, str(tmp_path / "short.txt"))
 
 
-def test_the_window_may_be_another(folder: Path) -> None:
+def test_a_window_of_one_gives_each_id_no_context(folder: Path) -> None:
     """In windows of one character nothing but that character is known: as for each character alone."""
     (figures,) = evaluate(folder, split="all", protocols=["blocks"], window=1)
     assert figures.block_size == 1
@@ -129,7 +129,7 @@ def trained_with(folder: Path, **texts: str) -> None:
     (folder / "data.json").write_text(json.dumps({"splits": splits}))
 
 
-def test_a_text_that_changed_since_training_is_not_scored_in_silence(folder: Path, tmp_path: Path) -> None:
+def test_a_text_that_changed_since_training_is_refused_unless_allowed(folder: Path, tmp_path: Path) -> None:
     text = "abcd" * 50
     trained_with(folder, train=text[:180], validation=text[180:])
     assert predictions(folder) == 19

@@ -76,7 +76,7 @@ def test_short_texts_are_not_split_into_streams() -> None:
         ("blocks", {"block_size": 128}, "setting-value", (128, 64)),
     ],
 )
-def test_protocols_that_are_refused(
+def test_a_protocol_that_the_model_cannot_use_is_refused(
     protocol: str, changes: dict[str, int], code: Code, values: tuple[object, ...]
 ) -> None:
     settings = {"carries_state": False, "block_size": 64, "context": 64, **changes}
@@ -84,7 +84,7 @@ def test_protocols_that_are_refused(
         check_protocol(protocol, **settings)
 
 
-def test_a_model_is_read_as_it_was_made_to_be() -> None:
+def test_recurrent_models_are_read_statefully_and_others_in_blocks() -> None:
     assert natural_protocol(SimpleNamespace(carries_state=True)) == "stateful"
     assert natural_protocol(SimpleNamespace(carries_state=False)) == "blocks"
 

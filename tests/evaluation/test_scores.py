@@ -88,7 +88,7 @@ def test_parallel_streams_read_what_precedes_them(monkeypatch: pytest.MonkeyPatc
     assert result.nats == pytest.approx(sum(cost(read) for read in reads))
 
 
-def test_figures_of_a_text_of_wide_characters() -> None:
+def test_bits_per_byte_count_the_bytes_of_wide_characters() -> None:
     """Five ids of a, é, 世 with 1, 2 and 3 bytes and a uniform model over 4 ids: 2 bits each."""
     model = Counting(vocab_size=4)
     model.__class__ = type("Uniform", (Counting,), {"__call__": uniform})
@@ -108,7 +108,7 @@ def counting(unit: str, id_units: list[int], id_bytes: list[int]) -> Any:
     return SimpleNamespace(unit=unit, id_units=np.array(id_units), id_bytes=np.array(id_bytes))
 
 
-def test_figures_of_characters_in_bytes() -> None:
+def test_bits_per_character_add_up_over_its_bytes() -> None:
     """世 as three bytes, of which the first stands for the character: bits per character add up its bytes."""
     model = Counting(vocab_size=4)
     model.__class__ = type("Uniform", (Counting,), {"__call__": uniform})
@@ -152,7 +152,7 @@ def uniform(self: Counting, input_ids: torch.Tensor, past_key_values: Any, use_c
     return SimpleNamespace(logits=torch.zeros(*input_ids.shape, 4), past_key_values=None)
 
 
-def test_standard_error_by_hand() -> None:
+def test_the_standard_error_equals_one_computed_by_hand() -> None:
     costs = [0.5, 1.5, 1.0, 3.0]
     result = Evaluation(
         protocol="blocks", split="test", nats=sum(costs), squares=sum(c * c for c in costs),
@@ -163,7 +163,7 @@ def test_standard_error_by_hand() -> None:
     assert result.nats_per_char == 3.0
 
 
-def test_figures_stay_figures_at_their_ends() -> None:
+def test_extreme_scores_stay_finite() -> None:
     """Of a model that is lost, and of one that is equally sure everywhere but for rounding."""
     fields: dict[str, Any] = {"protocol": "blocks", "split": "test", "correct": 0, "block_size": 8}
     lost = Evaluation(**fields, nats=1e6, squares=1e12, predictions=1, units=1, bytes=1)
@@ -233,7 +233,7 @@ def test_an_evaluation_may_be_stopped_and_leaves_the_mode_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("kind", ["char_lstm", "char_transformer"])
-def test_real_models_against_a_plain_loop(kind: str) -> None:
+def test_real_models_score_as_a_plain_loop_does(kind: str) -> None:
     model, ids = tiny_run.model(kind, dropout=0.5), tiny_run.split_ids()[1][:100]
     result = evaluate_split(model, ids, protocol="blocks", block_size=8, batch_size=5)
     model.eval()
@@ -266,12 +266,12 @@ def test_bf16_is_near_and_fp32_is_the_default() -> None:
     assert rounded.nats != exact.nats
 
 
-def test_too_short_a_text() -> None:
+def test_a_text_of_one_id_is_refused() -> None:
     with refused("text-short", "test", 1):
         evaluate_split(Counting(), ZEROS[:1], block_size=4, split="test")
 
 
-def test_table_and_json() -> None:
+def test_a_table_fits_80_columns_and_json_has_the_figures() -> None:
     result = evaluate_split(Counting(True), ZEROS, protocol="stateful", block_size=4, dataset="zeros")
     lines = table([result, result]).splitlines()
     assert len({len(line) for line in lines[1:]}) == 1

@@ -311,6 +311,8 @@ class Handler(BaseHTTPRequestHandler):
         if (repo := self.found(kind, name, write=True)) is None:
             return
         self.body()
+        if " " in unquote(branch):  # which git refuses, among others
+            return self.refuse(400, f"Invalid reference name: {branch}")
         if unquote(branch) in repo.branches:
             return self.refuse(409, f"Reference already exists: refs/heads/{branch}")
         repo.branches[unquote(branch)] = repo.branches[MAIN]

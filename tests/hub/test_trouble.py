@@ -43,7 +43,7 @@ def test_what_can_be_no_name_on_the_hub_is_refused(office: Desk, model: Path, na
         assert f"'{name}'" in office.said("train", f"models.init_from={name}")
 
 
-def test_names_of_all_allowed_kinds(hub: Hub, office: Desk, model: Path) -> None:
+def test_all_kinds_of_allowed_names_can_be_pushed_to(hub: Hub, office: Desk, model: Path) -> None:
     for name in ("ada/My.Model_v1-0", "makers/shared", "ada/" + "x" * 92):
         office.done("push", str(model), name)
         assert f"models/{name}" in hub.repos
@@ -52,7 +52,7 @@ def test_names_of_all_allowed_kinds(hub: Hub, office: Desk, model: Path) -> None
         assert "403" in office.said("push", str(model), name)
 
 
-def test_versions_by_every_name(hub: Hub, office: Desk, model: Path) -> None:
+def test_a_version_is_found_by_tag_branch_and_commit(hub: Hub, office: Desk, model: Path) -> None:
     office.done("push", str(model), "ada/named", "--tag", "v1", "--branch", "a/größe")
     repo = hub.repos["models/ada/named"]
     office.done("push", str(model), "ada/named")
@@ -69,7 +69,7 @@ def test_versions_by_every_name(hub: Hub, office: Desk, model: Path) -> None:
     assert len(repo.messages) == 3
 
 
-def test_a_tag_that_fails_is_told_with_where_the_model_is(troubled: Hub, office: Desk, model: Path) -> None:
+def test_a_tag_that_fails_names_the_commit_of_the_model(troubled: Hub, office: Desk, model: Path) -> None:
     troubled.trouble = lambda method, path: Answer(500) if "/tag/" in path else None
     said = office.said("push", str(model), "ada/untagged", "--tag", "v1", status=1)
     assert f"{troubled.url}/ada/untagged/commit/" in said
@@ -77,7 +77,7 @@ def test_a_tag_that_fails_is_told_with_where_the_model_is(troubled: Hub, office:
     assert "model.safetensors" in troubled.repos["models/ada/untagged"].files()
 
 
-def test_a_token_that_may_only_read(hub: Hub, office: Desk, model: Path) -> None:
+def test_a_read_only_token_can_load_and_not_push(hub: Hub, office: Desk, model: Path) -> None:
     office.done("push", str(model), "ada/readable", "--private")
     assert "403" in office.said("push", str(model), "ada/readable", HF_TOKEN=READ_ONLY)
     office.done("generate", "ada/readable", "-n", "3", HF_TOKEN=READ_ONLY)
@@ -118,7 +118,7 @@ def test_whatever_the_server_answers_is_one_line(troubled: Hub, office: Desk, mo
 
 
 @pytest.mark.parametrize("status", [412, 429, 500, "lost"])
-def test_what_passes_in_a_moment_is_waited_for(
+def test_a_commit_is_retried_after_transient_errors(
     troubled: Hub, office: Desk, model: Path, status: int | str
 ) -> None:
     """412 is what the Hub says to the slower one of two that push at once."""
@@ -134,7 +134,7 @@ def test_what_passes_in_a_moment_is_waited_for(
     assert repo.find("v1") == repo.find("main")
 
 
-def test_two_that_push_at_once(hub: Hub, office: Desk, model: Path) -> None:
+def test_two_processes_can_push_to_one_repository_at_once(hub: Hub, office: Desk, model: Path) -> None:
     """Both delete what an earlier model has left."""
     hub.add("models/ada/at-once", {"README.md": b"", "model-00001-of-00002.safetensors": b"", "mine.py": b""})
     both = [subprocess.Popen(**office.command("-m", "craft", "push", str(model), "ada/at-once"))]
@@ -158,14 +158,14 @@ def test_no_signature_of_an_address_is_shown(troubled: Hub, office: Desk, model:
     office.done("push", str(model), "ada/stored")
 
 
-def test_a_server_that_is_slow_or_not_there(troubled: Hub, office: Desk) -> None:
+def test_an_unreachable_or_slow_server_is_one_line(troubled: Hub, office: Desk) -> None:
     assert "nonsense" in office.refused("generate", "ada/x", status=1, HF_ENDPOINT="nonsense")
     troubled.trouble = lambda method, path: Answer(200, b"{}", seconds=2)
     said = office.refused("generate", "ada/slow", status=1, HF_HUB_DOWNLOAD_TIMEOUT="1")
     assert "'ada/slow'" in said
 
 
-def test_a_slash_behind_the_address_and_a_cache_without_network(hub: Hub, office: Desk, model: Path) -> None:
+def test_endpoints_may_end_with_a_slash_and_caches_load_offline(hub: Hub, office: Desk, model: Path) -> None:
     office.done("push", str(model), "ada/kept")
     office.craft("generate", "ada/kept", "-n", "3", HF_ENDPOINT=f"{hub.url}/")
     office.craft("generate", "ada/kept", "-n", "3", HF_HUB_OFFLINE="1")
@@ -222,7 +222,7 @@ def test_a_data_set_that_is_not_there_for_this_user_or_in_this_version(hub: Hub,
     assert "data.streaming=false" in said("ada/mine", *STREAMED, "data.split=train[:50%]")
 
 
-def test_data_sets_of_the_hub_in_their_variants(hub: Hub, office: Desk, tmp_path: Path) -> None:
+def test_data_sets_of_several_configurations_are_trained_on(hub: Hub, office: Desk, tmp_path: Path) -> None:
     hub.add("datasets/ada/variants", DATA["two"][0])
     hub.add("datasets/ada/named-otherwise", {FILE: parquet(content=ROWS)})
     commit = hub.repos["datasets/ada/variants"].find("main")
@@ -234,12 +234,12 @@ def test_data_sets_of_the_hub_in_their_variants(hub: Hub, office: Desk, tmp_path
 
 
 @pytest.mark.parametrize("case", ["500", "html", "403", "gated"])
-def test_a_server_out_of_order_under_a_data_set(troubled: Hub, office: Desk, case: str) -> None:
+def test_a_server_that_fails_under_a_data_set_is_one_line(troubled: Hub, office: Desk, case: str) -> None:
     gated = Answer(403, b"{}", {"X-Error-Code": "GatedRepo", "X-Error-Message": "restricted"})
     answer, status, phrase = {
         **ANSWERS,
         "html": (HTML, 1, "does not seem to be served by a Hugging Face Hub"),
-        "403": (ANSWERS["403"][0], 2, "403, No"),
+        "403": (ANSWERS["403"][0], 2, "403"),
         "gated": (gated, 2, "is a gated dataset on the Hub"),
         "500": (Answer(501), 1, "501"),  # which no client tries again
     }[case]

@@ -102,7 +102,7 @@ def test_no_word_of_others_is_read_as_markup(tmp_path: Path, name: str, sample: 
     assert len(re.findall("^```", body, re.MULTILINE)) == 2
     assert not re.search(r"^(---|===)\s*$", body, re.MULTILINE)
     if (
-        (shown := re.search(r"## A sample\n\n<pre>\n(.*)\n\n</pre>", body, re.DOTALL))
+        (shown := re.search(r"## A sample\n\n<pre>\n(.*)\n</pre>", body, re.DOTALL))
         and sample.isascii()
         and sample.isprintable()
     ):

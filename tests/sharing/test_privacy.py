@@ -62,12 +62,12 @@ PLACES = (
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_what_looks_like_a_path_is_reduced_to_its_name_wherever_it_stands(place: str) -> None:
+def test_a_value_that_looks_like_a_path_is_reduced_to_its_name(place: str) -> None:
     assert sanitized({"note": place, "notes": [place]}) == {"note": "x.txt", "notes": ["x.txt"]}
 
 
 @pytest.mark.parametrize("name", ["path", "dir", "file", "folder", "from", "checkpoint"])
-def test_what_stands_where_a_path_belongs_is_reduced_to_its_name(name: str) -> None:
+def test_the_value_of_a_path_setting_is_reduced_to_its_name(name: str) -> None:
     fields = {
         name: "ada/x.txt",
         f"its_{name}": ["ada/x.txt"],
@@ -108,7 +108,7 @@ def test_a_short_folder_is_a_path_only_before_another_name(monkeypatch: pytest.M
         assert sanitized_text(said) == shown
 
 
-def test_a_run_keeps_what_isnt_private() -> None:
+def test_a_sanitized_run_keeps_what_is_not_private() -> None:
     run: dict[str, Any] = {
         "experiment": "none",
         "models": {"init_from": "ada/base", "init_revision": "0" * 40, "hidden_size": 16},
@@ -172,7 +172,7 @@ def test_a_file_that_cannot_be_read_is_not_shared(tmp_path: Path, name: str) -> 
         sanitized_file(tmp_path / name)
 
 
-def test_every_file_of_a_bundle_is_public(tmp_path: Path, machine: Path) -> None:
+def test_no_file_of_a_bundle_holds_secrets_or_folders(tmp_path: Path, machine: Path) -> None:
     folder = folder_of(tmp_path / "m", sample=f"see {machine}/x and {TOKEN}")
     (folder / "config.json").write_text(f'{{"model_type": "a", "_name_or_path": "{machine}/old"}}')
     (folder / "metrics.jsonl").write_text(f'{{"step": 1, "sample": "{TOKEN} {machine}/y"}}\n{{"ste')

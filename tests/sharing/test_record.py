@@ -99,7 +99,7 @@ def test_each_score_and_split_is_checked_by_itself(tmp_path: Path) -> None:
     assert record.step == 7
     (folder / "trainer_state.json").write_text('{"global_step": 9}')
     assert Record.of(folder).step == 9
-    assert record.sample == "words\n"
+    assert record.sample == "words"
 
 
 def test_a_stateful_score_names_no_window(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_no_kind_of_pickle_is_opened(tmp_path: Path, suffix: str) -> None:
         check_folder(tmp_path)
 
 
-def test_an_adapter_leads_nowhere(folder: Path) -> None:
+def test_an_adapter_of_another_model_is_refused(folder: Path) -> None:
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "bob/other"}')
     with refused("code-untrusted", "adapter_config.json", "merge_and_unload"):
         load(folder)
@@ -79,13 +79,13 @@ def test_an_adapter_leads_nowhere(folder: Path) -> None:
         *("sub\\w.safetensors", "C:x.safetensors"),
     ],
 )
-def test_an_index_cant_lead_out(folder: Path, name: str) -> None:
+def test_an_index_that_leads_out_of_the_folder_is_refused(folder: Path, name: str) -> None:
     sharded(folder, name)
     with refused("model-invalid", repr(name)):
         load(folder)
 
 
-def test_an_index_must_be_one(folder: Path) -> None:
+def test_an_index_without_its_files_is_refused(folder: Path) -> None:
     sharded(folder, "gone.safetensors")
     with refused("model-invalid", "gone.safetensors"):
         load(folder)
@@ -94,7 +94,7 @@ def test_an_index_must_be_one(folder: Path) -> None:
         load(folder)
 
 
-def test_a_link_cant_lead_out(folder: Path, tmp_path: Path) -> None:
+def test_a_link_out_of_the_folder_is_refused(folder: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
     (folder / "model.safetensors").symlink_to(tmp_path / "elsewhere.safetensors")
     with refused("code-untrusted", folder / "model.safetensors"):
@@ -162,7 +162,7 @@ def test_code_of_another_repository_is_found_in_every_form(
         check_folder(tmp_path)
 
 
-def test_a_revision_belongs_to_the_hub(folder: Path) -> None:
+def test_a_revision_of_a_local_folder_is_refused(folder: Path) -> None:
     with refused("setting-conflict", "--revision v1", folder):
         trusted(str(folder), "v1")
 

@@ -58,7 +58,7 @@ LONG = ["小说" * 45, "W" * 200, "i" * 400, "long " * 60, "x" * 9999]
 
 @pytest.mark.parametrize("name", ["小说", "$x^2$ and $", r"\$_{x^\frac", "two\nlines", *LONG])
 @pytest.mark.parametrize("history", [HISTORY[:1], HISTORY[-1:], HISTORY])
-def test_any_name_and_any_length(
+def test_a_title_of_any_characters_and_length_fits_the_picture(
     history: list[dict[str, float]], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is warned of or reaches beyond the picture; of a title is shown what has room there."""
@@ -86,7 +86,7 @@ def test_any_name_and_any_length(
     assert shown == whole or (whole.startswith(shown[:-1]) and shown[-1] == "…" and box.x1 > 0.9 * width)
 
 
-def test_what_is_written_beside_the_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_legend_names_the_best_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Characters in thousands and millions; the best figure in the legend, where it hides no curve."""
     pytest.importorskip("matplotlib", reason="the plots extra is not installed")
     from matplotlib.figure import Figure
@@ -129,7 +129,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return lines
 
 
-def test_nothing_logged_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_logged_nothing_has_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = said(monkeypatch)
     assert plot_loss_curve([{"step": 1}], tmp_path / "loss.png") is None
     assert "logging_steps" in lines[0]
