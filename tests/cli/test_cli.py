@@ -298,6 +298,14 @@ def test_a_full_disk_behind_stdout_is_one_line(tmp_path: Path) -> None:
     assert done.stderr == "error: standard output can't be written or read: No space left on device\n"
 
 
+def test_an_error_keeps_its_status_where_its_json_cannot_be_written(tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    command = f"'{sys.executable}' -m craft train foo=1 > /dev/full"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
 def test_closed_streams(tmp_path: Path) -> None:
     command = f"'{sys.executable}' -m craft configs >&- && '{sys.executable}' -m craft trian 2>&-"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path)

@@ -121,7 +121,6 @@ MISTAKES: dict[Code, list[tuple[str, ...]]] = {
         ("training.eval_protocol=stateful", "training.eval_protocol=stateful", "char_transformer"),
         ("training.eval_protocol=sliding-65", "sliding-65", "data.block_size=64", "sliding-32"),
         ("data.validation_size=0.6 data.test_size=0.4", "data.test_size=0.4"),
-        ("data.validation_split=dev", "data.validation_split", "data.source=hub"),
         ("training.eval_strategy=no training.load_best_model_at_end=true", "training.eval_strategy=steps"),
         (
             "training.eval_strategy=no training.load_best_model_at_end=no training.early_stopping_patience=3",
@@ -145,6 +144,7 @@ MISTAKES: dict[Code, list[tuple[str, ...]]] = {
         ("data.source=hub data.encoding=cp1252", "data.encoding=cp1252", "data.source=hub"),
         ("data.source=builtin data.path=python_docs data.text_column=x", "data.text_column=x", "builtin"),
         ("data.lanes=8", "data.lanes=8", "data.streaming=true"),
+        ("data.validation_split=dev", "data.validation_split", "data.source=hub"),
         ("training.ignore_data_skip=true", "training.ignore_data_skip=true"),
         ("training.dataloader_num_workers=4", "training.dataloader_num_workers=4"),
         ("training.data_seed=1", "training.data_seed=1"),
