@@ -20,7 +20,6 @@ from craft.data.tokenization import CharTokenizer
 from craft.training.base import LanguageModelTrainer
 from craft.training.checkpointing.safetensors_io import save_tree
 from craft.training.logging import MetricsFile, read_metrics
-from craft.utils.errors import TrainingFailed
 from craft.utils.stopping import TrainingInterrupted
 
 
