@@ -153,6 +153,17 @@ class LanguageModel(BaseModel, GenerationMixin):
         outputs = self(ids[:, None], past_key_values=state, use_cache=True)
         return outputs.logits[:, -1], outputs.past_key_values
 
+    def _maybe_initialize_input_ids_for_generation(self, inputs: Any, bos: Any, model_kwargs: Any) -> Any:
+        """As in transformers, but a row of nothing but padding, an empty prompt, gets the begin token."""
+        mask = model_kwargs.get("attention_mask")
+        padded = inputs is not None and mask is not None and mask.shape == inputs.shape and inputs.numel() > 0
+        if padded and bos is not None:
+            empty = mask.sum(dim=1) == 0
+            inputs, model_kwargs["attention_mask"] = inputs.clone(), mask.clone()
+            inputs[empty, -1], model_kwargs["attention_mask"][empty, -1] = int(bos), 1
+        begin: Any = super()._maybe_initialize_input_ids_for_generation
+        return begin(inputs, bos, model_kwargs)
+
     def _prepare_generation_config(self, generation_config: Any, **kwargs: Any) -> Any:
         """As in transformers, but a `max_length` that is asked for wins over the model's own default."""
         if kwargs.get("max_length") is not None:

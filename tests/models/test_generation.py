@@ -100,6 +100,17 @@ def test_a_static_cache_changes_no_text(make: Any, prompt: torch.Tensor) -> None
     assert torch.equal(model.generate(prompt, **GREEDY, cache_implementation="static"), expected)
 
 
+def test_an_empty_prompt_among_others_begins_with_the_begin_token(model: Any) -> None:
+    rows = [torch.tensor(r) for r in ([5, 1, 2], [], [4])]
+    ids, mask = pad_left([row.long() for row in rows])
+    out = model.generate(ids, attention_mask=mask, **GREEDY, bos_token_id=1)[:, 3:]
+    assert torch.equal(out[1:2], model.generate(**GREEDY, bos_token_id=1)[:, 1:])
+    assert not ids[1].any()  # the caller's own are left as they are
+    assert not mask[1].any()
+    for row in (0, 2):
+        assert torch.equal(out[row], model.generate(rows[row][None], **GREEDY)[0, len(rows[row]) :])
+
+
 def test_a_max_length_that_is_asked_for_wins_over_the_models_default(
     model: Any, prompt: torch.Tensor
 ) -> None:
