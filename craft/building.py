@@ -70,7 +70,7 @@ def build_model(
         resumed: its weights come from a checkpoint, so `init_from` need not be there any more.
 
     Raises:
-        UserError: if its configuration class refuses a value, or `vocab_size` isn't the tokenizer's.
+        UserError: if its configuration class refuses a value.
     """
     from transformers import GenerationConfig
 
@@ -79,7 +79,7 @@ def build_model(
         model = starting_model(fields, tokenizer)
     else:
         own = {key: value for key, value in fields.items() if key not in INIT_FIELDS}
-        model = new_model({**special, **own}, tokenizer, block_size)
+        model = new_model({**own, **special}, tokenizer, block_size)
     # A text in one piece never shows the model where a text ends, so it shouldn't say so either.
     never = [tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id]
     never += [] if documents else [tokenizer.eos_token_id]
@@ -100,22 +100,8 @@ def new_model(fields: dict[str, Any], tokenizer: CharTokenizer, block_size: int)
     from transformers import AutoModelForCausalLM
 
     fields = {key: value for key, value in fields.items() if value is not None}
-    fields = {"max_position_embeddings": block_size, "vocab_size": len(tokenizer), **fields}
+    fields = {"max_position_embeddings": block_size, **fields, "vocab_size": len(tokenizer)}
     config = model_config(fields)
-    last = len(tokenizer) - 1
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        if (id_ := getattr(config, name, None)) is not None and not 0 <= id_ <= last:
-            raise UserError(
-                f"models.{name}={id_} isn't among the ids of the text's alphabet, 0 to {last}; leave it null "
-                "to follow the text",
-                code="model-mismatch",
-            )
-    if len(tokenizer) != config.vocab_size:
-        raise UserError(
-            f"models.vocab_size={config.vocab_size} isn't the size of the text's alphabet, {len(tokenizer)} "
-            "ids with special tokens; leave it null to follow the text",
-            code="model-mismatch",
-        )
     try:
         model = AutoModelForCausalLM.from_config(config)
     except (ValueError, KeyError, ImportError) as error:

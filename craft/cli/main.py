@@ -10,7 +10,6 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from contextlib import suppress
 from errno import EACCES, EDQUOT, EIO, ENAMETOOLONG, ENOSPC, EPERM, EROFS, ESTALE
 from typing import Any
 
@@ -52,15 +51,7 @@ ENVIRONMENT = {
 """Settings that must be there before torch and transformers are imported; the user's own win."""
 
 DISK_FULL = (ENOSPC, EDQUOT)
-MACHINE_ERRORS = (
-    *DISK_FULL,
-    EROFS,
-    EACCES,
-    EPERM,
-    EIO,
-    ENAMETOOLONG,
-    ESTALE,
-)
+MACHINE_ERRORS = (*DISK_FULL, EROFS, EACCES, EPERM, EIO, ENAMETOOLONG, ESTALE)
 """What the system answers for reasons that lie in a disk or in permissions, and not in craft."""
 
 PATIENCE = 30
@@ -120,8 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         end_at_once(130)  # Python would end by the signal once more if it had come in an `exec`
     except Exception as error:
         if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
-            if error.filename is None:  # Python would try what is left in the buffer again, and end with 120
-                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            if error.filename is None:
+                discard_output()
             message = f"{error.filename or 'standard output'} can't be written or read: {error.strerror}"
             code: Code = "disk-full" if error.errno in DISK_FULL else "file-unwritable"
             fail(Failed(message, code=code), words, 1)
@@ -179,13 +170,20 @@ def fail(error: CraftError, words: Sequence[str], status: int) -> None:
         echo(f"error: {rank_prefix()}{line}", err=True)
         trains = words[:1] in (["train"], ["resume"]) and "--print-config" not in words
         if "--json" in words or (trains and not sys.stdout.isatty()):
-            with suppress(OSError):  # its reader may be gone
+            try:
                 echo(json.dumps({"error": {"code": error.code, "message": line}}))
+            except OSError:  # nobody reads any more
+                discard_output()
     distributed = sys.modules.get("torch.distributed")
     joined = distributed is not None and distributed.is_available() and distributed.is_initialized()
     if joined or isinstance(error, PeerLost):
         end_at_once(status)  # tidying up a group that is broken may wait, or end in an abort inside of torch
     sys.exit(status)
+
+
+def discard_output() -> None:
+    """Python would write what is left in the buffer once more at its end, fail, and end with 120."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def end_at_once(status: int) -> None:

@@ -109,7 +109,7 @@ def _fetched(run: str, revision: str | None) -> str:
 
     if not meant_as_repo_id(run) or Path(run).parent.is_dir():
         if revision is not None:
-            raise click.UsageError(f"--revision {revision} picks a version on the Hub, and {run} isn't there")
+            raise click.UsageError(f"--revision {revision} picks a version on the Hub, and {run} isn't one")
         return run
     from craft.sharing.upload import fetch_run
     from craft.utils.logging import setup_logging

@@ -13,7 +13,7 @@ from typing import Any
 
 from craft.config.command_line import read_value
 from craft.config.fields import INIT_FIELDS, defaults, model_types, section_fields
-from craft.config.snapshot import FROM_DATA, sections
+from craft.config.snapshot import sections
 from craft.utils.errors import UserError
 from craft.utils.hub import fetch_config
 from craft.utils.outputs import resolve
@@ -127,8 +127,7 @@ def architecture(file: Path, init_from: str) -> dict[str, Any]:
             f"{name} is a {model_type!r} model; craft trains on from its own: {', '.join(model_types())}",
             code="model-mismatch",
         )
-    own = set(sections()[model_type].own) - set(FROM_DATA)
-    own.add("max_position_embeddings")  # the context is part of the architecture
+    own = sections()[model_type].own
     # An older model doesn't know of newer fields: it has what their defaults say.
     complete = {**defaults("models", {"model_type": model_type}), **config}
     kept = {name: value for name, value in complete.items() if name in own and value is not None}

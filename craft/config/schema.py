@@ -14,7 +14,6 @@ from typing import Any
 from craft.config.fields import defaults, section_fields, section_of, suggest
 from craft.config.files import SECTIONS
 from craft.config.rules import check_sections, model_config, refuse_secret
-from craft.config.snapshot import FROM_DATA
 from craft.utils.common import did_you_mean
 from craft.utils.errors import UserError
 from craft.utils.paths import typed_settings
@@ -108,8 +107,7 @@ def _check_rules(models: dict[str, Any], data: dict[str, Any], training: dict[st
 
 def _own(section: str, complete: Mapping[str, Any], written: Mapping[str, Any]) -> dict[str, Any]:
     """What a run holds: first what was written, then every other default of craft's own classes, so that a
-    later version repeats it. A model's fields that follow from the data are left to the data."""
-    left_open = FROM_DATA if section == "models" else ()
+    later version repeats it. The context of a model is left to the window of the data."""
     own = section_of(section, written).own
-    others = [name for name in own if name in complete and name not in left_open]
+    others = [name for name in own if name in complete and name != "max_position_embeddings"]
     return {name: complete[name] for name in dict.fromkeys([*written, *others])}

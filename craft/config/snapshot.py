@@ -12,7 +12,7 @@ import hashlib
 import inspect
 import json
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -20,8 +20,8 @@ from craft.config.files import CRAFT
 from craft.utils.files import replace_text
 from craft.utils.settings import UNKNOWN, Field, fields_of
 
-FROM_DATA = ("vocab_size", "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
-"""Fields of a model that follow from the data wherever the YAML leaves them open."""
+FROM_TEXT = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
+"""Fields of a model's config that follow from the text, and so are no settings."""
 
 CHOICES = {
     "dtype": ("float32", "bfloat16", "float16"),
@@ -30,7 +30,7 @@ CHOICES = {
 """Words of fields that every model's config takes as text."""
 
 NOT_USED = ("id2label", "label2id", "problem_type", "is_encoder_decoder", "return_dict")
-"""Fields of every model's config that mean nothing in training, and so are no settings."""
+"""Fields that mean nothing in training, likewise."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ def sections() -> dict[str, Section]:
     return found
 
 
+@functools.cache  # a process that runs on while files are edited has the classes of its start
 def _stamp() -> str:
     """Another one for other versions, and for other files of craft, which may be edited in a checkout."""
     files = [*CRAFT.glob("data/arguments.py"), *CRAFT.glob("config/*.py"), *CRAFT.glob("utils/settings.py")]
@@ -111,13 +112,11 @@ def of_model(config: type, carries_state: bool) -> Section:
     from transformers import PreTrainedConfig
 
     fields = fields_of(config, torch=torch)
-    found = {name: field for name, field in fields.items() if name not in NOT_USED}
+    found = {name: field for name, field in fields.items() if name not in (*FROM_TEXT, *NOT_USED)}
     found["attn_implementation"] = Field("attn_implementation", ("str", "null"), (), None)
     found["output_attentions"] = Field("output_attentions", ("bool",), (), False)
     lineage = [cls for cls in reversed(config.__mro__) if issubclass(cls, PreTrainedConfig)][1:]
     own = dict.fromkeys(name for cls in lineage for name in inspect.get_annotations(cls) if name in found)
     for name, words in CHOICES.items():
         found[name] = found[name].of(*words)
-    for name in own.keys() & FROM_DATA:
-        found[name] = replace(found[name], types=tuple(dict.fromkeys((*found[name].types, "null"))))
     return Section(found, tuple(own), carries_state)

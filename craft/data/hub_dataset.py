@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import starmap
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
@@ -81,8 +82,9 @@ class HubDataset:
                 code="text-column",
             )
         with _translated(f"{name} can't be read", self.revision):
-            rows = self._rows(dataset, name)
-            yield from (Piece(*found) for found in column_texts(rows, self.text_column, name, "strict"))
+            yield from starmap(
+                Piece, column_texts(self._rows(dataset, name), self.text_column, name, "strict")
+            )
 
     def _rows(self, dataset: Any, name: str) -> Rows:
         number = 0

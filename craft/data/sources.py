@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import starmap
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -109,8 +110,7 @@ class Files:
         for span in spans:
             with reading_errors(span.path):
                 if self.format == "parquet":
-                    texts = parquet_texts(span, self.text_column, self.errors)
-                    yield from (Piece(text, where) for text, where in texts)
+                    yield from starmap(Piece, parquet_texts(span, self.text_column, self.errors))
                 else:
                     yield from self._members(span)
 
@@ -125,7 +125,7 @@ class Files:
                 )
             if self.documents:
                 texts = table_texts(member, self.format, self.text_column, self.errors, self.encoding)
-                yield from (Piece(text, where) for text, where in texts)
+                yield from starmap(Piece, texts)
                 continue
             if self.separator and not first and not span.start:
                 yield Piece(self.separator, "data.separator")

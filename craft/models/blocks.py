@@ -16,7 +16,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import (
     LlamaRotaryEmbedding,
-    apply_rotary_pos_emb,
     eager_attention_forward,
 )
 
@@ -58,6 +57,12 @@ class RotaryEmbedding(LlamaRotaryEmbedding):
         return config.rope_parameters["rope_theta"] ** -exponents, 1.0
 
 
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate the pairs (i, i + head_dim/2) of x [B, heads, T, head_dim]; fewer operations than Llama's."""
+    low, high = x.chunk(2, dim=-1)
+    return x * cos[:, None] + torch.cat((-high, low), dim=-1) * sin[:, None]
+
+
 class Attention(nn.Module):
     """Causal self-attention with grouped queries, optional QK-norm and rotary positions."""
 
@@ -94,7 +99,7 @@ class Attention(nn.Module):
         if self.config.qk_norm:
             query, key = (F.rms_norm(x, (self.head_dim,), eps=self.config.norm_eps) for x in (query, key))
         if position_embeddings is not None:
-            query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+            query, key = rotate(query, *position_embeddings), rotate(key, *position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx, kwargs=kwargs)
         backend = self.config._attn_implementation

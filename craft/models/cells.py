@@ -1,6 +1,6 @@
 """What a recurrent layer does at one character: the cell, which is there to be edited or replaced.
 
-All else follows from it: training, padding, the carried state and its cache, beam search,
+All else follows from it: training, padding, packed texts, the carried state and its cache, beam search,
 decoding and export (recurrence.py).
 """
 

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import find_packed_sequence_indices
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
@@ -50,6 +51,7 @@ class CharLSTMConfig(PreTrainedConfig):
 
     model_type = "char_lstm"
     keys_to_ignore_at_inference = ["past_key_values", "cache"]
+    num_attention_heads = 1  # no field; tools of transformers read it from every config
 
     vocab_size: int = interval(min=1)(default=256)
     hidden_size: int = interval(min=1)(default=256)
@@ -160,7 +162,8 @@ class CharLSTMModel(CharLSTMPreTrainedModel):
         """Exactly one of `input_ids` [B, T] and `inputs_embeds` [B, T, H]; the cache is the carried state.
 
         `attention_mask` [B, T], or with what came before it, has zeros where there is padding. `position_ids`
-        mean nothing to an LSTM: texts that are packed into one row are read as one.
+        [B, T] matter only without these two: positions that don't follow one another begin a new text (packed
+        training data), whose state is empty. An exported graph doesn't look at them.
 
         Raises:
             ValueError: a mask that isn't one of padding, or a cache of another kind of model.
@@ -172,6 +175,9 @@ class CharLSTMModel(CharLSTMPreTrainedModel):
                 "a CharLSTM has no attention: attention_mask can only say what is padding, [batch, length], "
                 f"got {list(attention_mask.shape)}"
             )
+        texts = None
+        if position_ids is not None and attention_mask is None and past_key_values is None:
+            texts = _packed_texts(position_ids, hidden.shape[:2])
         if past_key_values is None and use_cache:
             past_key_values = DynamicCache(config=self.config)
         elif isinstance(past_key_values, DynamicCache) and not past_key_values.layers:  # made without config
@@ -180,9 +186,18 @@ class CharLSTMModel(CharLSTMPreTrainedModel):
         if past_key_values is not None and kinds != self.config.layer_types:
             raise ValueError("this cache was not made for a CharLSTM; use DynamicCache(config=model.config)")
         hidden = self.dropout(hidden)
+        if texts is not None:  # each becomes a row of its own
+            rows, places = texts
+            size = (int(rows.max()) + 1, int(places.max()) + 1)
+            hidden = hidden.new_zeros(*size, hidden.shape[-1]).index_put((rows, places), hidden)
+            attention_mask = rows.new_zeros(size).index_put((rows, places), torch.ones_like(rows))
         padding = self._padding(attention_mask, hidden.shape[1])
         for layer in self.layers:
             hidden = layer(hidden, padding, past_key_values=past_key_values)
+        if texts is not None:
+            hidden = hidden[rows, places]
+            if past_key_values is not None:
+                past_key_values.reorder_cache(rows[:, -1])  # of the last text of each row
         return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=past_key_values)
 
     def _padding(self, mask: torch.Tensor | None, length: int) -> Padding | None:
@@ -195,6 +210,19 @@ class CharLSTMModel(CharLSTMPreTrainedModel):
         loops = torch.compiler.is_exporting() or always_loops(length)
         by_kernel = not loops and any(is_fused(layer.lstm) for layer in self.layers)
         return Padding(real, padded_chunks(real) if by_kernel else None)
+
+
+@torch.compiler.disable(reason="where texts begin decides how they are read")
+def _packed_texts(positions: torch.Tensor, shape: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Of rows [B, T] that hold several texts: which one each character is of, and its place there."""
+    if torch.compiler.is_exporting():
+        return None
+    numbers = find_packed_sequence_indices(positions.expand(shape))
+    if numbers is None:
+        return None
+    begins = torch.cat([torch.ones_like(numbers[:, :1]), numbers.diff(dim=1)], dim=1).flatten() != 0
+    texts, places = begins.cumsum(0) - 1, torch.arange(len(begins), device=begins.device)
+    return texts.view(shape), (places - begins.nonzero()[texts, 0]).view(shape)
 
 
 @dataclass

@@ -15,6 +15,7 @@ from craft.sharing.record import METRICS_FILE, STATE
 from craft.training.callbacks.best import patience_is_over
 from craft.training.checkpointing import folders, resume_rules
 from craft.training.checkpointing.checkpointer import Checkpointer, is_resumable, only_weights
+from craft.training.checkpointing.disk import check_room
 from craft.training.distributed.agreement import on_rank0_broadcast, raise_on_all_ranks
 from craft.training.distributed.rendezvous import peer_failure_context
 from craft.training.ending import restore_finished_run
@@ -65,7 +66,7 @@ def run_training(
     if finished is not None:
         return restore_finished_run(trainer, finished)
     with ExitStack() as locks:
-        on_rank0_broadcast(lambda: lock_run_dir(trainer, locks))
+        on_rank0_broadcast(lambda: lock_run_dir(trainer, planned, locks))
         return _guarded(trainer, loop, **kwargs)
 
 
@@ -104,17 +105,18 @@ def validate_resume(trainer: Any, planned_steps: int, allow_changes: bool) -> Tr
     return None
 
 
-def lock_run_dir(trainer: Any, locks: ExitStack) -> None:
+def lock_run_dir(trainer: Any, planned_steps: int, locks: ExitStack) -> None:
     """Makes the run's folder this process' until `locks` are released, and opens its files.
 
     Raises:
-        UserError: if another process trains there.
+        UserError: if another process trains there, or the disk has too little room.
     """
     run_dir = trainer.run_dir
     run_dir.mkdir(parents=True, exist_ok=True)
     locks.enter_context(run_lock(run_dir))
     with explain_disk_errors(METRICS_FILE, run_dir, trainer.checkpointer.recovery_hint):
         remove_staging(run_dir)
+        check_room(trainer, planned_steps)
         MetricsFile(run_dir).start(trainer.checkpointer.resumed_step or 0)
         trainer.wandb.begin()
 

@@ -46,7 +46,6 @@ Code = Literal[
     "disk-full",
     "out-of-memory",
     "peer-lost",
-    "other",
 ]
 """Codes stay as they are from release to release; docs/guides/errors.md lists them."""
 
@@ -61,7 +60,7 @@ class CraftError(Exception):
 
     retold = False
 
-    def __init__(self, message: str = "", *, code: Code = "other") -> None:
+    def __init__(self, message: str = "", *, code: Code) -> None:
         super().__init__(message)
         self.code = code
 

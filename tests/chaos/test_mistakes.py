@@ -80,7 +80,7 @@ OBJECT = "a: !!python/object/apply:os.getcwd []\n"
 SENTENCE = b"the quick brown fox jumps over the lazy dog\n" * 100
 
 COMMANDS = [
-    Mistake("trian", "did you mean 'train'?"),
+    Mistake("trian", "'train'"),
     Mistake("--versoin", "--version"),
     Mistake("train --print-confg", "--print-config"),
     Mistake("configs --config-dir nowhere", "nowhere"),
@@ -92,7 +92,7 @@ SETTINGS = [
     Mistake("train text.txt training.lerning_rate=1", "did you mean 'training.learning_rate'?"),
     Mistake("train text.txt lr=1", "training.learning_rate"),
     Mistake("train text.txt +a.b=1", "unknown section 'a'"),
-    Mistake("train text.txt ~models", "./~models"),
+    Mistake("train text.txt ~models", "./~"),
     Mistake("train =1", "KEY=VALUE"),
     Mistake("train text.txt models=", "there are: char_lstm"),
     Mistake("train text.txt models=char_lstm,transformer", "char_lstm,transformer"),
@@ -111,12 +111,12 @@ SETTINGS = [
     Mistake("train text.txt training.output_dir=text.txt", "training.output_dir=text.txt"),
     Mistake("train text.txt training.output_dir=.", "training.output_dir=."),
     Mistake("train text.txt training.hub_token=hf_secret", "HF_TOKEN"),
-    Mistake(["train", "text.txt", "data.path=${x"], "interpolation"),
+    Mistake(["train", "text.txt", "data.path=${x"], "${oc.env:HOME}"),
     Mistake(["train", "a" * 5000], "no file"),
 ]
 YAML = [
     Mistake("train --config nowhere.yaml", "no file 'nowhere.yaml'"),
-    Mistake("train --config .", "is a folder"),
+    Mistake("train --config .", "--config ."),
     Mistake("train --config r.yaml", "models is null", write("r.yaml", "")),
     Mistake("train --config r.yaml", "r.yaml:4", write("r.yaml", SAVED + "nothing: 1\n")),
     Mistake("train --config r.yaml", "duplicate", write("r.yaml", SAVED + "training: {}\n")),

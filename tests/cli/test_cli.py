@@ -134,12 +134,16 @@ def test_version(run: Run) -> None:
         ("run-missing", "resume", ["outputs/models", "craft train"]),
         ("run-missing", "resume no_such_run", ["no_such_run"]),
         ("run-missing", "resume training.lerning_rate=1", ["outputs/models"]),
-        ("path-invalid", "train --config=~nobody-here/x", ["--config ~nobody-here/x"]),
-        ("path-invalid", "export --output=~nobody-here/x", ["--output ~nobody-here/x"]),
-        ("path-invalid", "train training.output_dir=~nobody-here/x", ["training.output_dir=~nobody-here/x"]),
-        ("path-invalid", "generate ~nobody-here/x", ["'nobody-here'"]),
-        ("path-invalid", "resume ~nobody-here/x", ["'nobody-here'"]),
-        ("path-invalid", "generate --prompt-file=~nobody-here/x", ["--prompt-file ~nobody-here/x"]),
+        ("path-invalid", "train --config=~nobody-here/x", ["--config", "~nobody-here/x"]),
+        ("path-invalid", "export --output=~nobody-here/x", ["--output", "~nobody-here/x"]),
+        (
+            "path-invalid",
+            "train training.output_dir=~nobody-here/x",
+            ["training.output_dir=", "~nobody-here/x"],
+        ),
+        ("path-invalid", "generate ~nobody-here/x", ["~nobody-here/x"]),
+        ("path-invalid", "resume ~nobody-here/x", ["~nobody-here/x"]),
+        ("path-invalid", "generate --prompt-file=~nobody-here/x", ["--prompt-file", "~nobody-here/x"]),
         (None, "generate latest --temperature 0", ["temperature"]),
         (None, "generate latest --temperature inf", ["temperature"]),
         (None, "generate latest --seed 4294967296", ["4294967295"]),
@@ -292,6 +296,14 @@ def test_a_full_disk_behind_stdout_is_one_line(tmp_path: Path) -> None:
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path, env=buffered)
     assert done.returncode == 1
     assert done.stderr == "error: standard output can't be written or read: No space left on device\n"
+
+
+def test_an_error_keeps_its_status_where_its_json_cannot_be_written(tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    command = f"'{sys.executable}' -m craft train foo=1 > /dev/full"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
 
 
 def test_closed_streams(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ MISTAKES: dict[Code, list[tuple[str, ...]]] = {
         ("+a.b=1", "'a'", "models, data, training"),
         ("training._target_=os.system", "'training._target_'"),
         ("models.return_dict=false", "'models.return_dict'"),
+        ("models.vocab_size=9", "'models.vocab_size'"),
         ("training.learning_rate.x=1", "'training.learning_rate.x'"),
     ],
     "usage": [
@@ -83,8 +84,8 @@ MISTAKES: dict[Code, list[tuple[str, ...]]] = {
         ("models.norm=batchnorm", "rmsnorm, layernorm"),
         ("models.dtype=float61", "models.dtype=float61", "'float16'"),
         ("models.attn_implementation=spda", "'sdpa'"),
-        ("models.rope_parameters.rope_typ=yarn", "'rope_type'"),
-        ("models.rope_parameters.rope_type=yern", "rope_type=yern", "'yarn'"),
+        ("models.rope_parameters.rope_typ=yarn", "rope_typ", "rope_type"),
+        ("models.rope_parameters.rope_type=yern", "rope_type=yern", "yarn"),
         # ranges
         ("training.learning_rate=0", "training.learning_rate=0"),
         ("training.learning_rate=-1e-3", "training.learning_rate=-0.001"),
@@ -103,7 +104,6 @@ MISTAKES: dict[Code, list[tuple[str, ...]]] = {
         ("models.num_hidden_layers=0", "models.num_hidden_layers=0"),
         ("models.dropout=1.0", "models.dropout=1.0"),
         ("models.dropout=-0.1", "models.dropout=-0.1"),
-        ("models.bos_token_id=-1", "models.bos_token_id=-1"),
         ("models.hidden_size=130", "models.hidden_size=130", "models.num_attention_heads=4"),
         ("models.num_key_value_heads=3", "models.num_attention_heads=4", "models.num_key_value_heads=3"),
         ("models.head_dim=7", "7"),
@@ -121,7 +121,6 @@ MISTAKES: dict[Code, list[tuple[str, ...]]] = {
         ("training.eval_protocol=stateful", "training.eval_protocol=stateful", "char_transformer"),
         ("training.eval_protocol=sliding-65", "sliding-65", "data.block_size=64", "sliding-32"),
         ("data.validation_size=0.6 data.test_size=0.4", "data.test_size=0.4"),
-        ("data.validation_split=dev", "data.validation_split", "data.source=hub"),
         ("training.eval_strategy=no training.load_best_model_at_end=true", "training.eval_strategy=steps"),
         (
             "training.eval_strategy=no training.load_best_model_at_end=no training.early_stopping_patience=3",
@@ -145,6 +144,7 @@ MISTAKES: dict[Code, list[tuple[str, ...]]] = {
         ("data.source=hub data.encoding=cp1252", "data.encoding=cp1252", "data.source=hub"),
         ("data.source=builtin data.path=python_docs data.text_column=x", "data.text_column=x", "builtin"),
         ("data.lanes=8", "data.lanes=8", "data.streaming=true"),
+        ("data.validation_split=dev", "data.validation_split", "data.source=hub"),
         ("training.ignore_data_skip=true", "training.ignore_data_skip=true"),
         ("training.dataloader_num_workers=4", "training.dataloader_num_workers=4"),
         ("training.data_seed=1", "training.data_seed=1"),

@@ -89,6 +89,7 @@ def resident() -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssFile"))
 
 
+@settings(deadline=None)
 @given(
     size=st.integers(1, 9),
     batch=st.integers(1, 7),
@@ -150,6 +151,7 @@ def test_random_offsets_reach_both_ends_and_repeat_freely() -> None:
     dataset.windows(starts)
 
 
+@settings(deadline=None)
 @given(
     size=st.integers(1, 9),
     batch=st.integers(1, 5),

@@ -49,6 +49,7 @@ def test_tiny_shakespeare_is_cut_as_nanogpt_cuts_it(shakespeare: Path) -> None:
     assert load(shakespeare, validation_size=0.2).fingerprint != corpus.fingerprint
 
 
+@settings(deadline=None)
 @given(
     st.integers(2, 10**7),
     st.sampled_from([0.0, 0.01, 0.05, 0.1, 0.2, 0.25]),
@@ -78,7 +79,7 @@ def test_sizes_above_one_count_characters() -> None:
         cut(ids, 60, 40, tokenizer)
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.text(st.sampled_from("aé世👩"), min_size=30, max_size=60), st.floats(0.01, 0.4), st.integers(1, 20))
 def test_no_cut_falls_inside_a_character_in_bytes(text: str, validation: float, test: int) -> None:
     tokenizer = ByteTokenizer.create()

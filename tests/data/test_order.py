@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from craft.data.order import below, mix, permuted
@@ -14,11 +14,13 @@ from craft.data.order import below, mix, permuted
 SEED = st.integers(0, 2**63)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 3000), SEED, st.integers(0, 1000))
 def test_a_permutation_visits_everything_once(size: int, seed: int, epoch: int) -> None:
     assert sorted(permuted(np.arange(size), size, seed, epoch).tolist()) == list(range(size))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10**15), SEED, st.lists(st.integers(0, 10**15), min_size=1, max_size=20, unique=True))
 def test_single_places_of_a_huge_permutation_are_computed_alone(
     size: int, seed: int, index: list[int]
@@ -47,6 +49,7 @@ def test_neighbours_are_scattered_and_seeds_differ() -> None:
     assert abs(np.corrcoef(np.arange(size), one)[0, 1]) < 0.05
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10**12), SEED)
 def test_hashed_numbers_stay_below_their_limit(limit: int, seed: int) -> None:
     values = below(limit, seed, np.arange(50))

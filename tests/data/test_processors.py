@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from refusals import refused
 
@@ -13,6 +13,7 @@ from craft.data.processors import BytesProcessor, ImageProcessor, TextProcessor,
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
 
+@settings(deadline=None)
 @given(st.binary())
 def test_bytes_round_trip(data: bytes) -> None:
     processor = BytesProcessor()
@@ -22,6 +23,7 @@ def test_bytes_round_trip(data: bytes) -> None:
     assert processor.decode([1, *ids.tolist(), 2]) == data
 
 
+@settings(deadline=None)
 @given(TEXT, TEXT)
 def test_text_round_trip_with_characters_outside_the_alphabet_as_bytes(seen: str, text: str) -> None:
     processor = TextProcessor(sorted(set(seen)), "bytes")
@@ -32,6 +34,7 @@ def test_text_round_trip_with_characters_outside_the_alphabet_as_bytes(seen: str
     assert len(ids) == sum(1 if c in seen else len(c.encode()) for c in text)
 
 
+@settings(deadline=None)
 @given(TEXT)
 def test_text_round_trip_over_its_own_alphabet(text: str) -> None:
     processor = TextProcessor(sorted(set(text)), "strict")

@@ -47,7 +47,7 @@ def test_text_is_exact_whatever_the_size_of_reads(
     assert read(file) == EXACT
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(text=st.text(st.characters(exclude_categories=["Cs"])))
 def test_any_text_round_trips(text: str, tmp_path: Path) -> None:
     file = tmp_path / "text.txt"
@@ -55,7 +55,7 @@ def test_any_text_round_trips(text: str, tmp_path: Path) -> None:
     assert read(file) == text
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.binary(max_size=50), piece=st.integers(1, 9))
 @example(data=b"\xff\xfe\0\0", piece=4)
 def test_any_bytes_are_read_as_python_reads_them_or_refused_where_python_refuses(

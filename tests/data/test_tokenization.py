@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from datasets.fingerprint import Hasher
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from refusals import refused
 from transformers import AutoTokenizer
@@ -33,6 +33,7 @@ TOKENIZERS = {policy: CharTokenizer.train([TRICKY], unknown=policy) for policy i
 TOKENIZERS["byte"] = ByteTokenizer.create()
 
 
+@settings(deadline=None)
 @given(MIXED)
 @pytest.mark.parametrize("name", list(TOKENIZERS))
 def test_numpy_and_hugging_face_agree(name: str, text: str) -> None:
@@ -51,6 +52,7 @@ def test_numpy_and_hugging_face_agree(name: str, text: str) -> None:
         assert tokenizer.decode(ids, skip_special_tokens=True) == text
 
 
+@settings(deadline=None)
 @given(TEXT)
 def test_decode_inverts_encode_over_the_alphabet(text: str) -> None:
     tokenizer = CharTokenizer.train([text])

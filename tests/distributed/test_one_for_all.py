@@ -24,7 +24,7 @@ from pathlib import Path
 import tiny_run
 import torch
 import torch.distributed as dist
-from craft.training import base
+from craft.training import sanity
 from craft.training.callbacks import lifecycle, uploads
 from craft.training.distributed import rendezvous
 from craft.training.distributed.agreement import on_rank0_broadcast, raise_on_all_ranks
@@ -82,12 +82,12 @@ def bug(): saved("bug", KeyError("a bug"), 0)
 def memory(): saved("memory", MEMORY, 0)
 def disk_of_another(): saved("disk", FULL, 1)
 def data(): # of the second process only
-    real = base.check_data
-    base.check_data = fail(UserError("the training text holds the id 99", code="data-invalid"), on=1)
+    real = sanity.check_data
+    sanity.check_data = fail(UserError("the training text holds the id 99", code="data-invalid"), on=1)
     try:
         trainer("data")
     finally:
-        base.check_data = real
+        sanity.check_data = real
 
 rendezvous.start_heartbeat = lambda seconds: None  # they would tell of the first failure too
 trainer("joins")
@@ -131,11 +131,11 @@ EXPECTED = {
     "accepted": (0, "file-unwritable", "file-unwritable", "accepted"),
     "start": (0, "disk-full", "disk-full", "history.jsonl"),
     "bug": (0, "KeyError", "peer-lost", "'a bug'"),
-    "memory": (0, None, "peer-lost", "CUDA out of memory"),
+    "memory": (0, "out-of-memory", "peer-lost", "CUDA out of memory"),
     "disk_of_another": (1, "disk-full", "disk-full", "checkpoint-4"),
     "data": (1, "data-invalid", "data-invalid", "99"),
 }
-"""Which process fails, by which code or class (None for any), the other one's, and a value in that."""
+"""Which process fails, by which code or class, the other one's, and a value in that."""
 
 
 def test_all_processes_hear_of_what_one_of_them_met(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_all_processes_hear_of_what_one_of_them_met(tmp_path: Path) -> None:
     found = [[json.loads(line) for line in out.splitlines() if line.startswith('["')] for out, _ in output]
     for (case, (rank, own, others, value)), *said in zip(EXPECTED.items(), *found):
         assert [line[0] for line in said] == [case, case]
-        assert (own or said[rank][1], others) == (said[rank][1], said[1 - rank][1]), said
+        assert (own, others) == (said[rank][1], said[1 - rank][1]), said
         assert value in said[1 - rank][2], said
         assert (said[rank][3], said[1 - rank][3]) == (False, True), said
     assert not list((tmp_path / "bug").glob(".staging*"))

@@ -235,6 +235,43 @@ def test_a_cache_counts_what_was_read_and_can_be_reset(text: torch.Tensor) -> No
             assert cache.get_seq_length() == 0
 
 
+@pytest.mark.parametrize("cell_class", [char_lstm.LSTMCell, GRUCell])
+def test_texts_packed_into_a_row_do_not_see_each_other(cell_class: Any, text: torch.Tensor) -> None:
+    """Positions that start anew start an empty state, as TRL packs training data; the last text's is kept."""
+    model = make_recurrent(cell_class)
+    positions = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6], [*range(12)]])
+    packed = model(text, position_ids=positions, use_cache=True)
+    texts = ((0, 0, 5), (0, 5, 12), (1, 0, 12))
+    for row, start, end in texts:
+        alone = model(text[row : row + 1, start:end])
+        torch.testing.assert_close(packed.logits[row, start:end], alone.logits[0])
+    following = torch.tensor([[3], [4]])
+    expected = [
+        model(following[r, None], past_key_values=model(text[r : r + 1, s:e]).past_key_values).logits[0]
+        for r, s, e in texts[1:]
+    ]
+    after = model(following, past_key_values=packed.past_key_values)
+    torch.testing.assert_close(after.logits, torch.stack(expected))
+    model(text, position_ids=positions, labels=text).loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.model.layers[0].lstm.parameters())
+
+
+def test_positions_tell_texts_apart_only_where_nothing_else_is_known(text: torch.Tensor) -> None:
+    """With a mask they start behind the padding, with a cache behind what was read, in generate() too."""
+    model = make_lstm()
+    mask = torch.ones_like(text)
+    mask[0, :3] = mask[1, 5:8] = 0
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    masked = model(text, attention_mask=mask, position_ids=positions).logits[mask.bool()]
+    assert torch.equal(masked, model(text, attention_mask=mask).logits[mask.bool()])
+    one_for_all = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6]])
+    packed = model(text, position_ids=one_for_all).logits
+    torch.testing.assert_close(packed[:, 5:], model(text[:, 5:]).logits)
+    cache = model(text[:, :5]).past_key_values
+    rest = model(text[:, 5:], position_ids=one_for_all[:, :7], past_key_values=cache).logits
+    torch.testing.assert_close(rest, model(text).logits[:, 5:])
+
+
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_rows_of_unequal_length_are_read_in_few_calls(
     compiled: bool, monkeypatch: pytest.MonkeyPatch

@@ -68,4 +68,4 @@ def raise_on_all_ranks(do: Callable[[], T]) -> T:
 def _described(error: Exception) -> tuple[type[CraftError] | None, str, Code]:
     if isinstance(error, CraftError):
         return type(error), str(error), error.code
-    return None, f"in process {dist.get_rank()}: {type(error).__name__}: {first_line(error)}", "other"
+    return None, f"in process {dist.get_rank()}: {type(error).__name__}: {first_line(error)}", "peer-lost"

@@ -53,7 +53,7 @@ class Heartbeat(threading.Thread):
         self.step, self.beat = 0, 0
         self.others: Beats = {}
         self._over = threading.Event()
-        self._somebody_failed = False
+        self._failed = self._somebody_failed = False
         self._write()
 
     def run(self) -> None:
@@ -61,17 +61,17 @@ class Heartbeat(threading.Thread):
             while not self._over.wait(self.interval):
                 self._write()
                 self._somebody_failed |= self.store.check([FAILED])
+            self._write()
+            if self._failed:
+                self.store.set(FAILED, "")
         except RuntimeError:  # the store is gone, perhaps since rank 0 is done
             pass
 
     def stop(self, failed: bool = False) -> None:
         """Tells the others that this process is done, or has failed and says why itself."""
+        self._failed = failed
         self._over.set()
-        self.join(timeout=2 * self.interval)
-        with suppress(RuntimeError):
-            self._write()
-            if failed:
-                self.store.set(FAILED, "")
+        self.join(timeout=2 * self.interval)  # over a link that was cut it never ends
         if failed and self.rank == 0:
             time.sleep(1.5 * self.interval)  # the store may end with this process: let the others read
 
