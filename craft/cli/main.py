@@ -27,7 +27,7 @@ COMMANDS = {
     "train": "Train a model on your text, or on an experiment of craft's.",
     "resume": "Go on with a run that was interrupted.",
     "generate": "Let a trained model write.",
-    "evaluate": "Score a model over a whole text, in bits per character.",
+    "evaluate": "Score a model over a whole text.",
     "export": "Write a model in another runtime's format (ONNX).",
     "serve": "Serve a model to OpenAI's clients, on this machine.",
     "push": "Put a trained model on the Hugging Face Hub.",

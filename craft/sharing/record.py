@@ -65,7 +65,7 @@ class Record:
             unit = UNITS["character"]
         numbers = dict.fromkeys(unit.figures, float)
         score = {"protocol": str, "split": str, "block_size": int, unit.plural: int, **numbers}
-        split = {unit.plural: int, "sha256": str}
+        split, splits = {unit.plural: int, "sha256": str}, fields(facts.get("splits"))
         evaluations = scores.get("evaluations")
         known = [_typed(each, score) for each in (evaluations if isinstance(evaluations, list) else [])]
         kind = _typed(config, {"model_type": str})["model_type"] or ""
@@ -78,9 +78,7 @@ class Record:
             unit=unit,
             run={name: fields(run.get(name)) for name in ("models", "data", "training")},
             corpus=_typed(facts, {"name": str, unit.plural: int, "vocabulary": int}),
-            splits={
-                n: _typed(s, split) for n, s in fields(facts.get("splits")).items() if isinstance(s, dict)
-            },
+            splits={name: _typed(s, split) for name, s in splits.items() if isinstance(s, dict)},
             evaluations=[e for e in known if e["protocol"] and any(e[name] is not None for name in numbers)],
             sample=sample.read_text("utf-8", "replace").removesuffix("\n") if sample.is_file() else "",
             has_curve=(folder / CURVE).is_file(),

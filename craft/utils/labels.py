@@ -17,12 +17,8 @@ def wrong_licence(word: str, where: str) -> str:
     Args:
         where: the option or setting, to begin with: `--license `, `training.hub_license=`.
     """
-    if is_licence(word):
-        return ""
-    return (
-        f"{where}{word!r} isn't an identifier of the Hub; write for example apache-2.0, mit, cc-by-4.0, or "
-        "other for one of your own"
-    )
+    usual = "apache-2.0, mit, cc-by-4.0, or other for one of your own"
+    return "" if is_licence(word) else f"{where}{word!r} isn't an identifier of the Hub; write {usual}"
 
 
 def is_language(word: Any) -> bool:
@@ -32,9 +28,5 @@ def is_language(word: Any) -> bool:
 
 def wrong_language(word: str, where: str) -> str:
     """What to say of a word that isn't the code of a language; empty if it may be one."""
-    if is_language(word):
-        return ""
-    return (
-        f"{where}{word!r} isn't a language code; write one of ISO 639 such as en or de, multilingual or "
-        "code, or leave it out"
-    )
+    usual = "one of ISO 639 such as en or de, multilingual or code, or leave it out"
+    return "" if is_language(word) else f"{where}{word!r} isn't a language code; write {usual}"

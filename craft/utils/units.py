@@ -71,7 +71,7 @@ def unit_named(name: str) -> Unit:
     Raises:
         UserError: if the name isn't a lowercase word.
     """
-    if name in UNITS:
+    if isinstance(name, str) and name in UNITS:
         return UNITS[name]
     if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]{0,31}", name):
         raise UserError(f"unit {name!r} isn't a lowercase word such as note", code="setting-value")

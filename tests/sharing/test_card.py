@@ -173,6 +173,8 @@ JUNK: dict[str, Any] = {
     },
     "scores too large": {"evaluations": [{"protocol": "blocks", "bits_per_char": 10**400}]},
     "a step that is none": {"global_step": "9"},
+    "a unit of lists": {"unit": ["note"]},
+    "a unit that is none": {"unit": "no\n---"},
     "a vocabulary of lists": {"model": {"vocab": [["a", -1.0], 3]}},
 }
 RECORDS = (
@@ -182,6 +184,7 @@ RECORDS = (
     "trainer_state.json",
     "tokenizer.json",
     "config.json",
+    "tokenizer_config.json",
 )
 
 
@@ -247,7 +250,8 @@ def test_no_bytes_break_the_card(tmp_path: Path, name: str, content: bytes) -> N
     card = render(folder)
     is_a_card(card)
     card.encode()
-    if name in ("config.json", "model.safetensors", "tokenizer.json") and not is_whole(folder / name):
+    of_the_model = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+    if name in of_the_model and not is_whole(folder / name):
         with refused("model-invalid", folder / name):
             bundle(folder, "ada/x")
     elif name == "config.json":
