@@ -72,7 +72,7 @@ def train(run: Run, resume: str | Path | None = None, allow_changes: bool = Fals
 
     Raises:
         UserError: for a mistake of the user; nothing was trained then.
-        TrainingFailed: if training can't go on, for example at a loss that isn't a number.
+        Failed: if the disk is full; as `TrainingFailed`, if training can't go on, as at a loss that is NaN.
     """
     launch.check()
     with leaving(NOTHING_YET) as end:

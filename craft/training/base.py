@@ -173,7 +173,7 @@ class Trainer(transformers.Trainer):
 
         Raises:
             TrainingInterrupted: (a SystemExit) after SIGTERM, SIGUSR1 or Ctrl-C, with a checkpoint saved.
-            TrainingFailed: a loss or gradient isn't finite, memory is short, the disk is full.
+            Failed: the disk is full; as `TrainingFailed`, a number isn't finite or memory is short.
             UserError: nothing to resume from, settings that changed, a disk that is too small.
         """
         return run.run_training(self, super().train, resume_from_checkpoint, allow_changes, **kwargs)

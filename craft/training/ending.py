@@ -18,11 +18,16 @@ from craft.utils.stopping import TrainingInterrupted
 logger = get_logger(__name__)
 
 
+def save(trainer: Any, trial: Any = None) -> None:
+    """Saves a checkpoint outside the loop of transformers, which does the same."""
+    trainer._save_checkpoint(trainer.model_wrapped, trial)
+    trainer.control = trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
+
+
 def save_if_new(trainer: Any, trial: Any = None) -> None:
     """Saves a checkpoint of this step, unless there is one."""
     if trainer.checkpointer.saved_step != trainer.state.global_step:
-        trainer._save_checkpoint(trainer.model_wrapped, trial)
-        trainer.control = trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
+        save(trainer, trial)
 
 
 def stop_training(trainer: Any, evaluation_due: bool = False) -> NoReturn:

@@ -106,5 +106,5 @@ class MicroBatches:
         return (
             f"out of memory after step {self.trainer.state.global_step:,} with {at_once} windows at once; "
             f"{advice}; in an evaluation lower training.per_device_eval_batch_size="
-            f"{args.per_device_eval_batch_size}; {self.trainer.checkpointer.last_good()}"
+            f"{args.per_device_eval_batch_size}; {self.trainer.checkpointer.describe_last_good()}"
         )

@@ -253,7 +253,7 @@ class Optimization:
     """Optimizer, schedule and loss scaler of a trainer as a part of its checkpoints.
 
     Args:
-        trainer: also says which settings changed since the checkpoint (`changes`, `schedule_moves`).
+        trainer: also says which settings changed since the checkpoint (`changes`, `settings_moved`).
     """
 
     def __init__(self, trainer: Any) -> None:
@@ -269,7 +269,7 @@ class Optimization:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         trainer, optimizer, scaler = self.trainer, self.trainer.optimizer, self.trainer.accelerator.scaler
-        saved, schedule, moves = state["optimizer"], trainer.lr_scheduler, trainer.schedule_moves
+        saved, schedule, moves = state["optimizer"], trainer.lr_scheduler, trainer.settings_moved
         if moves:  # the new settings count: a loaded state would bring the old ones with it
             pairs = zip(optimizer.state_dict()["param_groups"], saved["param_groups"])
             saved = {**saved, "param_groups": [{**new, "lr": old["lr"]} for new, old in pairs]}

@@ -60,7 +60,7 @@ def run_training(
     if planned < 1:
         raise UserError(f"{planned} steps would be trained; set training.max_steps", code="setting-value")
     trainer.settings = trainer.decisive_settings(planned)
-    trainer.changes, trainer.schedule_moves, trainer.evaluation_due = {}, False, False
+    trainer.changes, trainer.settings_moved, trainer.evaluation_due = {}, False, False
     trainer.guard.skipped, trainer.micro_batches.parts = 0, 1  # another trial may have trained before
     finished = raise_on_all_ranks(lambda: validate_resume(trainer, planned, allow_changes))
     if finished is not None:
@@ -88,7 +88,7 @@ def validate_resume(trainer: Any, planned_steps: int, allow_changes: bool) -> Tr
                 code="setting-conflict",
             )
         return None
-    trainer.changes, trainer.schedule_moves = resume_rules.check_resume(
+    trainer.changes, trainer.settings_moved = resume_rules.check_resume(
         checkpoint, checkpointer.progress(), trainer.settings, args, allow=allow_changes
     )
     state = TrainerState.load_from_json(str(checkpoint / STATE))
@@ -124,28 +124,26 @@ def lock_run_dir(trainer: Any, planned_steps: int, locks: ExitStack) -> None:
 def _guarded(trainer: Any, loop: Loop, **kwargs: Any) -> TrainOutput:
     # The same seed in all processes would drop the same units everywhere.
     torch.manual_seed(trainer.args.seed + trainer.args.process_index)
-    try:
-        with (
-            trainer.stop.listening(trainer.args.ddp_timeout),
-            peer_failure_context(trainer.checkpointer.recovery_hint),
-        ):
-            result = _loop(trainer, loop, **kwargs)
-            trainer.uploads.finish()
-            if trainer.stop.requested:  # after the last step; all is saved
-                logger.info(trainer.checkpointer.once_trained())
-                raise TrainingInterrupted(trainer.stop.exit_code)
-            return result
-    except (Failed, TrainingInterrupted) as end:
-        trainer.wandb.finish(exit_code=1 if isinstance(end, Failed) else 0)
-        raise
-    finally:
-        trainer.watch.pause()
-        trainer.uploads.cancel()
-        trainer.watchdog.close()
-        # Autocast and compilation end with training; it may be prepared again.
-        trainer.model_wrapped = trainer.model
-        for attribute in ("forward", "_is_accelerate_prepared"):
-            trainer.model.__dict__.pop(attribute, None)
+    with trainer.stop.listening(trainer.args.ddp_timeout):  # also while W&B and uploads end
+        try:
+            with peer_failure_context(trainer.checkpointer.recovery_hint):
+                result = _loop(trainer, loop, **kwargs)
+                trainer.uploads.finish()
+                if trainer.stop.requested:  # after the last step; all is saved
+                    logger.info(trainer.checkpointer.once_trained())
+                    raise TrainingInterrupted(trainer.stop.exit_code)
+                return result
+        except (Failed, TrainingInterrupted) as end:
+            trainer.wandb.finish(exit_code=1 if isinstance(end, Failed) else 0)
+            raise
+        finally:
+            trainer.watch.pause()
+            trainer.uploads.cancel()
+            trainer.watchdog.close()
+            # Autocast and compilation end with training; it may be prepared again.
+            trainer.model_wrapped = trainer.model
+            for attribute in ("forward", "_is_accelerate_prepared"):
+                trainer.model.__dict__.pop(attribute, None)
 
 
 def _loop(trainer: Any, loop: Loop, **kwargs: Any) -> TrainOutput:

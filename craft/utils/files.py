@@ -20,6 +20,12 @@ from craft.utils.errors import CraftError, Failed
 STAGING, REPLACED = ".staging-", ".replaced-"
 """How hidden folders begin: one that is being written, and one that makes room for its successor."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_ERRORS = {
+    *FULL,
+    *(errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ESTALE),
+    *(errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG),  # a folder that another machine doesn't share
+}
+"""What a disk answers when it refuses; other errors of the system, such as of the network, aren't its."""
 
 # Time stamps of files advance in ticks of up to 10 ms (a kernel's jiffy): an edit within the tick of the
 # last one leaves them equal. A file is therefore only trusted once it is older than this.
@@ -44,17 +50,22 @@ def sync(path: Path) -> None:
 def replace_text(path: Path, text: str) -> None:
     """Writes a text file so that at any moment the old text or the new one is there, never half of it."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    sync(temporary)
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        sync(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager
 def staged_folder(final: Path) -> Iterator[Path]:
     """A folder to write into, which becomes `final` once it is whole and on the disk.
 
-    At any moment `final` is as it was before or as it is afterwards, and if something fails nothing new is
-    left. A process that is killed leaves hidden folders beside it: see `restore_replaced`, `remove_staging`.
+    If something fails, `final` is as it was before and nothing new is left. A process that is killed leaves
+    hidden folders beside it: what it wrote (see `remove_staging`), and between the two renames at the end the
+    old `final`, which is then missing (see `restore_replaced`).
     """
     staging, replaced = (final.with_name(prefix + final.name) for prefix in (STAGING, REPLACED))
     _restore(replaced)
@@ -108,7 +119,8 @@ def explain_disk_errors(what: str, folder: Path, hint: Callable[[], str]) -> Ite
         hint: what is left and how to go on, for the end of the line.
 
     Raises:
-        Failed: with what the disk said and how much of it is free.
+        Failed: with what the disk said and how much of it is free, staged folders there counted as free, for
+            they are removed.
     """
     try:
         yield
@@ -117,20 +129,22 @@ def explain_disk_errors(what: str, folder: Path, hint: Callable[[], str]) -> Ite
         if isinstance(error, CraftError) or not reason:
             raise
         there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-        free = shutil.disk_usage(there).free
+        staged = sum(path.stat().st_size for path in there.glob(f"{STAGING}*/**/*") if path.is_file())
+        free, full = shutil.disk_usage(there).free + staged, any(os.strerror(n) in reason for n in FULL)
         raise Failed(
-            f"{what} can't be written to {folder} ({reason}; {free:,} bytes are free there); {hint()}",
-            code="disk-full" if any(os.strerror(number) in reason for number in FULL) else "file-unwritable",
+            f"{what} can't be written to {folder} ({reason}; {free:,} bytes are free there); "
+            f"{'make room; ' if full else ''}{hint()}",
+            code="disk-full" if full else "file-unwritable",
         ) from error
 
 
 def disk_error(error: BaseException | None) -> str:
-    """What the disk said, where an error of some library comes from it; else nothing."""
+    """What the disk said, where an error is its own or was raised from it; else nothing."""
     while error is not None:
         # Rust has words where Python has a class.
-        if (isinstance(error, OSError) and error.errno) or "(os error" in str(error):
+        if (isinstance(error, OSError) and error.errno in DISK_ERRORS) or "(os error" in str(error):
             return str(error).splitlines()[0]
-        error = error.__cause__ or error.__context__
+        error = error.__cause__
     return ""
 
 

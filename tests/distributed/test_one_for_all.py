@@ -26,6 +26,7 @@ import torch
 import torch.distributed as dist
 from craft.training import sanity
 from craft.training.callbacks import lifecycle, uploads
+from craft.training.checkpointing import checkpointer
 from craft.training.distributed import rendezvous
 from craft.training.distributed.agreement import on_rank0_broadcast, raise_on_all_ranks
 from craft.utils.errors import Failed, UserError
@@ -80,7 +81,18 @@ def saved(name, error, on):
     made.train()
 def bug(): saved("bug", KeyError("a bug"), 0)
 def memory(): saved("memory", MEMORY, 0)
-def disk_of_another(): saved("disk", FULL, 1)
+def disk(*full):
+    def raises(tree, path):
+        if rank in full:
+            raise OSError(28, f"No space left on device for {rank}")
+        save_tree(tree, path)
+    save_tree, checkpointer.save_tree = checkpointer.save_tree, raises
+    try:
+        trainer(f"disk{full}").train()
+    finally:
+        checkpointer.save_tree = save_tree
+def disk_of_another(): disk(1)
+def disk_of_both(): disk(0, 1)
 def data(): # of the second process only
     real = sanity.check_data
     sanity.check_data = fail(UserError("the training text holds the id 99", code="data-invalid"), on=1)
@@ -133,6 +145,7 @@ EXPECTED = {
     "bug": (0, "KeyError", "peer-lost", "'a bug'"),
     "memory": (0, "out-of-memory", "peer-lost", "CUDA out of memory"),
     "disk_of_another": (1, "disk-full", "disk-full", "checkpoint-4"),
+    "disk_of_both": (0, "disk-full", "disk-full", "checkpoint-4"),
     "data": (1, "data-invalid", "data-invalid", "99"),
 }
 """Which process fails, by which code or class, the other one's, and a value in that."""

@@ -11,7 +11,9 @@ import pytest
 from refusals import refused
 
 from craft.training.checkpointing import folders as checkpoints
+from craft.training.checkpointing.checkpointer import Checkpointer
 from craft.utils.files import REPLACED, staged_folder
+from craft.utils.history import add_event
 from craft.utils.manifest import write_manifest
 
 
@@ -151,5 +153,51 @@ def test_rotation_counts_good_ones_only(tmp_path: Path, caplog: pytest.LogCaptur
 def test_a_kill_between_the_old_and_the_new_of_a_step_loses_nothing(tmp_path: Path) -> None:
     write(tmp_path, 4)
     write(tmp_path, 5).rename(tmp_path / f"{REPLACED}checkpoint-5")
-    assert checkpoints.find_checkpoint(tmp_path).name == "checkpoint-5"
+    checkpointer = Checkpointer(tmp_path, {}, {}, keep=None)
+    assert checkpointer.find(tmp_path / "checkpoint-5") == tmp_path / "checkpoint-5"
     assert steps(tmp_path) == [4, 5]
+
+
+def test_no_part_is_asked_for_its_state_once_a_disk_may_refuse(tmp_path: Path) -> None:
+    """A part that gathers its state from all processes would wait for one that failed to write."""
+    asked: list[str] = []
+
+    class Part:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def state_dict(self) -> dict[str, int]:
+            asked.append(self.name)
+            return {}
+
+    def full(folder: Path) -> None:
+        assert asked == ["weights", "time", "own"]
+        full_disk(folder)
+
+    parts = {"weights": Part("weights"), "time": Part("time")}
+    checkpointer = Checkpointer(tmp_path, parts, {"own": Part("own")}, keep=1, varying=["time"])  # type: ignore
+    with refused("disk-full", tmp_path, "checkpoint-5"):
+        checkpointer.save(5, full, {}, only_model=False)
+    assert len(asked) == 3
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_way_on_is_one_that_works(tmp_path: Path) -> None:
+    """From the command line or from Python, with a checkpoint or before the first one."""
+    run_dir = tmp_path / "my run"
+    run_dir.mkdir()
+    checkpointer = Checkpointer(run_dir, {}, {}, keep=None)
+    assert str(run_dir) not in checkpointer.what_is_left()  # nothing is there to resume
+    add_event(run_dir, "started")
+    assert f"trainer.train(resume_from_checkpoint='{run_dir}')" in checkpointer.what_is_left()
+    (run_dir / "craft_run.yaml").touch()
+    assert "at step 0 with: craft resume '" + str(run_dir) + "'" in checkpointer.what_is_left()
+    with refused("disk-full", "checkpoint-5", f"craft resume '{run_dir}'"):
+        checkpointer.save(5, full_disk, {}, only_model=False)
+    checkpointer.save(5, lambda folder: None, {}, only_model=False)
+    assert f"{run_dir / 'checkpoint-5'};" in checkpointer.what_is_left()
+    assert f"craft resume '{run_dir}'" in checkpointer.what_is_left()
+
+
+def full_disk(folder: Path) -> None:
+    raise OSError(28, "No space left on device")

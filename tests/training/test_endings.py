@@ -261,7 +261,7 @@ def test_a_full_disk_stops_the_run_and_leaves_no_torn_checkpoint(
         save_tree(tree, path)
 
     monkeypatch.setattr("craft.training.checkpointing.checkpointer.save_tree", full)
-    left = (tmp_path / "checkpoint-4", f"craft resume {tmp_path}")
+    left = (tmp_path / "checkpoint-4", f"trainer.train(resume_from_checkpoint='{tmp_path}')")
     with refused("disk-full", "checkpoint-8", "os error 28", *left) as failure:
         trainer.train()
     assert re.search(r"[\d,]{6,} bytes", str(failure.value))

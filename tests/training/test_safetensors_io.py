@@ -27,6 +27,7 @@ TREES = st.recursive(
         st.lists(inner, max_size=3),
         st.lists(inner, max_size=3).map(tuple),
         st.dictionaries(st.integers() | st.text(), inner, max_size=3),
+        st.dictionaries(st.sampled_from([1, "1", "", "1.1", "'"]), inner, max_size=4),  # whose paths collide
     ),
     max_leaves=8,
 )
@@ -54,6 +55,13 @@ def test_a_loaded_state_equals_the_saved_one(tmp_path: Path, tree: Any) -> None:
 def test_tensors_that_share_or_stride_memory_come_back_equal(tmp_path: Path) -> None:
     base = torch.arange(12.0).view(3, 4)
     tree = {"a": base, "b": base, "c": base.t(), 0: base[1]}
+    save_tree(tree, tmp_path / "tree.safetensors")
+    assert same(tree, load_tree(tmp_path / "tree.safetensors"))
+
+
+def test_tensors_whose_paths_read_alike_are_kept_apart(tmp_path: Path) -> None:
+    one, two, three, four = torch.arange(4)
+    tree = {"a.b": one, "a": {"b": two}, 1: three, "1": four}
     save_tree(tree, tmp_path / "tree.safetensors")
     assert same(tree, load_tree(tmp_path / "tree.safetensors"))
 

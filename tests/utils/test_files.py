@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from refusals import refused
@@ -116,8 +118,45 @@ def test_what_a_disk_refuses_is_one_line(tmp_path: Path, error: Exception, code:
         raise error
 
 
-@pytest.mark.parametrize("error", [KeyError("a bug"), UserError("no such file", code="file-missing")])
+def raised_while_handling(error: Exception) -> Exception:
+    error.__context__ = FULL
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyError("a bug"),
+        UserError("no such file", code="file-missing"),
+        ConnectionResetError(104, "Connection reset by peer"),
+        raised_while_handling(KeyError("a bug")),
+    ],
+)
 def test_other_errors_are_not_the_disk(tmp_path: Path, error: Exception) -> None:
     with pytest.raises(type(error)) as caught, explain_disk_errors("a.txt", tmp_path, str):
         raise error
     assert caught.value is error
+
+
+def test_a_half_written_folder_that_is_removed_counts_as_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=7))
+    with refused("disk-full", "1,007 bytes"), staged_folder(tmp_path / "final") as staging:
+        (staging / "half").write_bytes(b"." * 1000)
+        with explain_disk_errors("it", tmp_path, str):
+            raise FULL
+
+
+def test_a_text_that_does_not_fit_leaves_the_old_one_and_nothing_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace_text(tmp_path / "a.txt", "old")
+
+    def full(path: Path) -> None:
+        raise FULL
+
+    monkeypatch.setattr("craft.utils.files.sync", full)
+    with pytest.raises(OSError, match="No space"):
+        replace_text(tmp_path / "a.txt", "new")
+    assert content(tmp_path) == {"a.txt": "old"}

@@ -8,6 +8,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import IntervalStrategy
 
 from craft.training.distributed.agreement import on_rank0_broadcast, raise_on_all_ranks
+from craft.training.ending import save
 from craft.utils.files import explain_disk_errors
 from craft.utils.history import HISTORY, add_event
 
@@ -80,8 +81,7 @@ class Lifecycle(TrainerCallback):
         metrics = trainer._evaluate(None, None)
         trainer._determine_best_metric(metrics, None)
         if trainer.control.should_save:
-            trainer._save_checkpoint(trainer.model_wrapped, None)
-            trainer.control = trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
+            save(trainer)
         # Transformers can't train no step: `get_batch_samples` will return no batches.
         trainer.control.should_training_stop |= trainer.state.global_step >= trainer.state.max_steps
         self.nothing_left = trainer.control.should_training_stop

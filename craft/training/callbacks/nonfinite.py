@@ -35,10 +35,6 @@ class NonFiniteGuard(TrainerCallback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.skipped = state["skipped"]
 
-    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if args.skip_nonfinite_batches:
-            self._loss_before = self.trainer._tr_loss.clone()
-
     def on_pre_optimizer_step(
         self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -47,7 +43,7 @@ class NonFiniteGuard(TrainerCallback):
         self.skipping, self._rate = False, trainer._get_learning_rate()
         if not args.skip_nonfinite_batches or trainer.accelerator.scaler is not None:
             return
-        loss, norm = (trainer._tr_loss - self._loss_before).item(), float(trainer.grad_norm)
+        loss, norm = (trainer._tr_loss - trainer.running_loss.before).item(), float(trainer.grad_norm)
         bad = not (math.isfinite(loss) and math.isfinite(norm))
         if not trainer.stop.most(int(bad)) or self.skipped >= args.skip_nonfinite_batches:
             return
@@ -86,8 +82,8 @@ class NonFiniteGuard(TrainerCallback):
         skipped = f", after {self.skipped} skipped batches" if self.skipped else ""
         raise TrainingFailed(
             f"training stopped at step {state.global_step:,}: {what} at learning rate {self._rate:.3g}"
-            f"{skipped}; {trainer.checkpointer.last_good()}; try a lower training.learning_rate, more "
-            "training.warmup_steps, training.max_grad_norm=1, or training.skip_nonfinite_batches=10 if it is "
-            "a rare batch",
+            f"{skipped}; {trainer.checkpointer.describe_last_good()}; try a lower training.learning_rate, "
+            "more training.warmup_steps, training.max_grad_norm=1, or training.skip_nonfinite_batches=10 if "
+            "it is a rare batch",
             code="not-finite",
         )

@@ -7,9 +7,10 @@ A checkpoint holds
     training_state.safetensors                    the parts that are the same in all processes, by name
     rank_{r}.safetensors                          the parts of process r, by name
     trainer_state.json                            step and history, as transformers writes them
-    progress.json                                 format, number of processes, the settings that decide the
-                                                  weights, the versions they were computed with; the parts
-                                                  that differ between equal runs
+    progress.json                                 how far which run got: format, number of processes, the
+                                                  settings that decide the weights, the versions they were
+                                                  computed with; the parts that differ between equal runs,
+                                                  such as the time spent
     craft_run.yaml, training_args.json            the run; its arguments as plain text
     manifest.json                                 sizes and hashes of all these, written last
 
@@ -19,6 +20,7 @@ No file is a pickle. The checkpointer knows the names of parts, not what they ar
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -36,6 +38,7 @@ from craft.utils.files import explain_disk_errors, restore_replaced, staged_fold
 from craft.utils.history import read_history
 from craft.utils.logging import get_logger
 from craft.utils.manifest import write_manifest
+from craft.utils.outputs import RUN_CONFIG
 
 logger = get_logger(__name__)
 
@@ -63,7 +66,7 @@ class Checkpointer:
 
     Attributes:
         resumed: the checkpoint that this process continues.
-        saved_step: the step of the last checkpoint written.
+        saved_step: the step of the checkpoint written last, or resumed; there nothing needs to be saved.
     """
 
     run_dir: Path
@@ -92,16 +95,20 @@ class Checkpointer:
         All processes write into one folder, which process 0 makes, lists in a manifest, and renames.
 
         Args:
-            write_model: writes model and trainer state into a folder; called in every process.
+            write_model: writes all but the parts and `progress.json` into a folder; called in every process.
             progress: for `progress.json`.
             only_model: leave the parts out.
-            spared: steps of checkpoints that aren't removed, such as the best one.
+            spared: steps of checkpoints that stay, such as the best one (None before there is one).
 
         Raises:
             Failed: in all processes, if the disk of one of them refuses; what was written is removed, and the
                 message names the last good checkpoint.
         """
         final = folders.checkpoint_dir(self.run_dir, step)
+        # Before anything is written, all parts in every process: an optimizer may have to gather its state
+        # from all of them, and none may wait there for one whose disk has refused.
+        shared, own = raise_on_all_ranks(lambda: self._states(only_model))
+        varying = {name: shared.pop(name) for name in self.varying}
         with ExitStack() as staged:
             explained = explain_disk_errors(final.name, self.run_dir, self.what_is_left)
             begin = explained(lambda: staged.enter_context(staged_folder(final)))
@@ -110,9 +117,10 @@ class Checkpointer:
             def write() -> None:
                 write_model(staging)
                 if not only_model:
-                    self._write_parts(staging)
+                    save_tree(own, staging / rank_file(self.rank))
                 if self.rank == 0:
-                    varying = {name: self.parts[name].state_dict() for name in self.varying}
+                    if not only_model:
+                        save_tree(shared, staging / STATE)
                     known = {"format": FORMAT, "processes": self.world, **progress, "parts": varying}
                     (staging / PROGRESS).write_text(json.dumps(known, indent=1), encoding="utf-8")
 
@@ -126,14 +134,12 @@ class Checkpointer:
         self.saved_step = step
         return final
 
-    def _write_parts(self, folder: Path) -> None:
-        # Every process asks each part: under DDP an optimizer may have to gather its state from all of them.
-        fixed = {name: part for name, part in self.parts.items() if name not in self.varying}
-        shared = {name: part.state_dict() for name, part in fixed.items()}
-        if self.rank == 0:
-            save_tree(shared, folder / STATE)
-        own = {name: part.state_dict() for name, part in self.rank_parts.items()}
-        save_tree(own, folder / rank_file(self.rank))
+    def _states(self, only_model: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The states of the parts, those that each process has for itself second."""
+        names = self.varying if only_model else self.parts
+        shared = {name: self.parts[name].state_dict() for name in names}
+        own = {} if only_model else {name: part.state_dict() for name, part in self.rank_parts.items()}
+        return shared, own
 
     # ---- Finding
 
@@ -148,7 +154,7 @@ class Checkpointer:
         if resume is None or resume is False:
             return None
         where = self.run_dir if resume is True else Path(resume)
-        restore_replaced(where)
+        restore_replaced(folders.run_of(where))
         if read_history(where) and not any(folders.checkpoints(where)):
             logger.info(f"{where} was stopped before its first checkpoint: it starts at step 0 again")
             return None
@@ -192,28 +198,38 @@ class Checkpointer:
 
     # ---- Messages
 
-    def last_good(self) -> str:
+    def describe_last_good(self) -> str:
         """For an error message: the newest good checkpoint."""
         return f"last good checkpoint: {folders.last_good(self.run_dir) or 'none yet'}"
 
     def recovery_hint(self) -> str:
         """For a message: how to go on after a failure or a signal."""
-        good = folders.last_good(self.run_dir)
-        if good is None:
-            return "nothing was saved yet"
-        if not is_resumable(good):
-            return only_weights(good)
-        return f"go on from the last checkpoint with: craft resume {self.run_dir}"
+        return self._way_on(folders.last_good(self.run_dir))
 
     def what_is_left(self) -> str:
-        """For a message of a run that fails: both of these."""
-        return f"{self.last_good()}; {self.recovery_hint()}"
+        """For a message of a run that fails: the newest good checkpoint and how to go on."""
+        good = folders.last_good(self.run_dir)
+        return f"{f'last good checkpoint: {good}; ' if good else ''}{self._way_on(good)}"
 
     def once_trained(self) -> str:
         """For a message: what is left of a run that is trained, and ends before its model is made."""
         if any(folders.checkpoints(self.run_dir)):
-            return f"the run is trained; 'craft resume {self.run_dir}' makes the model of it"
+            return f"the run is trained; '{self._resume_command()}' makes the model of it"
         return "the run is trained, but training.save_strategy=no kept nothing of it"
+
+    def _way_on(self, good: Path | None) -> str:
+        if good is not None and not is_resumable(good):
+            return only_weights(good)
+        if good is not None:
+            return f"go on from the last checkpoint with: {self._resume_command()}"
+        if read_history(self.run_dir) and not any(folders.checkpoints(self.run_dir)):
+            return f"nothing was saved yet; start again at step 0 with: {self._resume_command()}"
+        return "nothing was saved yet; start the run again"
+
+    def _resume_command(self) -> str:
+        if (self.run_dir / RUN_CONFIG).is_file():
+            return f"craft resume {shlex.quote(str(self.run_dir))}"
+        return f"trainer.train(resume_from_checkpoint={str(self.run_dir)!r})"  # a trainer made from Python
 
 
 def _read_progress(checkpoint: Path) -> dict[str, Any]:

@@ -16,25 +16,27 @@ logger = get_logger(__name__)
 
 
 def check_room(trainer: Any, steps: int) -> None:
-    """Says what a run of so many steps takes at most, and refuses one that can't fit.
+    """Says about how much a run of so many steps takes, and refuses one that can't fit.
 
-    An estimate: the weights, with an average twice, and what the optimizer keeps of each weight; while a
-    checkpoint is written, those that are kept are still there.
+    An estimate, rather too high: the weights, with an average twice, and for each of them two numbers of the
+    optimizer; while a checkpoint is written, those that are kept are still there, the best one among them.
 
     Raises:
         UserError: if the disk has less room than that.
     """
     args, folder = trainer.args, trainer.run_dir
     weights = sum(p.numel() * p.element_size() for p in trainer.model.parameters())
-    moments = 0 if args.save_only_model else 2 if "adam" in args.optim else 1
-    one = weights * (1 + moments + bool(args.ema_decay))
-    every = {SaveStrategy.NO: steps, SaveStrategy.STEPS: args.save_steps}.get(args.save_strategy, steps)
+    moments = 0 if args.optim == "sgd" else 2
+    one = weights * (1 if args.save_only_model else 1 + moments + bool(args.ema_decay))
+    every = args.save_steps if args.save_strategy == SaveStrategy.STEPS else steps
+    if args.save_strategy == SaveStrategy.EPOCH:
+        every = trainer.set_initial_training_values(args, trainer.get_train_dataloader())[1]
     saves = math.ceil(steps / (every * steps if every < 1 else every))
-    kept = min(saves, (args.save_total_limit or saves) + bool(args.load_best_model_at_end))
+    kept = min(saves, (args.save_total_limit or saves) + bool(args.metric_for_best_model))
     there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     peak, free = (kept + (saves > kept)) * one, shutil.disk_usage(folder).free
     logger.info(
-        f"disk      up to {human(peak)}B ({human(one)}B a checkpoint, {kept} kept), {human(free)}B free"
+        f"disk      about {human(peak)}B ({human(one)}B a checkpoint, {kept} kept), {human(free)}B free"
     )
     if peak - there > free:
         raise UserError(

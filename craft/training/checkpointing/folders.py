@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 
 from craft.utils import manifest
 from craft.utils.errors import UserError
-from craft.utils.files import restore_replaced
 from craft.utils.logging import get_logger
 
 logger = get_logger(__name__)
@@ -26,9 +25,14 @@ def checkpoint_dir(run_dir: Path, step: int) -> Path:
     return run_dir / f"checkpoint-{step}"
 
 
-def is_checkpoint(folder: Path) -> bool:
+def has_checkpoint_name(folder: Path) -> bool:
     """Whether a folder is named like a checkpoint; it may be damaged."""
     return re.fullmatch(r"checkpoint-\d+", folder.resolve().name) is not None
+
+
+def run_of(where: Path) -> Path:
+    """The run directory of a checkpoint; anything else is one."""
+    return where.resolve().parent if has_checkpoint_name(where) else where
 
 
 def step_of(checkpoint: Path) -> int:
@@ -37,7 +41,7 @@ def step_of(checkpoint: Path) -> int:
 
 def checkpoints(run_dir: Path) -> Iterator[Path]:
     """`checkpoint-{step}` folders, the newest first; damaged ones too."""
-    yield from sorted(filter(is_checkpoint, run_dir.glob("checkpoint-*")), key=step_of, reverse=True)
+    yield from sorted(filter(has_checkpoint_name, run_dir.glob("checkpoint-*")), key=step_of, reverse=True)
 
 
 def damage(checkpoint: Path) -> str:
@@ -58,8 +62,7 @@ def find_checkpoint(where: Path) -> Path:
     """
     if not where.is_dir():
         raise UserError(f"can't resume from {where}: there is no such folder", code="run-missing")
-    run_dir = where.resolve().parent if is_checkpoint(where) else where
-    restore_replaced(run_dir)
+    run_dir = run_of(where)
     damaged: dict[int, str] = {}
     for checkpoint in checkpoints(run_dir):
         if why := damage(checkpoint):
@@ -113,7 +116,7 @@ def rotate(run_dir: Path, keep: int | None, spared: Collection[int | None] = ())
     A damaged one counts for nothing: it never pushes out a good one.
 
     Args:
-        spared: steps that stay in any case, such as the best one.
+        spared: steps that stay in any case, such as the best one (None before there is one).
     """
     good = 0
     for checkpoint in checkpoints(run_dir) if keep else ():

@@ -17,6 +17,10 @@ import torch
 from torch import Tensor
 from transformers.trainer_callback import ExportableState
 
+from craft.utils.logging import get_logger
+
+logger = get_logger(__name__)
+
 State = dict[str, Any]
 
 
@@ -118,10 +122,15 @@ class Generators:
 
 
 class RunningLoss:
-    """The loss of this process since the last logged step, which transformers keeps in `Trainer._tr_loss`."""
+    """The loss of this process since the last logged step, which transformers keeps in `Trainer._tr_loss`.
+
+    Attributes:
+        before: what it was at the last `snapshot`; None before transformers makes it.
+    """
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
+        self.before: Tensor | None = None
 
     def state_dict(self) -> State:
         return {"loss": self.trainer._tr_loss}
@@ -137,7 +146,7 @@ class RunningLoss:
     def snapshot(self) -> Callable[[], None]:
         """Keeps the loss as it is before a step; the result puts it back."""
         loss: Tensor | None = getattr(self.trainer, "_tr_loss", None)  # transformers makes it when it trains
-        before = None if loss is None else loss.clone()
+        self.before = before = None if loss is None else loss.clone()
         return lambda: None if before is None else self.trainer._tr_loss.copy_(before)
 
 
@@ -147,16 +156,24 @@ class CallbackStates:
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
 
-    def _of_class(self, name: str | None = None) -> list[Any]:
-        callbacks = self.trainer.callback_handler.callbacks
-        return [c for c in callbacks if isinstance(c, ExportableState) and name in (None, type(c).__name__)]
+    def _callbacks(self) -> dict[str, list[Any]]:
+        found: dict[str, list[Any]] = {}
+        for callback in self.trainer.callback_handler.callbacks:
+            if isinstance(callback, ExportableState):
+                found.setdefault(type(callback).__name__, []).append(callback)
+        return found
 
     def state_dict(self) -> State:
-        names = dict.fromkeys(type(callback).__name__ for callback in self._of_class())
-        return {name: [callback.state()["attributes"] for callback in self._of_class(name)] for name in names}
+        return {name: [one.state()["attributes"] for one in some] for name, some in self._callbacks().items()}
 
     def load_state_dict(self, state: State) -> None:
+        found = self._callbacks()
         for name, saved in state.items():
-            for callback, attributes in zip(self._of_class(name), saved):
+            callbacks = found.get(name, [])
+            if len(callbacks) < len(saved):
+                logger.warning(
+                    f"the checkpoint has the states of {len(saved)} {name}, this run {len(callbacks)}"
+                )
+            for callback, attributes in zip(callbacks, saved):  # a new one begins without
                 for attribute, value in attributes.items():
                     setattr(callback, attribute, value)

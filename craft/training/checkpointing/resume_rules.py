@@ -64,10 +64,12 @@ FREE_OF_MODEL = {
 }
 """What a model's config holds beside its shape."""
 FREE_OF_DATA = {"cache_dir", "name"}
-DESCRIBES = {"data.path", "data.language"}
+"""Of the `data` section, what is never compared."""
 CUT = {"data.block_size", "data.order", "data.streaming"}
-"""How windows are cut from a text, which is known by its ids. What made another text of it is named; a stream
-isn't known by its ids, so all that is written about it is compared but what only describes it."""
+"""How windows are cut from a text: always compared. The text is compared by its ids; the rest of the section
+is only named, if they differ, as what may have made another text."""
+DESCRIBES = {"data.path", "data.language"}
+"""Isn't compared of a stream either, whose ids aren't known, so that all the rest of its section is."""
 
 STEPS, TEXT = "training.max_steps", "the text"
 SAMPLED = 1 << 16
@@ -176,7 +178,8 @@ def check_resume(
         allow: whether they may differ.
 
     Returns:
-        What changed, and whether the learning rate follows another curve from here on.
+        What changed; and whether the settings of optimizer and schedule are taken from this run and not from
+        the checkpoint, since something changed or the learning rate follows a longer curve from here on.
 
     Raises:
         UserError: with all that changed, unless that is allowed.

@@ -1,8 +1,8 @@
 """Nested states (of optimizers, schedules, generators) in a safetensors file, where torch would pickle them.
 
 A state is a tree of dicts, lists and tuples that hold tensors, numbers and text. The tensors become the
-tensors of the file, named by their path in the tree; the rest is JSON in its header. Loading returns the
-same tree bit for bit and can't run anything.
+tensors of the file, named by their path in the tree (with a mark if that is taken); the rest is JSON in its
+header. Loading returns the same tree bit for bit and can't run anything.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ def _flat(node: Any, place: str, tensors: dict[str, Tensor]) -> Any:
         return node
     if isinstance(node, Tensor):
         name = place or "tensor"
+        while name in tensors:  # {"a.b": …} and {"a": {"b": …}}, or the keys 1 and "1"
+            name += "'"
         # A copy, for safetensors doesn't write memory that two tensors share.
-        tensors[name] = (
-            node.detach().contiguous().clone() if node.device.type == "cpu" else node.detach().cpu()
-        )
+        tensors[name] = node.detach().to("cpu", copy=True).contiguous()
         return {"tensor": name}
     inside = f"{place}." if place else ""
     if isinstance(node, list):
