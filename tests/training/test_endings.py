@@ -20,7 +20,7 @@ from craft.data.tokenization import CharTokenizer
 from craft.training.base import LanguageModelTrainer
 from craft.training.checkpointing.safetensors_io import save_tree
 from craft.training.logging import MetricsFile, read_metrics
-from craft.utils.stopping import TrainingInterrupted
+from craft.utils.stopping import TrainingInterrupted, leaving
 
 
 def scripted(output_dir: Path, losses: list[float], **changes: Any) -> LanguageModelTrainer:
@@ -78,6 +78,20 @@ def test_a_full_disk_between_saves_names_the_last_good_checkpoint(
 
     monkeypatch.setattr("craft.training.logging.MetricsFile.write", full)
     with refused("disk-full", "metrics.jsonl", tmp_path / "checkpoint-4"):
+        trainer.train()
+
+
+def test_a_signal_while_a_failed_run_is_closed_does_not_hide_the_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = tiny_run.trainer("char_transformer", tmp_path, eval_strategy="no")
+
+    def full(self: Any, event: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("craft.training.logging.MetricsFile.write", full)
+    monkeypatch.setattr(trainer.wandb, "finish", lambda exit_code: signal.raise_signal(signal.SIGTERM))
+    with leaving("nothing was trained yet"), refused("disk-full", "metrics.jsonl"):
         trainer.train()
 
 
