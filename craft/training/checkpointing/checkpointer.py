@@ -214,7 +214,7 @@ class Checkpointer:
     def once_trained(self) -> str:
         """For a message: what is left of a run that is trained, and ends before its model is made."""
         if any(folders.checkpoints(self.run_dir)):
-            return f"the run is trained; '{self._resume_command()}' makes the model of it"
+            return f"the run is trained; make the model of it with: {self._resume_command()}"
         return "the run is trained, but training.save_strategy=no kept nothing of it"
 
     def _way_on(self, good: Path | None) -> str:
