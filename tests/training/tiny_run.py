@@ -16,7 +16,7 @@ from craft.data.tokenization import CharTokenizer
 from craft.models import CharLSTMConfig, CharLSTMForCausalLM, TransformerConfig, TransformerForCausalLM
 from craft.training.arguments import CraftTrainingArguments
 from craft.training.base import LanguageModelTrainer
-from craft.training.optimization import Optimization
+from craft.training.checkpointing import checkpointer
 
 BLOCK = 8
 BATCH = 8
@@ -130,12 +130,12 @@ def run(
     if signal_at is not None and signal_rank in (None, rank):
         run_trainer.add_callback(SignalAt(*signal_at))
     if kill_in_save is not None:
-        optimization = Optimization.state_dict
+        save_tree = checkpointer.save_tree
 
-        def torn(part: Any) -> Any:
+        def torn(tree: Any, path: Path) -> None:
             if run_trainer.state.global_step == kill_in_save:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return optimization(part)
+            save_tree(tree, path)
 
-        Optimization.state_dict = torn
+        checkpointer.save_tree = torn  # type: ignore[assignment]
     run_trainer.train(resume)
