@@ -160,6 +160,12 @@ def test_a_custom_cell_trains_resumes_scores_generates_and_exports(project: Path
         assert sum(bool(line.strip()) for line in code.splitlines()) < 30
 
 
+def test_a_recurrent_model_trains_from_python(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "my.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 100, "utf-8")
+    craft(project, tmp_path, program=(str(project / "my_gru.py"),))
+    assert (tmp_path / "gru" / "checkpoint-20" / "model.safetensors").is_file()
+
+
 def test_a_plugin_registers_a_model(project: Path, tmp_path: Path) -> None:
     """Of a file anywhere, where craft itself can't be changed."""
     (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 100, "utf-8")
