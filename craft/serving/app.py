@@ -38,7 +38,7 @@ class Service:
         self.max_prompt = caps["max_prompt"] or context
 
     def check_name(self, name: str | None) -> None:
-        why = f"there is no model {short(name)} here; this server has {self.name!r}"
+        why = f"this server has {self.name!r}, not {short(name)}"
         require(name in self.names, why, "model", "model_not_found", 404)
 
     def render(self, messages: Sequence[protocol.Message]) -> str:
@@ -47,8 +47,7 @@ class Service:
         try:
             return str(self.tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=True))
         except Exception as error:  # a template is a program, which may fail on anything in them
-            why = f"the chat template can't read these messages: {str(error)[:200]}"
-            raise Refusal(400, why, "messages") from error
+            raise Refusal(400, f"the chat template failed: {error!s:.200}", "messages") from error
 
     def encode(self, text: str, field: str) -> list[int]:
         """The ids of a prompt."""
@@ -72,8 +71,9 @@ class Service:
             require(supported, why, "generation_config")
         number, most, taken = len(prompts) * asked.n, self.max_requests, self.scheduler.running
         length = asked.max_tokens or min(SAMPLE_CHARACTERS, self.max_tokens)
-        why = f"max_tokens={short(length)} is more than this server's {self.max_tokens}"
-        require(length <= self.max_tokens, why, "max_tokens")
+        require(
+            length <= self.max_tokens, f"max_tokens={short(length)} is over {self.max_tokens}", "max_tokens"
+        )
         why = f"{short(number)} texts in one request; this server writes {most} at once"
         require(number <= most, why, "n" if len(prompts) <= most else field)
         names = [f"{field}[{n}]" for n in range(len(prompts))] if len(prompts) > 1 else [field]
@@ -110,13 +110,10 @@ class Responder:
                 text, pieces, _ = await self._next_update(http)
                 choices[text.index] = self.asked.choice(text.index, "".join(pieces), text.finish)
         finally:
-            self._cancel()
+            for text in self.texts:
+                text.cancelled = True
         whole = self._dump([choices[n] for n in sorted(choices)], counts=True)
         return Response(whole, media_type="application/json")
-
-    def _cancel(self) -> None:
-        for text in self.texts:
-            text.cancelled = True
 
     async def _next_update(self, http: HttpRequest) -> Update:
         """What is written next, unless that failed or the client has hung up."""
@@ -132,8 +129,8 @@ class Responder:
         """The answer piece by piece, as in OpenAI's streams."""
         choice, running = self.asked.choice, len(self.texts)
         counts_apart = bool(self.asked.stream_options.get("include_usage"))
-        opened = self.texts if isinstance(self.asked, protocol.ChatRequest) else []
-        events = [self._dump([choice(text.index, "", first=True)]) for text in opened]
+        chat = isinstance(self.asked, protocol.ChatRequest)
+        events = [self._dump([choice(text.index, "", first=True)]) for text in self.texts if chat]
         try:
             while running:
                 text, pieces, over = await self.updates.get()
@@ -149,7 +146,8 @@ class Responder:
                 yield "".join(f"data: {event}\n\n" for event in events)
                 events = []
         finally:
-            self._cancel()
+            for text in self.texts:
+                text.cancelled = True
 
     def _dump(self, choices: list[Choice], counts: bool = False) -> str:
         """The answer, or an event of it; with the counts of all texts, each prompt once."""
@@ -193,8 +191,7 @@ def build_app(service: Service, hosts: Collection[str] = ()) -> FastAPI:
 
     app = FastAPI(openapi_url=None, redirect_slashes=False, lifespan=lifespan)
     app.add_middleware(RequestFilter, hosts=hosts, largest_body=max(1 << 20, 16 * service.max_prompt))
-    now = int(time.time())
-    about: dict[str, str | int] = {"id": service.name, "object": "model", "created": now, "owned_by": "craft"}
+    about = dict[str, str | int](id=service.name, object="model", created=int(time.time()), owned_by="craft")
 
     @app.exception_handler(HTTPException)
     @app.exception_handler(RequestValidationError)

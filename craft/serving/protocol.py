@@ -14,9 +14,8 @@ from craft.utils.common import did_you_mean
 
 IGNORED = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
 IGNORED |= {"parallel_tool_calls"}
-UNSUPPORTED = {"echo", "logprobs", "top_logprobs", "logit_bias", "suffix", "tools", "tool_choice"}
-UNSUPPORTED |= {"functions", "response_format", "modalities", "best_of"}
-UNSUPPORTED |= {"presence_penalty", "frequency_penalty"}
+UNSUPPORTED = {"echo", "logprobs", "top_logprobs", "logit_bias", "suffix", "tools", "tool_choice", "best_of"}
+UNSUPPORTED |= {"functions", "response_format", "modalities", "presence_penalty", "frequency_penalty"}
 NEUTRAL: tuple[Any, ...] = (False, 0, "", [], {}, "none", "auto", ["text"], {"type": "text"})
 """Values of unsupported fields that ask for nothing."""
 
@@ -108,11 +107,9 @@ class GenerationRequest(Settings, extra="allow"):
         try:
             config = dict(json.loads(given.pop("generation_config", "{}")))
         except (TypeError, ValueError, RecursionError) as error:
-            why = "generation_config must be a text that holds a JSON object"
-            raise Refusal(400, f"{why}: {error}", "generation_config") from error
-        names = {"max_new_tokens": "max_tokens", "stop_strings": "stop"} | {
-            n: n for n in Settings.model_fields
-        }
+            raise Refusal(400, f"generation_config isn't JSON: {error}", "generation_config") from error
+        names = {name: name for name in Settings.model_fields}
+        names |= {"max_new_tokens": "max_tokens", "stop_strings": "stop"}
         ours = {names[name]: config.pop(name) for name in [*config] if name in names}
         ours = {name: value for name, value in ours.items() if value is not None}
         if "messages" in given and "max_completion_tokens" in given:

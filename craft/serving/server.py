@@ -42,8 +42,7 @@ def serve(
     with listen(host, port) as listener:  # a taken port is known before the model is loaded
         network, tokenizer = load(where, **hub)
         if not hasattr(network, "prefill"):
-            reason = f"{where}: a {type(network).__name__} is no model of craft's, which are served"
-            raise UserError(reason, code="model-mismatch")
+            raise UserError(f"{where}: a {type(network).__name__} can't be served", code="model-mismatch")
         tokenizer.chat_template = chat_template or tokenizer.chat_template or plain_template(tokenizer)
         name = slug(Path(where).resolve().name) if Path(where).is_dir() else where
         service = Service(network, tokenizer, name, [model], {**CAPS, **caps})
@@ -55,10 +54,8 @@ def serve(
                 timer.daemon = server.should_exit = True
                 timer.start()
 
-        names = [host, *allowed]
-        if not is_loopback(address):
-            names += [socket.gethostname(), socket.getfqdn()]
-        app = build_app(service, [name.lower() for name in names])
+        own = [] if is_loopback(address) else [socket.gethostname(), socket.getfqdn()]
+        app = build_app(service, [name.lower() for name in (host, *allowed, *own)])
         options: Any = {"limit_concurrency": 512, "timeout_graceful_shutdown": GRACE + 2, "lifespan": "on"}
         options |= {"log_level": "error", "access_log": False, "server_header": False, "ws": "none"}
         server = Server(uvicorn.Config(app, **options))
