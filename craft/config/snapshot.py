@@ -11,6 +11,7 @@ import functools
 import hashlib
 import inspect
 import json
+import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -49,7 +50,16 @@ class Section:
 
 @functools.cache
 def sections() -> dict[str, Section]:
-    """Every section: `data`, `training`, and a model by its `model_type`."""
+    """Every section: `data`, `training`, and a model by its `model_type`, also one of a plugin."""
+    found, models = _sections_of_craft(), sys.modules.get("craft.models")
+    own = {name: m for name, m in getattr(models, "REGISTERED", {}).items() if name not in found}
+    return {
+        **found,
+        **{name: of_model(model.config_class, model.carries_state) for name, model in own.items()},
+    }
+
+
+def _sections_of_craft() -> dict[str, Section]:
     from craft.data.cache import Cache
 
     place = Cache().root / f"settings-{hashlib.sha256(bytes(CRAFT)).hexdigest()[:8]}.json"

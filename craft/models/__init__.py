@@ -30,8 +30,13 @@ NAME_TABLES = {
 label smoothing and upstream's tests look there for what a class is."""
 
 
+REGISTERED: dict[str, Any] = {}
+"""`model_type` -> `XForCausalLM` of all that was registered, in this package or by a module of the user's."""
+
+
 def register(module_name: str) -> list[str]:
-    """Make the model classes of an importable module known to the Auto classes; return their names, if any.
+    """Make the model classes of an importable module known to the Auto classes and to the settings `models`;
+    return their names, if any.
 
     Raises:
         ImportError: it defines an `XConfig` with a `model_type`, but no `XModel` or no `XForCausalLM`.
@@ -51,6 +56,7 @@ def register(module_name: str) -> list[str]:
     for stem in stems:
         config = getattr(module, f"{stem}Config")
         transformers.AutoConfig.register(config.model_type, config, exist_ok=True)
+        REGISTERED[config.model_type] = getattr(module, f"{stem}ForCausalLM")
         for auto, found in classes_of(config).items():
             offered.append(found.__name__)
             if auto in NAME_TABLES:

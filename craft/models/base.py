@@ -88,7 +88,6 @@ class LanguageModel(BaseModel, GenerationMixin):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.model = self.backbone(config)
-        self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
@@ -182,19 +181,28 @@ class LanguageModel(BaseModel, GenerationMixin):
     def compute_loss(
         self, hidden: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor | None, **targets: Any
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Nats per prediction, and by name what is to be learnt beside them, weighted as it is added.
+        """Nats per prediction, and by name auxiliary losses, which are added to them as they are.
+
+        The losses of all batches of a step are added up. So a loss is a sum over predictions divided by
+        `targets["num_items_in_batch"]`, and a mean where that is absent: `mean_over_predictions`.
 
         Args:
             hidden: the last hidden states [B, T, H]. logits: of the positions that were asked for.
-            targets: what else `forward` was given, among it `num_items_in_batch`, for losses that are to be
-                divided by the predictions of several batches.
+            labels: as in `forward`; `shift_labels`, among the targets, wins.
+            targets: what else `forward` was given, such as `shift_labels`, further keys of `make_batch`, and
+                `num_items_in_batch`, how many predictions there are in all batches of a step.
         """
         return self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **targets), {}
+
+    @staticmethod
+    def mean_over_predictions(values: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        """One value for each prediction, [B, T] -> their mean, or what they add to the mean over a step."""
+        return values.sum() / (values.numel() if num_items_in_batch is None else num_items_in_batch)
 
     def flops_per_token(self) -> float:
         """Training FLOPs per character: 6 for each weight that multiplies (2 forward, 4 backward)."""
         embeddings = {id(p) for m in self.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-        matrices = sum(p.numel() for p in self.parameters() if p.ndim == 2 and id(p) not in embeddings)
+        matrices = sum(p.numel() for p in self.parameters() if p.ndim > 1 and id(p) not in embeddings)
         return 6.0 * (matrices + (self.lm_head.weight.numel() if self.config.tie_word_embeddings else 0))
 
     def muon_blocks(self, name: str) -> int:

@@ -25,7 +25,7 @@ class Cell(nn.Module):
     Attributes:
         gates: how many gates of `hidden_size` the input is projected to.
         state_names: what the state tensors are called, in order.
-        forget_gate: the number of the gate to whose bias the config's `forget_bias` is added at the start.
+        forget_gate: the index, from 0, of the gate to whose initial bias the config's `forget_bias` is added.
     """
 
     gates: ClassVar[int] = 1
@@ -46,7 +46,8 @@ class Cell(nn.Module):
             state: one tensor [B, H] for each of `state_names`; zeros where a text begins.
 
         Returns:
-            The output [B, H] and the state after it.
+            `(output, state)`: the output [B, H], which the next layer reads, and the state after it, a tuple
+            of one tensor [B, H] for each of `state_names`. Each read begins with it in the weights' format.
         """
         raise NotImplementedError
 
@@ -64,6 +65,9 @@ class LSTMCell(nn.RNNBase):
     fused = True  # PyTorch's kernels compute the `forward` below: delete this line if you edit that
 
     def __init__(self, config: Any) -> None:
+        if self.gates != 4:
+            name = type(self).__name__
+            raise ValueError(f"{name} has gates={self.gates}, an LSTMCell weights for 4: derive from Cell")
         super().__init__("LSTM", config.hidden_size, config.hidden_size, batch_first=True)
 
     def forward(self, projected: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:  # type: ignore[override]

@@ -27,7 +27,7 @@ from .cells import Cell, LSTMCell, State, is_fused
 from .decoding import has_plain_weights
 from .fields import optional
 from .inputs import either_cache, embed
-from .recurrence import Padding, always_loops, one_step, padded_chunks, read
+from .recurrence import Padding, always_loops, check_kernel, one_step, padded_chunks, read
 from .state_cache import LAYER_TYPE
 
 Norms = Literal["each", "head", "none"]
@@ -144,6 +144,8 @@ class CharLSTMModel(CharLSTMPreTrainedModel):
         self.dropout = nn.Dropout(config.dropout)
         layers = range(config.num_hidden_layers)
         self.layers = nn.ModuleList(CharLSTMLayer(config, n, self.cell_class(config)) for n in layers)
+        if is_fused(self.layers[0].lstm):  # type: ignore[arg-type]
+            check_kernel(type(self.layers[0].lstm), config)
         self.post_init()
 
     @merge_with_config_defaults

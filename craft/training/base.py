@@ -1,9 +1,9 @@
 """`Trainer` and `LanguageModelTrainer`: transformers' Trainer, made safe to interrupt and to resume.
 
-What `Trainer` adds knows nothing of language. Each addition is a part of the checkpoints (`checkpointing`), a
-callback (`callbacks`) or a function; the trainer joins them. A save at step N: a callback sets
-`control.should_save`, the loop calls `Trainer._save_checkpoint`, this calls `Checkpointer.save`, which writes
-what `shared_parts` and `rank_parts` name. `LanguageModelTrainer` adds windows of ids, carried states, scores.
+`Trainer` trains any `PreTrainedModel`; of language it only compares alphabets on resuming. What it adds is a
+part of the checkpoints (`checkpointing`), a callback (`callbacks`) or a function; it joins them. A save: a
+callback sets `control.should_save`, the loop calls `Trainer._save_checkpoint`, this calls
+`Checkpointer.save`, which writes what `shared_parts` and `rank_parts` name.
 """
 
 from __future__ import annotations
@@ -335,7 +335,7 @@ class LanguageModelTrainer(Trainer):
         return model
 
     def _adopt(self, model: Any) -> None:
-        """What is known of the model alone: the tokenizer's special ids, and its carried state."""
+        """Gives a new model the tokenizer's special ids, and starts its state and auxiliary losses anew."""
         for config in (model.config, model.generation_config):  # as transformers would, with a warning
             for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
                 setattr(config, name, getattr(self.tokenizer, name))
@@ -376,7 +376,7 @@ class LanguageModelTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Adds the carried state to what goes into the model, and keeps what comes out."""
+        """Passes the carried state on, and keeps for the log what of the loss has a name of its own."""
         step, slot, part = inputs.pop("step_in_epoch"), inputs.pop("micro_step"), inputs.pop("part", None)
         inputs["use_cache"] = self.carries_state
         if self.carries_state:

@@ -59,7 +59,8 @@ class UnitCounts(TrainerCallback):
         self._lap_step = state.global_step  # the stopwatch begins a lap there, too
 
     def add_to(self, logs: dict[str, Any]) -> None:
-        """Adds units so far; beside a loss also its named parts, bits per unit, and speed."""
+        """Adds the units read so far; beside a loss also its auxiliary parts by name, bits per unit without
+        them, and speed. All processes come here."""
         step = self.trainer.state.global_step
         logs[self.unit.plural] = round(step * self.per_step)
         if "loss" not in logs:

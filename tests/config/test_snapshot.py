@@ -97,9 +97,7 @@ def test_an_edited_class_is_read_anew(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr(snapshot, "_read_classes", lambda: read.append(1) or {})
     for stamp, times in (("a", 1), ("a", 1), ("b", 2)):
         monkeypatch.setattr(snapshot, "_stamp", lambda stamp=stamp: stamp)
-        snapshot.sections.cache_clear()
-        assert (snapshot.sections(), len(read)) == ({}, times)
-    snapshot.sections.cache_clear()
+        assert (snapshot._sections_of_craft(), len(read)) == ({}, times)
 
 
 def test_every_rule_is_about_a_field_that_exists() -> None:

@@ -160,6 +160,31 @@ def test_a_custom_cell_trains_resumes_scores_generates_and_exports(project: Path
         assert sum(bool(line.strip()) for line in code.splitlines()) < 30
 
 
+def test_a_recurrent_model_trains_from_python(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "my.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 100, "utf-8")
+    craft(project, tmp_path, program=(str(project / "my_gru.py"),))
+    assert (tmp_path / "gru" / "checkpoint-20" / "model.safetensors").is_file()
+
+
+def test_a_plugin_registers_a_model(project: Path, tmp_path: Path) -> None:
+    """Of a file anywhere, where craft itself can't be changed."""
+    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 100, "utf-8")
+    code = (project / "craft/models/char_peephole.py").read_text("utf-8").replace("char_peephole", "mine")
+    code = code.replace("from .", "from craft.models.").replace("CharPeephole", "Mine")
+    code += "\n\nfrom craft.models import register\n\nregister(__name__)\n"
+    (tmp_path / "my_model.py").write_text(code, "utf-8")
+    settings = ["models.model_type=mine", "models.hidden_size=16", "data.block_size=16"]
+    settings += ["training.global_batch_size=4", "training.save_steps=4", "training.output_dir=run"]
+    plugin = ("--plugin", "my_model")
+    craft(project, tmp_path, "train", "text.txt", *settings, *plugin, "training.max_steps=4")
+    craft(project, tmp_path, "resume", "run", *plugin, "training.max_steps=8")
+    for command in (
+        ("generate", "run/checkpoint-8", "-n", "5"),
+        ("evaluate", "run/checkpoint-8", "text.txt"),
+    ):
+        craft(project, tmp_path, *command, "--trust-remote-code")
+
+
 OBJECTIVE = """
 import torch, torch.nn.functional as F
 from craft.data.char_dataset import CharDataset, train_loader

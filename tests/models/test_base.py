@@ -258,6 +258,10 @@ def test_flops_count_every_multiplying_weight() -> None:
     wide = TransformerForCausalLM(craft.models.TransformerConfig(**fields, head_dim=64))
     matrices = 4 * (4 * 128 * 256 + 8 * 128 * 128) + 65 * 128
     assert wide.flops_per_token() == 6 * matrices + 12 * 4 * (4 * 64) * 64
+    convolution = CharLSTMForCausalLM(craft.models.CharLSTMConfig(vocab_size=65, hidden_size=4))
+    before = convolution.flops_per_token()
+    convolution.model.convolution = torch.nn.Conv1d(4, 8, 3)
+    assert convolution.flops_per_token() == before + 6 * 4 * 8 * 3
 
 
 def test_muon_takes_matrices_of_blocks_only() -> None:

@@ -105,6 +105,49 @@ def test_a_forget_bias_that_was_loaded_stays() -> None:
         assert torch.equal(loaded.state_dict()[name], parameter), name
 
 
+class EditedCell(char_lstm.LSTMCell):
+    """The standard cell as somebody edited it, but for the line `fused`."""
+
+    fused = True
+
+    def forward(self, projected: torch.Tensor, state: Any) -> Any:
+        output, after = super().forward(projected, state)
+        return 1.1 * output, after
+
+
+def test_an_edited_cell_that_kernels_would_replace_is_refused() -> None:
+    before = torch.get_rng_state()
+    with pytest.raises(ValueError, match="EditedCell"):
+        recurrence.check_kernel(EditedCell, CharLSTMConfig())
+    assert torch.equal(torch.get_rng_state(), before)
+    with pytest.raises(ValueError, match="fused"):
+        make_recurrent(EditedCell)
+
+
+class LosesItsCell(PlainLSTMCell):
+    def forward(self, projected: torch.Tensor, state: Any) -> Any:
+        output, (hidden, _) = super().forward(projected, state)
+        return output, (hidden,)
+
+
+class ReturnsATensor(PlainLSTMCell):
+    def forward(self, projected: torch.Tensor, state: Any) -> Any:
+        output, _ = super().forward(projected, state)
+        return output, output
+
+
+@pytest.mark.parametrize("cell_class", [LosesItsCell, ReturnsATensor])
+@pytest.mark.parametrize("mask", [None, torch.tensor([[0, 1, 1], [1, 1, 1]])])
+def test_a_cell_that_returns_another_state_is_named(cell_class: Any, mask: Any) -> None:
+    with pytest.raises(ValueError, match=rf"{cell_class.__name__}.*hidden, cell"):
+        make_recurrent(cell_class)(torch.ones(2, 3, dtype=torch.long), attention_mask=mask)
+
+
+def test_an_lstm_cell_with_another_number_of_gates_is_refused() -> None:
+    with pytest.raises(ValueError, match="gates=3"):
+        make_recurrent(type("ThreeGates", (char_lstm.LSTMCell,), {"gates": 3}))
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("cell_class", [char_lstm.LSTMCell, GRUCell])
 @pytest.mark.parametrize("padded", [False, True])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
 from craft.models import (
+    REGISTERED,
     CharLSTMConfig,
     CharLSTMForCausalLM,
     TransformerConfig,
@@ -117,9 +119,17 @@ def make_transformer(kind: str = "modern", **fields: Any) -> TransformerForCausa
     return enliven(TransformerForCausalLM(config), 0.4)
 
 
+OTHERS = [
+    made
+    for made in REGISTERED.values()
+    if issubclass(made, CharLSTMForCausalLM) and made not in (CharLSTMForCausalLM, CharGRUForCausalLM)
+]
+"""Whatever else is in craft/models by now."""
+
 MAKERS: dict[str, Callable[[], Any]] = {
     "lstm": make_lstm,
     "gru": lambda: make_lstm(CharGRUForCausalLM),
     "lstm-tied": lambda: make_lstm(tie_word_embeddings=True, layer_norm="head"),
     **{kind: (lambda kind=kind: make_transformer(kind)) for kind in TRANSFORMERS},
+    **{made.config_class.model_type: partial(make_lstm, made) for made in OTHERS},
 }
