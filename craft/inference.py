@@ -173,7 +173,7 @@ def load(
 def stream_text(
     model: PreTrainedModel, tokenizer: CharTokenizer, prompt: str = "", **sampling: Any
 ) -> Iterator[str]:
-    """Writes on after `prompt`, a character at a time (nothing while one of several bytes is incomplete).
+    """Continues `prompt`, a character at a time (nothing while one of several bytes is incomplete).
 
     Args:
         prompt: what to go on from; empty for a new line (or the begin token, if line breaks are unknown).

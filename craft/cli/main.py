@@ -41,9 +41,9 @@ ENVIRONMENT = {
     # Threads that spin long while they wait make a small model ten times slower as soon as the cores are
     # shared; threads that don't spin at all make it a third slower when they aren't.
     "GOMP_SPINCOUNT": "1000",
-    # What transformers warns of is for who calls it, which is us.
+    # Warnings of transformers are meant for its caller, which is craft.
     "TRANSFORMERS_VERBOSITY": "error",
-    # A file that can't be read is told in our own line, not in theirs as well.
+    # A file that can't be read is one line of craft's, not one of theirs as well.
     "DATASETS_VERBOSITY": "critical",
     # Processes that meet warn of every address without a name.
     "TORCH_CPP_LOG_LEVEL": "ERROR",

@@ -5,7 +5,7 @@ everything. A lock per entry (released by the system when its holder dies) lets 
 the same corpus once.
 
 A manifest holds the sha256 of every file. It is checked when an entry is used first, again whenever a file
-was touched, and once a week in any case, because a disk may forget without a trace. In between a start costs
+was touched, and once a week in any case, because disks corrupt silently. In between a start costs
 a few `stat` calls, however large the corpus.
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from craft.utils.errors import UserError
+from craft.utils.errors import Failed, UserError
 from craft.utils.files import TICK_NS, staged_folder
 from craft.utils.logging import get_logger
 from craft.utils.manifest import difference, read_manifest, write_manifest
@@ -66,7 +66,7 @@ class Cache:
                         _remember(folder)
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            raise UserError(
+            raise (Failed if full else UserError)(
                 f"the cache folder {self.root} can't be written ({error.strerror or error}); choose another "
                 "with data.cache_dir or CRAFT_CACHE",
                 code="disk-full" if full else "file-unwritable",

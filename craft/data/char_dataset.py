@@ -1,6 +1,6 @@
 """Which windows make up the global batch of a step: shuffled blocks, random crops, or parallel streams.
 
-What is special: the order is a pure function of (seed, epoch, step). It doesn't know how many processes or
+Design: the order is a pure function of (seed, epoch, step). It doesn't know how many processes or
 accumulation steps share the work, so the same run on other hardware sees the same batches, and a resumed run
 continues exactly where it stopped.
 """

@@ -1,6 +1,6 @@
 """Character and byte tokenizers that are real Hugging Face tokenizers.
 
-What is special: a BPE model without merges and without pre-tokenizer maps each character to its own id and
+Design: a BPE model without merges and without pre-tokenizer maps each character to its own id and
 back without loss, so a saved tokenizer loads with `AutoTokenizer` as a stock class, no remote code, in a
 process that has never heard of craft. The policy for unseen characters is saved in `tokenizer_config.json`
 and restored by `load_tokenizer`; a stock class shows an unseen character of a strict alphabet as `<unk>`.

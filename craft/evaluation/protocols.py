@@ -5,7 +5,7 @@ prediction.
     sliding-N   a window moved by N; each target is scored with the longest context a window gives it, and
                 the last window, too, is a whole one; with N the window itself that is what
                 lm-evaluation-harness does
-    stateful    a recurrent model reads the text from left to right and forgets nothing on purpose
+    stateful    a recurrent model reads the text from left to right, its state carried through
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from craft.utils.common import did_you_mean, parsed_stride
 from craft.utils.errors import UserError
 
 WARM_UP = 1024
-"""Predictions that each of several parallel streams makes before its own stretch, to get into its state."""
+"""Predictions that each of several parallel streams makes before its own stretch, to warm up its state."""
 
 
 @dataclass(frozen=True)

@@ -191,8 +191,8 @@ def evaluate_split(
             default each is one character of one byte.
         precision: "fp32", or "bf16" | "fp16" to read under autocast.
         streams: for "stateful": in how many stretches the text is read side by side, each after `WARM_UP`
-            predictions of what precedes it, which brings it to its state but for rounding in models that
-            have been trained; 1 reads strictly in one pass. By default as many as `batch_size`, if the text
+            predictions of what precedes it, after which the state of a trained model is that of a single
+            pass up to rounding; 1 reads strictly in one pass. By default as many as `batch_size`, if the text
             is long enough.
         rank, world: this process' share of the windows; sums are added up over all processes.
         stopped: asked before every piece of work; once it is true the rest is left, and the sums are worth

@@ -1,4 +1,4 @@
-"""The model room: every module that defines an `XConfig` with a `model_type` becomes known to transformers.
+"""The models: every module that defines an `XConfig` with a `model_type` becomes known to transformers.
 
 Importing the package registers each `XConfig`, `XModel`, `XForCausalLM` and further head
 with the Auto classes, and offers them under `craft.models`. A new model is one new file. `save_pretrained`

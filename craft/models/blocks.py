@@ -1,6 +1,6 @@
 """The parts of the transformer: norms, rotary positions, attention, MLP, and the block they make.
 
-Special here: one attention class serves every backend of transformers, grouped queries and QK-norm; a linear
+Design: one attention class serves every backend of transformers, grouped queries and QK-norm; a linear
 layer carries its initial standard deviation, so that initialisation is decided where the layer is made.
 """
 
@@ -37,7 +37,7 @@ def make_norm(config: Any) -> nn.Module:
 
 
 def make_linear(config: Any, inputs: int, outputs: int, residual: bool = False) -> nn.Linear:
-    """A linear layer that knows its initial standard deviation; `residual`: its output joins the stream."""
+    """A linear layer that knows its initial standard deviation; `residual`: it adds to the stream."""
     layer: Any = nn.Linear(inputs, outputs, bias=config.bias)
     if config.initializer_range is None:
         layer.init_std = 0.0 if residual and config.zero_init else 0.5 * inputs**-0.5

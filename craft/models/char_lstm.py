@@ -1,6 +1,6 @@
 """A multi-layer LSTM over characters whose state is carried from window to window and through `generate`.
 
-Special here: what happens at one character is the cell (cells.py), which a model may replace; the state of a
+Design: what happens at one character is the cell (cells.py), which a model may replace; the state of a
 layer is a transformers cache layer, so beam search, chunked prefill and continued caches work unchanged.
 """
 # ruff: noqa: RUF012  (transformers reads its plans and flags from plain class attributes)
@@ -112,7 +112,7 @@ class CharLSTMPreTrainedModel(BaseModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Uniform within ±1/sqrt(hidden_size), an untied embedding normal; 0.02 would starve an LSTM."""
+        """Uniform within ±1/sqrt(hidden_size), an untied embedding normal. (The usual 0.02 is too small.)"""
         width, bound = self.config.hidden_size, self.config.hidden_size**-0.5
         if isinstance(module, (Cell, LSTMCell)):
             for name, parameter in module.named_parameters(recurse=False):

@@ -32,8 +32,8 @@ _WITHOUT_HISTORY = (
 
 
 def has_plain_weights(model: Any) -> bool:
-    """Whether a fast path may lay the weights of the layers out anew: no adapters, nothing quantized, nothing
-    sharded, nothing that is fetched from elsewhere (Accelerate's hooks) when its turn comes."""
+    """Whether a fast path may copy the weights of the layers into another layout: no adapters, nothing
+    quantized, sharded, or offloaded by Accelerate."""
     own, layers = __name__.rpartition(".")[0], model.model.layers
     return (
         all(type(m).__module__.startswith(("torch.nn.modules.", own)) for m in layers.modules())
@@ -111,7 +111,7 @@ def plan(
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
         raise ValueError(f"stream() knows no {mode.value.replace('_', ' ')}; use generate()")
 
-    if model.device.type != "meta":  # weights that are fetched when their turn comes
+    if model.device.type != "meta":  # weights that Accelerate offloaded
         input_ids = input_ids.to(model.device)
     input_ids = input_ids.repeat_interleave(config.num_return_sequences or 1, dim=0)
     batch, length = input_ids.shape

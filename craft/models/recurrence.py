@@ -1,6 +1,6 @@
 """Reads a text by a cell: a window at once, padded or not, one character at a time, in an exported graph.
 
-Special here: any cell is read by one loop, which exporters find as a loop, and padding never touches the
+Design: any cell is read by one loop, which exporters find as a loop, and padding never touches the
 state. For the standard cell PyTorch's kernels do the same, faster.
 """
 
@@ -35,7 +35,7 @@ def read(cell: Any, hidden: Tensor, state: State | None, padding: Padding | None
     Padding has no output; a row of nothing else keeps its state.
     """
     hook = getattr(cell, "_hf_hook", None)
-    if hook is not None:  # Accelerate fetches weights when their module is called, and a step is too late
+    if hook is not None:  # of Accelerate, which loads offloaded weights when their module is called
         hook.pre_forward(cell)
     weight = cell.weight_ih_l0
     if state is None:

@@ -1,6 +1,6 @@
 """Fast decoding for the transformer: keys and values in a ring buffer of the last `size` characters.
 
-Special here: per layer one matrix product makes query, key and value; rotary pairs are laid side by side, so
+Design: per layer one matrix product makes query, key and value; rotary pairs are laid side by side, so
 that rotating them is one complex product; grouped queries are rows of one small attention.
 """
 

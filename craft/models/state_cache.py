@@ -1,6 +1,6 @@
 """The state of a recurrent layer as a transformers cache layer.
 
-Special here: importing this file makes DynamicCache and StaticCache build it for the layer type below, so
+Design: importing this file makes DynamicCache and StaticCache build it for the layer type below, so
 that everything transformers does with caches it does with a recurrent state. However much was read, the layer
 holds the state after it and no more.
 """

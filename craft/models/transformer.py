@@ -1,6 +1,6 @@
 """A decoder-only transformer over characters: the modern block by default, GPT-2's by configuration.
 
-Special here: a rotary model sees a sliding window of its training context, so `generate` and `stream` go on
+Design: a rotary model sees a sliding window of its training context, so `generate` and `stream` go on
 past it; a model with learned positions says so in `generate` and rolls its window in `stream`. The blocks are
 in blocks.py, fast decoding in ring.py.
 """

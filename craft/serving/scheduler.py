@@ -123,7 +123,7 @@ class Scheduler:
             config.update(**text.settings)
             text.row = Row(self.model, text.prompt, config, text.seed)
             batch.join(text.row)
-        except Exception as error:  # which is not that of the others
+        except Exception as error:  # of this text alone
             text.fail(500, error)
 
     def _deliver(self, updates: list[Update]) -> None:

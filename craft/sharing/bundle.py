@@ -62,7 +62,7 @@ def bundle(folder: Path, repo_id: str, licence: str | None = None, resumable: st
 
 
 def _checkpoint(checkpoint: Path, prefix: str) -> Files:
-    """Everything that resuming needs, sanitized, vouched for by a manifest of just that.
+    """Everything that resuming needs, sanitized, with a manifest of the sanitized files.
 
     Args:
         prefix: the folder of the repository, one in which a checkpoint is looked for.

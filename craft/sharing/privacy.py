@@ -16,7 +16,7 @@ SECTIONS = ("models", "data", "training")
 TEXT_FIELDS = ("sample_prompt", "sample")
 """What holds a text to go on from, or by a model, where a slash is no path."""
 PLACE_SETTINGS = ("cache_dir", "output_dir")
-"""Settings that say only where things lie here, which is nobody's business and no use elsewhere."""
+"""Paths of this machine, which are removed from what is uploaded."""
 UPLOAD_SETTINGS = re.compile("hub_|push_to_hub$")
 """Settings of `training` that say what is uploaded where."""
 PATH_START = re.compile(r"/|~|\.{1,2}[/\\]|[A-Za-z]:[/\\]|\\\\|file:")

@@ -1,4 +1,4 @@
-"""What a run leaves beside its model, so that the folder tells its own story wherever it is copied."""
+"""The metadata that a run stores beside its model."""
 
 from __future__ import annotations
 

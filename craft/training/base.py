@@ -77,7 +77,7 @@ class Trainer(transformers.Trainer):
         self.model_class = type(model)  # sharding changes it
         args.use_cache = getattr(model.config, "use_cache", False)  # saved so with the model
         if args.torch_compile:
-            torch._dynamo.config.suppress_errors = True  # what can't be compiled runs without
+            torch._dynamo.config.suppress_errors = True  # fall back to eager where compilation fails
         with library_errors():
             super().__init__(model=model, args=args, **kwargs)
         if self.optimizer is not None:  # given by the caller: compared on resuming as a named one

@@ -49,7 +49,7 @@ class MicroBatches:
             return step(model, inputs, count)
         pieces = in_parts(inputs, self.parts)
         losses = []
-        for piece in pieces:  # gradients are shared once, with the last one
+        for piece in pieces:  # one all-reduce of gradients, with the last piece
             with self.trainer.accelerator.no_sync(model) if piece is not pieces[-1] else nullcontext():
                 losses.append(step(model, piece, count))
         return torch.stack(losses).sum()

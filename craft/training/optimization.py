@@ -274,7 +274,7 @@ class Optimization:
             pairs = zip(optimizer.state_dict()["param_groups"], saved["param_groups"])
             saved = {**saved, "param_groups": [{**new, "lr": old["lr"]} for new, old in pairs]}
         if "training.optim" in trainer.changes:
-            logger.warning("the optimizer is another one: it starts without what the old one had learnt")
+            logger.warning("the optimizer changed: its state starts from zero")
         else:
             optimizer.load_state_dict(saved)
             _keep_formats(optimizer, saved.get("state", {}))

@@ -1,7 +1,7 @@
-"""Refuses data that would train to nonsense without a word, before the first step and whoever made it.
+"""Refuses data on which training would silently be nonsense, before the first step and whoever made them.
 
-Plain loops go on over no batch at all, over windows without a target, over ids that are no characters of the
-model; they end with a loss of 0 and a message of success.
+A plain training loop accepts an empty loader, windows without targets and ids outside of the vocabulary; it
+ends with a loss of 0 and a message of success.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def check_alphabet(checkpoint: Path, tokenizer: Any) -> None:
     """Refuses a checkpoint whose ids mean other characters.
 
     Raises:
-        UserError: with the way out.
+        UserError: with what to do instead.
     """
     if not isinstance(tokenizer, CharTokenizer):
         return

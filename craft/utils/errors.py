@@ -32,7 +32,6 @@ Code = Literal[
     "model-mismatch",
     "code-untrusted",
     "run-missing",
-    "run-finished",
     "run-locked",
     "run-changed",
     "checkpoint-damaged",
@@ -55,7 +54,7 @@ class CraftError(Exception):
 
     Attributes:
         code: which kind of error it is, for programs.
-        retold: it is another process' error, and that process says it.
+        retold: another process prints this error; this one ends silently.
     """
 
     retold = False

@@ -141,7 +141,7 @@ def explain_disk_errors(what: str, folder: Path, hint: Callable[[], str]) -> Ite
 def disk_error(error: BaseException | None) -> str:
     """What the disk said, where an error is its own or was raised from it; else nothing."""
     while error is not None:
-        # Rust has words where Python has a class.
+        # safetensors, written in Rust, reports errors of the disk in its message alone.
         if (isinstance(error, OSError) and error.errno in DISK_ERRORS) or "(os error" in str(error):
             return str(error).splitlines()[0]
         error = error.__cause__

@@ -1,4 +1,4 @@
-"""The list of a folder's files with their sizes and SHA-256 sums, which vouches for itself too.
+"""The list of a folder's files with their sizes and SHA-256 sums, with one of the list itself.
 
 It is written last, so that a folder without one was never finished.
 """
@@ -62,7 +62,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def difference(folder: Path, files: Mapping[str, Mapping[str, Any]], sums: bool = True) -> str:
-    """What the files of a folder aren't as in its manifest, in a few words; empty if all are.
+    """The first difference between the files of a folder and its manifest, in a few words; empty if none.
 
     Args:
         sums: also read them; their sizes cost nothing.

@@ -82,6 +82,6 @@ class Lifecycle(TrainerCallback):
         trainer._determine_best_metric(metrics, None)
         if trainer.control.should_save:
             save(trainer)
-        # Transformers can't train no step: `get_batch_samples` will return no batches.
+        # The loop of transformers always begins a step: then `get_batch_samples` returns no batches.
         trainer.control.should_training_stop |= trainer.state.global_step >= trainer.state.max_steps
         self.nothing_left = trainer.control.should_training_stop

@@ -22,7 +22,7 @@ TIMES_LONGER = 10
 
 
 class Watchdog(TrainerCallback):
-    """Says once for each standstill that no step was finished, and where the program is.
+    """Logs each stall once: since when no step was finished, and where the program is.
 
     Saves count too: they are part of what takes long. An evaluation reports after each of its batches.
 

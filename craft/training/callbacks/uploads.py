@@ -28,7 +28,7 @@ from craft.utils.logging import get_logger
 logger = get_logger(__name__)
 
 LAST_SECONDS = 20
-"""How long a run that was asked to stop waits for the upload of what it saved; schedulers give about 30."""
+"""Seconds that a run waits for its last upload after a signal to stop; schedulers give about 30."""
 CRAFT = str(Path(craft.__file__).parent.parent)
 # Python would look for modules in the user's folder first, and this process has the user's token.
 PROGRAM = f"""import sys

@@ -7,7 +7,7 @@ A checkpoint holds
     training_state.safetensors                    the parts that are the same in all processes, by name
     rank_{r}.safetensors                          the parts of process r, by name
     trainer_state.json                            step and history, as transformers writes them
-    progress.json                                 how far which run got: format, number of processes, the
+    progress.json                                 format, number of processes, the
                                                   settings that decide the weights, the versions they were
                                                   computed with; the parts that differ between equal runs,
                                                   such as the time spent
@@ -105,8 +105,8 @@ class Checkpointer:
                 message names the last good checkpoint.
         """
         final = folders.checkpoint_dir(self.run_dir, step)
-        # Before anything is written, all parts in every process: an optimizer may have to gather its state
-        # from all of them, and none may wait there for one whose disk has refused.
+        # All states are collected in every process before anything is written: gathering the state of a
+        # sharded optimizer is a collective, and would hang if another process had failed at its disk.
         shared, own = raise_on_all_ranks(lambda: self._states(only_model))
         varying = {name: shared.pop(name) for name in self.varying}
         with ExitStack() as staged:

@@ -127,7 +127,7 @@ class Heartbeat(threading.Thread):
 
         def read() -> None:
             with suppress(RuntimeError):
-                connection = self.store.clone()  # while one waits for an answer it can't beat
+                connection = self.store.clone()  # a read that waits would delay heartbeats
                 answers.extend(connection.multi_get([f"craft/heartbeat/{rank}" for rank in ranks]))
 
         reader = threading.Thread(target=read, daemon=True)
