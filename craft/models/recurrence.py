@@ -165,6 +165,8 @@ def check_kernel(cell_class: Any, config: Any) -> None:
     # The model may be made on no device; and no random number is drawn that it wouldn't draw itself.
     with torch.device("cpu"), torch.no_grad(), torch.random.fork_rng(devices=[]):
         cell = cell_class(config).float()
+        if cell.weight_ih_l0.is_meta:  # Accelerate's init_empty_weights makes no numbers to compare
+            return
         for parameter in cell.parameters():
             parameter.copy_(torch.arange(1.0, parameter.numel() + 1).sin().view_as(parameter))
         hidden = torch.arange(24.0).cos().view(2, 3, 4).float()
