@@ -9,9 +9,12 @@ from typing import Any
 
 import torch
 from transformers import TrainerState
+from transformers.optimization import get_scheduler
 from transformers.trainer_utils import IntervalStrategy, TrainOutput
+from transformers.training_args import OptimizerNames
 
 from craft.sharing.record import METRICS_FILE, STATE
+from craft.training import optimization
 from craft.training.callbacks.best import patience_is_over
 from craft.training.checkpointing import folders, resume_rules
 from craft.training.checkpointing.checkpointer import Checkpointer, is_resumable, only_weights
@@ -21,6 +24,7 @@ from craft.training.distributed.rendezvous import peer_failure_context
 from craft.training.ending import restore_finished_run
 from craft.training.logging import MetricsFile
 from craft.training.memory import is_out_of_memory
+from craft.training.requirements import library_errors
 from craft.utils.errors import Failed, TrainingFailed, UserError
 from craft.utils.files import explain_disk_errors, remove_staging
 from craft.utils.locks import run_lock
@@ -65,9 +69,27 @@ def run_training(
     finished = raise_on_all_ranks(lambda: validate_resume(trainer, planned, allow_changes))
     if finished is not None:
         return restore_finished_run(trainer, finished)
+    raise_on_all_ranks(lambda: check_optimization(trainer, planned))
     with ExitStack() as locks:
         on_rank0_broadcast(lambda: lock_run_dir(trainer, planned, locks))
         return _guarded(trainer, loop, **kwargs)
+
+
+def check_optimization(trainer: Any, planned_steps: int) -> None:
+    """Lets transformers name a missing package or a wrong argument before anything is written.
+
+    Raises:
+        UserError: with what it says.
+    """
+    args = trainer.args
+    optimization.complete_schedule(args, planned_steps)
+    with library_errors():
+        if trainer.optimizer is None and args.optim in set(OptimizerNames):
+            trainer.get_optimizer_cls_and_kwargs(args, trainer.model)
+        if trainer.lr_scheduler is None:
+            tried = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+            kind, warmup = args.lr_scheduler_type, args.get_warmup_steps(planned_steps)
+            get_scheduler(kind, tried, warmup, planned_steps, args.lr_scheduler_kwargs)
 
 
 def validate_resume(trainer: Any, planned_steps: int, allow_changes: bool) -> TrainerState | None:
