@@ -203,7 +203,7 @@ RESUME = [
     Mistake("resume", "no run to resume"),
     Mistake("resume nowhere", "nowhere"),
     Mistake("resume text.txt", "text.txt"),
-    Mistake("resume run run", "two runs"),
+    Mistake("resume run run", "run, run"),
     Mistake("resume run/checkpoint-24", "one checkpoint", trained=True),
     Mistake(f"resume {MODEL}", MODEL, trained=True),
     Mistake("resume run training.max_steps=30 data.block_size=8", "--allow-changes", trained=True),
