@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 import tiny_run
 from refusals import refused
-
-from craft.utils.common import human
+from rich.filesize import decimal
 
 
 class Usage(NamedTuple):
@@ -22,7 +21,7 @@ def test_a_run_whose_checkpoints_cannot_fit_is_refused_before_it_starts(
 ) -> None:
     trainer = tiny_run.trainer("char_lstm", tmp_path / "run")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(20_000))
-    with refused("disk-full", "20.0KB free", tmp_path / "run", "training.save_total_limit=1"):
+    with refused("disk-full", "20.0 kB free", tmp_path / "run", "training.save_total_limit=1"):
         trainer.train()
     assert trainer.state.global_step == 0
 
@@ -47,4 +46,4 @@ def test_what_is_said_is_no_less_than_what_a_run_takes(
     with caplog.at_level("INFO", logger="craft"):
         trainer.train()
     (said,) = [message for message in caplog.messages if message.startswith("disk ")]
-    assert human(copies * weights) + "B" in said
+    assert decimal(copies * weights) in said

@@ -6,9 +6,9 @@ import math
 import shutil
 from typing import Any
 
+from rich.filesize import decimal
 from transformers.trainer_utils import SaveStrategy
 
-from craft.utils.common import human
 from craft.utils.errors import UserError
 from craft.utils.logging import get_logger
 
@@ -36,12 +36,12 @@ def check_room(trainer: Any, steps: int) -> None:
     there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     peak, free = (kept + (saves > kept)) * one, shutil.disk_usage(folder).free
     logger.info(
-        f"disk      about {human(peak)}B ({human(one)}B a checkpoint, {kept} kept), {human(free)}B free"
+        f"disk      about {decimal(peak)} ({decimal(one)} a checkpoint, {kept} kept), {decimal(free)} free"
     )
     if peak - there > free:
         raise UserError(
-            f"the checkpoints of this run need {human(peak - there)}B and {folder} has {human(free)}B free; "
-            "make room, set training.save_total_limit=1 or larger training.save_steps, or another "
+            f"the checkpoints of this run need {decimal(peak - there)}, and {folder} has {decimal(free)} "
+            "free; make room, set training.save_total_limit=1 or larger training.save_steps, or another "
             "training.output_dir",
             code="disk-full",
         )
