@@ -71,7 +71,7 @@ class Trainer(transformers.Trainer):
         **kwargs: Any,
     ) -> None:
         args.settle_precision()
-        precision.suit_attention(model, args.precision, on_cpu=args.on_cpu)
+        precision.suit_attention(model, args.precision, on_cpu=args.use_cpu)
         precision.try_precision(model, args)
         sharding.check_sharding(model, args)
         self.model_class = type(model)  # sharding changes it
@@ -330,7 +330,7 @@ class LanguageModelTrainer(Trainer):
     def call_model_init(self, trial: Any = None) -> Any:
         """The fresh model of a trial of `hyperparameter_search`."""
         model = super().call_model_init(trial)
-        precision.suit_attention(model, self.args.precision, on_cpu=self.args.on_cpu)
+        precision.suit_attention(model, self.args.precision, on_cpu=self.args.use_cpu)
         self._adopt(model)
         return model
 

@@ -244,7 +244,7 @@ def _direction_dtype(device: str) -> torch.dtype:
 
 def complete_schedule(args: CraftTrainingArguments, steps: int) -> None:
     """Fills in what the schedules of transformers demand, where there is a sensible default."""
-    default = SCHEDULE_DEFAULTS.get(str(getattr(args.lr_scheduler_type, "value", "")))
+    default = SCHEDULE_DEFAULTS.get(args.lr_scheduler_type)
     if default and not args.lr_scheduler_kwargs:
         args.lr_scheduler_kwargs = default(steps, args.get_warmup_steps(steps))
 
