@@ -13,7 +13,7 @@ from transformers.optimization import get_scheduler
 from transformers.trainer_utils import IntervalStrategy, TrainOutput
 from transformers.training_args import OptimizerNames
 
-from craft.sharing.record import METRICS_FILE, STATE
+from craft.sharing.record import METRICS_FILE, TRAINER_STATE
 from craft.training import optimization
 from craft.training.callbacks.best import patience_is_over
 from craft.training.checkpointing import folders, resume_rules
@@ -113,7 +113,7 @@ def validate_resume(trainer: Any, planned_steps: int, allow_changes: bool) -> Tr
     trainer.changes, trainer.settings_moved = resume_rules.check_resume(
         checkpoint, checkpointer.progress(), trainer.settings, args, allow=allow_changes
     )
-    state = TrainerState.load_from_json(str(checkpoint / STATE))
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
     if is_resumable(checkpoint):
         checkpointer.load("evaluation")
     due = trainer.evaluation_due and args.eval_strategy != IntervalStrategy.NO

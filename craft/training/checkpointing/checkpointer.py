@@ -44,7 +44,7 @@ logger = get_logger(__name__)
 
 FORMAT = 2
 """Of what is written beside the model; another one is refused, its model loads all the same."""
-STATE = "training_state.safetensors"
+TRAINING_STATE = "training_state.safetensors"
 PROGRESS = "progress.json"
 
 
@@ -120,7 +120,7 @@ class Checkpointer:
                     save_tree(own, staging / rank_file(self.rank))
                 if self.rank == 0:
                     if not only_model:
-                        save_tree(shared, staging / STATE)
+                        save_tree(shared, staging / TRAINING_STATE)
                     known = {"format": FORMAT, "processes": self.world, **progress, "parts": varying}
                     (staging / PROGRESS).write_text(json.dumps(known, indent=1), encoding="utf-8")
 
@@ -181,7 +181,7 @@ class Checkpointer:
     def load(self, *names: str) -> None:
         """Puts back parts of the resumed checkpoint that are the same in all processes."""
         assert self.resumed is not None
-        states = {**load_tree(self.resumed / STATE, names=names), **self.progress()["parts"]}
+        states = {**load_tree(self.resumed / TRAINING_STATE, names=names), **self.progress()["parts"]}
         for name in names:
             if name in states:  # not what the run that wrote it didn't have
                 self.parts[name].load_state_dict(states[name])
@@ -238,7 +238,7 @@ def _read_progress(checkpoint: Path) -> dict[str, Any]:
 
 def is_resumable(checkpoint: Path) -> bool:
     """Whether a checkpoint holds more than the weights."""
-    return (checkpoint / STATE).is_file()
+    return (checkpoint / TRAINING_STATE).is_file()
 
 
 def only_weights(checkpoint: Path) -> str:
