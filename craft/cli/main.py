@@ -156,7 +156,7 @@ def fail(error: CraftError, words: Sequence[str], status: int) -> None:
     Of several processes the one that had the error says it, with its rank; of those that all had it, one.
     """
     line = mask(" ".join(str(error).split()))
-    if error.retold:
+    if error.printed_elsewhere:
         # A launcher would answer the end of this process by ending the one that had the error, before it has
         # spoken: wait for its end, or for the launcher's signal behind that.
         for number in SIGNALS:

@@ -35,7 +35,7 @@ from craft.training.distributed.agreement import raise_on_all_ranks
 from craft.training.ending import best_checkpoint, finish_weights
 from craft.training.evaluation import Validation
 from craft.training.logging import UnitCounts, write_event
-from craft.training.losses import AuxiliaryLosses, aligned
+from craft.training.losses import AuxiliaryLosses, without_label_shift
 from craft.training.micro_batches import MicroBatches
 from craft.training.requirements import library_errors
 from craft.training.step_state import StepState
@@ -319,9 +319,9 @@ class LanguageModelTrainer(Trainer):
         )
         self.model_init = model_init
         self.tokenizer, self.text = tokenizer, text
-        self._adopt(model)
+        self._set_up_model(model)
         smoother: Any = self.label_smoother
-        self.label_smoother: Any = None if smoother is None else aligned(smoother)
+        self.label_smoother: Any = None if smoother is None else without_label_shift(smoother)
         self.validation = Validation(self, tokenizer, block_size or train_dataset.block_size)
         self.add_callback(self.validation)
         self.units = UnitCounts(self)
@@ -331,10 +331,10 @@ class LanguageModelTrainer(Trainer):
         """The fresh model of a trial of `hyperparameter_search`."""
         model = super().call_model_init(trial)
         precision.suit_attention(model, self.args.precision, on_cpu=self.args.use_cpu)
-        self._adopt(model)
+        self._set_up_model(model)
         return model
 
-    def _adopt(self, model: Any) -> None:
+    def _set_up_model(self, model: Any) -> None:
         """Gives a new model the tokenizer's special ids, and starts its state and auxiliary losses anew."""
         for config in (model.config, model.generation_config):  # as transformers would, with a warning
             for name in ("pad_token_id", "bos_token_id", "eos_token_id"):

@@ -89,7 +89,7 @@ class Validation(TrainerCallback):
             seconds = time.perf_counter() - began
             if trainer.is_world_process_zero():
                 sample = self.sample()
-        if trainer.is_in_train and trainer.stop.agreed():
+        if trainer.is_in_train and trainer.stop.requested_anywhere():
             stop_training(trainer, evaluation_due=True)
         if trainer.is_world_process_zero():
             logger.info(self.line(result))

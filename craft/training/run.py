@@ -177,7 +177,7 @@ def _loop(trainer: Any, loop: Loop, **kwargs: Any) -> TrainOutput:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-    raise TrainingFailed(trainer.micro_batches.explain(), code="out-of-memory")
+    raise TrainingFailed(trainer.micro_batches.out_of_memory_message(), code="out-of-memory")
 
 
 @contextmanager

@@ -204,12 +204,12 @@ class Checkpointer:
 
     def recovery_hint(self) -> str:
         """For a message: how to go on after a failure or a signal."""
-        return self._way_on(folders.last_good(self.run_dir))
+        return self._how_to_go_on(folders.last_good(self.run_dir))
 
     def what_is_left(self) -> str:
         """For a message of a run that fails: the newest good checkpoint and how to go on."""
         good = folders.last_good(self.run_dir)
-        return f"{f'last good checkpoint: {good}; ' if good else ''}{self._way_on(good)}"
+        return f"{f'last good checkpoint: {good}; ' if good else ''}{self._how_to_go_on(good)}"
 
     def once_trained(self) -> str:
         """For a message: what is left of a run that is trained, and ends before its model is made."""
@@ -217,7 +217,7 @@ class Checkpointer:
             return f"the run is trained; make the model of it with: {self._resume_command()}"
         return "the run is trained, but training.save_strategy=no kept nothing of it"
 
-    def _way_on(self, good: Path | None) -> str:
+    def _how_to_go_on(self, good: Path | None) -> str:
         if good is not None and not is_resumable(good):
             return only_weights(good)
         if good is not None:
