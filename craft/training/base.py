@@ -55,6 +55,9 @@ class Trainer(transformers.Trainer):
     Attributes:
         on_run_validated: called in the main process when training is about to start and nothing was refused;
             if it fails, no process trains.
+        settings: those that decide the weights of the run in training, see `decisive_settings`.
+        changes: which of them differ from the checkpoint that it goes on from.
+        settings_moved: whether those of optimizer and schedule aren't the checkpoint's but this run's.
     """
 
     args: CraftTrainingArguments
@@ -86,11 +89,13 @@ class Trainer(transformers.Trainer):
         self.run_config = run_config or {}
         self.own_parts: dict[str, Stateful] = {}
         self.on_run_validated: Callable[[], None] = lambda: None
-        self.evaluation_due = False
+        self.settings: dict[str, Any] = {}
+        self.changes: resume_rules.Changes = {}
+        self.settings_moved = self.evaluation_due = False
         self.grad_norm: Any = None
         self.watch, self.stop = parts.Stopwatch(), signals.StopRequest()
         self.running_loss, self.micro_batches = parts.RunningLoss(self), MicroBatches(self)
-        self.step_state = StepState(self, self.running_loss)
+        self.step_state = StepState(self)
         self.ema, self.guard = ema.EmaCallback(self), nonfinite.NonFiniteGuard(self)
         self.uploads, self.wandb = uploads.UploadCheckpoints(self), wandb.WandbRun(self)
         self.watchdog = stall.Watchdog(args.stall_seconds)
@@ -340,7 +345,6 @@ class LanguageModelTrainer(Trainer):
             for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
                 setattr(config, name, getattr(self.tokenizer, name))
         self.carried, self.auxiliary = CarriedState(model, self.args), AuxiliaryLosses(self)
-        self.step_state.changing = [self.running_loss, self.carried, self.auxiliary]
 
     def rank_parts(self) -> dict[str, parts.RankStateful]:
         own: dict[str, Any] = {"auxiliary_losses": self.auxiliary}

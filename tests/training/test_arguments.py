@@ -167,9 +167,9 @@ def test_what_transformers_says_of_settings_and_packages_is_one_line(
     tmp_path: Path, changes: dict[str, Any], code: Code, value: str
 ) -> None:
     with refused(code, value) as refusal:
-        trainer = tiny_run.trainer("char_transformer", tmp_path, **changes)
-        trainer.create_optimizer_and_scheduler(10)
+        tiny_run.trainer("char_transformer", tmp_path / "run", **changes).train()
     assert "\n" not in str(refusal.value)
+    assert not list((tmp_path / "run").glob("*"))
 
 
 def test_processes_for_gpus_that_are_not_there_are_refused(
