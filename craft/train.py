@@ -26,7 +26,7 @@ from craft.utils.locks import run_lock
 from craft.utils.logging import get_logger, setup_logging
 from craft.utils.outputs import OUTPUTS, RunPaths
 from craft.utils.resuming import Finished
-from craft.utils.stopping import NOTHING_YET, Leaving, leaving
+from craft.utils.stopping import NOTHING_YET, SignalHandler, exit_on_signal
 from craft.utils.units import unit_of
 
 if TYPE_CHECKING:
@@ -75,20 +75,20 @@ def train(run: Run, resume: str | Path | None = None, allow_changes: bool = Fals
         Failed: if the disk is full; as `TrainingFailed`, if training can't go on, as at a loss that is NaN.
     """
     launch.check()
-    with leaving(NOTHING_YET) as end:
+    with exit_on_signal(NOTHING_YET) as handler:
         from craft.training.distributed.rendezvous import peer_failure_context
 
         with peer_failure_context(last=True), ExitStack() as locks:
-            return workflow(run, resume, allow_changes, end, locks)
+            return workflow(run, resume, allow_changes, handler, locks)
 
 
 def workflow(
-    run: Run, resume: str | Path | None, allow_changes: bool, end: Leaving, locks: ExitStack
+    run: Run, resume: str | Path | None, allow_changes: bool, handler: SignalHandler, locks: ExitStack
 ) -> TrainResult | None:
     """The seven steps of `train`, in every process.
 
     Args:
-        end: what is said if a signal ends the program.
+        handler: what is said if a signal ends the program.
         locks: keeps the run's folder for this process until all is done.
     """
     # 1. Configuration
@@ -153,8 +153,8 @@ def workflow(
     trainer.train(resume_from_checkpoint=str(resume) if resume else None, allow_changes=allow_changes)
     if args.process_index != 0:
         return None
-    end.state = trainer.checkpointer.once_trained()
-    locks.enter_context(explain_disk_errors("the finished model", OUTPUTS, lambda: end.state))
+    handler.state = trainer.checkpointer.once_trained()
+    locks.enter_context(explain_disk_errors("the finished model", OUTPUTS, lambda: handler.state))
     model_dir = paths.export_dir(trainer.state.global_step)
     export(trainer, model_dir)
 

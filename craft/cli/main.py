@@ -10,13 +10,13 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from errno import EACCES, EDQUOT, EIO, ENAMETOOLONG, ENOSPC, EPERM, EROFS, ESTALE
 from typing import Any
 
 import click
 
 from craft import __version__
 from craft.utils.errors import Code, CraftError, Failed, PeerLost, UserError
+from craft.utils.files import DISK_ERRORS, DISK_FULL
 from craft.utils.launch import drop_empty
 from craft.utils.logging import first_to_say, rank_prefix
 from craft.utils.masking import excepthook, has_secret, mask
@@ -49,10 +49,6 @@ ENVIRONMENT = {
     "TORCH_CPP_LOG_LEVEL": "ERROR",
 }
 """Settings that must be there before torch and transformers are imported; the user's own win."""
-
-DISK_FULL = (ENOSPC, EDQUOT)
-MACHINE_ERRORS = (*DISK_FULL, EROFS, EACCES, EPERM, EIO, ENAMETOOLONG, ESTALE)
-"""What the system answers for reasons that lie in a disk or in permissions, and not in craft."""
 
 PATIENCE = 30
 """Seconds that a process waits for another one to say what both of them end with."""
@@ -110,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             echo(f"{rank_prefix()}interrupted", err=True)
         end_at_once(130)  # Python would end by the signal once more if it had come in an `exec`
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             if error.filename is None:
                 discard_output()
             message = f"{error.filename or 'standard output'} can't be written or read: {error.strerror}"
@@ -160,7 +156,7 @@ def fail(error: CraftError, words: Sequence[str], status: int) -> None:
     Of several processes the one that had the error says it, with its rank; of those that all had it, one.
     """
     line = mask(" ".join(str(error).split()))
-    if error.retold:
+    if error.printed_elsewhere:
         # A launcher would answer the end of this process by ending the one that had the error, before it has
         # spoken: wait for its end, or for the launcher's signal behind that.
         for number in SIGNALS:

@@ -83,7 +83,7 @@ def start(
     from craft.config.compose import compose
     from craft.utils.outputs import RUN_CONFIG
     from craft.utils.resuming import Finished, run_to_resume
-    from craft.utils.stopping import NOTHING_YET, leaving
+    from craft.utils.stopping import NOTHING_YET, exit_on_signal
 
     if resume not in (None, "auto"):
         found = run_to_resume(_fetched(str(resume), revision))
@@ -93,7 +93,7 @@ def start(
                 return
             found = found.run_dir
         resume, config_file = found, config_file or found / RUN_CONFIG
-    with leaving(NOTHING_YET):
+    with exit_on_signal(NOTHING_YET):
         run = compose(overrides, config_dir=config_dir, config_file=config_file)
     if print_config:
         echo(run.to_yaml(), nl=False)

@@ -14,7 +14,7 @@ from craft.sharing.record import METRICS_FILE, RECORD, fields_or_empty, paramete
 from craft.sharing.trust import PICKLES
 from craft.utils.errors import UserError
 from craft.utils.manifest import MANIFEST, damage, manifest_text, read_manifest
-from craft.utils.outputs import RUN_CONFIG, RUN_NAMES
+from craft.utils.outputs import RUN_CONFIG, RUN_NAMES, checkpoint_step
 
 MODEL = re.compile(
     r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|config\.json|generation_config\.json"
@@ -68,12 +68,13 @@ def _checkpoint(checkpoint: Path, prefix: str) -> Files:
         prefix: the folder of the repository, one in which a checkpoint is looked for.
     """
     name = checkpoint.resolve().name
-    if not re.fullmatch(r"checkpoint-\d+", name) or prefix not in (LAST, name):
+    step = checkpoint_step(name)
+    if step is None or prefix not in (LAST, name):
         raise UserError(
             f"can't push {checkpoint} into {prefix!r}: --into is for a checkpoint-N: its name or {LAST}",
             code="setting-value",
         )
-    if why := damage(checkpoint, int(name.rpartition("-")[2])):
+    if why := damage(checkpoint, step):
         raise UserError(f"can't push {checkpoint}: {why}", code="checkpoint-damaged")
     manifest = read_manifest(checkpoint)
     if pickles := [name for name in manifest["files"] if name.endswith(PICKLES)]:

@@ -20,7 +20,7 @@ EVALUATION = "evaluation.json"
 SAMPLE = "sample.txt"
 CURVE = "loss_curve.png"
 METRICS_FILE = "metrics.jsonl"
-STATE = "trainer_state.json"
+TRAINER_STATE = "trainer_state.json"
 """What transformers keeps in a checkpoint."""
 RECORD = (RUN_CONFIG, DATA, EVALUATION, METRICS_FILE, SAMPLE, CURVE)
 """What is shared with a model."""
@@ -57,7 +57,7 @@ class Record:
     @classmethod
     def of(cls, folder: Path) -> Record:
         """Reads what there is in a folder."""
-        names = (RUN_CONFIG, DATA, EVALUATION, STATE, "config.json", "tokenizer_config.json")
+        names = (RUN_CONFIG, DATA, EVALUATION, TRAINER_STATE, "config.json", "tokenizer_config.json")
         run, facts, scores, state, config, tokenizer = (fields_or_empty(folder / name) for name in names)
         try:
             unit = unit_named(tokenizer.get("unit", "character"))

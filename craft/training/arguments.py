@@ -55,6 +55,8 @@ METRICS = ("loss", *(unit.metric for unit in UNITS.values()), "perplexity", "acc
 """What evaluations log, with `eval_` before it; bits by the unit of the model."""
 WINDOWS = 8
 """Per device, where no batch size is given."""
+FOLLOWS_EVALUATIONS = ("reduce_lr_on_plateau", "greedy")
+"""Schedules whose learning rate depends on what evaluations give."""
 
 
 def user_optimizer(name: str) -> type[torch.optim.Optimizer] | None:
@@ -162,10 +164,10 @@ class CraftTrainingArguments(transformers.TrainingArguments):
         if foreign:
             self.optim = "adamw_torch_fused"
         self.load_best_model_at_end = False
-        if _value(self.eval_strategy) != "no" and not self.metric_for_best_model:  # type: ignore[has-type]
+        if self.eval_strategy != "no" and not self.metric_for_best_model:  # type: ignore[has-type]
             self.metric_for_best_model = "loss"
         if self.metric_for_best_model and self.greater_is_better is None:  # type: ignore[has-type]
-            self.greater_is_better = self.metric_for_best_model.removeprefix("eval_") == "accuracy"
+            self.greater_is_better = self.compared_metric == "accuracy"
         if launch.world_size() == 1:
             self.ddp_backend = None  # of a run that had several processes, or was to have them
         # NCCL's own watchdog ends the process without a word of who is missing: it comes after ours.
@@ -190,14 +192,19 @@ class CraftTrainingArguments(transformers.TrainingArguments):
         """
         if self.precision_reason:  # settled before; "asked for" would hide why
             return
-        name, reason = choose_precision(self.precision, hardware=Hardware.detect(self.on_cpu))
+        name, reason = choose_precision(self.precision, hardware=Hardware.detect(self.use_cpu))
         self.precision, self.precision_reason = name, reason
         self.bf16, self.fp16 = name == "bf16", name == "fp16"
         self.mixed_precision = {"fp32": "no"}.get(name, name)
 
     @property
-    def on_cpu(self) -> bool:
-        return self.use_cpu or launch.flag("ACCELERATE_USE_CPU")
+    def compared_metric(self) -> str:
+        """`metric_for_best_model` without the `eval_` that may stand before it; empty for none."""
+        return (self.metric_for_best_model or "").removeprefix("eval_")
+
+    def is_better(self, value: float, best: float | None) -> bool:
+        """Whether a value of `compared_metric` is better than the best one so far, if there is one."""
+        return best is None or (value > best if self.greater_is_better else value < best)
 
     @property
     def shares(self) -> int:
@@ -206,19 +213,15 @@ class CraftTrainingArguments(transformers.TrainingArguments):
 
     def _prepare_devices(self) -> None:
         """Chooses the CPU where there is nothing else; joins several CPU processes, with a time limit."""
-        world = launch.world_size()
-        if not self.on_cpu and not torch.accelerator.is_available():
-            if world > 1:
+        world, asked = launch.world_size(), requirements.asked_for_cpu(vars(self))
+        self.use_cpu = requirements.on_cpu(vars(self))
+        if self.use_cpu and world > 1:
+            if not asked:
                 raise UserError(
                     f"{world} processes were launched for GPUs, but this machine has none, so each would "
                     "train by itself; launch one process, or set ACCELERATE_USE_CPU=true for CPU processes",
                     code="launch-invalid",
                 )
-            self.use_cpu = True
-        if not self.on_cpu:
-            return
-        self.use_cpu = True
-        if world > 1:
             os.environ["ACCELERATE_USE_CPU"] = "true"  # read when the trainer creates its Accelerator
             if not dist.is_initialized():
                 rendezvous.join(self.ddp_timeout)
@@ -358,7 +361,7 @@ def _batch(values: Mapping[str, Any]) -> None:
 def _evaluations(values: Mapping[str, Any]) -> None:
     """What follows evaluations needs some, and the best model a checkpoint."""
     follows = {name: values[name] for name in ("load_best_model_at_end", "early_stopping_patience")}
-    if values["lr_scheduler_type"] in ("reduce_lr_on_plateau", "greedy"):
+    if values["lr_scheduler_type"] in FOLLOWS_EVALUATIONS:
         follows["lr_scheduler_type"] = values["lr_scheduler_type"]
     needs = {
         "eval_strategy": follows,
@@ -371,7 +374,3 @@ def _evaluations(values: Mapping[str, Any]) -> None:
                     f"training.{name}={yaml_word(value)} needs training.{strategy}=steps, not no",
                     code="setting-conflict",
                 )
-
-
-def _value(choice: Any) -> Any:
-    return getattr(choice, "value", choice)

@@ -35,7 +35,7 @@ from craft.training.distributed.agreement import raise_on_all_ranks
 from craft.training.ending import best_checkpoint, finish_weights
 from craft.training.evaluation import Validation
 from craft.training.logging import UnitCounts, write_event
-from craft.training.losses import AuxiliaryLosses, aligned
+from craft.training.losses import AuxiliaryLosses, without_label_shift
 from craft.training.micro_batches import MicroBatches
 from craft.training.requirements import library_errors
 from craft.training.step_state import StepState
@@ -55,6 +55,9 @@ class Trainer(transformers.Trainer):
     Attributes:
         on_run_validated: called in the main process when training is about to start and nothing was refused;
             if it fails, no process trains.
+        settings: those that decide the weights of the run in training, see `decisive_settings`.
+        changes: which of them differ from the checkpoint that it goes on from.
+        settings_moved: whether those of optimizer and schedule aren't the checkpoint's but this run's.
     """
 
     args: CraftTrainingArguments
@@ -71,7 +74,7 @@ class Trainer(transformers.Trainer):
         **kwargs: Any,
     ) -> None:
         args.settle_precision()
-        precision.suit_attention(model, args.precision, on_cpu=args.on_cpu)
+        precision.suit_attention(model, args.precision, on_cpu=args.use_cpu)
         precision.try_precision(model, args)
         sharding.check_sharding(model, args)
         self.model_class = type(model)  # sharding changes it
@@ -86,11 +89,13 @@ class Trainer(transformers.Trainer):
         self.run_config = run_config or {}
         self.own_parts: dict[str, Stateful] = {}
         self.on_run_validated: Callable[[], None] = lambda: None
-        self.evaluation_due = False
+        self.settings: dict[str, Any] = {}
+        self.changes: resume_rules.Changes = {}
+        self.settings_moved = self.evaluation_due = False
         self.grad_norm: Any = None
         self.watch, self.stop = parts.Stopwatch(), signals.StopRequest()
         self.running_loss, self.micro_batches = parts.RunningLoss(self), MicroBatches(self)
-        self.step_state = StepState(self, self.running_loss)
+        self.step_state = StepState(self)
         self.ema, self.guard = ema.EmaCallback(self), nonfinite.NonFiniteGuard(self)
         self.uploads, self.wandb = uploads.UploadCheckpoints(self), wandb.WandbRun(self)
         self.watchdog = stall.Watchdog(args.stall_seconds)
@@ -319,9 +324,9 @@ class LanguageModelTrainer(Trainer):
         )
         self.model_init = model_init
         self.tokenizer, self.text = tokenizer, text
-        self._adopt(model)
+        self._set_up_model(model)
         smoother: Any = self.label_smoother
-        self.label_smoother: Any = None if smoother is None else aligned(smoother)
+        self.label_smoother: Any = None if smoother is None else without_label_shift(smoother)
         self.validation = Validation(self, tokenizer, block_size or train_dataset.block_size)
         self.add_callback(self.validation)
         self.units = UnitCounts(self)
@@ -330,17 +335,16 @@ class LanguageModelTrainer(Trainer):
     def call_model_init(self, trial: Any = None) -> Any:
         """The fresh model of a trial of `hyperparameter_search`."""
         model = super().call_model_init(trial)
-        precision.suit_attention(model, self.args.precision, on_cpu=self.args.on_cpu)
-        self._adopt(model)
+        precision.suit_attention(model, self.args.precision, on_cpu=self.args.use_cpu)
+        self._set_up_model(model)
         return model
 
-    def _adopt(self, model: Any) -> None:
+    def _set_up_model(self, model: Any) -> None:
         """Gives a new model the tokenizer's special ids, and starts its state and auxiliary losses anew."""
         for config in (model.config, model.generation_config):  # as transformers would, with a warning
             for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
                 setattr(config, name, getattr(self.tokenizer, name))
         self.carried, self.auxiliary = CarriedState(model, self.args), AuxiliaryLosses(self)
-        self.step_state.changing = [self.running_loss, self.carried, self.auxiliary]
 
     def rank_parts(self) -> dict[str, parts.RankStateful]:
         own: dict[str, Any] = {"auxiliary_losses": self.auxiliary}

@@ -44,7 +44,7 @@ class Validation(TrainerCallback):
     def __init__(self, trainer: Any, tokenizer: Any, block_size: int) -> None:
         self.trainer, self.args = trainer, trainer.args
         self.tokenizer, self.block_size, self.unit = tokenizer, block_size, unit_of(tokenizer)
-        metric = str(self.args.metric_for_best_model or "loss").removeprefix("eval_")
+        metric = self.args.compared_metric
         if metric.startswith("bits_per_") and metric not in self.metric_names():
             raise UserError(
                 f"training.metric_for_best_model={metric} isn't logged by a model that counts "
@@ -89,7 +89,7 @@ class Validation(TrainerCallback):
             seconds = time.perf_counter() - began
             if trainer.is_world_process_zero():
                 sample = self.sample()
-        if trainer.is_in_train and trainer.stop.agreed():
+        if trainer.is_in_train and trainer.stop.requested_anywhere():
             stop_training(trainer, evaluation_due=True)
         if trainer.is_world_process_zero():
             logger.info(self.line(result))
@@ -141,10 +141,9 @@ class Validation(TrainerCallback):
         """One line that fits a terminal of 80 columns; the other figures are in metrics.jsonl."""
         compared, best = "", self.trainer.state.best_metric
         if best is not None:
-            name = str(self.args.metric_for_best_model).removeprefix("eval_")
+            name = self.args.compared_metric
             value = result.nats_per_unit if name == "loss" else result.figures()[name]
-            better = value > best if self.args.greater_is_better else value < best
-            compared = ", best so far" if better else f", best {best:.4f}"
+            compared = ", best so far" if self.args.is_better(value, best) else f", best {best:.4f}"
         return (
             f"step {self.trainer.state.global_step:,}  validation {result.nats_per_unit:.4f} nats = "
             f"{result.bits_per_unit:.4f} bits/{self.unit.short}  ({result.protocol}{compared})"

@@ -10,7 +10,7 @@ import torch
 from craft.utils.errors import UserError
 
 
-def aligned(smoother: Any) -> Any:
+def without_label_shift(smoother: Any) -> Any:
     """Label smoothing for windows: their labels are the next characters already and aren't shifted again.
 
     It replaces the loss of next characters; auxiliary losses are added to it as they are.
@@ -23,8 +23,8 @@ def aligned(smoother: Any) -> Any:
     return smooth
 
 
-TAKEN = ("loss", "grad_norm", "learning_rate", "epoch", "step", "elapsed", "sample", "total_flos")
-TAKEN_PREFIXES = ("eval_", "train_", "bits_per_", "nats_per_")
+RESERVED = ("loss", "grad_norm", "learning_rate", "epoch", "step", "elapsed", "sample", "total_flos")
+RESERVED_PREFIXES = ("eval_", "train_", "bits_per_", "nats_per_")
 """Names of what else is logged."""
 
 
@@ -53,7 +53,7 @@ class AuxiliaryLosses:
                 code="setting-conflict",
             )
         for name, value in (losses or {}).items():
-            if name not in self.sums and self._is_taken(name):
+            if name not in self.sums and self._is_reserved(name):
                 raise UserError(
                     f"compute_loss of the model names an auxiliary loss {name!r}, as another figure of "
                     "training is called; give it another name",
@@ -62,9 +62,9 @@ class AuxiliaryLosses:
             self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value.detach()
         self.steps += last
 
-    def _is_taken(self, name: str) -> bool:
+    def _is_reserved(self, name: str) -> bool:
         unit = self.trainer.units.unit
-        return name in (*TAKEN, unit.plural, unit.speed) or name.startswith(TAKEN_PREFIXES)
+        return name in (*RESERVED, unit.plural, unit.speed) or name.startswith(RESERVED_PREFIXES)
 
     def drain(self) -> dict[str, float]:
         """Their means over steps and processes since the last call; all processes come here."""

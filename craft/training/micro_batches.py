@@ -65,7 +65,7 @@ class MicroBatches:
         while self.searching and not self._fits():
             clear_device_cache(garbage_collection=True)
             if self.parts >= rows:
-                raise TrainingFailed(self.explain(), code="out-of-memory")
+                raise TrainingFailed(self.out_of_memory_message(), code="out-of-memory")
             self.parts = min(rows, 2 * self.parts)
             logger.warning(
                 f"out of memory: {-(-rows // self.parts)} windows at once from now on, in {self.parts} "
@@ -92,7 +92,7 @@ class MicroBatches:
                 raise
             return False
 
-    def explain(self) -> str:
+    def out_of_memory_message(self) -> str:
         """What to say of a run that is out of memory."""
         args, rows = self.trainer.args, self.trainer.args.train_batch_size
         at_once = -(-rows // self.parts)

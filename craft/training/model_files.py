@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from craft.sharing.card import write_card
-from craft.sharing.record import STATE
+from craft.sharing.record import TRAINER_STATE
 from craft.training.checkpointing import folders
 from craft.utils.outputs import RUN_CONFIG
 
@@ -28,11 +28,10 @@ def write_model(trainer: Any, folder: Path) -> None:
 
 
 def write_trainer_state(trainer: Any, folder: Path) -> None:
-    """The model as it is evaluated (with `ema_decay` the average), and `trainer_state.json`."""
-    with trainer.ema.applied():
-        trainer.save_model(str(folder), _internal_call=True)
-    if trainer.is_world_process_zero():
+    """`trainer_state.json`, and the model as it is evaluated (with `ema_decay` the average)."""
+    if trainer.is_world_process_zero():  # before the card of the model, which says its step
         best = trainer.state.best_global_step
         named = str(folders.checkpoint_dir(trainer.checkpointer.run_dir, best)) if best else None
-        replace(trainer.state, best_model_checkpoint=named).save_to_json(str(folder / STATE))
-        write_card(folder, trainer.run_dir.name)  # which now knows the step
+        replace(trainer.state, best_model_checkpoint=named).save_to_json(str(folder / TRAINER_STATE))
+    with trainer.ema.applied():
+        trainer.save_model(str(folder), _internal_call=True)

@@ -216,7 +216,7 @@ class MuonAdamW(torch.optim.Optimizer):
             torch._foreach_add_(moved, list(directions.unbind()), alpha=-lr * scale)
 
 
-def orthogonalized(matrices: Tensor, steps: int = NEWTON_SCHULZ_STEPS, exact: bool = False) -> Tensor:
+def orthogonalized(matrices: Tensor, exact: bool = False) -> Tensor:
     """Roughly U V^T of each matrix U S V^T (singular values between about 0.7 and 1.2), [n, rows, columns].
 
     In bfloat16, whose precision is enough for a direction, where the device multiplies it natively and the
@@ -228,7 +228,7 @@ def orthogonalized(matrices: Tensor, steps: int = NEWTON_SCHULZ_STEPS, exact: bo
     if tall:
         x = x.mT
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
-    for _ in range(steps):
+    for _ in range(NEWTON_SCHULZ_STEPS):
         gram = x @ x.mT
         update = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, update, x, beta=a)
@@ -244,7 +244,7 @@ def _direction_dtype(device: str) -> torch.dtype:
 
 def complete_schedule(args: CraftTrainingArguments, steps: int) -> None:
     """Fills in what the schedules of transformers demand, where there is a sensible default."""
-    default = SCHEDULE_DEFAULTS.get(str(getattr(args.lr_scheduler_type, "value", "")))
+    default = SCHEDULE_DEFAULTS.get(args.lr_scheduler_type)
     if default and not args.lr_scheduler_kwargs:
         args.lr_scheduler_kwargs = default(steps, args.get_warmup_steps(steps))
 

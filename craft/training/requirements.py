@@ -35,12 +35,16 @@ def library_errors() -> Iterator[None]:
         raise UserError(f"training: {' '.join(str(error).split())}", code=code) from error
 
 
+def asked_for_cpu(values: Values) -> bool:
+    """Whether a run is on a CPU by choice."""
+    return values["use_cpu"] or launch.flag("ACCELERATE_USE_CPU")
+
+
 def on_cpu(values: Values) -> bool:
     """Whether a run is on a CPU, by choice or because this machine has nothing else."""
     import torch
 
-    chosen = values["use_cpu"] or launch.flag("ACCELERATE_USE_CPU")
-    return chosen or not torch.accelerator.is_available()
+    return asked_for_cpu(values) or not torch.accelerator.is_available()
 
 
 def precision(values: Values) -> None:

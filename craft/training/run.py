@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerState
-from transformers.optimization import get_scheduler
 from transformers.trainer_utils import IntervalStrategy, TrainOutput
-from transformers.training_args import OptimizerNames
 
-from craft.sharing.record import METRICS_FILE, STATE
-from craft.training import optimization
+from craft.sharing.record import METRICS_FILE, TRAINER_STATE
 from craft.training.callbacks.best import patience_is_over
 from craft.training.checkpointing import folders, resume_rules
 from craft.training.checkpointing.checkpointer import Checkpointer, is_resumable, only_weights
@@ -24,7 +21,6 @@ from craft.training.distributed.rendezvous import peer_failure_context
 from craft.training.ending import restore_finished_run
 from craft.training.logging import MetricsFile
 from craft.training.memory import is_out_of_memory
-from craft.training.requirements import library_errors
 from craft.utils.errors import Failed, TrainingFailed, UserError
 from craft.utils.files import explain_disk_errors, remove_staging
 from craft.utils.locks import run_lock
@@ -69,27 +65,11 @@ def run_training(
     finished = raise_on_all_ranks(lambda: validate_resume(trainer, planned, allow_changes))
     if finished is not None:
         return restore_finished_run(trainer, finished)
-    raise_on_all_ranks(lambda: check_optimization(trainer, planned))
+    # Before anything is written, for what they lack or refuse. The loop keeps the optimizer.
+    raise_on_all_ranks(lambda: trainer.create_optimizer_and_scheduler(planned))
     with ExitStack() as locks:
         on_rank0_broadcast(lambda: lock_run_dir(trainer, planned, locks))
         return _guarded(trainer, loop, **kwargs)
-
-
-def check_optimization(trainer: Any, planned_steps: int) -> None:
-    """Lets transformers name a missing package or a wrong argument before anything is written.
-
-    Raises:
-        UserError: with what it says.
-    """
-    args = trainer.args
-    optimization.complete_schedule(args, planned_steps)
-    with library_errors():
-        if trainer.optimizer is None and args.optim in set(OptimizerNames):
-            trainer.get_optimizer_cls_and_kwargs(args, trainer.model)
-        if trainer.lr_scheduler is None:
-            tried = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-            kind, warmup = args.lr_scheduler_type, args.get_warmup_steps(planned_steps)
-            get_scheduler(kind, tried, warmup, planned_steps, args.lr_scheduler_kwargs)
 
 
 def validate_resume(trainer: Any, planned_steps: int, allow_changes: bool) -> TrainerState | None:
@@ -113,7 +93,7 @@ def validate_resume(trainer: Any, planned_steps: int, allow_changes: bool) -> Tr
     trainer.changes, trainer.settings_moved = resume_rules.check_resume(
         checkpoint, checkpointer.progress(), trainer.settings, args, allow=allow_changes
     )
-    state = TrainerState.load_from_json(str(checkpoint / STATE))
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
     if is_resumable(checkpoint):
         checkpointer.load("evaluation")
     due = trainer.evaluation_due and args.eval_strategy != IntervalStrategy.NO
@@ -169,25 +149,14 @@ def _guarded(trainer: Any, loop: Loop, **kwargs: Any) -> TrainOutput:
 
 
 def _loop(trainer: Any, loop: Loop, **kwargs: Any) -> TrainOutput:
-    # Transformers' own search for a batch size would start the run anew.
-    trainer.micro_batches.searching = trainer.args.auto_find_batch_size
+    args = trainer.args
+    trainer.micro_batches.searching = searching = args.auto_find_batch_size
+    args.auto_find_batch_size = False  # transformers' own search would start the run anew
     try:
-        with hidden(trainer.args, auto_find_batch_size=False):
-            return loop(str(trainer.resumed) if trainer.resumed else None, **kwargs)
+        return loop(str(trainer.resumed) if trainer.resumed else None, **kwargs)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-    raise TrainingFailed(trainer.micro_batches.explain(), code="out-of-memory")
-
-
-@contextmanager
-def hidden(args: Any, **values: Any) -> Iterator[None]:
-    """Inside, arguments that craft obeys itself have values with which transformers does nothing."""
-    wanted = {name: getattr(args, name) for name in values}
-    for name, value in values.items():
-        setattr(args, name, value)
-    try:
-        yield
     finally:
-        for name, value in wanted.items():
-            setattr(args, name, value)
+        args.auto_find_batch_size = searching
+    raise TrainingFailed(trainer.micro_batches.out_of_memory_message(), code="out-of-memory")

@@ -15,7 +15,7 @@ from craft.data.tokenization import CharTokenizer, load_tokenizer
 from craft.utils.errors import UserError
 
 IDS_AT_ONCE = 1 << 24
-MOST = 1 << 27
+MAX_IDS = 1 << 27
 """Ids that are looked at one by one; of longer texts this many, in evenly spaced stretches."""
 
 
@@ -118,7 +118,7 @@ def check_ids(ids: Any, vocab_size: int, what: str) -> None:
     if np.issubdtype(ids.dtype, np.unsignedinteger) and np.iinfo(ids.dtype).max < vocab_size:
         return
     pieces = -(-len(ids) // IDS_AT_ONCE)
-    for piece in range(0, pieces, -(-len(ids) // MOST)):
+    for piece in range(0, pieces, -(-len(ids) // MAX_IDS)):
         part = ids[piece * IDS_AT_ONCE : (piece + 1) * IDS_AT_ONCE]
         for bad in (int(part.min()), int(part.max())):
             if not 0 <= bad < vocab_size:

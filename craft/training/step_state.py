@@ -18,17 +18,18 @@ class StepState:
     """Takes steps of a trainer back.
 
     Args:
-        trainer: its gradients are dropped.
-        changing: objects that a step changes, each with a `snapshot()` that returns how to undo it.
+        trainer: its gradients are dropped, and those of its `rank_parts` that have a `snapshot()`, which
+            returns how to undo a step, go back.
     """
 
-    def __init__(self, trainer: Any, *changing: Any) -> None:
-        self.trainer, self.changing = trainer, list(changing)
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
         self._undo: list[Callable[[], None]] = []
 
     def snapshot(self) -> None:
         """Remembers the state that a skipped step goes back to."""
-        self._undo = [part.snapshot() for part in self.changing]
+        parts = self.trainer.rank_parts().values()
+        self._undo = [part.snapshot() for part in parts if hasattr(part, "snapshot")]
 
     def rollback(self) -> None:
         """Undoes what the step did so far, but for its random numbers."""

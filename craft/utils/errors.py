@@ -54,10 +54,10 @@ class CraftError(Exception):
 
     Attributes:
         code: which kind of error it is, for programs.
-        retold: another process prints this error; this one ends silently.
+        printed_elsewhere: another process prints this error; this one ends silently.
     """
 
-    retold = False
+    printed_elsewhere = False
 
     def __init__(self, message: str = "", *, code: Code) -> None:
         super().__init__(message)

@@ -19,13 +19,14 @@ from craft.utils.errors import CraftError, Failed
 
 STAGING, REPLACED = ".staging-", ".replaced-"
 """How hidden folders begin: one that is being written, and one that makes room for its successor."""
-FULL = (errno.ENOSPC, errno.EDQUOT)
-DISK_ERRORS = {
-    *FULL,
-    *(errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ESTALE),
-    *(errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG),  # a folder that another machine doesn't share
-}
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_ERRORS = (
+    *DISK_FULL,
+    *(errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ESTALE, errno.ENAMETOOLONG),
+)
 """What a disk answers when it refuses; other errors of the system, such as of the network, aren't its."""
+FOLDER_GONE = (errno.ENOENT, errno.ENOTDIR)
+"""What it answers besides where another machine doesn't share a folder; elsewhere that may be a bug."""
 
 # Time stamps of files advance in ticks of up to 10 ms (a kernel's jiffy): an edit within the tick of the
 # last one leaves them equal. A file is therefore only trusted once it is older than this.
@@ -130,7 +131,7 @@ def explain_disk_errors(what: str, folder: Path, hint: Callable[[], str]) -> Ite
             raise
         there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
         staged = sum(path.stat().st_size for path in there.glob(f"{STAGING}*/**/*") if path.is_file())
-        free, full = shutil.disk_usage(there).free + staged, any(os.strerror(n) in reason for n in FULL)
+        free, full = shutil.disk_usage(there).free + staged, any(os.strerror(n) in reason for n in DISK_FULL)
         raise Failed(
             f"{what} can't be written to {folder} ({reason}; {free:,} bytes are free there); "
             f"{'make room; ' if full else ''}{hint()}",
@@ -142,7 +143,8 @@ def disk_error(error: BaseException | None) -> str:
     """What the disk said, where an error is its own or was raised from it; else nothing."""
     while error is not None:
         # safetensors, written in Rust, reports errors of the disk in its message alone.
-        if (isinstance(error, OSError) and error.errno in DISK_ERRORS) or "(os error" in str(error):
+        refused = isinstance(error, OSError) and error.errno in (*DISK_ERRORS, *FOLDER_GONE)
+        if refused or "(os error" in str(error):
             return str(error).splitlines()[0]
         error = error.__cause__
     return ""

@@ -16,12 +16,10 @@ from craft.utils.files import sha256
 MANIFEST = "manifest.json"
 CHANGED = f"its {MANIFEST} has changed since it was written"
 
-Files = dict[str, dict[str, Any]]
-"""By path inside the folder: `size` in bytes and `sha256`."""
 
-
-def write_manifest(folder: Path, **more: Any) -> Files:
-    """Writes the manifest of all files that a folder holds, with `more` to be kept beside them.
+def write_manifest(folder: Path, **more: Any) -> None:
+    """Writes the manifest of all files that a folder holds: by path `size` in bytes and `sha256`, with `more`
+    to be kept beside them.
 
     Raises:
         OSError: if the disk refuses.
@@ -32,7 +30,6 @@ def write_manifest(folder: Path, **more: Any) -> Files:
         for path in paths
     }
     (folder / MANIFEST).write_text(manifest_text({**more, "files": files}), encoding="utf-8")
-    return files
 
 
 def manifest_text(content: dict[str, Any]) -> str:
@@ -61,12 +58,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return content
 
 
-def difference(folder: Path, files: Mapping[str, Mapping[str, Any]], sums: bool = True) -> str:
-    """The first difference between the files of a folder and its manifest, in a few words; empty if none.
-
-    Args:
-        sums: also read them; their sizes cost nothing.
-    """
+def difference(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> str:
+    """The first difference between the files of a folder and its manifest, in a few words; empty if none."""
     name = ""
     try:
         for name, written in files.items():
@@ -75,7 +68,7 @@ def difference(folder: Path, files: Mapping[str, Mapping[str, Any]], sums: bool 
                 return f"{name} is missing"
             if (size := path.stat().st_size) != written["size"]:
                 return f"{name} has {size} bytes instead of {written['size']}"
-        for name, written in files.items() if sums else ():
+        for name, written in files.items():
             if sha256(folder / name) != written["sha256"]:
                 return f"{name} has changed since it was written"
     except OSError as error:

@@ -17,6 +17,7 @@ A `{date}_{timestamp}` is given out once: whatever else starts in that second is
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -54,6 +55,12 @@ def unique_timestamp(root: Path = OUTPUTS) -> str:
             (taken / stamp).touch(exist_ok=False)
             return stamp
         now += timedelta(seconds=1)
+
+
+def checkpoint_step(name: str) -> int | None:
+    """The step of a folder of this name if it is a checkpoint, `checkpoint-{step}`; None for any other."""
+    found = re.fullmatch(r"checkpoint-(\d+)", name)
+    return int(found[1]) if found else None
 
 
 def slug(text: str) -> str:

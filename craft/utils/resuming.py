@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import glob
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from craft.utils.errors import UserError
 from craft.utils.history import finished_at, read_history
 from craft.utils.locks import is_locked
-from craft.utils.outputs import OUTPUTS, RUN_CONFIG
+from craft.utils.outputs import OUTPUTS, RUN_CONFIG, checkpoint_step
 from craft.utils.paths import typed_path
 
 
@@ -45,7 +44,7 @@ def run_to_resume(run_dir: str, root: Path = OUTPUTS) -> Path | Finished:
     if run_dir == "latest":
         return _newest_unfinished(root / "models")
     folder = Path(typed_path(run_dir))
-    if re.fullmatch(r"checkpoint-\d+", folder.name):
+    if checkpoint_step(folder.name) is not None:
         raise UserError(
             f"{run_dir} is one checkpoint; name its run, {folder.parent}, which goes on from the newest good "
             "one",

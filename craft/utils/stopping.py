@@ -37,7 +37,7 @@ def say(text: str) -> None:
     write_at_once(f"\n{text}\n")
 
 
-class Leaving:
+class SignalHandler:
     """What is to be said when a signal ends the program at once.
 
     Attributes:
@@ -47,8 +47,8 @@ class Leaving:
     def __init__(self, state: str) -> None:
         self.state = state
 
-    def obey(self, signum: int, frame: FrameType | None) -> None:
-        """The handler: the program ends by an exception, so that files and locks are cleaned up."""
+    def handle(self, signum: int, frame: FrameType | None) -> None:
+        """Ends the program by an exception, so that files and locks are cleaned up."""
         for number in SIGNALS:
             signal.signal(number, lambda again, frame: os._exit(128 + again))
         say(f"{name_of(signum)}: {self.state}")
@@ -56,15 +56,15 @@ class Leaving:
 
 
 @contextmanager
-def leaving(state: str) -> Iterator[Leaving]:
+def exit_on_signal(state: str) -> Iterator[SignalHandler]:
     """Inside, a signal ends the program at once, with one line. In threads nothing changes."""
-    end = Leaving(state)
+    handler = SignalHandler(state)
     if threading.current_thread() is not threading.main_thread():
-        yield end
+        yield handler
         return
-    before = {number: signal.signal(number, end.obey) for number in SIGNALS}
+    before = {number: signal.signal(number, handler.handle) for number in SIGNALS}
     try:
-        yield end
+        yield handler
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)

@@ -109,7 +109,7 @@ for case in json.loads(sys.argv[2]):
         said = ["nothing", "", ""]
     except Exception as error:
         kind = getattr(error, "code", type(error).__name__)
-        said = [kind, f"{error} {error.__cause__ or ''}", getattr(error, "retold", False)]
+        said = [kind, f"{error} {error.__cause__ or ''}", getattr(error, "printed_elsewhere", False)]
     print(json.dumps([case, *said]), flush=True)
     dist.barrier()
 dist.destroy_process_group()

@@ -45,7 +45,6 @@ def test_precision_and_its_reason(
     [
         ("fp16", CPU, "machine-unable", "GPU"),
         ("bf16", Hardware("cuda", (7, 5)), "machine-unable", "8.0"),
-        ("fp1", CPU, "setting-value", "'fp16'"),
     ],
 )
 def test_precision_that_the_hardware_lacks_is_refused(
@@ -119,6 +118,7 @@ def test_muon_and_best_model_pass_hugging_face(tmp_path: Path) -> None:
         ({"global_batch_size": 10, "gradient_accumulation_steps": 4}, "setting-conflict", [10, 4, 8, 12]),
         ({"global_batch_size": 3, "gradient_accumulation_steps": 4}, "setting-conflict", [3, 4]),
         ({"per_device_train_batch_size": 8, "global_batch_size": 12}, "setting-conflict", [8, 12]),
+        ({"precision": "fp1"}, "setting-value", ["training.precision=fp1", "'fp16'"]),
         ({"optim": "muonn"}, "setting-value", ["muonn", "'muon'"]),
         ({"optim": "my_module.Mine"}, "setting-value", ["my_module.Mine", "--plugin my_module"]),
         ({"optim": "os.system"}, "setting-value", ["os.system", "torch.optim.Optimizer"]),
@@ -167,9 +167,9 @@ def test_what_transformers_says_of_settings_and_packages_is_one_line(
     tmp_path: Path, changes: dict[str, Any], code: Code, value: str
 ) -> None:
     with refused(code, value) as refusal:
-        trainer = tiny_run.trainer("char_transformer", tmp_path, **changes)
-        trainer.create_optimizer_and_scheduler(10)
+        tiny_run.trainer("char_transformer", tmp_path / "run", **changes).train()
     assert "\n" not in str(refusal.value)
+    assert not list((tmp_path / "run").glob("*"))
 
 
 def test_processes_for_gpus_that_are_not_there_are_refused(

@@ -20,7 +20,7 @@ from craft.data.tokenization import CharTokenizer
 from craft.training.base import LanguageModelTrainer
 from craft.training.checkpointing.safetensors_io import save_tree
 from craft.training.logging import MetricsFile, read_metrics
-from craft.utils.stopping import TrainingInterrupted, leaving
+from craft.utils.stopping import TrainingInterrupted, exit_on_signal
 
 
 def scripted(output_dir: Path, losses: list[float], **changes: Any) -> LanguageModelTrainer:
@@ -91,7 +91,7 @@ def test_a_signal_while_a_failed_run_is_closed_does_not_hide_the_failure(
 
     monkeypatch.setattr("craft.training.logging.MetricsFile.write", full)
     monkeypatch.setattr(trainer.wandb, "finish", lambda exit_code: signal.raise_signal(signal.SIGTERM))
-    with leaving("nothing was trained yet"), refused("disk-full", "metrics.jsonl"):
+    with exit_on_signal("nothing was trained yet"), refused("disk-full", "metrics.jsonl"):
         trainer.train()
 
 

@@ -96,7 +96,8 @@ def test_a_named_optimizer_gets_the_settings_and_groups_with_and_without_decay(t
 def test_arguments_that_an_optimizer_does_not_take_are_one_line(tmp_path: Path) -> None:
     settings = {"optim": f"{__name__}.Odd", "optim_args": "betas=0.8"}
     with refused("setting-value", "betas"):
-        tiny_run.trainer("char_lstm", tmp_path, **settings, **QUIET).create_optimizer()
+        tiny_run.trainer("char_lstm", tmp_path / "run", **settings, **QUIET).train()
+    assert not list((tmp_path / "run").glob("*"))
 
 
 def test_another_optimizer_is_a_changed_setting(tmp_path: Path) -> None:

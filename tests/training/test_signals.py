@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from craft.training.callbacks.signals import StopRequest
-from craft.utils.stopping import TrainingInterrupted, leaving
+from craft.utils.stopping import TrainingInterrupted, exit_on_signal
 
 STATUS = {signal.SIGTERM: 0, signal.SIGUSR1: 0, signal.SIGINT: 130}
 
@@ -21,16 +21,16 @@ def test_a_signal_asks_to_stop(number: int, status: int, capfd: pytest.CaptureFi
     stop = StopRequest()
     with stop.listening():
         stop.begun = True
-        assert not stop.agreed()
+        assert not stop.requested_anywhere()
         os.kill(os.getpid(), number)
         os.kill(os.getpid(), number)  # at once: the same keystroke, told by terminal and launcher
-        assert stop.agreed()
+        assert stop.requested_anywhere()
     assert stop.exit_code == status
     assert signal.getsignal(number) is before
     assert capfd.readouterr().err.count("finishing this step and saving") == 1
     with stop.listening():
         stop.begun = True
-        assert not stop.agreed()
+        assert not stop.requested_anywhere()
 
 
 def test_a_later_signal_exits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,8 +58,9 @@ def test_a_signal_during_the_agreement_is_not_lost(monkeypatch: pytest.MonkeyPat
     stop = StopRequest()
     with stop.listening():
         stop.begun = True
-        assert not stop.agreed()  # the others were told 0 for this process; they learn of it a step later
-        assert stop.agreed()
+        # The others were told 0 for this process; they learn of it a step later.
+        assert not stop.requested_anywhere()
+        assert stop.requested_anywhere()
     assert stop.signum == signal.SIGTERM
 
 
@@ -75,7 +76,7 @@ def test_a_process_told_after_another_saves_instead_of_exiting(monkeypatch: pyte
     stop = StopRequest()
     with stop.listening():
         stop.begun = True
-        assert stop.agreed()
+        assert stop.requested_anywhere()
         os.kill(os.getpid(), signal.SIGTERM)
         assert exits == []
         now[0] += 1.5
@@ -97,7 +98,7 @@ def test_a_signal_outside_training_ends_the_program_with_one_line(
     number: int, status: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = signal.getsignal(number)
-    with leaving("nothing yet") as leave:
+    with exit_on_signal("nothing yet") as leave:
         leave.state = "all is saved"
         with pytest.raises(TrainingInterrupted) as end:
             os.kill(os.getpid(), number)
@@ -112,7 +113,7 @@ def test_a_launcher_that_dies_is_a_signal(monkeypatch: pytest.MonkeyPatch) -> No
         stop.launcher = os.getppid()
         assert not stop.requested
         stop.launcher = 2**22 + 1
-        assert stop.agreed()
+        assert stop.requested_anywhere()
     assert stop.exit_code == 0
 
 

@@ -23,10 +23,9 @@ class KeepBest(TrainerCallback):
     ) -> None:
         if not self.trainer.is_in_train:
             return
-        value, best = (metrics or {}).get(_metric(args)), state.best_metric
+        value = (metrics or {}).get(f"eval_{args.compared_metric}")
         if value is not None and args.save_strategy != SaveStrategy.NO:
-            better = best is None or (value > best if args.greater_is_better else value < best)
-            control.should_save |= better
+            control.should_save |= args.is_better(value, state.best_metric)
         if patience_is_over(args, state):
             reached = _best_of(args)(_values(args, state))
             patience = args.early_stopping_patience
@@ -51,8 +50,5 @@ def _best_of(args: Any) -> Any:
 
 
 def _values(args: Any, state: TrainerState) -> list[float]:
-    return [entry[_metric(args)] for entry in state.log_history if _metric(args) in entry]
-
-
-def _metric(args: Any) -> str:
-    return "eval_" + str(args.metric_for_best_model).removeprefix("eval_")
+    name = f"eval_{args.compared_metric}"
+    return [entry[name] for entry in state.log_history if name in entry]

@@ -45,7 +45,7 @@ class NonFiniteGuard(TrainerCallback):
             return
         loss, norm = (trainer._tr_loss - trainer.running_loss.before).item(), float(trainer.grad_norm)
         bad = not (math.isfinite(loss) and math.isfinite(norm))
-        if not trainer.stop.most(int(bad)) or self.skipped >= args.skip_nonfinite_batches:
+        if not trainer.stop.max_over_ranks(int(bad)) or self.skipped >= args.skip_nonfinite_batches:
             return
         self.skipped, self.skipping = self.skipped + 1, True
         trainer.step_state.rollback()

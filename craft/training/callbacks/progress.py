@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from craft.training.losses import TAKEN
+from craft.training.losses import RESERVED
 from craft.utils.common import human
 from craft.utils.logging import get_logger
 
@@ -30,7 +30,7 @@ class Progress(TrainerCallback):
                 parts.append(f"{value:.3f} {name.replace('_per_', '/')}")
             elif name.endswith("s_per_second"):
                 parts.append(f"{human(value)} {name.replace('_per_second', '/s')}")
-            elif isinstance(value, float) and name not in TAKEN:  # an auxiliary loss
+            elif isinstance(value, float) and name not in RESERVED:  # an auxiliary loss
                 parts.append(f"{name} {value:.3f}")
         done, left = state.global_step - self.first_step, state.max_steps - state.global_step
         if done and left:

@@ -25,7 +25,8 @@ class StopRequest:
     """Remembers a signal and lets all processes agree on it, since launchers may tell only one of them.
 
     Attributes:
-        signum: the signal that asked to stop, 0 if none did; equal in all processes after `agreed`.
+        signum: the signal that asked to stop, 0 if none did; equal in all processes after
+            `requested_anywhere`.
         begun: whether there is anything to finish and save.
     """
 
@@ -33,7 +34,7 @@ class StopRequest:
         self.signum = 0
         self.begun = False
         self.launcher: int | None = None
-        self._received = 0  # the handler writes this and `_since` only: it may interrupt `agreed`
+        self._received = 0  # the handler writes this and `_since` only: it may interrupt `requested_anywhere`
         self._since: float | None = None
         self._group: dist.ProcessGroup | None = None
 
@@ -69,12 +70,12 @@ class StopRequest:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def agreed(self) -> bool:
+    def requested_anywhere(self) -> bool:
         """Whether any process was asked to stop; all of them must ask, and get the same answer."""
-        self.signum = self.most(max(self._received, self.signum) if self.requested else 0)
+        self.signum = self.max_over_ranks(max(self._received, self.signum) if self.requested else 0)
         return self.signum != 0
 
-    def most(self, number: int) -> int:
+    def max_over_ranks(self, number: int) -> int:
         """The largest of the numbers that all processes give."""
         if not dist.is_initialized():
             return number
@@ -106,11 +107,12 @@ class StopOnSignal(TrainerCallback):
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         report_step(state.global_step)
-        if self.trainer.stop.agreed():
+        if self.trainer.stop.requested_anywhere():
             control.should_training_stop = True
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.trainer.stop.agreed():  # while it was saved; another step would only have to be saved again
+        # While it was saved; another step would only have to be saved again.
+        if self.trainer.stop.requested_anywhere():
             control.should_training_stop = True
 
     def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -137,9 +137,9 @@ class UploadCheckpoints(TrainerCallback):
         if more():
             names = ", ".join(checkpoint.name for checkpoint in self._pending)
             logger.info(f"waiting for the upload of {names}; Ctrl-C leaves it off")
-        while stop.most(int(more())):
+        while stop.max_over_ranks(int(more())):
             time.sleep(0.1)
-            if not stop.signum and stop.agreed():
+            if not stop.signum and stop.requested_anywhere():
                 since = time.monotonic()
         if self.trainer.is_world_process_zero():  # what was spared for an upload may be one too many
             checkpointer, best = self.trainer.checkpointer, self.trainer.state.best_global_step

@@ -44,7 +44,7 @@ logger = get_logger(__name__)
 
 FORMAT = 2
 """Of what is written beside the model; another one is refused, its model loads all the same."""
-STATE = "training_state.safetensors"
+TRAINING_STATE = "training_state.safetensors"
 PROGRESS = "progress.json"
 
 
@@ -120,7 +120,7 @@ class Checkpointer:
                     save_tree(own, staging / rank_file(self.rank))
                 if self.rank == 0:
                     if not only_model:
-                        save_tree(shared, staging / STATE)
+                        save_tree(shared, staging / TRAINING_STATE)
                     known = {"format": FORMAT, "processes": self.world, **progress, "parts": varying}
                     (staging / PROGRESS).write_text(json.dumps(known, indent=1), encoding="utf-8")
 
@@ -181,7 +181,7 @@ class Checkpointer:
     def load(self, *names: str) -> None:
         """Puts back parts of the resumed checkpoint that are the same in all processes."""
         assert self.resumed is not None
-        states = {**load_tree(self.resumed / STATE, names=names), **self.progress()["parts"]}
+        states = {**load_tree(self.resumed / TRAINING_STATE, names=names), **self.progress()["parts"]}
         for name in names:
             if name in states:  # not what the run that wrote it didn't have
                 self.parts[name].load_state_dict(states[name])
@@ -204,12 +204,12 @@ class Checkpointer:
 
     def recovery_hint(self) -> str:
         """For a message: how to go on after a failure or a signal."""
-        return self._way_on(folders.last_good(self.run_dir))
+        return self._how_to_go_on(folders.last_good(self.run_dir))
 
     def what_is_left(self) -> str:
         """For a message of a run that fails: the newest good checkpoint and how to go on."""
         good = folders.last_good(self.run_dir)
-        return f"{f'last good checkpoint: {good}; ' if good else ''}{self._way_on(good)}"
+        return f"{f'last good checkpoint: {good}; ' if good else ''}{self._how_to_go_on(good)}"
 
     def once_trained(self) -> str:
         """For a message: what is left of a run that is trained, and ends before its model is made."""
@@ -217,7 +217,7 @@ class Checkpointer:
             return f"the run is trained; make the model of it with: {self._resume_command()}"
         return "the run is trained, but training.save_strategy=no kept nothing of it"
 
-    def _way_on(self, good: Path | None) -> str:
+    def _how_to_go_on(self, good: Path | None) -> str:
         if good is not None and not is_resumable(good):
             return only_weights(good)
         if good is not None:
@@ -238,7 +238,7 @@ def _read_progress(checkpoint: Path) -> dict[str, Any]:
 
 def is_resumable(checkpoint: Path) -> bool:
     """Whether a checkpoint holds more than the weights."""
-    return (checkpoint / STATE).is_file()
+    return (checkpoint / TRAINING_STATE).is_file()
 
 
 def only_weights(checkpoint: Path) -> str:

@@ -6,7 +6,6 @@ manifest (a torn copy, a flipped bit, a missing file) is never resumed from; the
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors.torch import load_file
 from craft.utils import manifest
 from craft.utils.errors import UserError
 from craft.utils.logging import get_logger
+from craft.utils.outputs import checkpoint_step
 
 logger = get_logger(__name__)
 
@@ -27,7 +27,7 @@ def checkpoint_dir(run_dir: Path, step: int) -> Path:
 
 def has_checkpoint_name(folder: Path) -> bool:
     """Whether a folder is named like a checkpoint; it may be damaged."""
-    return re.fullmatch(r"checkpoint-\d+", folder.resolve().name) is not None
+    return checkpoint_step(folder.resolve().name) is not None
 
 
 def run_of(where: Path) -> Path:
@@ -36,7 +36,9 @@ def run_of(where: Path) -> Path:
 
 
 def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.resolve().name.rsplit("-", 1)[1])
+    step = checkpoint_step(checkpoint.resolve().name)
+    assert step is not None, checkpoint
+    return step
 
 
 def checkpoints(run_dir: Path) -> Iterator[Path]:

@@ -18,31 +18,28 @@ from typing import Any
 import numpy as np
 import torch
 
+from craft.training.arguments import FOLLOWS_EVALUATIONS, IGNORED
 from craft.utils.errors import UserError
 from craft.utils.logging import get_logger
+from craft.utils.settings import yaml_word
 
 logger = get_logger(__name__)
 
 FREE_PREFIXES = ("log", "trackio_", "eval_", "save_", "hub_", "dataloader_")
 # fmt: off
 FREE = {
+    *IGNORED,
     # where it is written, and what of it
     "output_dir", "disable_tqdm", "report_to", "run_name", "project", "include_num_input_tokens_seen",
-    "include_for_metrics", "skip_memory_metrics", "debug", "stall_seconds",
+    "skip_memory_metrics", "debug", "stall_seconds", "push_to_hub",
     # evaluations and samples
-    "sample_chars", "sample_prompt", "per_device_eval_batch_size", "prediction_loss_only", "bf16_full_eval",
-    "batch_eval_metrics", "fp16_full_eval", "metric_for_best_model", "greater_is_better",
-    "load_best_model_at_end", "early_stopping_patience",
-    # checkpoints and the Hub
-    "enable_jit_checkpoint", "resume_from_checkpoint", "restore_callback_states_from_checkpoint",
-    "push_to_hub",
+    "sample_chars", "sample_prompt", "per_device_eval_batch_size", "metric_for_best_model",
+    "greater_is_better", "load_best_model_at_end", "early_stopping_patience",
     # the machine
     "use_cpu", "local_rank", "accelerator_config", "parallelism_config", "ddp_find_unused_parameters",
     "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph", "ddp_backend", "ddp_timeout", "fsdp",
     "fsdp_config", "deepspeed", "torch_empty_cache_steps", "use_cache", "auto_find_batch_size",
-    "skip_nonfinite_batches", "do_train", "do_eval", "do_predict",
-    # of transformers' own loaders, which craft doesn't use
-    "remove_unused_columns", "label_names", "train_sampling_strategy", "length_column_name", "data_seed",
+    "skip_nonfinite_batches",
     # said in another form: as the number of steps, `global_batch_size`, `precision`
     "num_train_epochs", "max_steps", "per_device_train_batch_size", "bf16", "fp16",
 }
@@ -52,7 +49,6 @@ WITH_EVALUATIONS = {
     *("eval_strategy", "eval_steps", "eval_delay", "eval_protocol", "eval_chars", "metric_for_best_model"),
 }
 """Are compared where the learning rate follows the evaluations."""
-FOLLOWS_EVALUATIONS = ("reduce_lr_on_plateau", "greedy")
 LENGTH_INDEPENDENT_SCHEDULES = ("constant", "constant_with_warmup", *FOLLOWS_EVALUATIONS)
 """Schedules that are the same for any number of steps."""
 PER_PROCESS = {"training.gradient_accumulation_steps", "training.average_tokens_across_devices"}
@@ -65,10 +61,10 @@ FREE_OF_MODEL = {
 """What a model's config holds beside its shape."""
 FREE_OF_DATA = {"cache_dir", "name"}
 """Of the `data` section, what is never compared."""
-CUT = {"data.block_size", "data.order", "data.streaming"}
+WINDOW_SETTINGS = {"data.block_size", "data.order", "data.streaming"}
 """How windows are cut from a text: always compared. The text is compared by its ids; the rest of the section
 is only named, if they differ, as what may have made another text."""
-DESCRIBES = {"data.path", "data.language"}
+DESCRIPTIVE_SETTINGS = {"data.path", "data.language"}
 """Isn't compared of a stream either, whose ids aren't known, so that all the rest of its section is."""
 
 STEPS, TEXT = "training.max_steps", "the text"
@@ -79,8 +75,7 @@ Changes = dict[str, tuple[Any, Any]]
 
 def training_settings(args: Any, planned_steps: int) -> dict[str, Any]:
     """The training arguments that decide the weights, by full name."""
-    follows = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)) in FOLLOWS_EVALUATIONS
-    decisive = WITH_EVALUATIONS if follows else set()
+    decisive = WITH_EVALUATIONS if args.lr_scheduler_type in FOLLOWS_EVALUATIONS else set()
     values, names = args.to_dict(), [field.name for field in fields(args)]
     names = [n for n in names if n in decisive or not (n in FREE or n.startswith(FREE_PREFIXES))]
     return _as_json({**{f"training.{name}": values.get(name) for name in names}, STEPS: planned_steps})
@@ -151,8 +146,8 @@ def differences(
     def counts(name: str) -> bool:
         if name == STEPS:  # a longer run goes on
             return moves_schedule(old, new) and new[STEPS] < (old.get(STEPS) or 0)
-        if name.startswith("data.") and name not in CUT:
-            return another_text or (bool(new.get("data.streaming")) and name not in DESCRIBES)
+        if name.startswith("data.") and name not in WINDOW_SETTINGS:
+            return another_text or (bool(new.get("data.streaming")) and name not in DESCRIPTIVE_SETTINGS)
         if name in PER_PROCESS and not same_world:
             return False
         return name in new or not name.startswith("training.")  # else it is an argument of an older craft
@@ -187,7 +182,7 @@ def check_resume(
     old, same_world = progress["settings"], progress["processes"] == args.world_size
     changes = differences(old, settings, same_world=same_world, defaults=training_defaults(args))
     moves = bool(changes) or moves_schedule(old, settings)
-    name, what = checkpoint.name, listed(changes)
+    name, what = checkpoint.name, describe_changes(changes)
     if changes and not allow:
         raise UserError(
             f"{checkpoint.parent} can't go on exactly, for settings changed since {name}: {what}; put them "
@@ -206,17 +201,13 @@ def check_resume(
     here, there = environment(args.device), progress["environment"]
     moved = {key: (there.get(key), here[key]) for key in here if there.get(key) != here[key]}
     if moved:
-        logger.info(f"{listed(moved)}: the data and all states are the same, bits may differ")
+        logger.info(f"{describe_changes(moved)}: the data and all states are the same, bits may differ")
     return changes, moves
 
 
-def listed(changes: Changes) -> str:
+def describe_changes(changes: Changes) -> str:
     """`training.seed 42 → 7, data.block_size 64 → 128`."""
-    return ", ".join(f"{name} {_word(old)} → {_word(new)}" for name, (old, new) in changes.items())
-
-
-def _word(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return ", ".join(f"{name} {yaml_word(old)} → {yaml_word(new)}" for name, (old, new) in changes.items())
 
 
 def _as_json(values: dict[str, Any]) -> dict[str, Any]:

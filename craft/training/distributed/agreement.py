@@ -39,7 +39,8 @@ def raise_on_all_ranks(do: Callable[[], T]) -> T:
 
     Raises:
         Exception: what `do` raised here.
-        CraftError: what it raised in another process, or here after another one, marked as `retold`.
+        CraftError: what it raised in another process, or here after another one, marked as
+            `printed_elsewhere`.
         PeerLost: if that was anything else; with nothing to say, since that process shows the traceback.
     """
     if not is_distributed():
@@ -60,9 +61,9 @@ def raise_on_all_ranks(do: Callable[[], T]) -> T:
             return result  # type: ignore[no-any-return]
         kind, words, code = first
         error = kind(words, code=code) if kind else PeerLost()
-        error.retold, error.__cause__ = True, RuntimeError(words)
+        error.printed_elsewhere, error.__cause__ = True, RuntimeError(words)
     elif isinstance(error, CraftError) and first not in (None, _described(error)):
-        error.retold = True  # of several, as on a disk that is full for all, the first is told
+        error.printed_elsewhere = True  # of several, as on a disk that is full for all, the first is told
     error.known_to_all = True
     raise error
 
