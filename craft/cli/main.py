@@ -54,7 +54,7 @@ DISK_FULL = (ENOSPC, EDQUOT)
 MACHINE_ERRORS = (*DISK_FULL, EROFS, EACCES, EPERM, EIO, ENAMETOOLONG, ESTALE)
 """What the system answers for reasons that lie in a disk or in permissions, and not in craft."""
 
-PATIENCE = 30
+PEER_SECONDS = 30
 """Seconds that a process waits for another one to say what both of them end with."""
 
 
@@ -165,7 +165,7 @@ def fail(error: CraftError, words: Sequence[str], status: int) -> None:
         # spoken: wait for its end, or for the launcher's signal behind that.
         for number in SIGNALS:
             signal.signal(number, lambda *_: os._exit(status))
-        time.sleep(PATIENCE if "TORCHELASTIC_RUN_ID" in os.environ else 0)
+        time.sleep(PEER_SECONDS if "TORCHELASTIC_RUN_ID" in os.environ else 0)
     elif line and first_to_say(line):
         echo(f"error: {rank_prefix()}{line}", err=True)
         trains = words[:1] in (["train"], ["resume"]) and "--print-config" not in words
