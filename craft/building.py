@@ -11,7 +11,7 @@ from craft.config.pretrained import architecture, refuse_conflicts
 from craft.config.rules import model_config
 from craft.sharing.trust import trusted
 from craft.utils.common import SAMPLE_CHARACTERS, TEMPERATURE
-from craft.utils.errors import Code, UserError
+from craft.utils.errors import Code, UserError, one_line
 from craft.utils.logging import get_logger
 from craft.utils.outputs import resolve
 
@@ -106,7 +106,7 @@ def new_model(fields: dict[str, Any], tokenizer: CharTokenizer, block_size: int)
         model = AutoModelForCausalLM.from_config(config)
     except (ValueError, KeyError, ImportError) as error:
         code: Code = "package-missing" if isinstance(error, ImportError) else "setting-value"
-        raise UserError(f"models: {' '.join(str(error).split())}", code=code) from error
+        raise UserError(f"models: {one_line(error)}", code=code) from error
     if model.carries_state:
         model.config.max_position_embeddings = None  # its window is no limit of a state, nor of generate()
     return model

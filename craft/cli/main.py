@@ -10,13 +10,13 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from errno import EACCES, EDQUOT, EIO, ENAMETOOLONG, ENOSPC, EPERM, EROFS, ESTALE
+from errno import EACCES, EIO, ENAMETOOLONG, EPERM, EROFS, ESTALE
 from typing import Any
 
 import click
 
 from craft import __version__
-from craft.utils.errors import Code, CraftError, Failed, PeerLost, UserError
+from craft.utils.errors import DISK_FULL, Code, CraftError, Failed, PeerLost, UserError
 from craft.utils.launch import drop_empty
 from craft.utils.logging import first_to_say, rank_prefix
 from craft.utils.masking import excepthook, has_secret, mask
@@ -50,7 +50,6 @@ ENVIRONMENT = {
 }
 """Settings that must be there before torch and transformers are imported; the user's own win."""
 
-DISK_FULL = (ENOSPC, EDQUOT)
 MACHINE_ERRORS = (*DISK_FULL, EROFS, EACCES, EPERM, EIO, ENAMETOOLONG, ESTALE)
 """What the system answers for reasons that lie in a disk or in permissions, and not in craft."""
 

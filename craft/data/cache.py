@@ -11,7 +11,6 @@ a few `stat` calls, however large the corpus.
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import time
@@ -21,7 +20,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from craft.utils.errors import Failed, UserError
+from craft.utils.errors import DISK_FULL, Failed, UserError
 from craft.utils.files import TICK_NS, staged_folder
 from craft.utils.logging import get_logger
 from craft.utils.manifest import difference, read_manifest, write_manifest
@@ -65,7 +64,7 @@ class Cache:
                         write_manifest(folder)
                         _remember(folder)
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            full = error.errno in DISK_FULL
             raise (Failed if full else UserError)(
                 f"the cache folder {self.root} can't be written ({error.strerror or error}); choose another "
                 "with data.cache_dir or CRAFT_CACHE",

@@ -14,7 +14,7 @@ from typing import Any
 from craft.data.columns import Rows, column_texts, missing_column, path_of
 from craft.data.sources import Piece, Shard
 from craft.data.tables import ROWS
-from craft.utils.errors import CraftError, UserError
+from craft.utils.errors import CraftError, UserError, one_line
 from craft.utils.hub import is_network_error, quiet, translate_hub_errors
 
 LOCAL_COPY_HINT = "with a copy here use data.source=files data.path=/path/to/copy"
@@ -124,7 +124,7 @@ def _translated(what: str, revision: str | None) -> Iterator[None]:
             of_the_disk = isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)
             if of_the_disk or is_network_error(error) or isinstance(error, JSONDecodeError | MemoryError):
                 raise
-            reason = " ".join(str(cause).split())[:400].rstrip(".") or type(cause).__name__
+            reason = one_line(cause)[:400]
             hint = "check its name, and if it is private or gated log in (HF_TOKEN, or 'hf auth login')"
             raise UserError(
                 f"{what}: {reason}; {hint if 'on the Hub' in reason else CHOICE_HINT}", code="data-invalid"

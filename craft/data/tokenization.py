@@ -23,7 +23,7 @@ from transformers import BatchEncoding, PreTrainedTokenizerFast
 
 from craft.data.lookalikes import suggest_look_alikes, with_code_points
 from craft.data.processors import TextProcessor
-from craft.utils.errors import UserError
+from craft.utils.errors import UserError, first_line
 from craft.utils.units import unit_named
 
 POLICIES = ("strict", "unk", "bytes")
@@ -285,7 +285,7 @@ def load_tokenizer(path: str | Path, **kwargs: Any) -> CharTokenizer:
         tokenizer = CharTokenizer.from_pretrained(str(path), **kwargs)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
-            f"no tokenizer in {path}: {str(error).splitlines()[0].rstrip(':')}; is there a tokenizer.json?",
+            f"no tokenizer in {path}: {first_line(error).rstrip(':')}; is there a tokenizer.json?",
             code="tokenizer-invalid",
         ) from error
     if "unknown" not in tokenizer.init_kwargs:

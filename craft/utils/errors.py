@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Literal
 
 Code = Literal[
@@ -49,6 +50,10 @@ Code = Literal[
 """Codes stay as they are from release to release; docs/guides/errors.md lists them."""
 
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system answers where a disk, or somebody's share of it, is full."""
+
+
 class CraftError(Exception):
     """One line that says what was wrong, the value, where, and what to do instead.
 
@@ -87,3 +92,13 @@ class PeerLost(TrainingFailed):
 
     def __init__(self, message: str = "", *, code: Code = "peer-lost") -> None:
         super().__init__(message, code=code)
+
+
+def first_line(error: object) -> str:
+    """The first line of what an error of a library says; the name of its class if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def one_line(error: object) -> str:
+    """All that an error of a library says, on one line; the name of its class if it says nothing."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

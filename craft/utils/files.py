@@ -15,13 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from craft.utils.errors import CraftError, Failed
+from craft.utils.errors import DISK_FULL, CraftError, Failed
 
 STAGING, REPLACED = ".staging-", ".replaced-"
 """How hidden folders begin: one that is being written, and one that makes room for its successor."""
-FULL = (errno.ENOSPC, errno.EDQUOT)
 DISK_ERRORS = {
-    *FULL,
+    *DISK_FULL,
     *(errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ESTALE),
     *(errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG),  # a folder that another machine doesn't share
 }
@@ -130,7 +129,7 @@ def explain_disk_errors(what: str, folder: Path, hint: Callable[[], str]) -> Ite
             raise
         there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
         staged = sum(path.stat().st_size for path in there.glob(f"{STAGING}*/**/*") if path.is_file())
-        free, full = shutil.disk_usage(there).free + staged, any(os.strerror(n) in reason for n in FULL)
+        free, full = shutil.disk_usage(there).free + staged, any(os.strerror(n) in reason for n in DISK_FULL)
         raise Failed(
             f"{what} can't be written to {folder} ({reason}; {free:,} bytes are free there); "
             f"{'make room; ' if full else ''}{hint()}",
