@@ -213,12 +213,12 @@ def must(sentence: str, holds: Callable[[Any], bool]) -> Validator:
     return rule
 
 
-def word(wrong: Callable[[str, str], str]) -> Validator:
+def word(wrong: Callable[[str], str]) -> Validator:
     """A validator of one of the functions that say what is wrong with a word, such as `wrong_encoding`."""
 
     def rule(value: Any) -> None:
-        if sentence := wrong(value, ""):
-            raise ValueError(sentence.removeprefix(repr(value)).removeprefix(str(value)).lstrip())
+        if sentence := wrong(value):
+            raise ValueError(sentence)
 
     return rule
 
