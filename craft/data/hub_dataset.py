@@ -11,7 +11,7 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
-from craft.data.columns import Rows, column_texts, missing_column, path_of
+from craft.data.columns import Rows, column_texts, top_column
 from craft.data.sources import Piece, Shard
 from craft.data.tables import ROWS
 from craft.utils.errors import CraftError, UserError, one_line
@@ -89,10 +89,7 @@ class HubDataset:
     def _rows(self, dataset: Any, name: str) -> Rows:
         number = 0
         for table in dataset.with_format("arrow").iter(batch_size=ROWS):
-            known = table.column_names
-            top = self.text_column if self.text_column in known else path_of(self.text_column)[0]
-            if top not in known:
-                raise missing_column(self.text_column, known, name)
+            top = top_column(self.text_column, table.column_names, name)
             for row in table.select([top]).to_pylist():
                 yield row, f"row {number} of {name}"
                 number += 1
