@@ -20,6 +20,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from craft.utils.common import did_you_mean
 from craft.utils.errors import UserError
 
+SECTIONS = ("models", "data", "training")
+"""Of a run."""
 UNKNOWN = object()
 """The default of a field that has none in YAML."""
 
