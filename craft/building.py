@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from craft.config.fields import INIT_FIELDS
+from craft.config.fields import INIT_FIELDS, section_of
 from craft.config.pretrained import architecture, refuse_conflicts
 from craft.config.rules import model_config
 from craft.sharing.trust import trusted
 from craft.utils.common import SAMPLE_CHARACTERS, TEMPERATURE
-from craft.utils.errors import Code, UserError
+from craft.utils.errors import Code, UserError, one_line
 from craft.utils.logging import get_logger
 from craft.utils.outputs import resolve
 
@@ -100,16 +100,14 @@ def new_model(fields: dict[str, Any], tokenizer: CharTokenizer, block_size: int)
     from transformers import AutoModelForCausalLM
 
     fields = {key: value for key, value in fields.items() if value is not None}
-    fields = {"max_position_embeddings": block_size, **fields, "vocab_size": len(tokenizer)}
-    config = model_config(fields)
+    if not section_of("models", fields).carries_state:  # the window is no limit of a state, nor of generate()
+        fields = {"max_position_embeddings": block_size, **fields}
+    config = model_config({**fields, "vocab_size": len(tokenizer)})
     try:
-        model = AutoModelForCausalLM.from_config(config)
+        return AutoModelForCausalLM.from_config(config)
     except (ValueError, KeyError, ImportError) as error:
         code: Code = "package-missing" if isinstance(error, ImportError) else "setting-value"
-        raise UserError(f"models: {' '.join(str(error).split())}", code=code) from error
-    if model.carries_state:
-        model.config.max_position_embeddings = None  # its window is no limit of a state, nor of generate()
-    return model
+        raise UserError(f"models: {one_line(error)}", code=code) from error
 
 
 def starting_model(models: Mapping[str, Any], tokenizer: CharTokenizer) -> PreTrainedModel:

@@ -61,6 +61,14 @@ def test_an_impossible_model_is_refused(code: Code, fields: dict[str, Any], valu
         new_model({**tiny, **fields}, tokenizer, 8)
 
 
+@pytest.mark.parametrize(("kind", "context"), [("lstm", None), ("transformer", 8)])
+def test_the_window_is_the_context_of_a_model_that_carries_no_state(kind: str, context: int | None) -> None:
+    tokenizer, fields = CharTokenizer.train(["abc\n"]), {"hidden_size": 16, **MODELS[kind]}
+    assert new_model(fields, tokenizer, 8).config.max_position_embeddings == context
+    written = {**fields, "max_position_embeddings": 12}
+    assert new_model(written, tokenizer, 8).config.max_position_embeddings == 12
+
+
 @pytest.mark.parametrize("kind", MODELS)
 def test_new_characters_leave_what_the_model_knows_as_it_is(tmp_path: Path, kind: str) -> None:
     model, tokenizer, fields = save(tmp_path, kind)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import click
 
+from craft.utils.errors import one_line
 from craft.utils.terminal import echo
 
 TEXT = "Hello, wörld!\r\n\t🙂 e\u0301\n"
@@ -38,7 +39,7 @@ def command() -> None:
             result, mark = check(), "ok"
         except Exception as error:
             failed += 1
-            result, mark = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", "FAILED"
+            result, mark = f"{type(error).__name__}: {one_line(error)[:200]}", "FAILED"
         echo(f"{name:<24} {mark:<7} {time.perf_counter() - start:6.2f} s  {result}")
     echo(f"\n{failed} of the checks failed" if failed else "\neverything works")
     sys.exit(1 if failed else 0)

@@ -9,7 +9,7 @@ import click
 from craft.cli.options import COUNT, hub_options
 from craft.evaluation import SPLITS
 from craft.sharing.trust import trusted
-from craft.utils.outputs import OUTPUTS, evaluation_file, resolve
+from craft.utils.outputs import evaluation_file, resolve
 from craft.utils.terminal import echo
 
 
@@ -74,6 +74,6 @@ def command(
         allow_changes=allow_changes,
     )
     echo(json.dumps([each.to_dict() for each in evaluations], indent=2) if as_json else table(evaluations))
-    file = evaluation_file(network.config.model_type, evaluations[0].dataset, OUTPUTS)
+    file = evaluation_file(network.config.model_type, evaluations[0].dataset)
     save_scores(evaluations, where, file)
     echo(f"saved {file}", err=True)  # stdout is for the figures alone

@@ -20,7 +20,7 @@ from craft.utils.outputs import sample_file
 from craft.utils.paths import typed_path
 from craft.utils.terminal import echo, visible_pieces
 
-PATIENCE = 0.5
+PIPE_SECONDS = 0.5
 """Seconds that a pipe on stdin has to bring a prompt."""
 
 
@@ -122,4 +122,4 @@ def _is_piped() -> bool:
         mode = os.fstat(0).st_mode
     except OSError:  # closed
         return False
-    return stat.S_ISREG(mode) or (stat.S_ISFIFO(mode) and bool(select.select([0], [], [], PATIENCE)[0]))
+    return stat.S_ISREG(mode) or (stat.S_ISFIFO(mode) and bool(select.select([0], [], [], PIPE_SECONDS)[0]))

@@ -50,7 +50,7 @@ ENVIRONMENT = {
 }
 """Settings that must be there before torch and transformers are imported; the user's own win."""
 
-PATIENCE = 30
+PEER_SECONDS = 30
 """Seconds that a process waits for another one to say what both of them end with."""
 
 
@@ -161,7 +161,7 @@ def fail(error: CraftError, words: Sequence[str], status: int) -> None:
         # spoken: wait for its end, or for the launcher's signal behind that.
         for number in SIGNALS:
             signal.signal(number, lambda *_: os._exit(status))
-        time.sleep(PATIENCE if "TORCHELASTIC_RUN_ID" in os.environ else 0)
+        time.sleep(PEER_SECONDS if "TORCHELASTIC_RUN_ID" in os.environ else 0)
     elif line and first_to_say(line):
         echo(f"error: {rank_prefix()}{line}", err=True)
         trains = words[:1] in (["train"], ["resume"]) and "--print-config" not in words

@@ -27,10 +27,9 @@ def command(
     craft resume outputs/models/RUN
     craft resume outputs/models/RUN training.max_steps=10000
     """
-    from craft.config.command_line import OVERRIDE
+    from craft.config.command_line import split_words
 
-    folders = [word for word in arguments if not OVERRIDE.fullmatch(word)]
-    overrides = [word for word in arguments if OVERRIDE.fullmatch(word)]
+    folders, overrides = split_words(arguments)
     if len(folders) > 1:
         raise click.UsageError(f"{len(folders)} runs given ({', '.join(folders)}); one is resumed at a time")
     run_dir = folders[0] if folders else "latest"

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from craft.config.fields import section_fields, suggest
-from craft.config.files import GROUPS, SECTIONS, config_folders, list_group
+from craft.config.files import GROUPS, config_folders, list_group
 from craft.utils.common import did_you_mean
 from craft.utils.errors import UserError
 from craft.utils.paths import typed_path
-from craft.utils.settings import Field
+from craft.utils.settings import SECTIONS, Field
 
 OVERRIDE = re.compile(r"\+*([A-Za-z_]\w*(?:\.\w+)*)=(.*)", re.DOTALL)
 KEY_VALUE = "settings are written KEY=VALUE, for example training.max_steps=500"
@@ -35,14 +35,19 @@ RESETS: dict[str, dict[str, Any]] = {
 """What typing the first takes back where a file has set it: the same said in two ways, or made impossible."""
 
 
+def split_words(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words of a command line that aren't `KEY=VALUE`, and those that are."""
+    settings = [word for word in arguments if OVERRIDE.fullmatch(word)]
+    return [word for word in arguments if word not in settings], settings
+
+
 def split_text(arguments: Sequence[str]) -> list[str]:
     """The overrides of a command line: words that aren't `KEY=VALUE` are the user's texts, and train on them.
 
     Raises:
         UserError: for a text that doesn't exist.
     """
-    texts = [word for word in arguments if not OVERRIDE.fullmatch(word)]
-    settings = [word for word in arguments if OVERRIDE.fullmatch(word)]
+    texts, settings = split_words(arguments)
     for path in texts:
         pattern_or_url = "://" in path or any(char in path for char in "*?[")
         if not pattern_or_url and not os.path.exists(typed_path(path)):

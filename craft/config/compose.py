@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from craft.config.command_line import resets, set_value, split_overrides
-from craft.config.files import SECTIONS, builtin_folder, config_folders, located, short
+from craft.config.files import builtin_folder, config_folders, located, short
 from craft.config.pretrained import reconcile, start_from
 from craft.config.schema import Run
 from craft.utils.errors import UserError
 from craft.utils.paths import typed_path
+from craft.utils.settings import SECTIONS
 
 
 def compose(

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from craft.config.files import SECTIONS
 from craft.config.snapshot import Section, sections
 from craft.utils.common import did_you_mean
 from craft.utils.errors import UserError
-from craft.utils.settings import UNKNOWN, Field, yaml_word
+from craft.utils.settings import SECTIONS, UNKNOWN, Field, yaml_word
 
 CUTOFF = 0.65
 """Likeness of two names of which one may be a slip for the other."""

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from craft.utils.errors import UserError
 from craft.utils.paths import typed_path
+from craft.utils.settings import SECTIONS
 
 CRAFT = Path(__file__).resolve().parent.parent
-SECTIONS = ("models", "data", "training")
 GROUPS = (*SECTIONS, "experiments")
 
 NAMED = re.compile(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from craft.config.fields import INIT_FIELDS
 from craft.utils.common import parsed_stride
-from craft.utils.errors import Code, UserError
+from craft.utils.errors import Code, UserError, one_line
 from craft.utils.masking import masked
 from craft.utils.settings import yaml_word
 
@@ -53,7 +53,7 @@ def model_config(models: Values) -> PreTrainedConfig:
         return AutoConfig.for_model(**copy.deepcopy(given))  # it fills mappings up
     except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
         cause = error.__cause__ or error
-        sentence = " ".join(str(cause.args[0] if cause.args else cause).split()).rstrip(".")
+        sentence = one_line(cause.args[0] if cause.args else cause)
         if field := re.match(r"Validation error for field '(\w+)'", str(error)):
             sentence = f"models.{field[1]}={yaml_word(given.get(field[1]))}: {sentence}"
         else:

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from craft.config.fields import defaults, section_fields, section_of, suggest
-from craft.config.files import SECTIONS
 from craft.config.rules import check_sections, model_config, refuse_secret
 from craft.utils.common import did_you_mean
 from craft.utils.errors import UserError
 from craft.utils.paths import typed_settings
-from craft.utils.settings import check_type, yaml_word
+from craft.utils.settings import SECTIONS, check_type, yaml_word
 
 
 @dataclass(frozen=True)

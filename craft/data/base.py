@@ -57,7 +57,7 @@ def map_of(ids: np.ndarray) -> mmap.mmap | None:
     return base if isinstance(base, mmap.mmap) else None
 
 
-def release(ids: np.ndarray) -> None:
+def release_pages(ids: np.ndarray) -> None:
     """Takes the pages of memory-mapped ids out of this process' memory; they stay in the system's cache.
 
     Without it a run over a corpus larger than memory would look as if it needed all of it, and be stopped in

@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from craft.data.base import BaseDataset, IdsOnDisk, map_of
-from craft.data.order import below, permuted
+from craft.data.order import permuted, random_integers
 from craft.utils.errors import UserError
 
 ORDERS = ("shuffled", "random", "streams")
@@ -110,13 +110,14 @@ class CharDataset:
     def _starts(self, epoch: int, steps: np.ndarray, rows: np.ndarray) -> np.ndarray:
         n, size = self._n_starts, self.block_size
         if self.order == "random":
-            return below(n - size, self.seed, epoch, steps, rows)
+            return random_integers(n - size, self.seed, epoch, steps, rows)
         if self.order == "streams":
             length = self.steps_per_epoch * size
-            phase = below(n - self.global_batch_size * length, self.seed, epoch)
+            phase = random_integers(n - self.global_batch_size * length, self.seed, epoch)
             return phase + rows * length + steps * size
         window = (steps * self.global_batch_size + rows) % self._n_windows  # a block may reach past the epoch
-        return below(size, self.seed, epoch) + permuted(window, self._n_windows, self.seed, epoch) * size
+        phase = random_integers(size, self.seed, epoch)
+        return phase + permuted(window, self._n_windows, self.seed, epoch) * size
 
     def batch(self, epoch: int, step: int, rows: np.ndarray) -> torch.Tensor:
         """LongTensor [len(rows), T + lookahead]: those rows of the global batch of a step."""

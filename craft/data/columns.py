@@ -36,7 +36,7 @@ def column_texts(
     Raises:
         UserError: for a missing column or a value that isn't text.
     """
-    steps, found, missing = path_of(column), part, False
+    steps, found, missing = _path_of(column), part, False
     first: dict[str, Any] = {}
     for number, (row, where) in enumerate(rows):
         if not isinstance(row, dict):
@@ -49,15 +49,27 @@ def column_texts(
         elif missing and not found and number >= SEARCHED:
             break
     if missing and not found:
-        raise missing_column(column, list(islice(_paths(first), SHOWN)), table)
+        raise _missing_column(column, list(islice(_paths(first), SHOWN)), table)
 
 
-def path_of(column: str) -> list[str]:
+def _path_of(column: str) -> list[str]:
     """The steps of a path: keys, and `[]` for each item of a list."""
     return re.findall(r"\[\]|[^.\[\]]+", column)
 
 
-def missing_column(column: str, known: list[str], table: str) -> UserError:
+def top_column(column: str, known: list[str], table: str) -> str:
+    """The column of a table that holds what a path leads to.
+
+    Raises:
+        UserError: if the table hasn't got it.
+    """
+    top = column if column in known else next(iter(_path_of(column)), column)
+    if top not in known:
+        raise _missing_column(column, known, table)
+    return top
+
+
+def _missing_column(column: str, known: list[str], table: str) -> UserError:
     """The error of a table without the text column."""
     return UserError(
         f"data.text_column={column!r} isn't in {table}, which has {', '.join(known)}"

@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
-from craft.utils.errors import UserError
+from craft.utils.errors import UserError, first_line
 from craft.utils.logging import get_logger
 
 TABLES = {
@@ -134,9 +134,9 @@ def reading_errors(path: Path) -> Iterator[None]:
         yield
     except (*UNREADABLE, getattr(sys.modules.get("zstandard"), "ZstdError", OSError)) as error:
         unreadable = getattr(error, "errno", None) is not None
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise UserError(
-            f"{path} can't be read ({reason.splitlines()[0]})" + ("" if unreadable else "; is it complete?"),
+            f"{path} can't be read ({reason})" + ("" if unreadable else "; is it complete?"),
             code="file-unreadable" if unreadable else "text-format",
         ) from None
 

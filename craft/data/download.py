@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from craft.data.cache import Cache
 from craft.data.hub_dataset import LOCAL_COPY_HINT
-from craft.utils.errors import UserError
+from craft.utils.errors import UserError, first_line
 from craft.utils.hub import is_network_error, quiet
 
 PAGES = (".html", ".htm", ".xhtml")
@@ -65,5 +65,4 @@ def _fetch(url: str, file: Path, pages: bool) -> None:
 
 
 def _unreachable(url: str, why: object) -> UserError:
-    reason = (str(why).strip() or type(why).__name__).splitlines()[0].rstrip(".")
-    return UserError(f"{url} can't be fetched ({reason}); {LOCAL_COPY_HINT}", code="network")
+    return UserError(f"{url} can't be fetched ({first_line(why)}); {LOCAL_COPY_HINT}", code="network")

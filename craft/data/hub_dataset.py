@@ -11,10 +11,10 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
-from craft.data.columns import Rows, column_texts, missing_column, path_of
+from craft.data.columns import Rows, column_texts, top_column
 from craft.data.sources import Piece, Shard
 from craft.data.tables import ROWS
-from craft.utils.errors import CraftError, UserError
+from craft.utils.errors import CraftError, UserError, one_line
 from craft.utils.hub import is_network_error, quiet, translate_hub_errors
 
 LOCAL_COPY_HINT = "with a copy here use data.source=files data.path=/path/to/copy"
@@ -89,10 +89,7 @@ class HubDataset:
     def _rows(self, dataset: Any, name: str) -> Rows:
         number = 0
         for table in dataset.with_format("arrow").iter(batch_size=ROWS):
-            known = table.column_names
-            top = self.text_column if self.text_column in known else path_of(self.text_column)[0]
-            if top not in known:
-                raise missing_column(self.text_column, known, name)
+            top = top_column(self.text_column, table.column_names, name)
             for row in table.select([top]).to_pylist():
                 yield row, f"row {number} of {name}"
                 number += 1
@@ -124,7 +121,7 @@ def _translated(what: str, revision: str | None) -> Iterator[None]:
             of_the_disk = isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)
             if of_the_disk or is_network_error(error) or isinstance(error, JSONDecodeError | MemoryError):
                 raise
-            reason = " ".join(str(cause).split())[:400].rstrip(".") or type(cause).__name__
+            reason = one_line(cause)[:400]
             hint = "check its name, and if it is private or gated log in (HF_TOKEN, or 'hf auth login')"
             raise UserError(
                 f"{what}: {reason}; {hint if 'on the Hub' in reason else CHOICE_HINT}", code="data-invalid"

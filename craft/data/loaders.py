@@ -17,7 +17,7 @@ from craft.data.base import BaseDataset
 from craft.data.cache import Cache
 from craft.data.char_dataset import CharDataset
 from craft.data.finding import find_source
-from craft.data.lookalikes import instead, named
+from craft.data.lookalikes import suggest_look_alikes, with_code_points
 from craft.data.prepare import content_key, ids, scan
 from craft.data.sources import Files, Source
 from craft.data.stream_splits import open_stream
@@ -199,7 +199,10 @@ def _check_known(tokenizer: CharTokenizer, counts: Counter[str], name: str) -> N
         UserError: if they have no id under its policy `strict`.
     """
     new = sorted(tokenizer.unseen(counts), key=lambda char: -counts[char])
-    listed = [f"{named(c)} {counts[c]:,} times{instead(c, tokenizer.alphabet)}" for c in new[:NAMED]]
+    listed = [
+        f"{with_code_points(char)} {counts[char]:,} times{suggest_look_alikes(char, tokenizer.alphabet)}"
+        for char in new[:NAMED]
+    ]
     what = f"{len(new)} characters of {name} are new to the model: {'; '.join(listed)}"
     if new and tokenizer.unknown == "strict":
         raise UserError(f"{what}; give them ids with models.extend_vocab=true", code="character-unknown")

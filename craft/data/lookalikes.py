@@ -30,13 +30,13 @@ def look_alikes(char: str, alphabet: Collection[str]) -> list[str]:
     return sorted(found)[:NAMED]
 
 
-def instead(char: str, alphabet: Collection[str]) -> str:
+def suggest_look_alikes(char: str, alphabet: Collection[str]) -> str:
     """`, but it has …` with the look-alikes of `char` for a message; empty if there are none."""
     alike = look_alikes(char, alphabet)
-    return f", but it has {' or '.join(map(named, alike))}" if alike else ""
+    return f", but it has {' or '.join(map(with_code_points, alike))}" if alike else ""
 
 
-def named(text: str) -> str:
+def with_code_points(text: str) -> str:
     """Characters with their code points: 'é' (U+0065 U+0301)."""
     return f"{text!r} ({' '.join(f'U+{ord(char):04X}' for char in text)})"
 

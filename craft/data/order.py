@@ -27,7 +27,7 @@ def mix(*keys: int | np.ndarray) -> np.ndarray:
         return state
 
 
-def below(limit: int, *keys: int | np.ndarray) -> np.ndarray:
+def random_integers(limit: int, *keys: int | np.ndarray) -> np.ndarray:
     """int64 in [0, limit), uniform up to a bias of limit / 2**64."""
     return (mix(*keys) % np.uint64(limit)).astype(np.int64)
 
@@ -46,9 +46,9 @@ def permuted(index: np.ndarray, size: int, *keys: int) -> np.ndarray:
         left, right = np.divmod(position[outside], columns)
         for i in range(ROUNDS):
             if i % 2:
-                left = (left + below(rows, *keys, i, right)) % rows
+                left = (left + random_integers(rows, *keys, i, right)) % rows
             else:
-                right = (right + below(columns, *keys, i, left)) % columns
+                right = (right + random_integers(columns, *keys, i, left)) % columns
         position[outside] = left * columns + right
         outside = position >= size
     return position

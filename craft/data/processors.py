@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from craft.data.lookalikes import instead, named
+from craft.data.lookalikes import suggest_look_alikes, with_code_points
 from craft.utils.errors import UserError
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
@@ -154,9 +154,9 @@ class TextProcessor:
             position = int(unseen.argmax())
             char = text[position]
             raise UserError(
-                f"character {named(char)} at position {position + offset} of {where} isn't in the alphabet"
-                f"{instead(char, self.alphabet)}; write another, or train with data.unknown=unk (shown as "
-                "<unk>) or data.unknown=bytes (lossless)",
+                f"character {with_code_points(char)} at position {position + offset} of {where} isn't in the "
+                f"alphabet{suggest_look_alikes(char, self.alphabet)}; write another, or train with "
+                "data.unknown=unk (shown as <unk>) or data.unknown=bytes (lossless)",
                 code="character-unknown",
             )
         return self._with_bytes(text, ids, unseen)

@@ -47,7 +47,7 @@ def open_stream(
                 "stream; give a smaller count, or set data.streaming=false",
                 code="text-short",
             )
-        stream = stream.behind(len(held_out[split]))
+        stream = stream.without_first(len(held_out[split]))
     return tokenizer, stream, held_out
 
 

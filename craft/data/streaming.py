@@ -72,7 +72,7 @@ class TextStream:
             yield block[min(skip, len(block)) :]
             skip = max(0, skip - len(block))
 
-    def behind(self, n: int) -> TextStream:
+    def without_first(self, n: int) -> TextStream:
         """The stream without its first n ids."""
         for index in range(len(self.shards)):
             length = 0

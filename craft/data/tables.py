@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from craft.data.columns import Rows, column_texts, missing_column, path_of
+from craft.data.columns import Rows, column_texts, top_column
 from craft.data.containers import Member, Span, bom_encoding
 from craft.data.reading import decoded
 from craft.utils.errors import UserError
@@ -48,10 +48,7 @@ def parquet_texts(span: Span, column: str, errors: str) -> Iterator[tuple[str, s
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(span.path) as file:
-        names = file.schema_arrow.names
-        top = column if column in names else path_of(column)[0]  # the column of the file that holds it
-        if top not in names:
-            raise missing_column(column, names, str(span.path))
+        top = top_column(column, file.schema_arrow.names, str(span.path))
         groups = range(span.start, file.num_row_groups if span.end is None else span.end)
         row = sum(file.metadata.row_group(i).num_rows for i in range(span.start))
         batches = file.iter_batches(ROWS, row_groups=list(groups), columns=[top])

@@ -21,9 +21,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import BatchEncoding, PreTrainedTokenizerFast
 
-from craft.data.lookalikes import instead, named
+from craft.data.lookalikes import suggest_look_alikes, with_code_points
 from craft.data.processors import TextProcessor
-from craft.utils.errors import UserError
+from craft.utils.errors import UserError, first_line
 from craft.utils.units import unit_named
 
 POLICIES = ("strict", "unk", "bytes")
@@ -211,8 +211,8 @@ class CharTokenizer(PreTrainedTokenizerFast):
         known = set(b"".join(self.token_bytes).decode())
         if missing := [char for char in text if char not in known]:
             raise UserError(
-                f"{where} {text!r} can't be written by this model: {named(missing[0])} isn't in its alphabet"
-                f"{instead(missing[0], self.alphabet)}",
+                f"{where} {text!r} can't be written by this model: {with_code_points(missing[0])} isn't in "
+                f"its alphabet{suggest_look_alikes(missing[0], self.alphabet)}",
                 code="character-unknown",
             )
 
@@ -285,7 +285,7 @@ def load_tokenizer(path: str | Path, **kwargs: Any) -> CharTokenizer:
         tokenizer = CharTokenizer.from_pretrained(str(path), **kwargs)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
-            f"no tokenizer in {path}: {str(error).splitlines()[0].rstrip(':')}; is there a tokenizer.json?",
+            f"no tokenizer in {path}: {first_line(error).rstrip(':')}; is there a tokenizer.json?",
             code="tokenizer-invalid",
         ) from error
     if "unknown" not in tokenizer.init_kwargs:

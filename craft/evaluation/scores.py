@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from craft.data.base import release
+from craft.data.base import release_pages
 from craft.data.facts import split_facts
 from craft.evaluation.protocols import (
     Rows,
@@ -277,7 +277,7 @@ def _score(
         # Places behind the end of a row (or of the text) read something, which nothing scored depends on.
         read = np.minimum(place, len(ids) - 2)
         inputs, targets = (torch.from_numpy(np.asarray(ids[at]).astype(np.int64)) for at in (read, read + 1))
-        release(ids)
+        release_pages(ids)
         carry = chunk < length
         outputs = model(input_ids=inputs.to(model.device), past_key_values=state, use_cache=carry)
         state = outputs.past_key_values if carry else None

@@ -22,7 +22,7 @@ from craft.serving.protocol import Choice, GenerationRequest, Refusal, require, 
 from craft.serving.scheduler import Scheduler, Text, Update
 from craft.utils.common import SAMPLE_CHARACTERS
 from craft.utils.errors import UserError
-from craft.utils.hosts import objection
+from craft.utils.hosts import refusal_reason
 
 
 class Service:
@@ -170,7 +170,7 @@ class RequestFilter:
 
     def _refusal(self, headers: Headers) -> Refusal | None:
         kind, size = headers.get("content-type", "").lower(), int(headers.get("content-length", 0))
-        if wrong_host := objection(headers.get("host", ""), headers.get("origin", ""), self.hosts):
+        if wrong_host := refusal_reason(headers.get("host", ""), headers.get("origin", ""), self.hosts):
             return Refusal(403, wrong_host)
         if "transfer-encoding" in headers:
             return Refusal(411, "send the header 'Content-Length', not the body in chunks")

@@ -45,8 +45,8 @@ def card_for_hub(folder: Path, repo_id: str, licence: str | None = None) -> str:
     path = folder / CARD
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else render(folder)
     if licence is not None:
-        if wrong := wrong_licence(licence, "--license "):
-            raise UserError(wrong, code="setting-value")
+        if wrong := wrong_licence(licence):
+            raise UserError(f"--license {licence!r} {wrong}", code="setting-value")
         text, found = re.subn("^license:.*$", f"license: {licence}", text, count=1, flags=re.MULTILINE)
         if not found:
             raise UserError(f"{path} has no line 'license:'; write {licence} there", code="setting-conflict")

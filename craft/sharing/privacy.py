@@ -10,9 +10,8 @@ from typing import Any
 from craft.utils.hub import is_repo_id
 from craft.utils.masking import has_secret, mask, secrets
 from craft.utils.paths import HOLDS_PATH
+from craft.utils.settings import SECTIONS
 
-SECTIONS = ("models", "data", "training")
-"""Of a resolved run."""
 TEXT_FIELDS = ("sample_prompt", "sample")
 """What holds a text to go on from, or by a model, where a slash is no path."""
 PLACE_SETTINGS = ("cache_dir", "output_dir")

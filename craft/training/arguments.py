@@ -66,14 +66,14 @@ def user_optimizer(name: str) -> type[torch.optim.Optimizer] | None:
     return found if isinstance(found, type) and issubclass(found, torch.optim.Optimizer) else None
 
 
-def wrong_optimizer(name: str, where: str) -> str:
-    """What to say of a word that names no optimizer; empty if it does."""
+def wrong_optimizer(name: str) -> str:
+    """What to say behind a word that names no optimizer; empty if it does."""
     known = ("muon", *(optimizer.value for optimizer in OptimizerNames))
     if name in known or user_optimizer(name):
         return ""
     if module := name.rpartition(".")[0]:
-        return f"{where}{name!r} is no loaded class of torch.optim.Optimizer; give --plugin {module}"
-    return f"{where}{name!r} isn't an optimizer{did_you_mean(name, known)}; use one of {', '.join(known)}"
+        return f"is no loaded class of torch.optim.Optimizer; give --plugin {module}"
+    return f"isn't an optimizer{did_you_mean(name, known)}; use one of {', '.join(known)}"
 
 
 @dataclass

@@ -18,13 +18,9 @@ def codec_name(encoding: str | None) -> str | None:
     return found.name if found.incrementaldecoder else None
 
 
-def wrong_encoding(word: str, where: str) -> str:
-    """What to say of a word that names no encoding; empty if it does.
-
-    Args:
-        where: the setting, to begin with: `data.encoding=`.
-    """
+def wrong_encoding(word: str) -> str:
+    """What to say behind a word that names no encoding; empty if it does."""
     if codec_name(word):
         return ""
     near = did_you_mean(word.lower().replace("-", "_"), {*aliases, *aliases.values()})
-    return f"{where}{word} is no encoding of Python{near} (utf-8, utf-16, cp1252, shift_jis, gb18030, …)"
+    return f"is no encoding of Python{near} (utf-8, utf-16, cp1252, shift_jis, gb18030, …)"

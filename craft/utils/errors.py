@@ -87,3 +87,13 @@ class PeerLost(TrainingFailed):
 
     def __init__(self, message: str = "", *, code: Code = "peer-lost") -> None:
         super().__init__(message, code=code)
+
+
+def first_line(error: object) -> str:
+    """The first line of what an error of a library says; the name of its class if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def one_line(error: object) -> str:
+    """All that an error of a library says, on one line; the name of its class if it says nothing."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from craft.utils.errors import UserError
+from craft.utils.errors import UserError, first_line
 from craft.utils.logging import get_logger
 
 logger = get_logger(__name__)
@@ -118,7 +118,7 @@ def try_format(setting: str, model: Any, autocast_to: Any = None, *, backward: b
         try:
             took = seconds(copy.deepcopy(model), autocast_to)
         except Exception as error:  # of any kernel
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:200]
+            reason = first_line(error)[:200]
             raise UserError(
                 f"{setting} doesn't work on this machine ({reason}); {instead}", code="machine-unable"
             ) from error

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from craft.utils.errors import UserError
 
 
-def objection(host: str, origin: str, known: Collection[str]) -> str | None:
+def refusal_reason(host: str, origin: str, known: Collection[str]) -> str | None:
     """What is wrong with these headers, if a page of somebody else made a browser send them.
 
     Args:

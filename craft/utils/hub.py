@@ -10,7 +10,7 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
-from craft.utils.errors import Code, CraftError, Failed, UserError
+from craft.utils.errors import Code, CraftError, Failed, UserError, first_line, one_line
 
 LOG_IN = "set HF_TOKEN to a token that may do this, or run 'hf auth login'"
 CLIENTS = ("httpx", "httpx2", "httpcore", "requests", "urllib3", "aiohttp", "hf_xet")
@@ -140,7 +140,7 @@ def _explain(error: Exception, revision: str | None) -> tuple[type[UserError | F
         why = f"{constants.ENDPOINT} answers, but isn't the Hub; is there a proxy or log-in page between?"
         return Failed, "network", why
     if isinstance(error, ValueError):  # a bad name, or a card that the Hub doesn't take
-        return UserError, "hub-refused", " ".join(str(error).split()).rstrip(".")
+        return UserError, "hub-refused", one_line(error)
     if isinstance(error, OSError):
         return Failed, "file-unreadable", reason
     raise error
@@ -184,7 +184,7 @@ def _answer_in(error: BaseException) -> Any:
 def _reason(error: BaseException) -> str:
     """The first line of the innermost error, which says most."""
     *_, innermost = _causes(error)
-    return _unsigned((str(innermost).strip() or type(innermost).__name__).splitlines()[0]).rstrip(".")
+    return _unsigned(first_line(innermost))
 
 
 def _unsigned(text: str) -> str:

@@ -156,9 +156,8 @@ def evaluation_file(model_name: str, dataset: str, root: Path = OUTPUTS, stamp: 
     return root / "evaluation" / f"eval_{slug(model_name)}_{slug(dataset)}_{stamp}.json"
 
 
-def benchmark_file(test: str, hardware: str, root: Path = OUTPUTS) -> Path:
-    stamp = unique_timestamp(root)
-    return root / "benchmarks" / f"benchmark_{slug(test)}_{slug(hardware)}_{stamp}.json"
+def benchmark_file(test: str, hardware: str) -> Path:
+    return OUTPUTS / "benchmarks" / f"benchmark_{slug(test)}_{slug(hardware)}_{unique_timestamp()}.json"
 
 
 def onnx_dir(model: str, root: Path = OUTPUTS) -> Path:

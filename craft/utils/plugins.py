@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from craft.utils.errors import UserError
+from craft.utils.errors import UserError, one_line
 
 
 def import_plugins(names: Sequence[str]) -> None:
@@ -22,9 +22,8 @@ def import_plugins(names: Sequence[str]) -> None:
         try:
             importlib.import_module(name)
         except Exception as error:  # whatever a module of the user's does
-            reason = " ".join(str(error).split())
             raise UserError(
-                f"--plugin {name} can't be imported ({type(error).__name__}: {reason}); it is the name of a "
-                "module in the current folder or on PYTHONPATH, without .py",
+                f"--plugin {name} can't be imported ({type(error).__name__}: {one_line(error)}); it is the "
+                "name of a module in the current folder or on PYTHONPATH, without .py",
                 code="usage",
             ) from error

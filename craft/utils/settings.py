@@ -20,6 +20,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from craft.utils.common import did_you_mean
 from craft.utils.errors import UserError
 
+SECTIONS = ("models", "data", "training")
+"""Of a run."""
 UNKNOWN = object()
 """The default of a field that has none in YAML."""
 
@@ -213,12 +215,12 @@ def must(sentence: str, holds: Callable[[Any], bool]) -> Validator:
     return rule
 
 
-def word(wrong: Callable[[str, str], str]) -> Validator:
+def word(wrong: Callable[[str], str]) -> Validator:
     """A validator of one of the functions that say what is wrong with a word, such as `wrong_encoding`."""
 
     def rule(value: Any) -> None:
-        if sentence := wrong(value, ""):
-            raise ValueError(sentence.removeprefix(repr(value)).removeprefix(str(value)).lstrip())
+        if sentence := wrong(value):
+            raise ValueError(sentence)
 
     return rule
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from refusals import refused
 
-from craft.data.base import release
+from craft.data.base import release_pages
 from craft.data.char_dataset import CharDataset, train_loader
 from craft.utils.errors import UserError
 
@@ -74,12 +74,12 @@ def test_released_pages_leave_the_memory_of_the_process(tmp_path: Path) -> None:
     before = resident()
     assert mapped.sum() == np.arange(5_000_000, dtype=np.uint16)[7:].sum()
     assert resident() - before > 8e6
-    release(mapped)
+    release_pages(mapped)
     assert resident() - before < 2e6
     assert mapped[:3].tolist() == [7, 8, 9]
     private = np.load(tmp_path / "ids.npy", mmap_mode="c")
     private[0] = 99
-    release(private)  # would lose what was written
+    release_pages(private)  # would lose what was written
     assert private[0] == 99
 
 

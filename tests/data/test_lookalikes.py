@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from craft.data.lookalikes import look_alikes, named
+from craft.data.lookalikes import look_alikes, with_code_points
 
 
 @pytest.mark.parametrize(
@@ -34,4 +34,4 @@ def test_look_alikes_of_a_character(char: str, alphabet: str, found: list[str]) 
 
 
 def test_code_points_are_named() -> None:
-    assert named("e\u0301") == "'e\u0301' (U+0065 U+0301)"
+    assert with_code_points("e\u0301") == "'e\u0301' (U+0065 U+0301)"

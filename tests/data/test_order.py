@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from craft.data.order import below, mix, permuted
+from craft.data.order import mix, permuted, random_integers
 
 SEED = st.integers(0, 2**63)
 
@@ -52,12 +52,12 @@ def test_neighbours_are_scattered_and_seeds_differ() -> None:
 @settings(deadline=None)
 @given(st.integers(1, 10**12), SEED)
 def test_hashed_numbers_stay_below_their_limit(limit: int, seed: int) -> None:
-    values = below(limit, seed, np.arange(50))
+    values = random_integers(limit, seed, np.arange(50))
     assert ((values >= 0) & (values < limit)).all()
 
 
 def test_hash_is_uniform_depends_on_every_key_and_never_changes() -> None:
-    ids = below(10, 3, np.arange(100_000))
+    ids = random_integers(10, 3, np.arange(100_000))
     assert np.bincount(ids).min() > 9_500
     assert len({int(mix(a, b)) for a in range(30) for b in range(30)}) == 900
     # An old run resumes in its old order only if these stay what they are.

@@ -64,7 +64,7 @@ loader_of = partial(train_loader, make_batch=make_batch)
 
 def stream(n: int, skip: int = 0, piece: int = 7, shards: int = 1) -> TextStream:
     borders = tuple(n * i // shards for i in range(1, shards))
-    return TextStream.of(Letters(TEXT[:n], piece, borders), TOKENIZER, 1).behind(skip)
+    return TextStream.of(Letters(TEXT[:n], piece, borders), TOKENIZER, 1).without_first(skip)
 
 
 @pytest.fixture(autouse=True)

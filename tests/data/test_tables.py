@@ -209,6 +209,7 @@ def test_nested_texts_are_lines_of_their_row(name: str, tmp_path: Path) -> None:
         ("id[]", ["id"]),
         ("id.x", ["id"]),
         ("messages[0].content", ["'messages[].content'"]),
+        (".", ["messages"]),
     ],
 )
 def test_a_path_that_leads_nowhere_is_refused_with_what_is_there(

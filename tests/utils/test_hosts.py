@@ -7,7 +7,7 @@ import socket
 import pytest
 from refusals import refused
 
-from craft.utils.hosts import is_loopback, listen, objection
+from craft.utils.hosts import is_loopback, listen, refusal_reason
 
 KNOWN = ["named.example"]
 OURS = ["localhost", "LocalHost:8000", "127.0.0.1:1", "127.0.0.2", "[::1]", "[::1]:80", "named.example:8000"]
@@ -20,22 +20,22 @@ THEIRS = [
 
 @pytest.mark.parametrize("host", OURS + ADDRESSES)
 def test_a_server_answers_to_its_names_and_to_addresses_which_nobody_can_point_elsewhere(host: str) -> None:
-    assert objection(host, "", KNOWN) is None
-    assert objection(host, f"http://{host}", KNOWN) is None
+    assert refusal_reason(host, "", KNOWN) is None
+    assert refusal_reason(host, f"http://{host}", KNOWN) is None
     for origin in ("https://evil.example", "http://10.0.0.8", "null", "file://"):
-        assert origin in str(objection(host, origin, KNOWN))
+        assert origin in str(refusal_reason(host, origin, KNOWN))
 
 
 @pytest.mark.parametrize("host", THEIRS)
 def test_a_name_that_somebody_has_point_here_is_not_answered(host: str) -> None:
     """The page and its server seem to be one to the browser; only the name gives it away."""
     for origin in ("", f"http://{host}"):
-        assert "--allow-host" in str(objection(host, origin, KNOWN))
+        assert "--allow-host" in str(refusal_reason(host, origin, KNOWN))
 
 
 @pytest.mark.parametrize("page", OURS + THEIRS + ADDRESSES)
 def test_only_pages_of_this_machine_may_use_the_server(page: str) -> None:
-    refusal = objection("localhost", f"http://{page}", KNOWN)
+    refusal = refusal_reason("localhost", f"http://{page}", KNOWN)
     assert (refusal is None) == (page in OURS)
 
 

@@ -2,44 +2,50 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import refused
 
+from craft.data.arguments import DataArguments
+from craft.sharing.card import CARD, card_for_hub
 from craft.utils.labels import is_language, is_licence, wrong_language, wrong_licence
 
 
 @pytest.mark.parametrize("word", ["apache-2.0", "mit", "cc-by-4.0", "openrail++", "llama3.1", "other"])
 def test_an_identifier_of_a_licence_is_taken(word: str) -> None:
     assert is_licence(word)
-    assert wrong_licence(word, "--license ") == ""
+    assert wrong_licence(word) == ""
 
 
 @pytest.mark.parametrize("word", ["", "x", "许可证", "MIT", "Apache 2.0", "mit\n---", "Creative Commons"])
-def test_what_is_no_identifier_is_named_with_its_setting(word: str) -> None:
+def test_what_is_no_identifier_is_named_with_its_setting(word: str, tmp_path: Path) -> None:
     assert not is_licence(word)
-    said = wrong_licence(word, "--license ")
-    assert f"--license {word!r}" in said
-    assert "apache-2.0" in said
+    (tmp_path / CARD).touch()
+    with refused("setting-value", f"--license {word!r}", "apache-2.0"):
+        card_for_hub(tmp_path, "ada/char-lstm", word)
 
 
 @pytest.mark.parametrize("code", ["de", "la", "zu", "grc", "code", "multilingual"])
 def test_a_code_of_a_language_is_taken(code: str) -> None:
     assert is_language(code)
-    assert wrong_language(code, "data.language=") == ""
+    assert wrong_language(code) == ""
 
 
 @pytest.mark.parametrize("word", ["German", "en-US", "pt_BR", "e", "engl", "", "de\n"])
 def test_what_is_no_code_of_a_language_is_named_with_its_setting(word: str) -> None:
     assert not is_language(word)
-    assert f"data.language={word!r}" in wrong_language(word, "data.language=")
+    with refused("setting-value", f"data.language={word}"):
+        DataArguments(language=word)
 
 
 @given(st.one_of(st.text(max_size=80), st.none(), st.integers(), st.lists(st.text(max_size=3))))
 def test_any_value_is_a_label_or_is_answered_in_one_line(value: object) -> None:
     for fits, wrong in ((is_licence, wrong_licence), (is_language, wrong_language)):
         if isinstance(value, str):
-            assert fits(value) == (wrong(value, "") == "")
-            assert len(wrong(value, "").splitlines()) <= 1
+            assert fits(value) == (wrong(value) == "")
+            assert len(wrong(value).splitlines()) <= 1
         else:
             assert not fits(value)
