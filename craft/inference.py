@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
-COLDEST, HOTTEST = 0.001, 1000
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 1000
 """Temperatures beyond which logits leave the range of float32; the text has long stopped changing by then."""
 
 
@@ -58,10 +58,10 @@ class Sampling:
     greedy: bool = False
 
     def __post_init__(self) -> None:
-        temperatures = f"between {COLDEST} and {HOTTEST} (--greedy writes the likeliest text)"
+        temperatures = f"between {MIN_TEMPERATURE} and {MAX_TEMPERATURE} (--greedy writes the likeliest text)"
         for name, right, words in (
             ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
-            ("temperature", COLDEST <= self.temperature <= HOTTEST, temperatures),
+            ("temperature", MIN_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE, temperatures),
             ("top_k", self.top_k >= 0, "0 (off) or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1 (off)"),
             ("min_p", 0 <= self.min_p < 1, "at least 0 (off) and below 1"),

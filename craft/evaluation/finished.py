@@ -14,7 +14,7 @@ from craft.data.facts import recorded_hashes, split_facts
 from craft.data.loaders import Corpus, load_corpus
 from craft.data.streaming import TextStream
 from craft.evaluation import SPLITS
-from craft.evaluation.protocols import natural_protocol
+from craft.evaluation.protocols import default_protocol
 from craft.evaluation.scores import Evaluation, score
 from craft.utils.errors import UserError
 from craft.utils.hub import meant_as_repo_id
@@ -42,7 +42,7 @@ def evaluate_model(
         model, tokenizer: as `craft.inference.load` gives them.
         folder: where the model lies, with the record of its run.
         data: a text file, folder, glob, URL or Hub data set; `None` for what the model was trained on.
-        protocols: `blocks`, `sliding-N`, `stateful`; empty for the model's natural one (`stateful` where it
+        protocols: `blocks`, `sliding-N`, `stateful`; empty for the model's default (`stateful` where it
             carries a state, else `blocks`).
         split: `train`, `validation`, `test`, or `all` for all three as one text.
         batch_size: windows scored at once.
@@ -70,7 +70,7 @@ def evaluate_model(
         model,
         tokenizer,
         _split(corpus, split),
-        protocols or [natural_protocol(model)],
+        protocols or [default_protocol(model)],
         block_size=arguments.block_size,
         batch_size=batch_size,
         split=split,

@@ -29,7 +29,7 @@ class Padding(NamedTuple):
     chunks: list[tuple[Tensor, Tensor]] | None = None
 
 
-def read(cell: Any, hidden: Tensor, state: State | None, padding: Padding | None) -> tuple[Tensor, State]:
+def run_cell(cell: Any, hidden: Tensor, state: State | None, padding: Padding | None) -> tuple[Tensor, State]:
     """`hidden` [B, T, H] and the state before it (None: zeros) -> outputs [B, T, H] and the state after it.
 
     Padding has no output; a row of nothing else keeps its state.
@@ -43,16 +43,16 @@ def read(cell: Any, hidden: Tensor, state: State | None, padding: Padding | None
     state = tuple(part.to(weight.dtype) for part in state)
     if isinstance(hidden.shape[1], torch.SymInt):  # in torch.export, of any length
         output, state = _scan(cell, hidden, state, padding)
-    elif always_loops(hidden.shape[1]):
+    elif prefers_loop(hidden.shape[1]):
         output, state = _loop(cell, hidden, state, padding)
     else:
-        output, state = _read_long(cell, hidden, state, padding)
+        output, state = _run_uncompiled(cell, hidden, state, padding)
     if hook is not None:
         hook.post_forward(cell, None)
     return output, state
 
 
-def always_loops(steps: int) -> bool:
+def prefers_loop(steps: int) -> bool:
     """Whether the loop reads so much whatever the cell: no kernel is worth it, or a compiler unrolls it."""
     return steps == 1 or (torch.compiler.is_compiling() and steps <= _UNROLLED)
 
@@ -62,7 +62,7 @@ def project(cell: Any, hidden: Tensor) -> Tensor:
     return F.linear(hidden, cell.weight_ih_l0, cell.bias_ih_l0)
 
 
-def _advance(cell: Any, projected: Tensor, state: State, real: Tensor | None) -> tuple[Tensor, State]:
+def _masked_step(cell: Any, projected: Tensor, state: State, real: Tensor | None) -> tuple[Tensor, State]:
     output, after = cell(projected, state)
     if not isinstance(after, tuple) or len(after) != len(state):
         count = len(after) if isinstance(after, tuple) else type(after).__name__
@@ -80,7 +80,7 @@ def _loop(cell: Any, hidden: Tensor, state: State, padding: Padding | None) -> t
     outputs, steps = [], hidden.shape[1]
     masks = [None] * steps if padding is None else padding.real[..., None].unbind(1)
     for projected, real in zip(project(cell, hidden).unbind(1), masks):
-        output, state = _advance(cell, projected, state, real)
+        output, state = _masked_step(cell, projected, state, real)
         outputs.append(output)
     return torch.stack(outputs, dim=1), state
 
@@ -93,7 +93,7 @@ def _scan(cell: Any, hidden: Tensor, state: State, padding: Padding | None) -> t
 
     def step(carry: list[Tensor], inputs: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         projected, real = (*inputs, None)[:2]
-        output, after = _advance(cell, projected, tuple(carry), real)
+        output, after = _masked_step(cell, projected, tuple(carry), real)
         return list(after), output.clone()
 
     after, outputs = scan(step, [part.contiguous() for part in state], inputs, dim=1)
@@ -103,7 +103,7 @@ def _scan(cell: Any, hidden: Tensor, state: State, padding: Padding | None) -> t
 @torch.compiler.disable(
     reason=f"a recurrent layer is compiled in one graph only up to {_UNROLLED} characters"
 )
-def _read_long(cell: Any, hidden: Tensor, state: State, padding: Padding | None) -> tuple[Tensor, State]:
+def _run_uncompiled(cell: Any, hidden: Tensor, state: State, padding: Padding | None) -> tuple[Tensor, State]:
     """Out of reach of compilers: they would write out every step, for minutes."""
     if not is_fused(cell):
         return _loop(cell, hidden, state, padding)
@@ -187,7 +187,7 @@ def one_step(cell: Any) -> Callable[[Tensor, State], tuple[Tensor, State]]:
     The standard cell's weights are copied, so that a step is one matrix product; its state is overwritten.
     """
     if not is_fused(cell):
-        return lambda x, state: _advance(cell, project(cell, x), state, None)
+        return lambda x, state: _masked_step(cell, project(cell, x), state, None)
     w_ih, w_hh, b_ih, b_hh = cell.all_weights[0]
     i, f, g, o = torch.cat([torch.cat([w_ih, w_hh], dim=1), (b_ih + b_hh)[:, None]], dim=1).chunk(4)
     weight, width = torch.cat([i, f, o, g]).t().contiguous(), cell.hidden_size

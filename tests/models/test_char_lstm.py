@@ -162,7 +162,7 @@ def test_loop_scan_and_kernel_read_the_same(cell_class: Any, padded: bool, carri
     if mask is not None:
         mask[0], mask[1] = False, torch.arange(7) > 2
     padding = None if mask is None else Padding(mask, padded_chunks(mask))
-    expected, after = recurrence.read(cell, hidden, state, padding)
+    expected, after = recurrence.run_cell(cell, hidden, state, padding)
     for way in (recurrence._loop, recurrence._scan):
         torch.testing.assert_close(way(cell, hidden, state, padding), (expected, after))
     if mask is not None:
