@@ -56,16 +56,20 @@ def evaluate_model(
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}", code="setting-value")
     arguments = _data_arguments(folder, data)
-    if data is None:
-        _check_text(folder, load_corpus(arguments, tokenizer), split, allow_changes)
-    if split == "all":
-        arguments = dataclasses.replace(arguments, validation_size=0, test_size=0)
     context = getattr(model.config, "max_position_embeddings", None)
     if context and not (folder / RUN_CONFIG).is_file():  # whose window isn't known, so it is the model's own
         arguments = dataclasses.replace(arguments, block_size=context)
     if window is not None:
         arguments = dataclasses.replace(arguments, block_size=window)
-    corpus = load_corpus(arguments, tokenizer)
+    corpus = None
+    if data is None:
+        corpus = load_corpus(arguments, tokenizer)
+        _check_text(folder, corpus, split, allow_changes)
+    if split == "all":  # as one text, which isn't cut
+        arguments = dataclasses.replace(arguments, validation_size=0, test_size=0)
+        corpus = None
+    if corpus is None:
+        corpus = load_corpus(arguments, tokenizer)
     return score(
         model,
         tokenizer,
