@@ -144,8 +144,6 @@ class CharLSTMModel(CharLSTMPreTrainedModel):
         self.dropout = nn.Dropout(config.dropout)
         layers = range(config.num_hidden_layers)
         self.layers = nn.ModuleList(CharLSTMLayer(config, n, self.cell_class(config)) for n in layers)
-        if is_fused(self.layers[0].lstm):  # type: ignore[arg-type]
-            check_kernel(type(self.layers[0].lstm), config)
         self.post_init()
 
     @merge_with_config_defaults
@@ -268,6 +266,11 @@ class CharLSTMForCausalLM(CharLSTMPreTrainedModel, LanguageModel):
             x, state.states[n] = state.steps[n](x, state.states[n])
             x = layer.norm(x)
         return self.lm_head(x), state
+
+    def check_before_training(self) -> None:
+        cell: Any = self.model.layers[0].lstm
+        if is_fused(cell):
+            check_kernel(type(cell), self.config)
 
     @property
     def state_names(self) -> list[str]:
