@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
-COLDEST, HOTTEST = 0.001, 1000
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 1000
 """Temperatures beyond which logits leave the range of float32; the text has long stopped changing by then."""
 
 
@@ -58,10 +58,10 @@ class Sampling:
     greedy: bool = False
 
     def __post_init__(self) -> None:
-        temperatures = f"between {COLDEST} and {HOTTEST} (--greedy writes the likeliest text)"
+        temperatures = f"between {MIN_TEMPERATURE} and {MAX_TEMPERATURE} (--greedy writes the likeliest text)"
         for name, right, words in (
             ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
-            ("temperature", COLDEST <= self.temperature <= HOTTEST, temperatures),
+            ("temperature", MIN_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE, temperatures),
             ("top_k", self.top_k >= 0, "0 (off) or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1 (off)"),
             ("min_p", 0 <= self.min_p < 1, "at least 0 (off) and below 1"),
@@ -183,7 +183,7 @@ def stream_text(
         UserError: for a character that the model's tokenizer refuses, or a sampling value out of range; at
             once, before iterating.
     """
-    return (piece for (piece,) in _write(model, tokenizer, [prompt], Sampling(**sampling)))
+    return (piece for (piece,) in _write(model, tokenizer, prompt, 1, Sampling(**sampling)))
 
 
 def sample(
@@ -202,24 +202,24 @@ def sample(
         raise UserError(f"num_samples={num_samples}: it must be at least 1", code="setting-value")
     settings, texts = Sampling(**sampling), []
     for prompt in prompts:
-        steps = _write(model, tokenizer, [prompt] * num_samples, settings)
+        steps = _write(model, tokenizer, prompt, num_samples, settings)
         texts.append(["".join(pieces) for pieces in zip(*steps)])
     return texts
 
 
 def _write(
-    model: PreTrainedModel, tokenizer: CharTokenizer, prompts: list[str], sampling: Sampling
+    model: PreTrainedModel, tokenizer: CharTokenizer, prompt: str, rows: int, sampling: Sampling
 ) -> Iterator[list[str]]:
-    """What each row gains in a step, nothing once it has ended. The prompts are of equal length."""
+    """What each of the rows that go on from a prompt gains in a step, nothing once it has ended."""
     import torch
 
     from craft.data.tokenization import first_id
 
     for text in sampling.stop:
         tokenizer.check_writable(text, "stop")
-    ids = [tokenizer.encode_ids(prompt, "the prompt").tolist() or [first_id(tokenizer)] for prompt in prompts]
-    stream = model.stream(torch.tensor(ids, device=model.device), sampling.generation_config(model))
-    return _decode(stream, tokenizer, len(prompts), sampling)
+    ids = tokenizer.encode_ids(prompt, "the prompt").tolist() or [first_id(tokenizer)]
+    stream = model.stream(torch.tensor([ids] * rows, device=model.device), sampling.generation_config(model))
+    return _decode(stream, tokenizer, rows, sampling)
 
 
 def _decode(

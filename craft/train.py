@@ -198,7 +198,7 @@ def evaluate(
     paths: RunPaths,
 ) -> list[Evaluation]:
     """Scores of the finished model over the whole validation split, if there is one; shown and kept."""
-    from craft.evaluation.protocols import natural_protocol
+    from craft.evaluation.protocols import default_protocol
     from craft.evaluation.scores import save_scores, score, table
 
     if corpus.validation is None:
@@ -208,7 +208,7 @@ def evaluate(
         model,
         tokenizer,
         corpus.validation,
-        (natural_protocol(model), other),
+        (default_protocol(model), other),
         block_size=block_size,
         dataset=corpus.name,
     )

@@ -14,7 +14,7 @@ from craft.data.facts import recorded_hashes, split_facts
 from craft.data.loaders import Corpus, load_corpus
 from craft.data.streaming import TextStream
 from craft.evaluation import SPLITS
-from craft.evaluation.protocols import natural_protocol
+from craft.evaluation.protocols import default_protocol
 from craft.evaluation.scores import Evaluation, score
 from craft.utils.errors import UserError
 from craft.utils.hub import meant_as_repo_id
@@ -42,7 +42,7 @@ def evaluate_model(
         model, tokenizer: as `craft.inference.load` gives them.
         folder: where the model lies, with the record of its run.
         data: a text file, folder, glob, URL or Hub data set; `None` for what the model was trained on.
-        protocols: `blocks`, `sliding-N`, `stateful`; empty for the model's natural one (`stateful` where it
+        protocols: `blocks`, `sliding-N`, `stateful`; empty for the model's default (`stateful` where it
             carries a state, else `blocks`).
         split: `train`, `validation`, `test`, or `all` for all three as one text.
         batch_size: windows scored at once.
@@ -56,21 +56,25 @@ def evaluate_model(
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}", code="setting-value")
     arguments = _data_arguments(folder, data)
-    if data is None:
-        _check_text(folder, load_corpus(arguments, tokenizer), split, allow_changes)
-    if split == "all":
-        arguments = dataclasses.replace(arguments, validation_size=0, test_size=0)
     context = getattr(model.config, "max_position_embeddings", None)
     if context and not (folder / RUN_CONFIG).is_file():  # whose window isn't known, so it is the model's own
         arguments = dataclasses.replace(arguments, block_size=context)
     if window is not None:
         arguments = dataclasses.replace(arguments, block_size=window)
-    corpus = load_corpus(arguments, tokenizer)
+    corpus = None
+    if data is None:
+        corpus = load_corpus(arguments, tokenizer)
+        _check_text(folder, corpus, split, allow_changes)
+    if split == "all":  # as one text, which isn't cut
+        arguments = dataclasses.replace(arguments, validation_size=0, test_size=0)
+        corpus = None
+    if corpus is None:
+        corpus = load_corpus(arguments, tokenizer)
     return score(
         model,
         tokenizer,
         _split(corpus, split),
-        protocols or [natural_protocol(model)],
+        protocols or [default_protocol(model)],
         block_size=arguments.block_size,
         batch_size=batch_size,
         split=split,

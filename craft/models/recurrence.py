@@ -19,8 +19,6 @@ from .cells import State, is_fused
 
 _UNROLLED = 32  # steps that a compiler may read one by one; longer stretches stay out of its reach
 
-_compared: set[type] = set()  # once in a process: oneDNN takes a twentieth of a second
-
 
 class Padding(NamedTuple):
     """Which characters of a batch are real, [B, T], and how kernels read them (see `padded_chunks`)."""
@@ -29,7 +27,7 @@ class Padding(NamedTuple):
     chunks: list[tuple[Tensor, Tensor]] | None = None
 
 
-def read(cell: Any, hidden: Tensor, state: State | None, padding: Padding | None) -> tuple[Tensor, State]:
+def run_cell(cell: Any, hidden: Tensor, state: State | None, padding: Padding | None) -> tuple[Tensor, State]:
     """`hidden` [B, T, H] and the state before it (None: zeros) -> outputs [B, T, H] and the state after it.
 
     Padding has no output; a row of nothing else keeps its state.
@@ -43,16 +41,16 @@ def read(cell: Any, hidden: Tensor, state: State | None, padding: Padding | None
     state = tuple(part.to(weight.dtype) for part in state)
     if isinstance(hidden.shape[1], torch.SymInt):  # in torch.export, of any length
         output, state = _scan(cell, hidden, state, padding)
-    elif always_loops(hidden.shape[1]):
+    elif prefers_loop(hidden.shape[1]):
         output, state = _loop(cell, hidden, state, padding)
     else:
-        output, state = _read_long(cell, hidden, state, padding)
+        output, state = _run_uncompiled(cell, hidden, state, padding)
     if hook is not None:
         hook.post_forward(cell, None)
     return output, state
 
 
-def always_loops(steps: int) -> bool:
+def prefers_loop(steps: int) -> bool:
     """Whether the loop reads so much whatever the cell: no kernel is worth it, or a compiler unrolls it."""
     return steps == 1 or (torch.compiler.is_compiling() and steps <= _UNROLLED)
 
@@ -62,7 +60,7 @@ def project(cell: Any, hidden: Tensor) -> Tensor:
     return F.linear(hidden, cell.weight_ih_l0, cell.bias_ih_l0)
 
 
-def _advance(cell: Any, projected: Tensor, state: State, real: Tensor | None) -> tuple[Tensor, State]:
+def _masked_step(cell: Any, projected: Tensor, state: State, real: Tensor | None) -> tuple[Tensor, State]:
     output, after = cell(projected, state)
     if not isinstance(after, tuple) or len(after) != len(state):
         count = len(after) if isinstance(after, tuple) else type(after).__name__
@@ -80,7 +78,7 @@ def _loop(cell: Any, hidden: Tensor, state: State, padding: Padding | None) -> t
     outputs, steps = [], hidden.shape[1]
     masks = [None] * steps if padding is None else padding.real[..., None].unbind(1)
     for projected, real in zip(project(cell, hidden).unbind(1), masks):
-        output, state = _advance(cell, projected, state, real)
+        output, state = _masked_step(cell, projected, state, real)
         outputs.append(output)
     return torch.stack(outputs, dim=1), state
 
@@ -93,7 +91,7 @@ def _scan(cell: Any, hidden: Tensor, state: State, padding: Padding | None) -> t
 
     def step(carry: list[Tensor], inputs: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         projected, real = (*inputs, None)[:2]
-        output, after = _advance(cell, projected, tuple(carry), real)
+        output, after = _masked_step(cell, projected, tuple(carry), real)
         return list(after), output.clone()
 
     after, outputs = scan(step, [part.contiguous() for part in state], inputs, dim=1)
@@ -103,7 +101,7 @@ def _scan(cell: Any, hidden: Tensor, state: State, padding: Padding | None) -> t
 @torch.compiler.disable(
     reason=f"a recurrent layer is compiled in one graph only up to {_UNROLLED} characters"
 )
-def _read_long(cell: Any, hidden: Tensor, state: State, padding: Padding | None) -> tuple[Tensor, State]:
+def _run_uncompiled(cell: Any, hidden: Tensor, state: State, padding: Padding | None) -> tuple[Tensor, State]:
     """Out of reach of compilers: they would write out every step, for minutes."""
     if not is_fused(cell):
         return _loop(cell, hidden, state, padding)
@@ -158,15 +156,11 @@ def check_kernel(cell_class: Any, config: Any) -> None:
     Raises:
         ValueError: if its `forward` computes something else.
     """
-    if cell_class in _compared:
-        return
     config = copy.copy(config)
     config.hidden_size = 4
-    # The model may be made on no device; and no random number is drawn that it wouldn't draw itself.
+    # On the CPU, wherever the model is, and without a random number of the run that follows.
     with torch.device("cpu"), torch.no_grad(), torch.random.fork_rng(devices=[]):
         cell = cell_class(config).float()
-        if cell.weight_ih_l0.is_meta:  # Accelerate's init_empty_weights makes no numbers to compare
-            return
         for parameter in cell.parameters():
             parameter.copy_(torch.arange(1.0, parameter.numel() + 1).sin().view_as(parameter))
         hidden = torch.arange(24.0).cos().view(2, 3, 4).float()
@@ -178,7 +172,6 @@ def check_kernel(cell_class: Any, config: Any) -> None:
                 f"{cell_class.__name__}.forward isn't what PyTorch's kernels compute, which are used in its "
                 f"place: delete the line `fused` of {cell_class.__name__}"
             )
-    _compared.add(cell_class)
 
 
 def one_step(cell: Any) -> Callable[[Tensor, State], tuple[Tensor, State]]:
@@ -187,7 +180,7 @@ def one_step(cell: Any) -> Callable[[Tensor, State], tuple[Tensor, State]]:
     The standard cell's weights are copied, so that a step is one matrix product; its state is overwritten.
     """
     if not is_fused(cell):
-        return lambda x, state: _advance(cell, project(cell, x), state, None)
+        return lambda x, state: _masked_step(cell, project(cell, x), state, None)
     w_ih, w_hh, b_ih, b_hh = cell.all_weights[0]
     i, f, g, o = torch.cat([torch.cat([w_ih, w_hh], dim=1), (b_ih + b_hh)[:, None]], dim=1).chunk(4)
     weight, width = torch.cat([i, f, o, g]).t().contiguous(), cell.hidden_size

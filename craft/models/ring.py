@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-_TURNS = 512  # rotary angles are computed for this many positions at a time
+_ROTATIONS_AT_ONCE = 512  # rotary angles are computed for this many positions at a time
 
 
 class Ring:
     """Decoding state of a transformer after a prefill; position p lives in slot p % size.
 
-    Rows that were joined have positions of their own, `late` behind `length`. All of them write to the same
-    slot, and each sees as many slots back as it has characters.
+    Rows that were joined have positions of their own, `offsets` behind `length`. All of them write to the
+    same slot, and each sees as many slots back as it has characters.
 
     Args:
         model: the backbone; its attention weights are copied here, so a later training step does not show.
@@ -32,7 +32,7 @@ class Ring:
         config, first = model.config, cache.layers[0].keys
         self.size: int = config.sliding_window or config.max_position_embeddings
         self.length = length
-        self._place([0] * len(first), first.device)
+        self._set_offsets([0] * len(first), first.device)
         self.heads, self.shared = config.num_attention_heads, config.num_key_value_heads
         self.dim, self.rotary = config.head_dim, config.position == "rope"
         pairs = torch.arange(self.dim, device=first.device)
@@ -56,14 +56,14 @@ class Ring:
             values[:, :, slots] = cached.values
             self.layers.append((layer, weight, bias, keys, values))
 
-    def _place(self, late: list[int], device: Any) -> None:
-        self.late, self.lag = late, torch.tensor(late, device=device)[:, None]
-        self.known, self.turns = 0, torch.empty(len(late), 0)
+    def _set_offsets(self, offsets: list[int], device: Any) -> None:
+        self.offsets, self.offset_column = offsets, torch.tensor(offsets, device=device)[:, None]
+        self.rotations_from, self.rotations = 0, torch.empty(len(offsets), 0)
 
     def take(self, rows: list[int]) -> Ring:
         """The state of these rows."""
         taken = copy.copy(self)
-        taken._place([self.late[row] for row in rows], self.lag.device)
+        taken._set_offsets([self.offsets[row] for row in rows], self.offset_column.device)
         taken.layers = [(*layer, keys[rows], values[rows]) for *layer, keys, values in self.layers]
         return taken
 
@@ -72,8 +72,8 @@ class Ring:
         rings, joined = (self, *others), copy.copy(self)
         joined.length = max(self.length, *(ring.length for ring in others))
         shifts = [joined.length - ring.length for ring in rings]
-        late = [row + shift for ring, shift in zip(rings, shifts) for row in ring.late]
-        joined._place(late, self.lag.device)
+        offsets = [row + shift for ring, shift in zip(rings, shifts) for row in ring.offsets]
+        joined._set_offsets(offsets, self.offset_column.device)
         joined.layers = []
         for n, (*layer, _, _) in enumerate(self.layers):
             keys, values = (
@@ -88,12 +88,12 @@ class Ring:
         config, dim, both = model.config, self.dim, self.heads + self.shared
         slot, filled = self.length % self.size, min(self.length + 1, self.size)
         seen = None
-        if self.length - max(self.late) + 1 < filled:
+        if self.length - max(self.offsets) + 1 < filled:
             ages = (self.length - torch.arange(filled, device=ids.device)) % self.size
-            seen = (ages <= self.length - self.lag)[:, None, None]
+            seen = (ages <= self.length - self.offset_column)[:, None, None]
         hidden = model.embed_tokens(ids)
         if self.rotary:
-            turn = self._turn(model, hidden)
+            rotation = self._rotation(model, hidden)
         else:
             hidden = hidden + model.embed_positions.weight[self.length]
         self.length += 1
@@ -103,8 +103,8 @@ class Ring:
             if config.qk_norm:
                 query_key = F.rms_norm(query_key, (dim,), eps=config.norm_eps)
             if self.rotary:
-                turned = torch.view_as_complex(query_key.float().unflatten(-1, (-1, 2))) * turn
-                query_key = torch.view_as_real(turned).flatten(-2).to(value.dtype)
+                rotated = torch.view_as_complex(query_key.float().unflatten(-1, (-1, 2))) * rotation
+                query_key = torch.view_as_real(rotated).flatten(-2).to(value.dtype)
             keys[:, :, slot] = query_key[:, self.heads :]
             values[:, :, slot] = value
             attended = F.scaled_dot_product_attention(
@@ -119,14 +119,15 @@ class Ring:
             hidden = _add_linear(hidden, inner, layer.mlp.down_proj)
         return model.norm(hidden)
 
-    def _turn(self, model: Any, like: torch.Tensor) -> torch.Tensor:
+    def _rotation(self, model: Any, like: torch.Tensor) -> torch.Tensor:
         """e^(i angle) of the present position of each row, [B, 1, head_dim / 2]."""
-        if self.length >= self.known + self.turns.shape[1]:
-            self.known = self.length
-            positions = torch.arange(self.known, self.known + _TURNS, device=like.device) - self.lag
+        if self.length >= self.rotations_from + self.rotations.shape[1]:
+            start = self.rotations_from = self.length
+            places = torch.arange(start, start + _ROTATIONS_AT_ONCE, device=like.device)
+            positions = places - self.offset_column
             cos, sin = (t[..., : self.dim // 2] for t in model.rotary_emb(like.float(), positions))
-            self.turns = torch.complex(cos, sin)
-        return self.turns[:, self.length - self.known, None]
+            self.rotations = torch.complex(cos, sin)
+        return self.rotations[:, self.length - self.rotations_from, None]
 
 
 def _add_linear(hidden: torch.Tensor, x: torch.Tensor, linear: nn.Linear) -> torch.Tensor:

@@ -259,19 +259,19 @@ class TransformerModel(TransformerPreTrainedModel):
         mask = (create_sliding_window_causal_mask if windowed else create_causal_mask)(
             self.config, hidden, attention_mask, past_key_values, position_ids
         )
-        turns = None
+        rotations = None
         if self.embed_positions is not None:
             if not torch.compiler.is_compiling():
                 self.config.check_length(int(position_ids.max()) + 1)
             hidden = hidden + self.embed_positions(position_ids)
         else:
-            turns = self.rotary_emb(hidden, position_ids)
+            rotations = self.rotary_emb(hidden, position_ids)
         hidden = self.dropout(hidden)
         for layer in list(self.layers)[: self.config.num_hidden_layers]:  # fewer in an early exit
             hidden = layer(
                 hidden,
                 attention_mask=mask,
-                position_embeddings=turns,
+                position_embeddings=rotations,
                 position_ids=position_ids,
                 past_key_values=past_key_values,
                 **kwargs,

@@ -15,7 +15,7 @@ from craft.utils.hosts import is_loopback, listen
 from craft.utils.outputs import resolve, slug
 
 SIGNALS = signal.SIGINT, signal.SIGTERM
-GRACE = 5  # seconds that texts have to end once the server is told to stop
+GRACE_PERIOD = 5  # seconds that texts have to end once the server is told to stop
 CAPS: dict[str, int | None] = {"max_tokens": 4096, "max_prompt": None, "max_requests": 32}
 
 
@@ -50,15 +50,15 @@ def serve(
 
         class Server(uvicorn.Server):
             def handle_exit(self, sig: int, frame: Any) -> None:
-                timer = threading.Timer(0 if server.should_exit else GRACE, service.scheduler.end)
+                timer = threading.Timer(0 if server.should_exit else GRACE_PERIOD, service.scheduler.end)
                 timer.daemon = server.should_exit = True
                 timer.start()
 
         own = [] if is_loopback(address) else [socket.gethostname(), socket.getfqdn()]
         app = build_app(service, [name.lower() for name in (host, *allowed, *own)])
-        options: Any = {"limit_concurrency": 512, "timeout_graceful_shutdown": GRACE + 2, "lifespan": "on"}
+        options: Any = {"limit_concurrency": 512, "timeout_graceful_shutdown": GRACE_PERIOD + 2}
         options |= {"log_level": "error", "access_log": False, "server_header": False, "ws": "none"}
-        server = Server(uvicorn.Config(app, **options))
+        server = Server(uvicorn.Config(app, lifespan="on", **options))
         for number in SIGNALS:  # before uvicorn takes them
             signal.signal(number, server.handle_exit)
         say(f"{name} at http://{f'[{host}]' if ':' in host else host}:{bound}/v1  (Ctrl-C stops)")

@@ -19,7 +19,7 @@ from craft.utils.files import replace_text, staged_folder
 from craft.utils.hub import SAFE, api, check_repo_id, fetch, is_transient, translate_hub_errors
 from craft.utils.logging import get_logger
 from craft.utils.manifest import MANIFEST, difference, manifest_text, read_manifest
-from craft.utils.outputs import OUTPUTS, RUN_CONFIG, RUN_NAMES, RunPaths, slug
+from craft.utils.outputs import RUN_CONFIG, RUN_NAMES, RunPaths, slug
 
 logger = get_logger(__name__)
 
@@ -128,11 +128,11 @@ def commit_files(repo_id: str, files: Files, message: str, revision: str | None)
             time.sleep(pause)
 
 
-def fetch_run(repo_id: str, root: Path = OUTPUTS, revision: str | None = None) -> Path:
-    """The run whose checkpoint a repository keeps, as a folder under `root/models` to resume.
+def fetch_run(repo_id: str, revision: str | None = None) -> Path:
+    """The run whose checkpoint a repository keeps, as a folder under `outputs/models` to resume.
 
-    The names in it are another's, so they are made anew here: nothing is written but below `root`. What is
-    fetched is compared with its manifest, and the run is there as a whole or not at all.
+    The names in it are another's, so they are made anew here: nothing is written but below `outputs`. What
+    is fetched is compared with its manifest, and the run is there as a whole or not at all.
 
     Raises:
         UserError: if there is no such repository, revision or checkpoint, it is damaged there, or the run is
@@ -148,7 +148,7 @@ def fetch_run(repo_id: str, root: Path = OUTPUTS, revision: str | None = None) -
             code="run-missing",
         )
     try:
-        paths, run, manifest = _read(snapshot, root)
+        paths, run, manifest = _read(snapshot)
     except ValueError as error:
         raise UserError(
             f"the checkpoint of {repo_id} is damaged: {error}; delete it from the cache (hf cache rm "
@@ -172,7 +172,7 @@ def fetch_run(repo_id: str, root: Path = OUTPUTS, revision: str | None = None) -
     return paths.run_dir
 
 
-def _read(snapshot: Path, root: Path) -> tuple[RunPaths, str, dict[str, Any]]:
+def _read(snapshot: Path) -> tuple[RunPaths, str, dict[str, Any]]:
     """What the run of a fetched checkpoint is called here; the run, but for what it uploads and logs where;
     and the manifest of its files but for code.
 
@@ -194,5 +194,5 @@ def _read(snapshot: Path, root: Path) -> tuple[RunPaths, str, dict[str, Any]]:
         raise ValueError(f"its {RUN_NAMES} can't be read") from error
     run = sanitized_run(read_fields(snapshot / RUN_CONFIG))
     run.get("training", {})["report_to"] = "none"  # not under the login of whoever goes on with it
-    paths = RunPaths(**words, root=root, text=found.get("text"))  # type: ignore[arg-type]
+    paths = RunPaths(**words, text=found.get("text"))  # type: ignore[arg-type]
     return paths, yaml.safe_dump(run, sort_keys=False, allow_unicode=True), manifest

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from craft.data.tokenization import first_id
-from craft.evaluation.protocols import natural_protocol
+from craft.evaluation.protocols import default_protocol
 from craft.evaluation.scores import Evaluation, evaluate_split
 from craft.training.distributed.sharding import gathered_model
 from craft.training.ending import stop_training
@@ -112,7 +112,7 @@ class Validation(TrainerCallback):
         return evaluate_split(
             model,
             ids,
-            protocol=natural_protocol(model) if asked == "auto" else asked,
+            protocol=default_protocol(model) if asked == "auto" else asked,
             block_size=self.block_size,
             batch_size=self.args.per_device_eval_batch_size,
             tokenizer=self.tokenizer,

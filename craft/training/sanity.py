@@ -36,7 +36,7 @@ def check_alphabet(checkpoint: Path, tokenizer: Any) -> None:
 
 
 def check_data(dataset: Any, eval_ids: Any, args: Any, model: Any) -> None:
-    """Looks at the training windows and the validation ids.
+    """Looks at the model, the training windows and the validation ids.
 
     Args:
         dataset: follows `craft.data.base.BaseDataset`.
@@ -44,8 +44,10 @@ def check_data(dataset: Any, eval_ids: Any, args: Any, model: Any) -> None:
         model: follows the `LanguageModel` protocol.
 
     Raises:
-        UserError: for data that can't be learnt from, or not as the arguments say.
+        UserError: for a model that refuses to be trained, and for data that can't be learnt from, or not as
+            the arguments say.
     """
+    check_model(model)
     vocab_size = model.config.vocab_size
     missing = [name for name in ("batch", "block_size", "global_batch_size") if not hasattr(dataset, name)]
     if missing:
@@ -85,6 +87,14 @@ def check_data(dataset: Any, eval_ids: Any, args: Any, model: Any) -> None:
             "set training.carry_state=false",
             code="setting-conflict",
         )
+
+
+def check_model(model: Any) -> None:
+    """Asks a model whether its code is what would be trained. Code that an older craft saved doesn't know."""
+    try:
+        getattr(model, "check_before_training", lambda: None)()
+    except ValueError as error:
+        raise UserError(f"models: {error}", code="setting-value") from error
 
 
 def check_window(dataset: Any, vocab_size: int, row: int = 0, lookahead: int = 1) -> None:

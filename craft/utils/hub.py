@@ -90,12 +90,12 @@ def fetch_config(repo_id: str, revision: str | None = None) -> tuple[Path, str]:
 
 
 @contextmanager
-def translate_hub_errors(what: str, left: str = "", *, revision: str | None = None) -> Iterator[None]:
+def translate_hub_errors(what: str, hint: str = "", *, revision: str | None = None) -> Iterator[None]:
     """Turns whatever goes wrong between here and the Hub into one sentence.
 
     Args:
         what: what was being done, to begin the sentence with.
-        left: what is left of it, to end the sentence with.
+        hint: what can be done instead, to end the sentence with.
         revision: the branch, tag or commit that was asked for.
 
     Raises:
@@ -108,7 +108,7 @@ def translate_hub_errors(what: str, left: str = "", *, revision: str | None = No
         raise
     except Exception as error:
         kind, code, why = _explain(error, revision)
-        raise kind(f"{what}: {why}{f'; {left}' if left else ''}", code=code) from error
+        raise kind(f"{what}: {why}{f'; {hint}' if hint else ''}", code=code) from error
 
 
 def _explain(error: Exception, revision: str | None) -> tuple[type[UserError | Failed], Code, str]:

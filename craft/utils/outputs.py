@@ -160,8 +160,8 @@ def benchmark_file(test: str, hardware: str) -> Path:
     return OUTPUTS / "benchmarks" / f"benchmark_{slug(test)}_{slug(hardware)}_{unique_timestamp()}.json"
 
 
-def onnx_dir(model: str, root: Path = OUTPUTS) -> Path:
-    return root / "onnx" / slug(model)
+def onnx_dir(model: str) -> Path:
+    return OUTPUTS / "onnx" / slug(model)
 
 
 def resolve(model: str | Path, root: Path = OUTPUTS) -> str:

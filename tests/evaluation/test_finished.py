@@ -19,7 +19,10 @@ from transformers import AutoModelForCausalLM
 
 from craft.building import build_model
 from craft.cli.evaluate import command
+from craft.data.arguments import DataArguments
+from craft.data.loaders import load_corpus
 from craft.data.tokenization import CharTokenizer
+from craft.evaluation import finished
 from craft.evaluation.finished import evaluate_model
 from craft.evaluation.scores import Evaluation
 from craft.inference import load
@@ -121,6 +124,18 @@ def test_a_stream_has_only_the_splits_it_held_out(folder: Path, tmp_path: Path) 
             evaluate(folder, split=split)
     with refused("text-missing", "test"):
         evaluate(folder, split="test")
+
+
+def test_a_split_that_is_compared_and_scored_is_loaded_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream is read from its beginning each time."""
+    loaded: list[DataArguments] = []
+    monkeypatch.setattr(
+        finished, "load_corpus", lambda *given: (loaded.append(given[0]), load_corpus(*given))[1]
+    )
+    assert predictions(folder, window=8) == 19
+    assert [arguments.block_size for arguments in loaded] == [8]
 
 
 def trained_with(folder: Path, **texts: str) -> None:

@@ -12,7 +12,7 @@ from craft.evaluation.protocols import (
     Rows,
     block_rows,
     check_protocol,
-    natural_protocol,
+    default_protocol,
     parallel_streams,
     stream_rows,
     window_rows,
@@ -85,8 +85,8 @@ def test_a_protocol_that_the_model_cannot_use_is_refused(
 
 
 def test_recurrent_models_are_read_statefully_and_others_in_blocks() -> None:
-    assert natural_protocol(SimpleNamespace(carries_state=True)) == "stateful"
-    assert natural_protocol(SimpleNamespace(carries_state=False)) == "blocks"
+    assert default_protocol(SimpleNamespace(carries_state=True)) == "stateful"
+    assert default_protocol(SimpleNamespace(carries_state=False)) == "blocks"
 
 
 def test_a_recurrent_model_has_no_longest_window() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 from craft.models import CharLSTMConfig, CharLSTMForCausalLM, char_lstm, recurrence
@@ -121,7 +122,18 @@ def test_an_edited_cell_that_kernels_would_replace_is_refused() -> None:
         recurrence.check_kernel(EditedCell, CharLSTMConfig())
     assert torch.equal(torch.get_rng_state(), before)
     with pytest.raises(ValueError, match="fused"):
-        make_recurrent(EditedCell)
+        make_recurrent(EditedCell).check_before_training()
+    for cell_class in (char_lstm.LSTMCell, PlainLSTMCell, GRUCell):
+        make_recurrent(cell_class).check_before_training()
+
+
+def test_a_model_is_made_without_numbers_and_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By tools that plan: nothing is computed while a model is made or loaded."""
+    monkeypatch.setattr(torch, "lstm", None)
+    with torch.device("meta"):
+        assert CharLSTMForCausalLM(CharLSTMConfig()).device.type == "meta"
+    with FakeTensorMode():
+        assert CharLSTMForCausalLM(CharLSTMConfig()).num_parameters() > 0
 
 
 class LosesItsCell(PlainLSTMCell):
@@ -162,7 +174,7 @@ def test_loop_scan_and_kernel_read_the_same(cell_class: Any, padded: bool, carri
     if mask is not None:
         mask[0], mask[1] = False, torch.arange(7) > 2
     padding = None if mask is None else Padding(mask, padded_chunks(mask))
-    expected, after = recurrence.read(cell, hidden, state, padding)
+    expected, after = recurrence.run_cell(cell, hidden, state, padding)
     for way in (recurrence._loop, recurrence._scan):
         torch.testing.assert_close(way(cell, hidden, state, padding), (expected, after))
     if mask is not None:

@@ -59,7 +59,7 @@ def test_a_stream_equals_generate_past_the_context(kind: str, length: int) -> No
 def test_the_table_of_rotary_angles_is_renewed_when_it_ends(
     kind: str, prompt: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ring, "_TURNS", 8)
+    monkeypatch.setattr(ring, "_ROTATIONS_AT_ONCE", 8)
     settings = {"max_new_tokens": 30, "do_sample": False}
     model = MAKERS[kind]()
     assert torch.equal(streamed(model, prompt, **settings), generated(model, prompt, **settings))

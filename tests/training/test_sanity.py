@@ -14,6 +14,7 @@ import torch
 from refusals import refused
 
 from craft.data.char_dataset import CharDataset
+from craft.models.cells import LSTMCell
 from craft.training.base import LanguageModelTrainer
 from craft.training.sanity import IDS_AT_ONCE, check_data, check_ids
 from craft.utils.errors import Code
@@ -55,6 +56,20 @@ def make(folder: Path, dataset: Any = None, eval_ids: Any = "own", **changes: An
 
 def test_somebodys_own_windows_train(tmp_path: Path) -> None:
     assert make(tmp_path, max_steps=3).train().global_step == 3
+
+
+def test_an_edited_cell_that_kernels_would_replace_is_not_trained(tmp_path: Path) -> None:
+    class EditedCell(LSTMCell):
+        fused = True
+
+        def forward(self, projected: torch.Tensor, state: Any) -> Any:
+            output, after = super().forward(projected, state)
+            return 1.1 * output, after
+
+    model = tiny_run.model("char_lstm")
+    model.model.layers[0].lstm = EditedCell(model.config)
+    with refused("setting-value", "models", "EditedCell", "fused"):
+        LanguageModelTrainer(model, tiny_run.arguments(tmp_path), Own(), None, tiny_run.tokenizer())
 
 
 def test_each_process_looks_at_a_window_of_its_own() -> None:
