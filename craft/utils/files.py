@@ -20,7 +20,6 @@ from craft.utils.errors import CraftError, Failed
 STAGING, REPLACED = ".staging-", ".replaced-"
 """How hidden folders begin: one that is being written, and one that makes room for its successor."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 DISK_ERRORS = (
     *DISK_FULL,
     *(errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ESTALE, errno.ENAMETOOLONG),

@@ -11,9 +11,8 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from craft.training.distributed.heartbeat import first_line
 from craft.training.distributed.rendezvous import is_communication_error
-from craft.utils.errors import Code, CraftError, PeerLost
+from craft.utils.errors import Code, CraftError, PeerLost, first_line
 
 T = TypeVar("T")
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from craft.utils.errors import PeerLost
+from craft.utils.errors import PeerLost, first_line
 from craft.utils.logging import first_to_say
 
 SECONDS = 1.0
@@ -109,7 +109,7 @@ class Heartbeat(threading.Thread):
         behind = sorted(self.others.items(), key=lambda entry: entry[1]["step"])[:4]
         places = "; ".join(f"rank {rank} at step {b['step']:,} in {b['place']}" for rank, b in behind)
         return (
-            f"no process is missing, but they can't work together ({first_line(error)}): {places}; if one "
+            f"no process is missing, but they can't work together ({first_line(error)[:200]}): {places}; if one "
             f"has more to do than training.ddp_timeout={self.timeout} s allow, raise it"
         )
 
@@ -144,7 +144,3 @@ def main_thread_location() -> str:
     own = ((file, line) for file, line in places if Path(torch.__file__).parent not in file.parents)
     file, line = next(own, (Path("?"), 0))
     return f"{'/'.join(file.parts[-3:])}:{line}"
-
-
-def first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

@@ -17,8 +17,8 @@ from datetime import timedelta
 import psutil
 import torch.distributed as dist
 
-from craft.training.distributed.heartbeat import Heartbeat, first_line
-from craft.utils.errors import PeerLost
+from craft.training.distributed.heartbeat import Heartbeat
+from craft.utils.errors import PeerLost, first_line
 
 MARGIN = 15
 """Seconds that NCCL, which ends the process without a word, leaves it to find out by itself."""
@@ -45,7 +45,7 @@ def join(seconds: int) -> None:
     except (RuntimeError, ValueError) as error:
         raise PeerLost(
             f"not all of {world} processes met at {address}:{port} within training.ddp_timeout={seconds} s "
-            f"({first_line(error)}); is that address right, and reachable from every machine?"
+            f"({first_line(error)[:200]}); is that address right, and reachable from every machine?"
         ) from error
 
 
