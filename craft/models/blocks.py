@@ -19,11 +19,7 @@ from transformers.models.llama.modeling_llama import (
     eager_attention_forward,
 )
 
-
-def relu2(x: torch.Tensor) -> torch.Tensor:
-    """max(x, 0) squared."""
-    return F.relu(x).square()
-
+from .elementwise import RMSNorm, relu2, rms_norm, rotate, signed
 
 ACTIVATIONS = {"relu2": relu2, "gelu": F.gelu, "swiglu": F.silu}
 
@@ -32,7 +28,7 @@ def make_norm(config: Any) -> nn.Module:
     """The norm before a half block, over the last dimension (hidden_size)."""
     size, eps = config.hidden_size, config.norm_eps
     if config.norm == "rmsnorm":
-        return nn.RMSNorm(size, eps=eps, elementwise_affine=config.norm_weight)
+        return RMSNorm(size, eps=eps, elementwise_affine=config.norm_weight)
     return nn.LayerNorm(size, eps=eps, elementwise_affine=config.norm_weight, bias=config.bias)
 
 
@@ -50,17 +46,16 @@ def make_linear(config: Any, inputs: int, outputs: int, residual: bool = False) 
 class RotaryEmbedding(LlamaRotaryEmbedding):
     """cos and sin of the angles at given positions; transformers' scaled variants by `rope_parameters`."""
 
+    def turns(self, hidden: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin as `rotate` takes them, [B, T, 1, head_dim]."""
+        cos, sin = self(hidden, position_ids)
+        return cos[:, :, None], signed(sin)[:, :, None]
+
     @staticmethod
     def compute_default_rope_parameters(config: Any, **kwargs: Any) -> tuple[torch.Tensor, float]:
         """theta ** (-2i / head_dim), and no scaling of the attention."""
         exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float) / config.head_dim
         return config.rope_parameters["rope_theta"] ** -exponents, 1.0
-
-
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate the pairs (i, i + head_dim/2) of x [B, heads, T, head_dim]; fewer operations than Llama's."""
-    low, high = x.chunk(2, dim=-1)
-    return x * cos[:, None] + torch.cat((-high, low), dim=-1) * sin[:, None]
 
 
 class Attention(nn.Module):
@@ -93,13 +88,15 @@ class Attention(nn.Module):
         """[B, T, hidden_size] -> the same, and the weights [B, heads, T, T'] where the backend gives them."""
         shape = hidden_states.shape[:-1]
         query, key, value = (
-            proj(hidden_states).view(*shape, -1, self.head_dim).transpose(1, 2)
+            proj(hidden_states).view(*shape, -1, self.head_dim)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
+        # Heads change places with characters only afterwards: here every row lies in one piece.
         if self.config.qk_norm:
-            query, key = (F.rms_norm(x, (self.head_dim,), eps=self.config.norm_eps) for x in (query, key))
+            query, key = (rms_norm(x, self.config.norm_eps) for x in (query, key))
         if position_embeddings is not None:
-            query, key = rotate(query, *position_embeddings), rotate(key, *position_embeddings)
+            query, key = (rotate(x, *position_embeddings) for x in (query, key))
+        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx, kwargs=kwargs)
         backend = self.config._attn_implementation

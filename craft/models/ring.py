@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .elementwise import rms_norm
+
 _ROTATIONS_AT_ONCE = 512  # rotary angles are computed for this many positions at a time
 
 
@@ -101,7 +103,7 @@ class Ring:
             qkv = F.linear(layer.input_layernorm(hidden), weight, bias).view(-1, both + self.shared, dim)
             query_key, value = qkv[:, :both], qkv[:, both:]
             if config.qk_norm:
-                query_key = F.rms_norm(query_key, (dim,), eps=config.norm_eps)
+                query_key = rms_norm(query_key, config.norm_eps)
             if self.rotary:
                 rotated = torch.view_as_complex(query_key.float().unflatten(-1, (-1, 2))) * rotation
                 query_key = torch.view_as_real(rotated).flatten(-2).to(value.dtype)

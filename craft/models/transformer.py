@@ -265,7 +265,7 @@ class TransformerModel(TransformerPreTrainedModel):
                 self.config.check_length(int(position_ids.max()) + 1)
             hidden = hidden + self.embed_positions(position_ids)
         else:
-            rotations = self.rotary_emb(hidden, position_ids)
+            rotations = self.rotary_emb.turns(hidden, position_ids)
         hidden = self.dropout(hidden)
         for layer in list(self.layers)[: self.config.num_hidden_layers]:  # fewer in an early exit
             hidden = layer(

@@ -1,0 +1,111 @@
+"""What a transformer does between its matrix products, in as few passes over memory as PyTorch allows.
+
+On a CPU these small steps cost as much time as the products: autograd takes RMS norm and squared ReLU apart
+into many, and keeps and reads again what each of them made. The functions here have a backward of their own,
+used while a model trains in eager mode. Elsewhere (no gradients, `torch.compile`, `torch.export`) the same
+formula is left to PyTorch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+def _needs_backward(x: Tensor) -> bool:
+    return x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def relu2(x: Tensor) -> Tensor:
+    """max(x, 0) squared."""
+    return _ReLU2.apply(x) if _needs_backward(x) else F.relu(x).square()  # type: ignore[no-any-return]
+
+
+class _ReLU2(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        positive = F.relu(x)
+        ctx.save_for_backward(positive)
+        return positive.square()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (positive,) = ctx.saved_tensors
+        return (gradient * positive).mul_(2)
+
+
+def rms_norm(x: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps), the mean over the last dimension; computed in float32 at least."""
+    return _RMSNorm.apply(x, eps) if _needs_backward(x) else (x * _inverse_rms(x, eps)).to(x.dtype)  # type: ignore[no-any-return]
+
+
+def _inverse_rms(x: Tensor, eps: float) -> Tensor:
+    precise = torch.promote_types(x.dtype, torch.float32)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=precise)
+    return torch.rsqrt(norm.square() / x.shape[-1] + eps)
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
+        scale = _inverse_rms(x, eps)
+        y = (x * scale).to(x.dtype)
+        ctx.save_for_backward(y, scale)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        # d x = scale * (g - y * mean(g * y)): what points along y would only change its length.
+        y, scale = ctx.saved_tensors
+        along = (
+            torch.linalg.vecdot(gradient.to(scale.dtype), y.to(scale.dtype)).unsqueeze_(-1).div_(-y.shape[-1])
+        )
+        return torch.addcmul(gradient.to(scale.dtype), y, along).mul_(scale).to(gradient.dtype), None
+
+
+class RMSNorm(nn.RMSNorm):
+    """torch's, with `rms_norm` as its formula."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = rms_norm(x, self.eps or 0.0)
+        return normed if self.weight is None else normed * self.weight
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs (i, i + D/2) of x [B, T, heads, D] by the angles of `cos` and `sin`.
+
+    Args:
+        cos: [B, T, 1, D].
+        sin: the same, negative in its first half (see `signed`).
+    """
+    return _Rotate.apply(x, cos, sin) if _needs_backward(x) else _turned(x, cos, sin)  # type: ignore[no-any-return]
+
+
+def signed(sin: Tensor) -> Tensor:
+    """The sine as `rotate` takes it: a turn is then two products and a sum."""
+    low, high = sin.chunk(2, dim=-1)
+    return torch.cat((-low, high), dim=-1)
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, sign: int = 1) -> Tensor:
+    low, high = x.chunk(2, dim=-1)
+    return torch.addcmul(x * cos, torch.cat((high, low), dim=-1), sin, value=sign)
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turned(x, cos, sin)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turned(gradient, cos, sin, sign=-1), None, None  # back by the same angles
