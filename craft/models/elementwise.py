@@ -47,7 +47,7 @@ def rms_norm(x: Tensor, eps: float) -> Tensor:
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:
     precise = torch.promote_types(x.dtype, torch.float32)
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=precise)
-    return torch.rsqrt(norm.square() / x.shape[-1] + eps)
+    return torch.rsqrt(torch.addcmul(norm.new_full((), eps), norm, norm, value=1 / x.shape[-1]))
 
 
 class _RMSNorm(torch.autograd.Function):

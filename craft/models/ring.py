@@ -85,6 +85,7 @@ class Ring:
             joined.layers.append((*layer, keys, values))
         return joined
 
+    @torch.inference_mode()  # an eighth less time than `no_grad` for the small tensors of one character
     def advance(self, model: Any, ids: torch.Tensor) -> torch.Tensor:
         """Read one character per row, ids [B]: its last hidden state [B, hidden_size], normed."""
         config, dim, both = model.config, self.dim, self.heads + self.shared

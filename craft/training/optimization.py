@@ -1,35 +1,30 @@
-"""The optimizer: which weights decay, Muon and AdamW as one torch optimizer, schedules that need no extras.
-
-Muon (Keller Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/) replaces the momentum of a
-matrix by the nearest (semi-)orthogonal one, found by five Newton-Schulz steps. `torch.optim.Muon` exists;
-this one is our own for two reasons. It orthogonalises all matrices of one shape in a single batched
-product, which saves a fifth of its time on small models. And it sees inside stacked weights: an LSTM keeps
-the matrices of its four gates in one parameter, and orthogonalising the stack as one matrix would couple
-gates that have nothing to do with each other. On a plain matrix both give the same result, which a test
-checks.
-"""
+"""The optimizer and the schedule of a run: which weights decay, whose class, which defaults."""
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from functools import cache
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.optim.adamw import adamw
 
 from craft.training.arguments import CraftTrainingArguments, user_optimizer
-from craft.training.precision import Hardware
+from craft.training.muon import MuonAdamW, Polynomial
 from craft.utils.errors import UserError
 from craft.utils.logging import get_logger
 
 logger = get_logger(__name__)
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-NEWTON_SCHULZ_STEPS = 5
+POLAR_EXPRESS: tuple[Polynomial, ...] = (
+    (8.09337, -23.62043, 17.44615),
+    (3.63659, -2.72193, 0.53655),
+    (2.6613, -1.97715, 0.45262),
+)
+"""Each the best one for what the one before leaves, from singular values of 0.01 on (Amsel et al., 2025,
+https://arxiv.org/abs/2505.16932): three bring them as near to 1 as five steps of Newton and Schulz do."""
+DIRECTIONS_KEPT = 2
+"""Steps that Muon goes in one direction."""
 SCHEDULE_DEFAULTS: dict[str, Callable[[int, int], dict[str, Any]]] = {
     # What Hugging Face's schedules demand as kwargs although there is a sensible default.
     "warmup_stable_decay": lambda steps, warmup: {"num_decay_steps": max(1, min(steps - warmup, steps // 5))},
@@ -79,6 +74,8 @@ def muon_groups(model: nn.Module, blocks_of: Callable[[str], int], args: Any) ->
         "momentum": args.muon_momentum,
         "weight_decay": args.weight_decay,
         "exact": args.precision == "fp32",
+        "polynomials": POLAR_EXPRESS,
+        "keep": DIRECTIONS_KEPT,
     }
     groups: list[dict[str, Any]] = [
         {"params": parameters, "blocks": 0, **of_adamw, "weight_decay": share}
@@ -126,120 +123,6 @@ def muon_optimizer(model: Any, args: CraftTrainingArguments) -> MuonAdamW:
             code="model-mismatch",
         )
     return MuonAdamW(muon_groups(model, blocks_of, args))
-
-
-class MuonAdamW(torch.optim.Optimizer):
-    """Muon for groups with `blocks` >= 1, AdamW (fused) for groups with `blocks` = 0, in one optimizer.
-
-    One optimizer, because gradient scalers, schedulers, Accelerate and checkpoints each expect one.
-
-    Args:
-        groups: from `muon_groups`; `defaults["lr"]` is the learning rate of the first (AdamW's).
-    """
-
-    def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
-        groups = list(groups)
-        defaults = {
-            "lr": groups[0]["lr"],
-            "blocks": 0,
-            "momentum": 0.95,
-            "betas": (0.9, 0.999),
-            "eps": 1e-8,
-            "weight_decay": 0.0,
-            "fused": True,  # also tells torch to leave the step counters in float32 when it loads a state
-        }
-        super().__init__(groups, defaults)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            if parameters:
-                (self._muon if group["blocks"] else self._adamw)(group, parameters)
-        return loss
-
-    def _adamw(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        for p in parameters:
-            if not self.state[p]:
-                self.state[p] = {
-                    "step": torch.zeros((), dtype=torch.float32, device=p.device),
-                    "exp_avg": torch.zeros_like(p),
-                    "exp_avg_sq": torch.zeros_like(p),
-                }
-        states = [self.state[p] for p in parameters]
-        adamw(
-            parameters,
-            [p.grad for p in parameters],
-            [s["exp_avg"] for s in states],
-            [s["exp_avg_sq"] for s in states],
-            [],
-            [s["step"] for s in states],
-            fused=True,
-            amsgrad=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
-
-    def _muon(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        momentum, blocks, lr = group["momentum"], group["blocks"], group["lr"]
-        for p in parameters:
-            if not self.state[p]:
-                self.state[p] = {"momentum_buffer": torch.zeros_like(p)}
-        gradients = [p.grad for p in parameters]
-        buffers = [self.state[p]["momentum_buffer"] for p in parameters]
-        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
-        updates = torch._foreach_lerp(gradients, buffers, momentum)  # Nesterov
-        if group["weight_decay"]:
-            torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
-        same_shape: dict[torch.Size, list[int]] = defaultdict(list)
-        for i, p in enumerate(parameters):
-            same_shape[p.shape].append(i)
-        for shape, members in same_shape.items():
-            rows = shape[0] // blocks
-            stack = torch.stack([updates[i] for i in members]).view(-1, rows, shape[1])
-            directions = (
-                orthogonalized(stack, exact=group.get("exact", False))
-                .to(parameters[members[0]].dtype)
-                .view(-1, *shape)
-            )
-            # Tall matrices take longer steps, so that every output moves equally far (Jordan's rule).
-            scale = max(1.0, rows / shape[1]) ** 0.5
-            moved = [parameters[i] for i in members]
-            torch._foreach_add_(moved, list(directions.unbind()), alpha=-lr * scale)
-
-
-def orthogonalized(matrices: Tensor, exact: bool = False) -> Tensor:
-    """Roughly U V^T of each matrix U S V^T (singular values between about 0.7 and 1.2), [n, rows, columns].
-
-    In bfloat16, whose precision is enough for a direction, where the device multiplies it natively and the
-    result need not be `exact`.
-    """
-    a, b, c = NEWTON_SCHULZ
-    x = matrices.to(torch.float32 if exact else _direction_dtype(matrices.device.type))
-    tall = x.shape[1] > x.shape[2]
-    if tall:
-        x = x.mT
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = x @ x.mT
-        update = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.baddbmm(x, update, x, beta=a)
-    return x.mT if tall else x
-
-
-@cache
-def _direction_dtype(device: str) -> torch.dtype:
-    hardware = Hardware.detect(use_cpu=device == "cpu")
-    native = hardware.native_bf16 or (hardware.capability or (0, 0)) >= (8, 0)
-    return torch.bfloat16 if native else torch.float32
 
 
 def complete_schedule(args: CraftTrainingArguments, steps: int) -> None:

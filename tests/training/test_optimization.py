@@ -11,13 +11,13 @@ from refusals import refused
 from torch import nn
 from transformers.trainer_utils import SchedulerType
 
+from craft.training.muon import NEWTON_SCHULZ, MuonAdamW, _direction_dtype, orthogonalized
 from craft.training.optimization import (
-    MuonAdamW,
-    _direction_dtype,
+    DIRECTIONS_KEPT,
+    POLAR_EXPRESS,
     decay_parameter_names,
     muon_groups,
     muon_optimizer,
-    orthogonalized,
 )
 from craft.training.precision import Hardware
 
@@ -72,12 +72,13 @@ def test_muon_and_adamw_in_one_equal_those_of_torch(
     Torch turns in bfloat16 everywhere, ours only where that is native, so both are given one format. Then
     they may differ by the rounding of each step, which moves a weight by up to twice the rate (tall ones).
     """
-    monkeypatch.setattr("craft.training.optimization._direction_dtype", lambda device: dtype)
+    monkeypatch.setattr("craft.training.muon._direction_dtype", lambda device: dtype)
     if dtype == torch.float32:
         monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.float)
     rounding = 5 * 2 * SETTINGS.muon_learning_rate * torch.finfo(dtype).eps
     ours, theirs = Small(), Small()
-    steps(ours, MuonAdamW(muon_groups(ours, is_matrix, SETTINGS)))
+    groups = muon_groups(ours, is_matrix, SETTINGS)
+    steps(ours, MuonAdamW([group | {"polynomials": NEWTON_SCHULZ, "keep": 1} for group in groups]))
     matrices = [p for n, p in theirs.named_parameters() if p.ndim == 2 and is_matrix(n)]
     others = [p for n, p in theirs.named_parameters() if not (p.ndim == 2 and is_matrix(n))]
     muon = torch.optim.Muon(matrices, lr=2e-2, weight_decay=0.1, momentum=0.95)
@@ -96,7 +97,7 @@ def test_stacked_matrices_are_orthogonalized_one_by_one() -> None:
     group = {"params": [gates], "blocks": 4, "lr": 1.0, "momentum": 0.0, "weight_decay": 0.0}
     MuonAdamW([group]).step()
     for gate, gradient in zip(gates.detach().split(8), gates.grad.split(8)):
-        alone = orthogonalized(gradient[None])[0]
+        alone = orthogonalized(gradient[None], NEWTON_SCHULZ)[0]
         assert torch.allclose(-gate, alone.float(), atol=1e-6)
         # Newton-Schulz brings every singular value near 1, and turns nothing.
         u, _, v = torch.linalg.svd(gradient)
@@ -104,11 +105,59 @@ def test_stacked_matrices_are_orthogonalized_one_by_one() -> None:
 
 
 @pytest.mark.precision
+@pytest.mark.parametrize("polynomials", [NEWTON_SCHULZ, POLAR_EXPRESS])
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 32, 8), (2, 8, 32)])
-def test_orthogonalized_singular_values(shape: tuple[int, int, int]) -> None:
-    values = torch.linalg.svdvals(orthogonalized(torch.randn(shape, generator=torch.manual_seed(3))).float())
+def test_orthogonalized_singular_values(
+    shape: tuple[int, int, int], polynomials: tuple[tuple[float, float, float], ...]
+) -> None:
+    matrices = torch.randn(shape, generator=torch.manual_seed(3))
+    values = torch.linalg.svdvals(orthogonalized(matrices, polynomials).float())
     assert values.min() > 0.5
     assert values.max() < 1.3
+
+
+def test_directions_are_kept_and_the_matrices_take_turns() -> None:
+    model = Small()
+    groups = muon_groups(model, is_matrix, SETTINGS)
+    optimizer = MuonAdamW(groups)
+    matrices = [p for group in groups if group["blocks"] for p in group["params"]]
+    before: list[torch.Tensor] = []
+    turned = []
+    for step in range(1 + 2 * DIRECTIONS_KEPT):
+        steps(model, optimizer, first=step, last=step + 1)
+        now = [optimizer.state[p]["direction"].clone() for p in matrices]
+        turned.append([not torch.equal(a, b) for a, b in zip(before, now)] if before else [True] * len(now))
+        before = now
+    assert all(turned[0])
+    for number in range(len(matrices)):
+        assert sum(step[number] for step in turned[1:]) == 2
+    for step in turned[1:]:  # about equally many a step
+        assert sum(step) == len(matrices) / DIRECTIONS_KEPT
+
+
+def test_a_state_from_before_directions_were_kept_goes_on_as_it_began() -> None:
+    def made(model: nn.Module) -> MuonAdamW:
+        groups = muon_groups(model, is_matrix, SETTINGS)
+        return MuonAdamW([group | {"polynomials": NEWTON_SCHULZ, "keep": 1} for group in groups])
+
+    model = Small()
+    optimizer = made(model)
+    steps(model, optimizer, last=3)
+    weights, saved = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
+    steps(model, optimizer, first=3)
+    for group in saved["param_groups"]:
+        for name in ("polynomials", "keep"):
+            del group[name]
+    for state in saved["state"].values():
+        for name in ("direction", "age"):
+            state.pop(name, None)
+    again = Small()
+    again.load_state_dict(weights)
+    resumed = MuonAdamW(muon_groups(again, is_matrix, SETTINGS))
+    resumed.load_state_dict(saved)
+    steps(again, resumed, first=3)
+    for a, b in zip(model.parameters(), again.parameters()):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("kind", ["char_lstm", "char_transformer"])
