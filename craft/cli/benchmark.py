@@ -20,7 +20,7 @@ from craft.utils.terminal import echo
 def command(names: tuple[str, ...], repeats: int, steps: int, size: int, quick: bool) -> None:
     """Measure craft's speed beside baselines: medians of interleaved rounds in the same process.
 
-    Without a name all four run, which takes about a quarter of an hour on two cores. Every measurement goes
+    Without a name all three run, which takes about a quarter of an hour on two cores. Every measurement goes
     into a JSON file under outputs/benchmarks.
     """
     from rich.console import Console
