@@ -7,11 +7,12 @@ A refused run writes nothing, so that a typing mistake costs no record of an ear
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from craft.sharing.record import fields_or_empty
 from craft.utils import launch
 from craft.utils.common import human
 from craft.utils.errors import Failed, UserError
@@ -72,7 +73,7 @@ def what_to_resume(
 
     def look() -> Path | Finished | None:
         finished = finished_at(folder) is not None
-        if finished and _saved_run(folder) == run.to_dict():
+        if finished and fields_or_empty(folder / RUN_CONFIG) == run.to_dict():
             return Finished(folder)
         if any(checkpoints(folder)):
             return folder
@@ -81,14 +82,6 @@ def what_to_resume(
         return None
 
     return on_rank0_broadcast(look)
-
-
-def _saved_run(folder: Path) -> Any:
-    """The run that a folder keeps, as plain data; None if it can't be read."""
-    import yaml
-
-    with suppress(OSError, ValueError, yaml.YAMLError):
-        return yaml.safe_load((folder / RUN_CONFIG).read_text(encoding="utf-8"))
 
 
 def name_run(

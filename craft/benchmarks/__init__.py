@@ -6,4 +6,4 @@ what is compared. Nothing here is imported by the rest of craft.
 
 from __future__ import annotations
 
-NAMES = ("train", "step", "generate", "encode", "windows")
+NAMES = ("train", "step", "generate", "encode")

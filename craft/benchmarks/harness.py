@@ -40,7 +40,6 @@ class Options:
 
     repeats: int = 5
     steps: int = 100
-    size: int = 64
     quick: bool = False
 
 

@@ -14,10 +14,8 @@ from craft.utils.terminal import echo
               help="Rounds that count, after one to warm up.")  # fmt: skip
 @click.option("--steps", metavar="N", default=100, show_default=True, type=click.IntRange(min=2),
               help="train: steps of one measurement.")  # fmt: skip
-@click.option("--size", metavar="MB", default=64, show_default=True, type=click.IntRange(min=1),
-              help="encode: how long the text is that is prepared.")  # fmt: skip
 @click.option("--quick", is_flag=True, help="Tiny models and texts, to see that everything runs; no figures.")
-def command(names: tuple[str, ...], repeats: int, steps: int, size: int, quick: bool) -> None:
+def command(names: tuple[str, ...], repeats: int, steps: int, quick: bool) -> None:
     """Measure craft's speed beside baselines: medians of interleaved rounds in the same process.
 
     Without a name all four run, which takes about a quarter of an hour on two cores. Every measurement goes
@@ -27,7 +25,7 @@ def command(names: tuple[str, ...], repeats: int, steps: int, size: int, quick: 
 
     from craft.benchmarks.harness import Options, run_benchmark, save, tables
 
-    options = Options(repeats=repeats, steps=steps, size=size, quick=quick)
+    options = Options(repeats=repeats, steps=steps, quick=quick)
     console, progress = Console(), Console(stderr=True)
     if not console.is_terminal:
         console.width = 120  # a file has no width, and a wrapped table is hard to read

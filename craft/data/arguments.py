@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import validated_field
 
-from craft.utils.encodings import wrong_encoding
+from craft.utils.encodings import check_encoding
 from craft.utils.errors import UserError
 from craft.utils.hub import is_repo_id
-from craft.utils.labels import wrong_language
+from craft.utils.labels import LANGUAGE
 from craft.utils.paths import typed_settings
 from craft.utils.settings import (
     COUNT,
@@ -28,7 +28,6 @@ from craft.utils.settings import (
     fields_of,
     must,
     validators,
-    word,
     yaml_word,
 )
 
@@ -92,7 +91,7 @@ class DataArguments:
     exclude: str | list[str] | None = validated_field(_NAMES, default=None)
     format: Literal["auto", "text", "jsonl", "json", "csv", "tsv", "parquet"] = "auto"
     separator: str | None = None
-    language: str | None = validated_field(word(wrong_language), default=None)
+    language: str | None = validated_field(LANGUAGE, default=None)
     config_name: str | None = None
     revision: str | None = None
     split: str = "train"
@@ -101,7 +100,7 @@ class DataArguments:
     text_column: str = "text"
     streaming: bool = False
     lanes: int = validated_field(COUNT, default=16)
-    encoding: str | None = validated_field(word(wrong_encoding), default=None)
+    encoding: str | None = validated_field(check_encoding, default=None)
     errors: Literal["strict", "replace"] = "strict"
     validation_size: float | int = validated_field(_SHARE, default=0.1)
     test_size: float | int = validated_field(_SHARE, default=0.0)

@@ -11,9 +11,8 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
-from craft.data.columns import Rows, column_texts, top_column
 from craft.data.sources import Piece, Shard
-from craft.data.tables import ROWS
+from craft.data.tables import ROWS, arrow_texts
 from craft.utils.errors import CraftError, UserError, one_line
 from craft.utils.hub import is_network_error, quiet, translate_hub_errors
 
@@ -82,17 +81,8 @@ class HubDataset:
                 code="text-column",
             )
         with _translated(f"{name} can't be read", self.revision):
-            yield from starmap(
-                Piece, column_texts(self._rows(dataset, name), self.text_column, name, "strict")
-            )
-
-    def _rows(self, dataset: Any, name: str) -> Rows:
-        number = 0
-        for table in dataset.with_format("arrow").iter(batch_size=ROWS):
-            top = top_column(self.text_column, table.column_names, name)
-            for row in table.select([top]).to_pylist():
-                yield row, f"row {number} of {name}"
-                number += 1
+            batches = dataset.with_format("arrow").iter(batch_size=ROWS)
+            yield from starmap(Piece, arrow_texts(batches, self.text_column, name, "strict"))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from craft.data.columns import Rows, column_texts, top_column
@@ -52,9 +52,17 @@ def parquet_texts(span: Span, column: str, errors: str) -> Iterator[tuple[str, s
         groups = range(span.start, file.num_row_groups if span.end is None else span.end)
         row = sum(file.metadata.row_group(i).num_rows for i in range(span.start))
         batches = file.iter_batches(ROWS, row_groups=list(groups), columns=[top])
-        values = (each for batch in batches for each in batch.to_pylist())
-        rows = ((value, f"row {number} of {span.path}") for number, value in enumerate(values, start=row))
-        yield from column_texts(rows, column, str(span.path), errors)
+        yield from arrow_texts(batches, column, str(span.path), errors, row)
+
+
+def arrow_texts(
+    batches: Iterable[Any], column: str, table: str, errors: str, row: int = 0
+) -> Iterator[tuple[str, str]]:
+    """As `table_texts`, of Arrow's tables or batches, the first of which begins with row number `row`."""
+    tops = (batch.select([top_column(column, batch.schema.names, table)]) for batch in batches)
+    values = (each for batch in tops for each in batch.to_pylist())
+    rows = ((value, f"row {number} of {table}") for number, value in enumerate(values, start=row))
+    yield from column_texts(rows, column, table, errors)
 
 
 def _lines(pieces: Iterator[str]) -> Iterator[str]:

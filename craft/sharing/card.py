@@ -15,7 +15,7 @@ from craft.sharing.record import Record
 from craft.utils.common import human
 from craft.utils.errors import UserError
 from craft.utils.files import replace_text
-from craft.utils.labels import is_language, is_licence, wrong_licence
+from craft.utils.labels import LICENCE, is_language, is_licence
 from craft.utils.markup import block, inline
 
 CARD = "README.md"
@@ -45,8 +45,10 @@ def card_for_hub(folder: Path, repo_id: str, licence: str | None = None) -> str:
     path = folder / CARD
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else render(folder)
     if licence is not None:
-        if wrong := wrong_licence(licence):
-            raise UserError(f"--license {licence!r} {wrong}", code="setting-value")
+        try:
+            LICENCE(licence)
+        except ValueError as error:
+            raise UserError(f"--license {licence!r} {error}", code="setting-value") from None
         text, found = re.subn("^license:.*$", f"license: {licence}", text, count=1, flags=re.MULTILINE)
         if not found:
             raise UserError(f"{path} has no line 'license:'; write {licence} there", code="setting-conflict")

@@ -29,7 +29,7 @@ from craft.training.precision import PRECISIONS, Hardware, choose_precision
 from craft.utils import launch
 from craft.utils.common import did_you_mean, parsed_stride
 from craft.utils.errors import UserError
-from craft.utils.labels import wrong_licence
+from craft.utils.labels import LICENCE
 from craft.utils.logging import get_logger
 from craft.utils.paths import typed_setting
 from craft.utils.settings import (
@@ -44,7 +44,6 @@ from craft.utils.settings import (
     fields_of,
     must,
     validators,
-    word,
     yaml_word,
 )
 from craft.utils.units import UNITS
@@ -66,14 +65,14 @@ def user_optimizer(name: str) -> type[torch.optim.Optimizer] | None:
     return found if isinstance(found, type) and issubclass(found, torch.optim.Optimizer) else None
 
 
-def wrong_optimizer(name: str) -> str:
-    """What to say behind a word that names no optimizer; empty if it does."""
+def check_optimizer(name: str) -> None:
+    """The validator of the name of an optimizer."""
     known = ("muon", *(optimizer.value for optimizer in OptimizerNames))
     if name in known or user_optimizer(name):
-        return ""
+        return
     if module := name.rpartition(".")[0]:
-        return f"is no loaded class of torch.optim.Optimizer; give --plugin {module}"
-    return f"isn't an optimizer{did_you_mean(name, known)}; use one of {', '.join(known)}"
+        raise ValueError(f"is no loaded class of torch.optim.Optimizer; give --plugin {module}")
+    raise ValueError(f"isn't an optimizer{did_you_mean(name, known)}; use one of {', '.join(known)}")
 
 
 @dataclass
@@ -114,7 +113,7 @@ class CraftTrainingArguments(transformers.TrainingArguments):
 
     precision: str = "auto"
     per_device_train_batch_size: int | None = None  # type: ignore[assignment]  # else 8 looks like no choice
-    optim: str = validated_field(word(wrong_optimizer), default="adamw_torch_fused")
+    optim: str = validated_field(check_optimizer, default="adamw_torch_fused")
     muon_learning_rate: float = validated_field(POSITIVE, default=0.02)
     muon_momentum: float = validated_field(FRACTION, default=0.95)
     global_batch_size: int | None = validated_field(COUNT, default=None)
@@ -125,7 +124,7 @@ class CraftTrainingArguments(transformers.TrainingArguments):
     early_stopping_patience: int | None = validated_field(COUNT, default=None)
     sample_chars: int = validated_field(NATURAL, default=200)
     sample_prompt: str | None = None
-    hub_license: str | None = validated_field(word(wrong_licence), default=None)
+    hub_license: str | None = validated_field(LICENCE, default=None)
     eval_protocol: str = validated_field(
         must(
             "be auto, blocks, stateful, or sliding-N such as sliding-32",

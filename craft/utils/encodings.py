@@ -18,9 +18,8 @@ def codec_name(encoding: str | None) -> str | None:
     return found.name if found.incrementaldecoder else None
 
 
-def wrong_encoding(word: str) -> str:
-    """What to say behind a word that names no encoding; empty if it does."""
-    if codec_name(word):
-        return ""
-    near = did_you_mean(word.lower().replace("-", "_"), {*aliases, *aliases.values()})
-    return f"is no encoding of Python{near} (utf-8, utf-16, cp1252, shift_jis, gb18030, …)"
+def check_encoding(word: str) -> None:
+    """The validator of a name of an encoding."""
+    if codec_name(word) is None:
+        near = did_you_mean(word.lower().replace("-", "_"), {*aliases, *aliases.values()})
+        raise ValueError(f"is no encoding of Python{near} (utf-8, utf-16, cp1252, shift_jis, gb18030, …)")

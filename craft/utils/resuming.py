@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import glob
 from dataclasses import dataclass
 from pathlib import Path
 
 from craft.utils.errors import UserError
-from craft.utils.history import finished_at, read_history
+from craft.utils.history import finished_at
 from craft.utils.locks import is_locked
 from craft.utils.outputs import OUTPUTS, RUN_CONFIG, checkpoint_step
 from craft.utils.paths import typed_path
@@ -24,10 +23,9 @@ class Finished:
     run_dir: Path
 
     def __str__(self) -> str:
-        step = finished_at(self.run_dir)
-        model = f", its model is {self.run_dir}_step_{step}" if step is not None else ""
+        model = f"{self.run_dir}_step_{finished_at(self.run_dir)}"
         return (
-            f"{self.run_dir} is finished{model}; to train it on: craft resume {self.run_dir} "
+            f"{self.run_dir} is finished, its model is {model}; to train it on: craft resume {self.run_dir} "
             "training.max_steps=N"
         )
 
@@ -55,7 +53,7 @@ def run_to_resume(run_dir: str, root: Path = OUTPUTS) -> Path | Finished:
             f"{run_dir}: no run there ({RUN_CONFIG} is missing); give a folder under outputs/models",
             code="run-missing",
         )
-    return Finished(folder) if _is_finished(folder) else folder
+    return folder if finished_at(folder) is None else Finished(folder)
 
 
 def _newest_unfinished(models: Path) -> Path | Finished:
@@ -63,7 +61,7 @@ def _newest_unfinished(models: Path) -> Path | Finished:
     runs.sort(key=lambda run: run.stat().st_mtime_ns, reverse=True)
     if not runs:
         raise UserError(f"no run to resume in {models}; start one with 'craft train'", code="run-missing")
-    unfinished = [run for run in runs if not _is_finished(run)]
+    unfinished = [run for run in runs if finished_at(run) is None]
     if not unfinished:
         return Finished(runs[0])
     idle = [run for run in unfinished if not is_locked(run)]
@@ -72,10 +70,3 @@ def _newest_unfinished(models: Path) -> Path | Finished:
             f"{unfinished[0]} is in training now, and no other run is unfinished", code="run-locked"
         )
     return idle[0]
-
-
-def _is_finished(run: Path) -> bool:
-    """By its history; a run without one is finished once its model lies beside it as `<run>_step_<n>`."""
-    if read_history(run):
-        return finished_at(run) is not None
-    return any(run.parent.glob(f"{glob.escape(run.name)}_step_*/config.json"))

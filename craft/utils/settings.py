@@ -26,6 +26,7 @@ UNKNOWN = object()
 """The default of a field that has none in YAML."""
 
 Validator = Callable[[Any], None]
+"""Raises a ValueError with what is to be said behind a value that is wrong."""
 
 NAMES: dict[Any, str] = {
     **{int: "int", float: "float", bool: "bool", str: "str", NoneType: "null", Any: "any"},
@@ -211,16 +212,6 @@ def must(sentence: str, holds: Callable[[Any], bool]) -> Validator:
     def rule(value: Any) -> None:
         if not holds(value):
             raise ValueError(f"must {sentence}")
-
-    return rule
-
-
-def word(wrong: Callable[[str], str]) -> Validator:
-    """A validator of one of the functions that say what is wrong with a word, such as `wrong_encoding`."""
-
-    def rule(value: Any) -> None:
-        if sentence := wrong(value):
-            raise ValueError(sentence)
 
     return rule
 

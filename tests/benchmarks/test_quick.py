@@ -48,11 +48,11 @@ def test_the_command_prints_a_table_and_writes_the_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(command, ["windows", "--quick", "--repeats", "2"])
+    done = CliRunner().invoke(command, ["encode", "--quick", "--repeats", "2"])
     assert done.exit_code == 0, done.output
-    (file,) = Path("outputs/benchmarks").glob("benchmark_windows_*.json")
+    (file,) = Path("outputs/benchmarks").glob("benchmark_encode_*.json")
     assert str(file) in done.output.replace("\n", "")
-    assert "craft train_loader" in done.output
+    assert "craft encode_ids" in done.output
 
 
 def test_an_unknown_benchmark_is_refused_with_the_known_ones() -> None:

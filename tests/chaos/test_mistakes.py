@@ -85,7 +85,7 @@ COMMANDS = [
     Mistake("train --print-confg", "--print-config"),
     Mistake("configs --config-dir nowhere", "nowhere"),
     Mistake("benchmark trian", "train"),
-    Mistake("benchmark encode --size nan", "nan"),
+    Mistake("benchmark train --steps nan", "nan"),
     Mistake("doctor now", "now"),
 ]
 SETTINGS = [

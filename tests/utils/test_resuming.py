@@ -31,13 +31,13 @@ def test_the_newest_unfinished_run_is_resumed(tmp_path: Path) -> None:
         folder = models / name
         folder.mkdir(parents=True)
         (folder / RUN_CONFIG).write_text("x")
-        if "_step_" in name:
-            (folder / "config.json").write_text("{}")
+        if name in ("a", "c"):
+            add_event(folder, "finished", step=5 if name == "c" else 10)
         os.utime(folder, (1e9 - age, 1e9 - age))
     assert run_to_resume("latest", tmp_path) == models / "b"
     assert run_to_resume(str(models / "a")) == Finished(models / "a")
-    (models / "b_step_3").mkdir()
-    (models / "b_step_3" / "config.json").write_text("{}")
+    add_event(models / "b", "finished", step=3)
+    os.utime(models / "b", (1e9 - 2, 1e9 - 2))
     none = run_to_resume("latest", tmp_path)
     assert none == Finished(models / "c")
     assert all(value in str(none) for value in (str(models / "c"), "training.max_steps"))
