@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from torch import Tensor
 from torch.distributed.checkpoint.stateful import Stateful
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback
@@ -24,7 +23,7 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils.logging import disable_progress_bar
 
 from craft.data.char_dataset import train_loader
-from craft.training import model_files, optimization, precision, run, sanity
+from craft.training import memory, model_files, optimization, precision, run, sanity
 from craft.training.arguments import CraftTrainingArguments
 from craft.training.callbacks import best, ema, lifecycle, nonfinite, progress, signals, stall, uploads, wandb
 from craft.training.carried_state import CarriedState
@@ -36,9 +35,7 @@ from craft.training.ending import best_checkpoint, finish_weights
 from craft.training.evaluation import Validation
 from craft.training.logging import UnitCounts, write_event
 from craft.training.losses import AuxiliaryLosses, without_label_shift
-from craft.training.micro_batches import MicroBatches
 from craft.training.requirements import library_errors
-from craft.training.step_state import StepState
 from craft.utils.errors import UserError
 
 
@@ -91,11 +88,10 @@ class Trainer(transformers.Trainer):
         self.on_run_validated: Callable[[], None] = lambda: None
         self.settings: dict[str, Any] = {}
         self.changes: resume_rules.Changes = {}
-        self.settings_moved = self.evaluation_due = False
+        self.settings_moved = self.evaluation_due = self.finds_batch_size = False
         self.grad_norm: Any = None
         self.watch, self.stop = parts.Stopwatch(), signals.StopRequest()
-        self.running_loss, self.micro_batches = parts.RunningLoss(self), MicroBatches(self)
-        self.step_state = StepState(self)
+        self._tr_loss = torch.zeros(())  # transformers makes its own when it trains
         self.ema, self.guard = ema.EmaCallback(self), nonfinite.NonFiniteGuard(self)
         self.uploads, self.wandb = uploads.UploadCheckpoints(self), wandb.WandbRun(self)
         self.watchdog = stall.Watchdog(args.stall_seconds)
@@ -148,10 +144,13 @@ class Trainer(transformers.Trainer):
     def rank_parts(self) -> dict[str, parts.RankStateful]:
         """What a checkpoint keeps of each process, by name."""
         return {
-            "running_loss": self.running_loss,
+            "running_loss": parts.RunningLoss(self),
             "generators": parts.Generators(self.args.device),
-            "micro_batches": self.micro_batches,
         }
+
+    def sums(self) -> list[parts.Attributes]:
+        """What a step adds to beside the gradients, which goes back with the step; the loss first."""
+        return [parts.Attributes(self, "_tr_loss")]
 
     def decisive_settings(self, planned_steps: int) -> dict[str, Any]:
         """What decides the weights, by name; kept in every checkpoint and compared on resuming."""
@@ -184,6 +183,12 @@ class Trainer(transformers.Trainer):
         return run.run_training(self, super().train, resume_from_checkpoint, allow_changes, **kwargs)
 
     # ---- Private methods of transformers, each for want of a public place
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        # Transformers would only halve the batch, and start the run anew.
+        if self.finds_batch_size:
+            memory.find_batch_size(self)
+        return super()._inner_training_loop(*args, **kwargs)  # type: ignore[no-any-return]
 
     def _finalize_training(self, trial: Any, num_train_samples: Any, start_time: float) -> TrainOutput:
         # Callbacks at the end are to see the weights, and metrics the time, of the whole run.
@@ -247,10 +252,6 @@ class Trainer(transformers.Trainer):
         optimization.complete_schedule(self.args, num_training_steps)
         with library_errors():
             return super().create_scheduler(num_training_steps, optimizer)
-
-    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """As in transformers, in as many parts as fit into memory."""
-        return self.micro_batches.run(super().training_step, model, inputs, num_items_in_batch)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes model, tokenizer, run and arguments (as JSON, without secrets); all processes come here."""
@@ -354,6 +355,10 @@ class LanguageModelTrainer(Trainer):
             own["data_position"] = self.train_dataset
         return {**super().rank_parts(), **own}
 
+    def sums(self) -> list[parts.Attributes]:
+        own = parts.Attributes(self.carried, "slots"), parts.Attributes(self.auxiliary, "sums", "steps")
+        return [*super().sums(), *own]
+
     def decisive_settings(self, planned_steps: int) -> dict[str, Any]:
         text = self.text or resume_rules.fingerprint(self.train_dataset)
         data = resume_rules.data_settings(self.train_dataset, text, self.run_config.get("data") or {})
@@ -381,15 +386,15 @@ class LanguageModelTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Passes the carried state on, and keeps for the log what of the loss has a name of its own."""
-        step, slot, part = inputs.pop("step_in_epoch"), inputs.pop("micro_step"), inputs.pop("part", None)
+        step, slot = inputs.pop("step_in_epoch"), inputs.pop("micro_step")
         inputs["use_cache"] = self.carries_state
         if self.carries_state:
-            inputs["past_key_values"] = self.carried.before(slot, step, part)
+            inputs["past_key_values"] = self.carried.before(slot, step)
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        ends_step = slot == self.args.gradient_accumulation_steps - 1 and (part is None or part[1] == part[2])
+        ends_step = slot == self.args.gradient_accumulation_steps - 1
         self.auxiliary.add(outputs.get("auxiliary_losses"), ends_step)
         if self.carries_state:
-            self.carried.after(slot, outputs["past_key_values"], part)
+            self.carried.after(slot, outputs["past_key_values"])
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -74,15 +74,6 @@ class AuxiliaryLosses:
         means = {name: gather(total).sum().item() / shares for name, total in sorted(self.sums.items())}
         self.sums, self.steps = {}, 0
         return means
-
-    def snapshot(self) -> Callable[[], None]:
-        """Keeps the sums as they are before a step; the result puts them back."""
-        before = dict(self.sums), self.steps
-
-        def undo() -> None:
-            self.sums, self.steps = dict(before[0]), before[1]
-
-        return undo
 
     def state_dict(self) -> dict[str, Any]:
         """The sums of this process since they were logged last, and over how many steps."""

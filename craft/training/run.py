@@ -20,7 +20,7 @@ from craft.training.distributed.agreement import on_rank0_broadcast, raise_on_al
 from craft.training.distributed.rendezvous import peer_failure_context
 from craft.training.ending import restore_finished_run
 from craft.training.logging import MetricsFile
-from craft.training.memory import is_out_of_memory
+from craft.training.memory import is_out_of_memory, out_of_memory_message, read_at_once
 from craft.utils.errors import Failed, TrainingFailed, UserError
 from craft.utils.files import explain_disk_errors, remove_staging
 from craft.utils.locks import run_lock
@@ -61,7 +61,7 @@ def run_training(
         raise UserError(f"{planned} steps would be trained; set training.max_steps", code="setting-value")
     trainer.settings = trainer.decisive_settings(planned)
     trainer.changes, trainer.settings_moved, trainer.evaluation_due = {}, False, False
-    trainer.guard.skipped, trainer.micro_batches.parts = 0, 1  # another trial may have trained before
+    trainer.guard.skipped = 0  # another trial may have trained before
     finished = raise_on_all_ranks(lambda: validate_resume(trainer, planned, allow_changes))
     if finished is not None:
         return restore_finished_run(trainer, finished)
@@ -150,13 +150,27 @@ def _guarded(trainer: Any, loop: Loop, **kwargs: Any) -> TrainOutput:
 
 def _loop(trainer: Any, loop: Loop, **kwargs: Any) -> TrainOutput:
     args = trainer.args
-    trainer.micro_batches.searching = searching = args.auto_find_batch_size
-    args.auto_find_batch_size = False  # transformers' own search would start the run anew
+    asked, trainer.finds_batch_size = args.train_batch_size, args.auto_find_batch_size
+    args.auto_find_batch_size = False  # transformers would only make the global batch smaller
+    _read_as_before(trainer)
     try:
         return loop(str(trainer.resumed) if trainer.resumed else None, **kwargs)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
+        message = out_of_memory_message(trainer)
     finally:
-        args.auto_find_batch_size = searching
-    raise TrainingFailed(trainer.micro_batches.out_of_memory_message(), code="out-of-memory")
+        args.auto_find_batch_size = trainer.finds_batch_size
+        read_at_once(trainer, asked)
+    raise TrainingFailed(message, code="out-of-memory")
+
+
+def _read_as_before(trainer: Any) -> None:
+    """Goes on with the windows at once of the resumed run, which may have found out how many fit."""
+    args, checkpoint = trainer.args, trainer.resumed
+    decides = {"training.global_batch_size", "training.gradient_accumulation_steps"}
+    if checkpoint is None or trainer.changes.keys() & decides:
+        return
+    if trainer.checkpointer.progress()["processes"] == args.world_size:
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
+        read_at_once(trainer, state.train_batch_size)

@@ -1,4 +1,4 @@
-"""What happens between loading and the first step, and what is kept before each step."""
+"""What happens between loading and the first step, and after the last one."""
 
 from __future__ import annotations
 
@@ -27,17 +27,12 @@ class Lifecycle(TrainerCallback):
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         trainer, self.nothing_left = self.trainer, False
         raise_on_all_ranks(self._restore_parts)
-        raise_on_all_ranks(trainer.micro_batches.find_size)
         on_rank0_broadcast(self._record_start)
         trainer.stop.begun = True
         on_rank0_broadcast(trainer.on_run_validated)
         if trainer.evaluation_due:
             self._run_deferred_evaluation()
         trainer.watch.run()
-
-    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if args.skip_nonfinite_batches:
-            self.trainer.step_state.snapshot()
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps:
@@ -55,6 +50,7 @@ class Lifecycle(TrainerCallback):
             return
         state = trainer.state
         state.compute_steps(trainer.args, state.max_steps)  # how often things happen may have changed
+        state.train_batch_size = trainer._train_batch_size
         state.best_model_checkpoint = None  # ours to load and to keep, by `best_global_step`
         trainer._initial_global_step = 0  # the mean loss at the end is that of the whole run
         checkpointer = trainer.checkpointer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -27,6 +28,7 @@ class NonFiniteGuard(TrainerCallback):
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
         self.skipped, self.skipping = 0, False
+        self._before: list[dict[str, Any]] = []
         self._rate = 0.0
 
     def state_dict(self) -> dict[str, Any]:
@@ -34,6 +36,20 @@ class NonFiniteGuard(TrainerCallback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.skipped = state["skipped"]
+
+    def remember(self) -> None:
+        """Keeps what a step that is taken back goes back to."""
+        self._before = [copy.deepcopy(sums.state_dict()) for sums in self.trainer.sums()]
+
+    def undo(self) -> None:
+        """Takes back what the step did so far, but for its random numbers."""
+        self.trainer.model.zero_grad(set_to_none=True)
+        for sums, before in zip(self.trainer.sums(), self._before):
+            sums.load_state_dict(copy.deepcopy(before))  # a step may be taken back more than once
+
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if args.skip_nonfinite_batches:
+            self.remember()
 
     def on_pre_optimizer_step(
         self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -43,12 +59,12 @@ class NonFiniteGuard(TrainerCallback):
         self.skipping, self._rate = False, trainer._get_learning_rate()
         if not args.skip_nonfinite_batches or trainer.accelerator.scaler is not None:
             return
-        loss, norm = (trainer._tr_loss - trainer.running_loss.before).item(), float(trainer.grad_norm)
+        loss, norm = (trainer._tr_loss - self._before[0]["_tr_loss"]).item(), float(trainer.grad_norm)
         bad = not (math.isfinite(loss) and math.isfinite(norm))
         if not trainer.stop.max_over_ranks(int(bad)) or self.skipped >= args.skip_nonfinite_batches:
             return
         self.skipped, self.skipping = self.skipped + 1, True
-        trainer.step_state.rollback()
+        self.undo()
         trainer._globalstep_last_logged += 1  # the logged mean is that of the other steps
         if state.is_world_process_zero:
             what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {norm}"
