@@ -120,7 +120,7 @@ class Trainer(transformers.Trainer):
             "ema": self.ema,
             "loss": parts.Attributes(self, "_total_loss_scalar", "_globalstep_last_logged"),
             "evaluation": parts.Attributes(self, "evaluation_due"),
-            "skipped_batches": self.guard,
+            "skipped_batches": parts.Attributes(self.guard, "skipped"),
             "stopwatch": self.watch,
             "wandb": self.wandb,
             "callbacks": parts.CallbackStates(self),

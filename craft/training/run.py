@@ -19,7 +19,7 @@ from craft.training.checkpointing.disk import check_room
 from craft.training.distributed.agreement import on_rank0_broadcast, raise_on_all_ranks
 from craft.training.distributed.rendezvous import peer_failure_context
 from craft.training.ending import restore_finished_run
-from craft.training.logging import MetricsFile
+from craft.training.logging import begin_metrics
 from craft.training.memory import is_out_of_memory, out_of_memory_message, read_at_once
 from craft.utils.errors import Failed, TrainingFailed, UserError
 from craft.utils.files import explain_disk_errors, remove_staging
@@ -119,7 +119,7 @@ def lock_run_dir(trainer: Any, planned_steps: int, locks: ExitStack) -> None:
     with explain_disk_errors(METRICS_FILE, run_dir, trainer.checkpointer.recovery_hint):
         remove_staging(run_dir)
         check_room(trainer, planned_steps)
-        MetricsFile(run_dir).start(trainer.checkpointer.resumed_step or 0)
+        begin_metrics(run_dir, trainer.checkpointer.resumed_step or 0)
         trainer.wandb.begin()
 
 

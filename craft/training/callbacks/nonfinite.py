@@ -31,12 +31,6 @@ class NonFiniteGuard(TrainerCallback):
         self._before: list[dict[str, Any]] = []
         self._rate = 0.0
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"skipped": self.skipped}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.skipped = state["skipped"]
-
     def remember(self) -> None:
         """Keeps what a step that is taken back goes back to."""
         self._before = [copy.deepcopy(sums.state_dict()) for sums in self.trainer.sums()]
