@@ -18,7 +18,7 @@ import torch
 import transformers
 from torch.distributed.checkpoint.stateful import Stateful
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback, TrainerControl
 from transformers.trainer_utils import TrainOutput
 from transformers.utils.logging import disable_progress_bar
 
@@ -59,6 +59,7 @@ class Trainer(transformers.Trainer):
 
     args: CraftTrainingArguments
     model: Any
+    control: TrainerControl
     is_fsdp_enabled: bool
 
     def __init__(
@@ -148,21 +149,10 @@ class Trainer(transformers.Trainer):
             "generators": parts.Generators(self.args.device),
         }
 
-    def sums(self) -> list[parts.Attributes]:
-        """What a step adds to beside the gradients, which goes back with the step; the loss first."""
-        return [parts.Attributes(self, "_tr_loss")]
-
     def decisive_settings(self, planned_steps: int) -> dict[str, Any]:
         """What decides the weights, by name; kept in every checkpoint and compared on resuming."""
         settings = resume_rules.training_settings(self.args, planned_steps)
         return {**settings, **resume_rules.model_settings(self.model)}
-
-    def find_checkpoint(self, resume: str | Path | bool | None) -> Path | None:
-        """The checkpoint to resume from; refuses one whose ids mean other characters."""
-        checkpoint = self.checkpointer.find(resume)
-        if checkpoint is not None:
-            sanity.check_alphabet(checkpoint, self.processing_class)
-        return checkpoint
 
     def train(  # type: ignore[override]
         self, resume_from_checkpoint: Any = None, *, allow_changes: bool = False, **kwargs: Any
@@ -189,6 +179,13 @@ class Trainer(transformers.Trainer):
         if self.finds_batch_size:
             memory.find_batch_size(self)
         return super()._inner_training_loop(*args, **kwargs)  # type: ignore[no-any-return]
+
+    def _run_epoch(self, **kwargs: Any) -> None:
+        # Transformers would take one more step after an evaluation that was all there was left to do.
+        if self.control.should_training_stop:
+            self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
+        else:
+            super()._run_epoch(**kwargs)
 
     def _finalize_training(self, trial: Any, num_train_samples: Any, start_time: float) -> TrainOutput:
         # Callbacks at the end are to see the weights, and metrics the time, of the whole run.
@@ -355,10 +352,6 @@ class LanguageModelTrainer(Trainer):
             own["data_position"] = self.train_dataset
         return {**super().rank_parts(), **own}
 
-    def sums(self) -> list[parts.Attributes]:
-        own = parts.Attributes(self.carried, "slots"), parts.Attributes(self.auxiliary, "sums", "steps")
-        return [*super().sums(), *own]
-
     def decisive_settings(self, planned_steps: int) -> dict[str, Any]:
         text = self.text or resume_rules.fingerprint(self.train_dataset)
         data = resume_rules.data_settings(self.train_dataset, text, self.run_config.get("data") or {})
@@ -375,9 +368,7 @@ class LanguageModelTrainer(Trainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], int]:
         """The micro-batches of a step, and the predictions of the global batch; all windows are full."""
-        # None if training ends before this step: transformers looks at `should_training_stop` after one.
-        wanted = 0 if self.control.should_training_stop else num_batches
-        batches = list(islice(epoch_iterator, wanted))
+        batches = list(islice(epoch_iterator, num_batches))
         # Gradients are averaged over processes, which transformers undoes in the first case only.
         sharers = self.args.world_size if self.args.average_tokens_across_devices else 1
         return batches, sum(map(self.model.count_predictions, batches)) * sharers

@@ -21,6 +21,7 @@ from craft.training.distributed.rendezvous import peer_failure_context
 from craft.training.ending import restore_finished_run
 from craft.training.logging import begin_metrics
 from craft.training.memory import is_out_of_memory, out_of_memory_message, read_at_once
+from craft.training.sanity import check_alphabet
 from craft.utils.errors import Failed, TrainingFailed, UserError
 from craft.utils.files import explain_disk_errors, remove_staging
 from craft.utils.locks import run_lock
@@ -55,7 +56,7 @@ def run_training(
         rank=args.process_index,
         world=args.world_size,
     )
-    trainer.checkpointer.resumed = on_rank0_broadcast(lambda: trainer.find_checkpoint(resume))
+    trainer.checkpointer.resumed = on_rank0_broadcast(lambda: trainer.checkpointer.find(resume))
     planned = trainer.set_initial_training_values(args, trainer.get_train_dataloader())[-1]
     if planned < 1:
         raise UserError(f"{planned} steps would be trained; set training.max_steps", code="setting-value")
@@ -79,7 +80,7 @@ def validate_resume(trainer: Any, planned_steps: int, allow_changes: bool) -> Tr
         The state of a run that has nothing left to train.
 
     Raises:
-        UserError: for settings that changed, or a folder with checkpoints of another run.
+        UserError: for another alphabet, settings that changed, or a folder with checkpoints of another run.
     """
     args, checkpointer = trainer.args, trainer.checkpointer
     checkpoint = checkpointer.resumed
@@ -90,6 +91,7 @@ def validate_resume(trainer: Any, planned_steps: int, allow_changes: bool) -> Tr
                 code="setting-conflict",
             )
         return None
+    check_alphabet(checkpoint, trainer.processing_class)
     trainer.changes, trainer.settings_moved = resume_rules.check_resume(
         checkpoint, checkpointer.progress(), trainer.settings, args, allow=allow_changes
     )

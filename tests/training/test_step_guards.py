@@ -93,16 +93,16 @@ def test_nothing_is_saved_of_a_step_that_nobody_looked_at(
 def test_a_step_may_be_undone_more_than_once(tmp_path: Path) -> None:
     trainer = tiny_run.trainer("char_lstm", tmp_path, **QUIET)
     trainer._tr_loss = torch.tensor(1.0)
-    trainer.carried.slots, trainer.auxiliary.sums = {0: [torch.ones(2)]}, {"second": torch.ones(())}
+    trainer.carried.slots, trainer.auxiliary.sums = {0: [torch.ones(8, 2)]}, {"second": torch.ones(())}
     trainer.guard.remember()
     for _ in range(2):
         trainer._tr_loss += 1
-        trainer.carried.slots[0], trainer.carried.slots[1] = [torch.zeros(2)], [torch.zeros(2)]
+        trainer.carried.slots[0], trainer.carried.slots[1] = [torch.zeros(8, 2)], [torch.zeros(8, 2)]
         trainer.auxiliary.add({"second": torch.ones(())}, last=True)
         trainer.guard.undo()
         assert trainer._tr_loss == 1
         assert list(trainer.carried.slots) == [0]
-        assert trainer.carried.slots[0][0].tolist() == [1, 1]
+        assert trainer.carried.slots[0][0].tolist() == [[1, 1]] * 8
         assert (trainer.auxiliary.sums["second"], trainer.auxiliary.steps) == (1, 0)
 
 

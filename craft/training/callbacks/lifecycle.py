@@ -22,10 +22,9 @@ class Lifecycle(TrainerCallback):
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
-        self.nothing_left = False
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        trainer, self.nothing_left = self.trainer, False
+        trainer = self.trainer
         raise_on_all_ranks(self._restore_parts)
         on_rank0_broadcast(self._record_start)
         trainer.stop.begun = True
@@ -38,10 +37,6 @@ class Lifecycle(TrainerCallback):
         if state.global_step >= state.max_steps:
             control.should_log = True
             control.should_evaluate |= args.eval_strategy == IntervalStrategy.STEPS
-
-    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.nothing_left:  # it was done before the loop
-            control.should_log = control.should_evaluate = control.should_save = False
 
     def _restore_parts(self) -> None:
         """Takes over the running sums and carried states, once the loop has reset them."""
@@ -78,6 +73,4 @@ class Lifecycle(TrainerCallback):
         trainer._determine_best_metric(metrics, None)
         if trainer.control.should_save:
             save(trainer)
-        # The loop of transformers always begins a step: then `get_batch_samples` returns no batches.
         trainer.control.should_training_stop |= trainer.state.global_step >= trainer.state.max_steps
-        self.nothing_left = trainer.control.should_training_stop

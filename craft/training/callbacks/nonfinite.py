@@ -28,18 +28,20 @@ class NonFiniteGuard(TrainerCallback):
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
         self.skipped, self.skipping = 0, False
-        self._before: list[dict[str, Any]] = []
+        self._before: dict[str, Any] = {}
         self._rate = 0.0
 
     def remember(self) -> None:
-        """Keeps what a step that is taken back goes back to."""
-        self._before = [copy.deepcopy(sums.state_dict()) for sums in self.trainer.sums()]
+        """Keeps the states of this process that a step changes, but for its random numbers."""
+        parts = {name: part for name, part in self.trainer.rank_parts().items() if name != "generators"}
+        self._before = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
 
     def undo(self) -> None:
-        """Takes back what the step did so far, but for its random numbers."""
+        """Takes back what the step did since, and its gradients."""
+        args, parts = self.trainer.args, self.trainer.rank_parts()
         self.trainer.model.zero_grad(set_to_none=True)
-        for sums, before in zip(self.trainer.sums(), self._before):
-            sums.load_state_dict(copy.deepcopy(before))  # a step may be taken back more than once
+        for name, state in copy.deepcopy(self._before).items():  # it may be taken back more than once
+            parts[name].load_rank_states([state] * args.world_size, args.process_index)
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if args.skip_nonfinite_batches:
@@ -53,7 +55,8 @@ class NonFiniteGuard(TrainerCallback):
         self.skipping, self._rate = False, trainer._get_learning_rate()
         if not args.skip_nonfinite_batches or trainer.accelerator.scaler is not None:
             return
-        loss, norm = (trainer._tr_loss - self._before[0]["_tr_loss"]).item(), float(trainer.grad_norm)
+        before = self._before["running_loss"]["loss"]
+        loss, norm = (trainer._tr_loss - before).item(), float(trainer.grad_norm)
         bad = not (math.isfinite(loss) and math.isfinite(norm))
         if not trainer.stop.max_over_ranks(int(bad)) or self.skipped >= args.skip_nonfinite_batches:
             return
