@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adamw import adamw
 
 from craft.training.arguments import CraftTrainingArguments, user_optimizer
 from craft.training.precision import Hardware
@@ -128,7 +127,7 @@ def muon_optimizer(model: Any, args: CraftTrainingArguments) -> MuonAdamW:
     return MuonAdamW(muon_groups(model, blocks_of, args))
 
 
-class MuonAdamW(torch.optim.Optimizer):
+class MuonAdamW(torch.optim.AdamW):
     """Muon for groups with `blocks` >= 1, AdamW (fused) for groups with `blocks` = 0, in one optimizer.
 
     One optimizer, because gradient scalers, schedulers, Accelerate and checkpoints each expect one.
@@ -137,18 +136,19 @@ class MuonAdamW(torch.optim.Optimizer):
         groups: from `muon_groups`; `defaults["lr"]` is the learning rate of the first (AdamW's).
     """
 
+    param_groups: list[dict[str, Any]]
+
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
         groups = list(groups)
-        defaults = {
-            "lr": groups[0]["lr"],
-            "blocks": 0,
-            "momentum": 0.95,
-            "betas": (0.9, 0.999),
-            "eps": 1e-8,
-            "weight_decay": 0.0,
-            "fused": True,  # also tells torch to leave the step counters in float32 when it loads a state
-        }
-        super().__init__(groups, defaults)
+        super().__init__(groups, lr=groups[0]["lr"], fused=True)
+        self._step_supports_amp_scaling = False  # Muon's part doesn't
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # AdamW's own expects a count of steps for each weight. Here it is one of a checkpoint: older ones
+        # lack words that AdamW reads.
+        torch.optim.Optimizer.__setstate__(self, state)
+        for group in self.param_groups:
+            group.update({name: value for name, value in self.defaults.items() if name not in group})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -156,37 +156,15 @@ class MuonAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
+        groups = self.param_groups
+        self.param_groups = [group for group in groups if not group["blocks"]]
+        super().step()
+        self.param_groups = groups
+        for group in groups:
             parameters = [p for p in group["params"] if p.grad is not None]
-            if parameters:
-                (self._muon if group["blocks"] else self._adamw)(group, parameters)
+            if group["blocks"] and parameters:
+                self._muon(group, parameters)
         return loss
-
-    def _adamw(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        for p in parameters:
-            if not self.state[p]:
-                self.state[p] = {
-                    "step": torch.zeros((), dtype=torch.float32, device=p.device),
-                    "exp_avg": torch.zeros_like(p),
-                    "exp_avg_sq": torch.zeros_like(p),
-                }
-        states = [self.state[p] for p in parameters]
-        adamw(
-            parameters,
-            [p.grad for p in parameters],
-            [s["exp_avg"] for s in states],
-            [s["exp_avg_sq"] for s in states],
-            [],
-            [s["step"] for s in states],
-            fused=True,
-            amsgrad=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
 
     def _muon(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         momentum, blocks, lr = group["momentum"], group["blocks"], group["lr"]
