@@ -83,7 +83,7 @@ def _about_half(rows: int) -> int:
 def out_of_memory_message(trainer: Any) -> str:
     """What to say of a run that is out of memory."""
     args, rows = trainer.args, trainer.args.train_batch_size
-    step = max(trainer.state.global_step, trainer.checkpointer.resumed_step or 0)
+    step = max(trainer.state.global_step, trainer.checkpointer.resumed_step)
     advice = "make data.block_size or the model smaller, or use training.precision=bf16"
     if rows > 1:
         half = _about_half(rows)

@@ -121,7 +121,7 @@ def lock_run_dir(trainer: Any, planned_steps: int, locks: ExitStack) -> None:
     with explain_disk_errors(METRICS_FILE, run_dir, trainer.checkpointer.recovery_hint):
         remove_staging(run_dir)
         check_room(trainer, planned_steps)
-        begin_metrics(run_dir, trainer.checkpointer.resumed_step or 0)
+        begin_metrics(run_dir, trainer.checkpointer.resumed_step)
         trainer.wandb.begin()
 
 

@@ -55,7 +55,7 @@ class Lifecycle(TrainerCallback):
     def _record_start(self) -> None:
         """Writes down that the run begins or goes on, once nothing was refused."""
         trainer, checkpointer = self.trainer, self.trainer.checkpointer
-        details: dict[str, Any] = {"step": checkpointer.resumed_step or 0}
+        details: dict[str, Any] = {"step": checkpointer.resumed_step}
         details["processes"] = trainer.args.world_size
         if trainer.changes:
             details["changes"] = {name: list(pair) for name, pair in trainer.changes.items()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from craft.training.distributed.rendezvous import report_step
 from craft.training.ending import stop_training
-from craft.utils.stopping import SIGNALS, TrainingInterrupted, exit_code, name_of, say
+from craft.utils.stopping import TrainingInterrupted, exit_code, handled, name_of, say
 
 
 class StopRequest:
@@ -51,7 +50,7 @@ class StopRequest:
 
     @contextmanager
     def listening(self, seconds: int = 600) -> Iterator[None]:
-        """Inside, signals ask to stop. In threads, where Python can't, nothing changes.
+        """Inside, signals ask to stop.
 
         Args:
             seconds: how long processes wait for each other.
@@ -62,13 +61,8 @@ class StopRequest:
         if dist.is_initialized() and dist.get_backend() != "gloo":
             # Over NCCL the question would make the host wait for the GPU in every step.
             self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=seconds))
-        in_thread = threading.current_thread() is not threading.main_thread()
-        before = {} if in_thread else {number: signal.signal(number, self._receive) for number in SIGNALS}
-        try:
+        with handled(self._receive):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def requested_anywhere(self) -> bool:
         """Whether any process was asked to stop; all of them must ask, and get the same answer."""
