@@ -23,9 +23,9 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils.logging import disable_progress_bar
 
 from craft.data.char_dataset import train_loader
-from craft.training import memory, model_files, optimization, precision, run, sanity
+from craft.training import memory, model_files, optimization, precision, run, sanity, signals
 from craft.training.arguments import CraftTrainingArguments
-from craft.training.callbacks import best, ema, lifecycle, nonfinite, progress, signals, stall, uploads, wandb
+from craft.training.callbacks import best, ema, lifecycle, nonfinite, progress, stall, uploads, wandb
 from craft.training.carried_state import CarriedState
 from craft.training.checkpointing import folders, parts, resume_rules
 from craft.training.checkpointing.checkpointer import Checkpointer
@@ -100,8 +100,7 @@ class Trainer(transformers.Trainer):
         if args.disable_tqdm:
             disable_progress_bar()  # also of "Writing model shards" at every checkpoint
         self.pop_callback(PrinterCallback)
-        stop = signals.StopOnSignal(self)
-        own = (self.ema, lifecycle.Lifecycle(self), self.uploads, stop, self.guard, best.KeepBest(self))
+        own = (self.ema, lifecycle.Lifecycle(self), self.uploads, self.guard, best.KeepBest(self))
         for callback in (*own, progress.Progress(), self.watchdog, *(callbacks or ())):
             self.add_callback(callback)
 

@@ -86,9 +86,6 @@ class AuxiliaryLosses:
             states = [states[rank]]
         else:  # see drain: what is summed over processes, or averaged over them, stays the same
             divisor = args.world_size if args.average_tokens_across_devices else len(states)
-        names = {name for state in states for name in state["sums"]}
-        totals = {name: [state["sums"][name] for state in states if name in state["sums"]] for name in names}
-        self.sums = {
-            name: torch.stack(all_of).sum(0).to(args.device) / divisor for name, all_of in totals.items()
-        }
+        total = {name: sum(state["sums"][name] for state in states) for name in states[0]["sums"]}
+        self.sums = {name: value.to(args.device) / divisor for name, value in total.items()}
         self.steps = states[0]["steps"]

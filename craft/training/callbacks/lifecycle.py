@@ -1,4 +1,4 @@
-"""What happens between loading and the first step, and after the last one."""
+"""What happens between loading and the first step, after the last one, and when a run is asked to stop."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import IntervalStrategy
 
 from craft.training.distributed.agreement import on_rank0_broadcast, raise_on_all_ranks
-from craft.training.ending import save
+from craft.training.distributed.rendezvous import report_step
+from craft.training.ending import save, stop_training
 from craft.utils.files import explain_disk_errors
 from craft.utils.history import HISTORY, add_event
 
 
 class Lifecycle(TrainerCallback):
-    """Brings a run to the state in which its next step is taken.
+    """Brings a run to the state in which its next step is taken; the one place where it is stopped for a
+    signal: after a step or a save, with everything saved.
 
     Args:
         trainer: a `craft.training.base.Trainer`.
@@ -34,9 +36,19 @@ class Lifecycle(TrainerCallback):
         trainer.watch.run()
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        report_step(state.global_step)
         if state.global_step >= state.max_steps:
             control.should_log = True
             control.should_evaluate |= args.eval_strategy == IntervalStrategy.STEPS
+        control.should_training_stop |= self.trainer.stop.requested_anywhere()
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # While it was saved; another step would only have to be saved again.
+        control.should_training_stop |= self.trainer.stop.requested_anywhere()
+
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.trainer.stop.signum:  # the epoch isn't at its end, only this process is
+            stop_training(self.trainer)
 
     def _restore_parts(self) -> None:
         """Takes over the running sums and carried states, once the loop has reset them."""

@@ -9,14 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from types import FrameType
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from craft.training.distributed.rendezvous import report_step
-from craft.training.ending import stop_training
 from craft.utils.stopping import TrainingInterrupted, exit_code, handled, name_of, say
 
 
@@ -87,28 +83,3 @@ class StopRequest:
                 say(f"{name_of(signum)}: stopped before the first step; nothing is lost")
                 raise TrainingInterrupted(exit_code(signum))
             say(f"{name_of(signum)}: finishing this step and saving; once more exits at once")
-
-
-class StopOnSignal(TrainerCallback):
-    """The one place where training is stopped for a signal: after a step or a save, with everything saved.
-
-    Args:
-        trainer: has the `StopRequest` as `stop`.
-    """
-
-    def __init__(self, trainer: Any) -> None:
-        self.trainer = trainer
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        report_step(state.global_step)
-        if self.trainer.stop.requested_anywhere():
-            control.should_training_stop = True
-
-    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        # While it was saved; another step would only have to be saved again.
-        if self.trainer.stop.requested_anywhere():
-            control.should_training_stop = True
-
-    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.trainer.stop.signum:  # the epoch isn't at its end, only this process is
-            stop_training(self.trainer)
