@@ -120,6 +120,7 @@ class Trainer(transformers.Trainer):
             "ema": self.ema,
             "loss": parts.Attributes(self, "_total_loss_scalar", "_globalstep_last_logged"),
             "evaluation": parts.Attributes(self, "evaluation_due"),
+            "accumulation": parts.Attributes(self.args, "gradient_accumulation_steps"),
             "skipped_batches": parts.Attributes(self.guard, "skipped"),
             "stopwatch": self.watch,
             "wandb": self.wandb,

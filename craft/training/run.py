@@ -169,10 +169,9 @@ def _loop(trainer: Any, loop: Loop, **kwargs: Any) -> TrainOutput:
 
 def _read_as_before(trainer: Any) -> None:
     """Goes on with the windows at once of the resumed run, which may have found out how many fit."""
-    args, checkpoint = trainer.args, trainer.resumed
-    decides = {"training.global_batch_size", "training.gradient_accumulation_steps"}
-    if checkpoint is None or trainer.changes.keys() & decides:
+    args, decides = trainer.args, {"training.global_batch_size", "training.gradient_accumulation_steps"}
+    if trainer.resumed is None or trainer.changes.keys() & decides:
         return
     if trainer.checkpointer.progress()["processes"] == args.world_size:
-        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
-        read_at_once(trainer, state.train_batch_size)
+        trainer.checkpointer.load("accumulation")
+        read_at_once(trainer, args.global_batch_size // args.shares)

@@ -57,11 +57,10 @@ class Lifecycle(TrainerCallback):
             return
         state = trainer.state
         state.compute_steps(trainer.args, state.max_steps)  # how often things happen may have changed
-        state.train_batch_size = trainer._train_batch_size
         state.best_model_checkpoint = None  # ours to load and to keep, by `best_global_step`
         trainer._initial_global_step = 0  # the mean loss at the end is that of the whole run
         checkpointer = trainer.checkpointer
-        checkpointer.load(*(checkpointer.parts.keys() - {"optimization"}))
+        checkpointer.load(*(checkpointer.parts.keys() - {"optimization", "accumulation"}))
         checkpointer.load_rank_parts(checkpointer.rank_parts.keys() - {"generators"})
 
     def _record_start(self) -> None:
