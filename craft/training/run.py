@@ -154,8 +154,8 @@ def _loop(trainer: Any, loop: Loop, **kwargs: Any) -> TrainOutput:
     args = trainer.args
     asked, trainer.finds_batch_size = args.train_batch_size, args.auto_find_batch_size
     args.auto_find_batch_size = False  # transformers would only make the global batch smaller
-    _read_as_before(trainer)
     try:
+        _read_as_before(trainer)
         return loop(str(trainer.resumed) if trainer.resumed else None, **kwargs)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
