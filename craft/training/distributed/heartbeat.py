@@ -109,8 +109,8 @@ class Heartbeat(threading.Thread):
         behind = sorted(self.others.items(), key=lambda entry: entry[1]["step"])[:4]
         places = "; ".join(f"rank {rank} at step {b['step']:,} in {b['place']}" for rank, b in behind)
         return (
-            f"no process is missing, but they can't work together ({first_line(error)[:200]}): {places}; if one "
-            f"has more to do than training.ddp_timeout={self.timeout} s allow, raise it"
+            f"no process is missing, but they can't work together ({first_line(error)[:200]}): {places}; if "
+            f"one has more to do than training.ddp_timeout={self.timeout} s allow, raise it"
         )
 
     def _write(self) -> None:
