@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from torch import Tensor
 from torch.distributed.checkpoint.stateful import Stateful
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback
@@ -24,9 +23,9 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils.logging import disable_progress_bar
 
 from craft.data.char_dataset import train_loader
-from craft.training import model_files, optimization, precision, run, sanity
+from craft.training import memory, model_files, optimization, precision, run, sanity, signals
 from craft.training.arguments import CraftTrainingArguments
-from craft.training.callbacks import best, ema, lifecycle, nonfinite, progress, signals, stall, uploads, wandb
+from craft.training.callbacks import best, ema, lifecycle, nonfinite, progress, stall, uploads, wandb
 from craft.training.carried_state import CarriedState
 from craft.training.checkpointing import folders, parts, resume_rules
 from craft.training.checkpointing.checkpointer import Checkpointer
@@ -36,9 +35,7 @@ from craft.training.ending import best_checkpoint, finish_weights
 from craft.training.evaluation import Validation
 from craft.training.logging import UnitCounts, write_event
 from craft.training.losses import AuxiliaryLosses, without_label_shift
-from craft.training.micro_batches import MicroBatches
 from craft.training.requirements import library_errors
-from craft.training.step_state import StepState
 from craft.utils.errors import UserError
 
 
@@ -91,11 +88,10 @@ class Trainer(transformers.Trainer):
         self.on_run_validated: Callable[[], None] = lambda: None
         self.settings: dict[str, Any] = {}
         self.changes: resume_rules.Changes = {}
-        self.settings_moved = self.evaluation_due = False
+        self.settings_moved = self.evaluation_due = self.finds_batch_size = False
         self.grad_norm: Any = None
         self.watch, self.stop = parts.Stopwatch(), signals.StopRequest()
-        self.running_loss, self.micro_batches = parts.RunningLoss(self), MicroBatches(self)
-        self.step_state = StepState(self)
+        self._tr_loss = torch.zeros(())  # transformers makes its own when it trains
         self.ema, self.guard = ema.EmaCallback(self), nonfinite.NonFiniteGuard(self)
         self.uploads, self.wandb = uploads.UploadCheckpoints(self), wandb.WandbRun(self)
         self.watchdog = stall.Watchdog(args.stall_seconds)
@@ -103,8 +99,7 @@ class Trainer(transformers.Trainer):
         if args.disable_tqdm:
             disable_progress_bar()  # also of "Writing model shards" at every checkpoint
         self.pop_callback(PrinterCallback)
-        stop = signals.StopOnSignal(self)
-        own = (self.ema, lifecycle.Lifecycle(self), self.uploads, stop, self.guard, best.KeepBest(self))
+        own = (self.ema, lifecycle.Lifecycle(self), self.uploads, self.guard, best.KeepBest(self))
         for callback in (*own, progress.Progress(), self.watchdog, *(callbacks or ())):
             self.add_callback(callback)
 
@@ -124,7 +119,8 @@ class Trainer(transformers.Trainer):
             "ema": self.ema,
             "loss": parts.Attributes(self, "_total_loss_scalar", "_globalstep_last_logged"),
             "evaluation": parts.Attributes(self, "evaluation_due"),
-            "skipped_batches": self.guard,
+            "accumulation": parts.Attributes(self.args, "gradient_accumulation_steps"),
+            "skipped_batches": parts.Attributes(self.guard, "skipped"),
             "stopwatch": self.watch,
             "wandb": self.wandb,
             "callbacks": parts.CallbackStates(self),
@@ -148,22 +144,14 @@ class Trainer(transformers.Trainer):
     def rank_parts(self) -> dict[str, parts.RankStateful]:
         """What a checkpoint keeps of each process, by name."""
         return {
-            "running_loss": self.running_loss,
+            "running_loss": parts.RunningLoss(self),
             "generators": parts.Generators(self.args.device),
-            "micro_batches": self.micro_batches,
         }
 
     def decisive_settings(self, planned_steps: int) -> dict[str, Any]:
         """What decides the weights, by name; kept in every checkpoint and compared on resuming."""
         settings = resume_rules.training_settings(self.args, planned_steps)
         return {**settings, **resume_rules.model_settings(self.model)}
-
-    def find_checkpoint(self, resume: str | Path | bool | None) -> Path | None:
-        """The checkpoint to resume from; refuses one whose ids mean other characters."""
-        checkpoint = self.checkpointer.find(resume)
-        if checkpoint is not None:
-            sanity.check_alphabet(checkpoint, self.processing_class)
-        return checkpoint
 
     def train(  # type: ignore[override]
         self, resume_from_checkpoint: Any = None, *, allow_changes: bool = False, **kwargs: Any
@@ -233,6 +221,11 @@ class Trainer(transformers.Trainer):
         super().create_accelerator_and_postprocess()
         sharding.shard_on_cpu(self)
 
+    def get_train_dataloader(self) -> DataLoader:
+        """As in transformers, which asks for it when all is ready, with as many windows at once as fit."""
+        memory.find_batch_size_once(self)
+        return super().get_train_dataloader()
+
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """As in transformers, plus Muon and classes of the user."""
         with library_errors():
@@ -247,10 +240,6 @@ class Trainer(transformers.Trainer):
         optimization.complete_schedule(self.args, num_training_steps)
         with library_errors():
             return super().create_scheduler(num_training_steps, optimizer)
-
-    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """As in transformers, in as many parts as fit into memory."""
-        return self.micro_batches.run(super().training_step, model, inputs, num_items_in_batch)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes model, tokenizer, run and arguments (as JSON, without secrets); all processes come here."""
@@ -361,6 +350,7 @@ class LanguageModelTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """This process' micro-batches, in an order that depends on seed, epoch and step alone."""
+        memory.find_batch_size_once(self)
         args, data = self.args, self.train_dataset
         rows, accumulation = args.train_batch_size, args.gradient_accumulation_steps
         make_batch = self.model.make_batch
@@ -381,15 +371,15 @@ class LanguageModelTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Passes the carried state on, and keeps for the log what of the loss has a name of its own."""
-        step, slot, part = inputs.pop("step_in_epoch"), inputs.pop("micro_step"), inputs.pop("part", None)
+        step, slot = inputs.pop("step_in_epoch"), inputs.pop("micro_step")
         inputs["use_cache"] = self.carries_state
         if self.carries_state:
-            inputs["past_key_values"] = self.carried.before(slot, step, part)
+            inputs["past_key_values"] = self.carried.before(slot, step)
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        ends_step = slot == self.args.gradient_accumulation_steps - 1 and (part is None or part[1] == part[2])
+        ends_step = slot == self.args.gradient_accumulation_steps - 1
         self.auxiliary.add(outputs.get("auxiliary_losses"), ends_step)
         if self.carries_state:
-            self.carried.after(slot, outputs["past_key_values"], part)
+            self.carried.after(slot, outputs["past_key_values"])
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(

@@ -8,14 +8,11 @@ accumulation can be cut anew: its slots, laid side by side in that order, are th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-
-Part = tuple[int, int, int]
-"""Rows [begin, end) of a micro-batch, and how many it has."""
 
 
 class CarriedState:
@@ -29,41 +26,16 @@ class CarriedState:
     def __init__(self, model: Any, args: Any) -> None:
         self.model, self.args = model, args
         self.slots: dict[int, list[Tensor]] = {}
-        self._pieces: list[list[Tensor]] = []
 
-    def before(self, micro_step: int, step_in_epoch: int, part: Part | None = None) -> Any | None:
-        """The `past_key_values` for windows; None means zero, as at the start of an epoch.
-
-        Args:
-            part: the rows of the micro-batch that are computed now, if not all at once.
-        """
+    def before(self, micro_step: int, step_in_epoch: int) -> Any | None:
+        """The `past_key_values` for windows; None means zero, as at the start of an epoch."""
         if step_in_epoch == 0 or micro_step not in self.slots:
             return None
-        tensors = self.slots[micro_step]
-        if part is not None:
-            tensors = [tensor[part[0] : part[1]] for tensor in tensors]
-        return self.model.state_from_tensors(tensors)
+        return self.model.state_from_tensors(self.slots[micro_step])
 
-    def after(self, micro_step: int, cache: Any, part: Part | None = None) -> None:
-        """Keeps the state behind windows, detached from its graph; parts of a micro-batch come in order."""
-        tensors = self.model.state_tensors(cache)
-        if part is None:
-            self.slots[micro_step] = tensors
-            return
-        begin, end, rows = part
-        self._pieces = [*(self._pieces if begin else []), tensors]
-        if end == rows:
-            self.slots[micro_step] = [torch.cat(pieces) for pieces in zip(*self._pieces)]
-            self._pieces = []
-
-    def snapshot(self) -> Callable[[], None]:
-        """Keeps the state as it is before a step; the result puts it back."""
-        before = dict(self.slots)
-
-        def undo() -> None:
-            self.slots = dict(before)  # a step may be undone more than once
-
-        return undo
+    def after(self, micro_step: int, cache: Any) -> None:
+        """Keeps the state behind windows, detached from its graph."""
+        self.slots[micro_step] = self.model.state_tensors(cache)
 
     def state_dict(self) -> dict[str, Tensor]:
         """`state.{micro_step}.{index}` -> tensor [B, ...]."""

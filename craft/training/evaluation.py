@@ -17,10 +17,10 @@ from transformers import TrainerCallback
 from craft.data.tokenization import first_id
 from craft.evaluation.protocols import default_protocol
 from craft.evaluation.scores import Evaluation, evaluate_split
+from craft.training.checkpointing.parts import Generators
 from craft.training.distributed.sharding import gathered_model
 from craft.training.ending import stop_training
 from craft.training.logging import write_event
-from craft.training.step_state import rng_devices
 from craft.utils.common import TEMPERATURE
 from craft.utils.errors import UserError
 from craft.utils.logging import get_logger
@@ -130,7 +130,7 @@ class Validation(TrainerCallback):
         config = copy.deepcopy(model.generation_config)
         config.update(do_sample=True, temperature=TEMPERATURE, top_k=None, top_p=None)
         config.update(max_new_tokens=args.sample_chars, max_length=None)
-        with torch.random.fork_rng(rng_devices(args.device)):  # training's stay as they are
+        with Generators(args.device).preserved():  # training's stay as they are
             torch.manual_seed(args.seed)
             rows = model.stream(torch.tensor([begun], device=args.device), config)
             drawn = takewhile(lambda row: not self.interrupted(), rows)

@@ -14,29 +14,23 @@ from craft.utils.files import explain_disk_errors, replace_text
 from craft.utils.units import unit_of
 
 
-class MetricsFile:
-    """One JSON object per event in the run directory, each with its `step`. For the main process alone."""
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The events of a run, in order; a killed process may have left half of one, which doesn't count."""
+    path = run_dir / METRICS_FILE
+    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+    return [event for event in map(_parsed, lines) if event is not None and "step" in event]
 
-    def __init__(self, run_dir: Path) -> None:
-        self.path = run_dir / METRICS_FILE
 
-    def start(self, step: int) -> None:
-        """Drops the events after `step`, which a resumed run writes again."""
-        kept = [event for event in self.read() if event["step"] <= step] if step else []
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(self.path, "".join(_line(event) for event in kept))
+def begin_metrics(run_dir: Path, step: int) -> None:
+    """Drops the events after `step`, which a resumed run writes again. For the main process alone."""
+    kept = [event for event in read_metrics(run_dir) if event["step"] <= step] if step else []
+    replace_text(run_dir / METRICS_FILE, "".join(_line(event) for event in kept))
 
-    def write(self, event: dict[str, Any]) -> None:
-        """Appends an event; numbers that JSON doesn't know (NaN, infinity) become null."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(_line(event))
 
-    def read(self) -> list[dict[str, Any]]:
-        """All events, in order; a killed process may have left half of one, which doesn't count."""
-        if not self.path.is_file():
-            return []
-        events = map(_parsed, self.path.read_text(encoding="utf-8").split("\n"))
-        return [event for event in events if event is not None and "step" in event]
+def add_metrics(run_dir: Path, event: dict[str, Any]) -> None:
+    """Appends an event, which has a `step`; numbers that JSON doesn't know (NaN, infinity) become null."""
+    with (run_dir / METRICS_FILE).open("a", encoding="utf-8") as file:
+        file.write(_line(event))
 
 
 class UnitCounts(TrainerCallback):
@@ -81,12 +75,7 @@ def write_event(trainer: Any, event: dict[str, Any]) -> None:
     """
     run_dir, hint = trainer.run_dir, trainer.checkpointer.what_is_left
     with explain_disk_errors(METRICS_FILE, run_dir, hint):
-        MetricsFile(run_dir).write({"step": trainer.state.global_step, **event})
-
-
-def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The events of a run, in order."""
-    return MetricsFile(run_dir).read()
+        add_metrics(run_dir, {"step": trainer.state.global_step, **event})
 
 
 def finite_or_none(value: Any) -> Any:

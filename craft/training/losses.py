@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -75,15 +75,6 @@ class AuxiliaryLosses:
         self.sums, self.steps = {}, 0
         return means
 
-    def snapshot(self) -> Callable[[], None]:
-        """Keeps the sums as they are before a step; the result puts them back."""
-        before = dict(self.sums), self.steps
-
-        def undo() -> None:
-            self.sums, self.steps = dict(before[0]), before[1]
-
-        return undo
-
     def state_dict(self) -> dict[str, Any]:
         """The sums of this process since they were logged last, and over how many steps."""
         return {"sums": self.sums, "steps": self.steps}
@@ -95,9 +86,6 @@ class AuxiliaryLosses:
             states = [states[rank]]
         else:  # see drain: what is summed over processes, or averaged over them, stays the same
             divisor = args.world_size if args.average_tokens_across_devices else len(states)
-        names = {name for state in states for name in state["sums"]}
-        totals = {name: [state["sums"][name] for state in states if name in state["sums"]] for name in names}
-        self.sums = {
-            name: torch.stack(all_of).sum(0).to(args.device) / divisor for name, all_of in totals.items()
-        }
+        total = {name: sum(state["sums"][name] for state in states) for name in states[0]["sums"]}
+        self.sums = {name: value.to(args.device) / divisor for name, value in total.items()}
         self.steps = states[0]["steps"]

@@ -1,17 +1,22 @@
-"""Running out of memory, and cutting a micro-batch into parts that need less.
+"""Running out of memory: how many windows fit at once, and what to say where not even one does.
 
-The gradients of parts add up, since the loss is a sum over the predictions of the global batch, divided by
-their number: the step is the same, in less memory.
+Fewer windows at once are more accumulation steps of the same global batch. Their gradients add up, since the
+loss is a sum over the predictions of the global batch, divided by their number.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
-from torch import Tensor
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+
+from craft.training.checkpointing.parts import Generators
+from craft.training.distributed.agreement import raise_on_all_ranks
+from craft.utils.errors import TrainingFailed
+from craft.utils.logging import get_logger
+
+logger = get_logger(__name__)
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -19,13 +24,79 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or should_reduce_batch_size(error)
 
 
-def in_parts(inputs: dict[str, Any], parts: int) -> list[dict[str, Any]]:
-    """A micro-batch cut into `parts` of nearly equal sizes, each with its `part`: begin, end, rows."""
-    rows = len(inputs["input_ids"])
-    parts = min(parts, rows)
-    bounds = [rows * i // parts for i in range(parts + 1)]
-    cut = []
-    for begin, end in pairwise(bounds):
-        piece = {k: v[begin:end] if isinstance(v, Tensor) and v.ndim else v for k, v in inputs.items()}
-        cut.append({**piece, "part": (begin, end, rows)})
-    return cut
+def read_at_once(trainer: Any, rows: int) -> None:
+    """Lets each process read so many windows of the global batch at once."""
+    args = trainer.args
+    args.gradient_accumulation_steps = args.global_batch_size // (args.world_size * rows)
+    args.per_device_train_batch_size = trainer._train_batch_size = rows
+
+
+def find_batch_size_once(trainer: Any) -> None:
+    """Where that is asked for, halves the windows at once until a forward and backward pass fits, in all
+    processes alike.
+
+    Raises:
+        TrainingFailed: if not even one window fits.
+    """
+    if not trainer.finds_batch_size:
+        return
+    args, trainer.finds_batch_size = trainer.args, False
+    while trainer.stop.max_over_ranks(int(not raise_on_all_ranks(lambda: _fits(trainer)))):
+        clear_device_cache(garbage_collection=True)
+        if args.train_batch_size == 1:
+            raise TrainingFailed(out_of_memory_message(trainer), code="out-of-memory")
+        read_at_once(trainer, _about_half(args.train_batch_size))
+        logger.warning(
+            f"out of memory: {args.train_batch_size} windows at once from now on, in "
+            f"{args.gradient_accumulation_steps} parts; the global batch of {args.global_batch_size} stays"
+        )
+
+
+def _fits(trainer: Any) -> bool:
+    """Whether the first micro-batch fits, beside what training keeps of the weights."""
+    args, guard = trainer.args, trainer.guard
+    weights = sum(p.numel() * p.element_size() for p in trainer.model.parameters() if p.requires_grad)
+    # Two numbers of the optimizer, an average, and the gradients that processes exchange.
+    copies = 2 + (args.ema_decay is not None) + (args.world_size > 1)
+    trainer.model.train()
+    guard.remember()
+    try:
+        with Generators(args.device).preserved():
+            batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+            size = copies * weights if args.device.type == "cuda" else 0
+            reserved = torch.empty(size, dtype=torch.uint8, device=args.device)
+            with trainer.accelerator.autocast():
+                loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=1)
+            loss.backward()
+            del reserved
+        return True
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return False
+    finally:
+        guard.undo()
+
+
+def _about_half(rows: int) -> int:
+    """The largest divisor of a number of windows above 1 that is at most half of it."""
+    return next(n for n in range(rows // 2, 0, -1) if rows % n == 0)
+
+
+def out_of_memory_message(trainer: Any) -> str:
+    """What to say of a run that is out of memory."""
+    args, rows = trainer.args, trainer.args.train_batch_size
+    step = max(trainer.state.global_step, trainer.checkpointer.resumed_step)
+    advice = "make data.block_size or the model smaller, or use training.precision=bf16"
+    if rows > 1:
+        half = _about_half(rows)
+        steps = args.gradient_accumulation_steps * rows // half
+        advice = (
+            f"set training.auto_find_batch_size=true, or training.gradient_accumulation_steps={steps} "
+            f"({half} windows at once); the global batch of {args.global_batch_size} stays"
+        )
+    return (
+        f"out of memory after step {step:,} with {rows} windows at once; "
+        f"{advice}; in an evaluation lower training.per_device_eval_batch_size="
+        f"{args.per_device_eval_batch_size}; {trainer.checkpointer.describe_last_good()}"
+    )

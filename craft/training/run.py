@@ -19,8 +19,9 @@ from craft.training.checkpointing.disk import check_room
 from craft.training.distributed.agreement import on_rank0_broadcast, raise_on_all_ranks
 from craft.training.distributed.rendezvous import peer_failure_context
 from craft.training.ending import restore_finished_run
-from craft.training.logging import MetricsFile
-from craft.training.memory import is_out_of_memory
+from craft.training.logging import begin_metrics
+from craft.training.memory import is_out_of_memory, out_of_memory_message, read_at_once
+from craft.training.sanity import check_alphabet
 from craft.utils.errors import Failed, TrainingFailed, UserError
 from craft.utils.files import explain_disk_errors, remove_staging
 from craft.utils.locks import run_lock
@@ -55,13 +56,13 @@ def run_training(
         rank=args.process_index,
         world=args.world_size,
     )
-    trainer.checkpointer.resumed = on_rank0_broadcast(lambda: trainer.find_checkpoint(resume))
+    trainer.checkpointer.resumed = on_rank0_broadcast(lambda: trainer.checkpointer.find(resume))
     planned = trainer.set_initial_training_values(args, trainer.get_train_dataloader())[-1]
     if planned < 1:
         raise UserError(f"{planned} steps would be trained; set training.max_steps", code="setting-value")
     trainer.settings = trainer.decisive_settings(planned)
     trainer.changes, trainer.settings_moved, trainer.evaluation_due = {}, False, False
-    trainer.guard.skipped, trainer.micro_batches.parts = 0, 1  # another trial may have trained before
+    trainer.guard.skipped = 0  # another trial may have trained before
     finished = raise_on_all_ranks(lambda: validate_resume(trainer, planned, allow_changes))
     if finished is not None:
         return restore_finished_run(trainer, finished)
@@ -79,7 +80,7 @@ def validate_resume(trainer: Any, planned_steps: int, allow_changes: bool) -> Tr
         The state of a run that has nothing left to train.
 
     Raises:
-        UserError: for settings that changed, or a folder with checkpoints of another run.
+        UserError: for another alphabet, settings that changed, or a folder with checkpoints of another run.
     """
     args, checkpointer = trainer.args, trainer.checkpointer
     checkpoint = checkpointer.resumed
@@ -90,6 +91,7 @@ def validate_resume(trainer: Any, planned_steps: int, allow_changes: bool) -> Tr
                 code="setting-conflict",
             )
         return None
+    check_alphabet(checkpoint, trainer.processing_class)
     trainer.changes, trainer.settings_moved = resume_rules.check_resume(
         checkpoint, checkpointer.progress(), trainer.settings, args, allow=allow_changes
     )
@@ -119,7 +121,7 @@ def lock_run_dir(trainer: Any, planned_steps: int, locks: ExitStack) -> None:
     with explain_disk_errors(METRICS_FILE, run_dir, trainer.checkpointer.recovery_hint):
         remove_staging(run_dir)
         check_room(trainer, planned_steps)
-        MetricsFile(run_dir).start(trainer.checkpointer.resumed_step or 0)
+        begin_metrics(run_dir, trainer.checkpointer.resumed_step)
         trainer.wandb.begin()
 
 
@@ -150,13 +152,27 @@ def _guarded(trainer: Any, loop: Loop, **kwargs: Any) -> TrainOutput:
 
 def _loop(trainer: Any, loop: Loop, **kwargs: Any) -> TrainOutput:
     args = trainer.args
-    trainer.micro_batches.searching = searching = args.auto_find_batch_size
-    args.auto_find_batch_size = False  # transformers' own search would start the run anew
+    asked, finds = args.train_batch_size, args.auto_find_batch_size
+    args.auto_find_batch_size = False  # transformers would only make the global batch smaller
     try:
+        _read_as_before(trainer)
+        trainer.finds_batch_size = finds
         return loop(str(trainer.resumed) if trainer.resumed else None, **kwargs)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
+        message = out_of_memory_message(trainer)
     finally:
-        args.auto_find_batch_size = searching
-    raise TrainingFailed(trainer.micro_batches.out_of_memory_message(), code="out-of-memory")
+        args.auto_find_batch_size, trainer.finds_batch_size = finds, False
+        read_at_once(trainer, asked)
+    raise TrainingFailed(message, code="out-of-memory")
+
+
+def _read_as_before(trainer: Any) -> None:
+    """Goes on with the windows at once of the resumed run, which may have found out how many fit."""
+    args, decides = trainer.args, {"training.global_batch_size", "training.gradient_accumulation_steps"}
+    if trainer.resumed is None or trainer.changes.keys() & decides:
+        return
+    if trainer.checkpointer.progress()["processes"] == args.world_size:
+        trainer.checkpointer.load("accumulation")
+        read_at_once(trainer, args.global_batch_size // args.shares)

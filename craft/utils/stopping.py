@@ -8,13 +8,15 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from craft.utils.terminal import write_at_once
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+
+Handler = Callable[[int, FrameType | None], None]
 
 NOTHING_YET = "nothing was trained yet, and nothing is lost"
 
@@ -56,15 +58,20 @@ class SignalHandler:
 
 
 @contextmanager
-def exit_on_signal(state: str) -> Iterator[SignalHandler]:
-    """Inside, a signal ends the program at once, with one line. In threads nothing changes."""
-    handler = SignalHandler(state)
-    if threading.current_thread() is not threading.main_thread():
-        yield handler
-        return
-    before = {number: signal.signal(number, handler.handle) for number in SIGNALS}
+def handled(handler: Handler) -> Iterator[None]:
+    """Inside, signals go to a handler. In threads, where Python can't do that, nothing changes."""
+    in_thread = threading.current_thread() is not threading.main_thread()
+    before = {} if in_thread else {number: signal.signal(number, handler) for number in SIGNALS}
     try:
-        yield handler
+        yield
     finally:
         for number, earlier in before.items():
             signal.signal(number, earlier)
+
+
+@contextmanager
+def exit_on_signal(state: str) -> Iterator[SignalHandler]:
+    """Inside, a signal ends the program at once, with one line."""
+    handler = SignalHandler(state)
+    with handled(handler.handle):
+        yield handler

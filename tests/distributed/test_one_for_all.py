@@ -76,8 +76,8 @@ def start():
         lifecycle.add_event = real
 def saved(name, error, on):
     made = trainer(name)
-    loss = made.running_loss
-    loss.state_dict = at_step(made, 4, error, loss.state_dict, on)
+    watch = made.watch
+    watch.state_dict = at_step(made, 4, error, watch.state_dict, on)
     made.train()
 def bug(): saved("bug", KeyError("a bug"), 0)
 def memory(): saved("memory", MEMORY, 0)

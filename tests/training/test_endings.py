@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 from craft.data.tokenization import CharTokenizer
 from craft.training.base import LanguageModelTrainer
 from craft.training.checkpointing.safetensors_io import save_tree
-from craft.training.logging import MetricsFile, read_metrics
+from craft.training.logging import add_metrics, read_metrics
 from craft.utils.stopping import TrainingInterrupted, exit_on_signal
 
 
@@ -72,11 +72,11 @@ def test_a_full_disk_between_saves_names_the_last_good_checkpoint(
 ) -> None:
     trainer = tiny_run.trainer("char_transformer", tmp_path, eval_strategy="no")
 
-    def full(self: Any, event: Any) -> None:
+    def full(run_dir: Any, event: Any) -> None:
         if event["step"] == 5:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("craft.training.logging.MetricsFile.write", full)
+    monkeypatch.setattr("craft.training.logging.add_metrics", full)
     with refused("disk-full", "metrics.jsonl", tmp_path / "checkpoint-4"):
         trainer.train()
 
@@ -86,10 +86,10 @@ def test_a_signal_while_a_failed_run_is_closed_does_not_hide_the_failure(
 ) -> None:
     trainer = tiny_run.trainer("char_transformer", tmp_path, eval_strategy="no")
 
-    def full(self: Any, event: Any) -> None:
+    def full(run_dir: Any, event: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("craft.training.logging.MetricsFile.write", full)
+    monkeypatch.setattr("craft.training.logging.add_metrics", full)
     monkeypatch.setattr(trainer.wandb, "finish", lambda exit_code: signal.raise_signal(signal.SIGTERM))
     with exit_on_signal("nothing was trained yet"), refused("disk-full", "metrics.jsonl"):
         trainer.train()
@@ -98,14 +98,12 @@ def test_a_signal_while_a_failed_run_is_closed_does_not_hide_the_failure(
 def test_a_full_disk_at_a_sample_or_at_the_start_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = MetricsFile.write
-
-    def full(self: Any, event: Any) -> None:
+    def full(run_dir: Any, event: Any) -> None:
         if "sample" in event:
             raise OSError(28, "No space left on device")
-        real(self, event)
+        add_metrics(run_dir, event)
 
-    monkeypatch.setattr(MetricsFile, "write", full)
+    monkeypatch.setattr("craft.training.logging.add_metrics", full)
     with refused("disk-full", "metrics.jsonl", tmp_path / "a" / "checkpoint-8"):
         tiny_run.trainer("char_transformer", tmp_path / "a", sample_chars=5, save_total_limit=None).train()
 

@@ -15,25 +15,23 @@ from craft.sharing.record import METRICS_FILE
 from craft.training.callbacks.progress import Progress
 from craft.training.callbacks.step_lines import StepLines
 from craft.training.checkpointing.parts import Stopwatch
-from craft.training.logging import MetricsFile, read_metrics
+from craft.training.logging import add_metrics, begin_metrics, read_metrics
 from craft.utils.logging import setup_logging
 
 
 def test_a_resumed_run_drops_the_events_that_it_writes_again(tmp_path: Path) -> None:
-    file = MetricsFile(tmp_path)
-    file.start(0)
+    begin_metrics(tmp_path, 0)
     for step in (5, 10, 10, 15):
-        file.write(
-            {"step": step, "loss": float("nan") if step == 15 else 1.0, "sample": "line\u2028separator"}
-        )
+        loss = float("nan") if step == 15 else 1.0
+        add_metrics(tmp_path, {"step": step, "loss": loss, "sample": "line\u2028separator"})
     assert json.loads((tmp_path / METRICS_FILE).read_text().split("\n")[3])["loss"] is None
-    with file.path.open("a") as torn:
+    with (tmp_path / METRICS_FILE).open("a") as torn:
         torn.write('{"step": 16, "lo')
     assert [event["step"] for event in read_metrics(tmp_path)] == [5, 10, 10, 15]
-    file.start(10)
-    file.write({"step": 12})
+    begin_metrics(tmp_path, 10)
+    add_metrics(tmp_path, {"step": 12})
     assert [event["step"] for event in read_metrics(tmp_path)] == [5, 10, 10, 12]
-    file.start(0)
+    begin_metrics(tmp_path, 0)
     assert read_metrics(tmp_path) == []
 
 

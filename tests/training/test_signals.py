@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from craft.training.callbacks.signals import StopRequest
+from craft.training.signals import StopRequest
 from craft.utils.stopping import TrainingInterrupted, exit_on_signal
 
 STATUS = {signal.SIGTERM: 0, signal.SIGUSR1: 0, signal.SIGINT: 130}

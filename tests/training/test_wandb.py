@@ -102,6 +102,14 @@ def test_a_resumed_run_is_one_run(tmp_path: Path) -> None:
     assert sum("eval/sample" in row or any(k.startswith("eval/sample") for k in row) for row in rows) == 1
 
 
+def test_a_recorded_run_goes_on_unrecorded(tmp_path: Path) -> None:
+    train(tmp_path / "run", max_steps=4, sample_chars=5)
+    trainer = tiny_run.trainer("char_lstm", tmp_path / "run", max_steps=10, sample_chars=5)
+    assert trainer.train(True).global_step == 10
+    progress = json.loads((tmp_path / "run" / "checkpoint-10" / "progress.json").read_text())
+    assert progress["parts"]["wandb"]["id"] is not None
+
+
 def test_an_empty_mode_and_no_key_mean_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "")
     assert begin(tmp_path, "abc12345").id == "abc12345"

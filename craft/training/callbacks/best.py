@@ -27,9 +27,8 @@ class KeepBest(TrainerCallback):
         if value is not None and args.save_strategy != SaveStrategy.NO:
             control.should_save |= args.is_better(value, state.best_metric)
         if patience_is_over(args, state):
-            reached = _best_of(args)(_values(args, state))
             patience = args.early_stopping_patience
-            logger.info(f"stopping early: {patience} evaluations were no better than {reached:.4f}")
+            logger.info(f"stopping early: {patience} evaluations were no better than {state.best_metric:.4f}")
             control.should_training_stop = True
 
 
@@ -38,17 +37,9 @@ def patience_is_over(args: Any, state: TrainerState) -> bool:
 
     Read off the history of evaluations, so that a resumed run counts as if it had never stopped.
     """
-    values = _values(args, state)
+    name = f"eval_{args.compared_metric}"
+    values = [entry[name] for entry in state.log_history if name in entry]
     if not args.early_stopping_patience or not values:
         return False
-    best = values.index(_best_of(args)(values))
+    best = values.index(max(values) if args.greater_is_better else min(values))
     return len(values) - 1 - best >= args.early_stopping_patience
-
-
-def _best_of(args: Any) -> Any:
-    return max if args.greater_is_better else min
-
-
-def _values(args: Any, state: TrainerState) -> list[float]:
-    name = f"eval_{args.compared_metric}"
-    return [entry[name] for entry in state.log_history if name in entry]

@@ -28,12 +28,14 @@ class WandbRun:
     """The W&B run of a trainer: begun before transformers' own callback would begin another.
 
     Attributes:
-        id: kept in checkpoints; `None` where nothing is recorded.
+        id: kept in checkpoints, also of a part of the run that isn't recorded; `None` if none of it was.
+        recording: whether figures go there now.
     """
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
         self.id: str | None = None
+        self.recording = False
 
     def state_dict(self) -> dict[str, Any]:
         return {"id": self.id}
@@ -58,7 +60,8 @@ class WandbRun:
         except Exception as error:  # wandb raises many kinds, and none of them is worth a training run
             self.id, reason = None, " ".join(str(error).split()) or type(error).__name__
             logger.warning(f"W&B: not recording this run ({reason}); training.report_to=none switches it off")
-        if self.id is None:
+        self.recording = self.id is not None
+        if not self.recording:
             trainer.pop_callback(WandbCallback)
 
     def _start(self) -> str:
@@ -89,7 +92,7 @@ class WandbRun:
 
     def log_sample(self, text: str, step: int) -> None:
         """Shows generated text in the run, if there is one."""
-        if self.id is not None:
+        if self.recording:
             import wandb
 
             shown = wandb.Html(page(block(mask(text)), f"sample at step {step}"))

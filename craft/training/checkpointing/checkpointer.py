@@ -173,8 +173,8 @@ class Checkpointer:
         return _read_progress(self.resumed)
 
     @property
-    def resumed_step(self) -> int | None:
-        return folders.step_of(self.resumed) if self.resumed else None
+    def resumed_step(self) -> int:
+        return folders.step_of(self.resumed) if self.resumed else 0
 
     # ---- Loading
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers.trainer_callback import ExportableState
 
 from craft.utils.logging import get_logger
@@ -120,17 +120,21 @@ class Generators:
         if (kind := self.device.type) != "cpu" and kind in state:
             torch.get_device_module(self.device).set_rng_state(state[kind])
 
+    @contextmanager
+    def preserved(self) -> Iterator[None]:
+        """Afterwards they go on as if nothing had been drawn inside."""
+        state = self.state_dict()
+        try:
+            yield
+        finally:
+            self.load_state_dict(state)
+
 
 class RunningLoss:
-    """The loss of this process since the last logged step, which transformers keeps in `Trainer._tr_loss`.
-
-    Attributes:
-        before: what it was at the last `snapshot`; None before transformers makes it.
-    """
+    """The loss of this process since the last logged step, which transformers keeps in `Trainer._tr_loss`."""
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
-        self.before: Tensor | None = None
 
     def state_dict(self) -> State:
         return {"loss": self.trainer._tr_loss}
@@ -142,12 +146,6 @@ class RunningLoss:
         else:  # what is logged is the mean over processes
             loss = torch.stack(losses).mean(dim=0)
         self.trainer._tr_loss = loss.to(self.trainer.args.device)
-
-    def snapshot(self) -> Callable[[], None]:
-        """Keeps the loss as it is before a step; the result puts it back."""
-        loss: Tensor | None = getattr(self.trainer, "_tr_loss", None)  # transformers makes it when it trains
-        self.before = before = None if loss is None else loss.clone()
-        return lambda: None if before is None else self.trainer._tr_loss.copy_(before)
 
 
 class CallbackStates:

@@ -122,11 +122,6 @@ def environment(device: torch.device) -> dict[str, str]:
     }
 
 
-def training_defaults(args: Any) -> dict[str, Any]:
-    """Of the fields of the training arguments, by full name: what a run had before craft knew the field."""
-    return _as_json({f"training.{f.name}": f.default for f in fields(args) if f.default is not MISSING})
-
-
 def differences(
     old: Mapping[str, Any],
     new: Mapping[str, Any],
@@ -138,7 +133,7 @@ def differences(
 
     Args:
         same_world: whether the number of processes is the same.
-        defaults: for settings that the old run didn't know, see `training_defaults`.
+        defaults: what a run had before craft knew a setting.
     """
     old = {**(defaults or {}), **old}
     another_text = TEXT in old and TEXT in new and old[TEXT] != new[TEXT]
@@ -180,7 +175,8 @@ def check_resume(
         UserError: with all that changed, unless that is allowed.
     """
     old, same_world = progress["settings"], progress["processes"] == args.world_size
-    changes = differences(old, settings, same_world=same_world, defaults=training_defaults(args))
+    defaults = _as_json({f"training.{f.name}": f.default for f in fields(args) if f.default is not MISSING})
+    changes = differences(old, settings, same_world=same_world, defaults=defaults)
     moves = bool(changes) or moves_schedule(old, settings)
     name, what = checkpoint.name, describe_changes(changes)
     if changes and not allow:

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from types import FrameType
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from craft.training.distributed.rendezvous import report_step
-from craft.training.ending import stop_training
-from craft.utils.stopping import SIGNALS, TrainingInterrupted, exit_code, name_of, say
+from craft.utils.stopping import TrainingInterrupted, exit_code, handled, name_of, say
 
 
 class StopRequest:
@@ -51,7 +46,7 @@ class StopRequest:
 
     @contextmanager
     def listening(self, seconds: int = 600) -> Iterator[None]:
-        """Inside, signals ask to stop. In threads, where Python can't, nothing changes.
+        """Inside, signals ask to stop.
 
         Args:
             seconds: how long processes wait for each other.
@@ -62,13 +57,8 @@ class StopRequest:
         if dist.is_initialized() and dist.get_backend() != "gloo":
             # Over NCCL the question would make the host wait for the GPU in every step.
             self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=seconds))
-        in_thread = threading.current_thread() is not threading.main_thread()
-        before = {} if in_thread else {number: signal.signal(number, self._receive) for number in SIGNALS}
-        try:
+        with handled(self._receive):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def requested_anywhere(self) -> bool:
         """Whether any process was asked to stop; all of them must ask, and get the same answer."""
@@ -93,28 +83,3 @@ class StopRequest:
                 say(f"{name_of(signum)}: stopped before the first step; nothing is lost")
                 raise TrainingInterrupted(exit_code(signum))
             say(f"{name_of(signum)}: finishing this step and saving; once more exits at once")
-
-
-class StopOnSignal(TrainerCallback):
-    """The one place where training is stopped for a signal: after a step or a save, with everything saved.
-
-    Args:
-        trainer: has the `StopRequest` as `stop`.
-    """
-
-    def __init__(self, trainer: Any) -> None:
-        self.trainer = trainer
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        report_step(state.global_step)
-        if self.trainer.stop.requested_anywhere():
-            control.should_training_stop = True
-
-    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        # While it was saved; another step would only have to be saved again.
-        if self.trainer.stop.requested_anywhere():
-            control.should_training_stop = True
-
-    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.trainer.stop.signum:  # the epoch isn't at its end, only this process is
-            stop_training(self.trainer)
