@@ -7,6 +7,7 @@ that rotating them is one complex product; grouped queries are rows of one small
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +17,22 @@ from torch import nn
 from .elementwise import rms_norm
 
 _ROTATIONS_AT_ONCE = 512  # rotary angles are computed for this many positions at a time
+
+
+@dataclass(slots=True)
+class _Layer:
+    """What a layer needs for one character, at hand without the look-ups of modules and configs, which would
+    take a tenth of its time."""
+
+    norm: nn.Module
+    qkv: torch.Tensor
+    qkv_bias: torch.Tensor | None
+    out: Any
+    mlp_norm: nn.Module
+    mlp: Any
+    down: Any
+    keys: torch.Tensor
+    values: torch.Tensor
 
 
 class Ring:
@@ -37,6 +54,8 @@ class Ring:
         self._set_offsets([0] * len(first), first.device)
         self.heads, self.shared = config.num_attention_heads, config.num_key_value_heads
         self.dim, self.rotary = config.head_dim, config.position == "rope"
+        self.qk_eps = config.norm_eps if config.qk_norm else None
+        self.scale = config.attention_scale
         pairs = torch.arange(self.dim, device=first.device)
         values_from = (self.heads + self.shared) * self.dim
         rows = torch.arange(values_from + self.shared * self.dim, device=first.device)
@@ -44,7 +63,7 @@ class Ring:
             # Rotary pairs (i, i + dim/2) side by side, in queries and keys alike: products stay the same.
             pairs = pairs.view(2, -1).t().flatten()
             rows[:values_from] = rows[:values_from].view(-1, self.dim)[:, pairs].flatten()
-        self.layers: list[Any] = []
+        self.layers: list[_Layer] = []
         for layer, cached in zip(model.layers, cache.layers):
             projections = (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)
             weight = torch.cat([p.weight for p in projections])[rows]
@@ -56,7 +75,11 @@ class Ring:
             )
             keys[:, :, slots] = cached.keys[..., pairs]
             values[:, :, slots] = cached.values
-            self.layers.append((layer, weight, bias, keys, values))
+            norms, out = (layer.input_layernorm, layer.post_attention_layernorm), layer.self_attn.o_proj
+            down = layer.mlp.down_proj
+            self.layers.append(
+                _Layer(norms[0], weight, bias, out, norms[1], layer.mlp.inner, down, keys, values)
+            )
 
     def _set_offsets(self, offsets: list[int], device: Any) -> None:
         self.offsets, self.offset_column = offsets, torch.tensor(offsets, device=device)[:, None]
@@ -66,7 +89,7 @@ class Ring:
         """The state of these rows."""
         taken = copy.copy(self)
         taken._set_offsets([self.offsets[row] for row in rows], self.offset_column.device)
-        taken.layers = [(*layer, keys[rows], values[rows]) for *layer, keys, values in self.layers]
+        taken.layers = [replace(x, keys=x.keys[rows], values=x.values[rows]) for x in self.layers]
         return taken
 
     def join(self, others: list[Ring]) -> Ring:
@@ -76,19 +99,21 @@ class Ring:
         shifts = [joined.length - ring.length for ring in rings]
         offsets = [row + shift for ring, shift in zip(rings, shifts) for row in ring.offsets]
         joined._set_offsets(offsets, self.offset_column.device)
-        joined.layers = []
-        for n, (*layer, _, _) in enumerate(self.layers):
-            keys, values = (
-                torch.cat([r.layers[n][which].roll(shift, dims=2) for r, shift in zip(rings, shifts)])
-                for which in (-2, -1)
-            )
-            joined.layers.append((*layer, keys, values))
+
+        def side_by_side(which: str, n: int) -> torch.Tensor:
+            return torch.cat([getattr(r.layers[n], which).roll(s, dims=2) for r, s in zip(rings, shifts)])
+
+        joined.layers = [
+            replace(layer, keys=side_by_side("keys", n), values=side_by_side("values", n))
+            for n, layer in enumerate(self.layers)
+        ]
         return joined
 
     @torch.inference_mode()  # an eighth less time than `no_grad` for the small tensors of one character
     def advance(self, model: Any, ids: torch.Tensor) -> torch.Tensor:
         """Read one character per row, ids [B]: its last hidden state [B, hidden_size], normed."""
-        config, dim, both = model.config, self.dim, self.heads + self.shared
+        dim, heads, shared = self.dim, self.heads, self.shared
+        both = heads + shared
         slot, filled = self.length % self.size, min(self.length + 1, self.size)
         seen = None
         if self.length - max(self.offsets) + 1 < filled:
@@ -100,26 +125,26 @@ class Ring:
         else:
             hidden = hidden + model.embed_positions.weight[self.length]
         self.length += 1
-        for layer, weight, bias, keys, values in self.layers:
-            qkv = F.linear(layer.input_layernorm(hidden), weight, bias).view(-1, both + self.shared, dim)
+        for layer in self.layers:
+            keys, values = layer.keys, layer.values
+            qkv = F.linear(layer.norm(hidden), layer.qkv, layer.qkv_bias).view(-1, both + shared, dim)
             query_key, value = qkv[:, :both], qkv[:, both:]
-            if config.qk_norm:
-                query_key = rms_norm(query_key, config.norm_eps)
+            if self.qk_eps is not None:
+                query_key = rms_norm(query_key, self.qk_eps)
             if self.rotary:
                 rotated = torch.view_as_complex(query_key.float().unflatten(-1, (-1, 2))) * rotation
                 query_key = torch.view_as_real(rotated).flatten(-2).to(value.dtype)
-            keys[:, :, slot] = query_key[:, self.heads :]
+            keys[:, :, slot] = query_key[:, heads:]
             values[:, :, slot] = value
             attended = F.scaled_dot_product_attention(
-                query_key[:, : self.heads].unflatten(1, (self.shared, -1)),
+                query_key[:, :heads].unflatten(1, (shared, -1)),
                 keys[:, :, :filled],
                 values[:, :, :filled],
                 attn_mask=seen,
-                scale=config.attention_scale,
+                scale=self.scale,
             )
-            hidden = _add_linear(hidden, attended.reshape(len(hidden), -1), layer.self_attn.o_proj)
-            inner = layer.mlp.inner(layer.post_attention_layernorm(hidden))
-            hidden = _add_linear(hidden, inner, layer.mlp.down_proj)
+            hidden = _add_linear(hidden, attended.reshape(len(hidden), -1), layer.out)
+            hidden = _add_linear(hidden, layer.mlp(layer.mlp_norm(hidden)), layer.down)
         return model.norm(hidden)
 
     def _rotation(self, model: Any, like: torch.Tensor) -> torch.Tensor:
