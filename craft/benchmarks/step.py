@@ -17,23 +17,22 @@ from craft.benchmarks import networks
 from craft.benchmarks.harness import Comparison, Options, timed
 from craft.benchmarks.texts import make_ids
 from craft.training.arguments import CraftTrainingArguments
-from craft.training.optimization import muon_optimizer
+from craft.training.optimization import STEPS_PER_DIRECTION, muon_optimizer
 
 CONTEXT = 64
-STEPS = 12
-"""Of one measurement; Muon's directions are kept for a divisor of it."""
+STEPS = 6 * STEPS_PER_DIRECTION
+"""Of one measurement: directions are found in it as often as in a run."""
 
 
 def comparisons(options: Options) -> Iterator[Comparison]:
-    sizes = (
-        (networks.SMALL, networks.SMALL) if options.quick else (networks.Size(4, 128), networks.Size(2, 256))
-    )
-    gpt2, modern = (networks.craft_model(name, sizes[0], CONTEXT) for name in ("gpt2", "transformer"))
+    small = networks.SMALL
+    size, lstm_size = (small, small) if options.quick else (networks.Size(4, 128), networks.Size(2, 256))
+    gpt2, modern = (networks.craft_model(name, size, CONTEXT) for name in ("gpt2", "transformer"))
+    lstm = networks.craft_model("char_lstm", lstm_size, CONTEXT)
     contenders = {"GPT-2's block": gradients(gpt2, 12), "modern block": gradients(modern, 12)}
-    yield compared(f"forward and backward, {sizes[0]}", 12, contenders)
-    lstm = networks.craft_model("char_lstm", sizes[1], CONTEXT)
-    for name, model, batch in (("transformer", modern, 12), ("LSTM", lstm, 32)):
-        yield compared(f"step of the {name} {sizes[name == 'LSTM']}", batch, step_parts(model, batch))
+    yield compared(f"forward and backward, {size}", 12, contenders)
+    yield compared(f"step of the transformer {size}", 12, step_parts(modern, 12))
+    yield compared(f"step of the LSTM {lstm_size}", 32, step_parts(lstm, 32))
 
 
 def compared(name: str, batch: int, contenders: dict[str, Callable[[], float]]) -> Comparison:

@@ -147,6 +147,7 @@ class LanguageModel(BaseModel, GenerationMixin):
         outputs = self(input_ids, use_cache=True, logits_to_keep=1)
         return outputs.logits[:, -1], outputs.past_key_values
 
+    @torch.no_grad()
     def step(self, ids: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
         """Read one id per row, ids [B]: the next logits [B, V] and the state, changed in place or new."""
         outputs = self(ids[:, None], past_key_values=state, use_cache=True)

@@ -19,7 +19,7 @@ from transformers.models.llama.modeling_llama import (
     eager_attention_forward,
 )
 
-from .elementwise import RMSNorm, relu2, rms_norm, rotate, signed
+from .elementwise import RMSNorm, relu2, rms_norm, rotate, sin_for_rotate
 
 ACTIVATIONS = {"relu2": relu2, "gelu": F.gelu, "swiglu": F.silu}
 
@@ -46,10 +46,12 @@ def make_linear(config: Any, inputs: int, outputs: int, residual: bool = False) 
 class RotaryEmbedding(LlamaRotaryEmbedding):
     """cos and sin of the angles at given positions; transformers' scaled variants by `rope_parameters`."""
 
-    def turns(self, hidden: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def rotations(
+        self, hidden: torch.Tensor, position_ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and sin as `rotate` takes them, [B, T, 1, head_dim]."""
         cos, sin = self(hidden, position_ids)
-        return cos[:, :, None], signed(sin)[:, :, None]
+        return cos[:, :, None], sin_for_rotate(sin)[:, :, None]
 
     @staticmethod
     def compute_default_rope_parameters(config: Any, **kwargs: Any) -> tuple[torch.Tensor, float]:

@@ -254,6 +254,7 @@ class CharLSTMForCausalLM(CharLSTMPreTrainedModel, LanguageModel):
         plain = has_plain_weights(self)
         return logits, DecodeState([layer.state for layer in cache.layers]) if plain else cache
 
+    @torch.no_grad()
     def step(self, ids: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
         """Read one character per row; `state` is updated in place and returned."""
         if not isinstance(state, DecodeState):

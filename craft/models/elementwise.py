@@ -3,7 +3,7 @@
 On a CPU these small steps cost as much time as the products: autograd takes RMS norm and squared ReLU apart
 into many, and keeps and reads again what each of them made. The functions here have a backward of their own,
 used while a model trains in eager mode. Elsewhere (no gradients, `torch.compile`, `torch.export`) the same
-formula is left to PyTorch.
+formula is left to PyTorch. Autograd refuses gradients of gradients and `torch.func`.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class RMSNorm(nn.RMSNorm):
     """torch's, with `rms_norm` as its formula."""
 
     def forward(self, x: Tensor) -> Tensor:
-        normed = rms_norm(x, self.eps or 0.0)
+        normed = rms_norm(x, torch.finfo(x.dtype).eps if self.eps is None else self.eps)
         return normed if self.weight is None else normed * self.weight
 
 
@@ -82,18 +82,18 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Args:
         cos: [B, T, 1, D].
-        sin: the same, negative in its first half (see `signed`).
+        sin: the same, negative in its first half (see `sin_for_rotate`).
     """
-    return _Rotate.apply(x, cos, sin) if _needs_backward(x) else _turned(x, cos, sin)  # type: ignore[no-any-return]
+    return _Rotate.apply(x, cos, sin) if _needs_backward(x) else _rotated(x, cos, sin)  # type: ignore[no-any-return]
 
 
-def signed(sin: Tensor) -> Tensor:
+def sin_for_rotate(sin: Tensor) -> Tensor:
     """The sine as `rotate` takes it: a turn is then two products and a sum."""
     low, high = sin.chunk(2, dim=-1)
     return torch.cat((-low, high), dim=-1)
 
 
-def _turned(x: Tensor, cos: Tensor, sin: Tensor, sign: int = 1) -> Tensor:
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, sign: int = 1) -> Tensor:
     low, high = x.chunk(2, dim=-1)
     return torch.addcmul(x * cos, torch.cat((high, low), dim=-1), sin, value=sign)
 
@@ -102,10 +102,10 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _turned(x, cos, sin)
+        return _rotated(x, cos, sin)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return _turned(gradient, cos, sin, sign=-1), None, None  # back by the same angles
+        return _rotated(gradient, cos, sin, sign=-1), None, None  # back by the same angles

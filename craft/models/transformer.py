@@ -265,7 +265,7 @@ class TransformerModel(TransformerPreTrainedModel):
                 self.config.check_length(int(position_ids.max()) + 1)
             hidden = hidden + self.embed_positions(position_ids)
         else:
-            rotations = self.rotary_emb.turns(hidden, position_ids)
+            rotations = self.rotary_emb.rotations(hidden, position_ids)
         hidden = self.dropout(hidden)
         for layer in list(self.layers)[: self.config.num_hidden_layers]:  # fewer in an early exit
             hidden = layer(
@@ -317,6 +317,7 @@ class TransformerForCausalLM(TransformerPreTrainedModel, LanguageModel):
             state = Ring(self.model, state, input_ids.shape[1])
         return logits, state if config.position == "rope" else RollingText(input_ids, state)
 
+    @torch.no_grad()
     def step(self, ids: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
         """Read one character per row; learned positions that run out are restarted with the last half."""
         if isinstance(state, RollingText):

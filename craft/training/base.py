@@ -222,7 +222,7 @@ class Trainer(transformers.Trainer):
         sharding.shard_on_cpu(self)
 
     def get_train_dataloader(self) -> DataLoader:
-        """As in transformers, which asks for it when all is ready, with as many windows at once as fit."""
+        """As in transformers, which asks for it when all is ready, in micro-batches that fit into memory."""
         memory.find_batch_size_once(self)
         return super().get_train_dataloader()
 

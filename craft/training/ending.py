@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 from transformers import TrainerState
 from transformers.trainer_utils import SaveStrategy, TrainOutput
 
+from craft.training.callbacks.best import patience_is_over
 from craft.training.checkpointing import folders
 from craft.training.checkpointing.checkpointer import is_resumable
 from craft.training.distributed.agreement import on_rank0_broadcast
@@ -87,12 +88,15 @@ def restore_finished_run(trainer: Any, state: TrainerState) -> TrainOutput:
     trainer.state, checkpoint = state, trainer.checkpointer.resumed
     folders.load_weights(checkpoint, trainer.model)
     load_best(trainer)
+    setting = "early_stopping_patience" if patience_is_over(trainer.args, state) else "max_steps"
     logger.info(
         f"this run is finished: {checkpoint} is at step {state.global_step:,}; "
-        "a larger training.max_steps would train on"
+        f"a larger training.{setting} would train on"
     )
     trainer._total_loss_scalar = 0.0
     if is_resumable(checkpoint):
         trainer.checkpointer.load("loss")
+        trainer.checkpointer.load_rank_parts(["running_loss"])  # since the step that was logged last
+        trainer._total_loss_scalar += trainer._tr_loss.item()
     loss = trainer._total_loss_scalar / max(1, state.global_step)
     return TrainOutput(state.global_step, loss, {"train_loss": loss})

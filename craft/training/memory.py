@@ -1,6 +1,6 @@
-"""Running out of memory: how many windows fit at once, and what to say where not even one does.
+"""Running out of memory: the size of a micro-batch that fits, and what to say where not even one window does.
 
-Fewer windows at once are more accumulation steps of the same global batch. Their gradients add up, since the
+Smaller micro-batches are more accumulation steps of the same global batch. Their gradients add up, since the
 loss is a sum over the predictions of the global batch, divided by their number.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
-from craft.training.checkpointing.parts import Generators
+from craft.training.checkpointing.parts import Generators, StepSnapshot
 from craft.training.distributed.agreement import raise_on_all_ranks
 from craft.utils.errors import TrainingFailed
 from craft.utils.logging import get_logger
@@ -24,15 +24,15 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or should_reduce_batch_size(error)
 
 
-def read_at_once(trainer: Any, rows: int) -> None:
-    """Lets each process read so many windows of the global batch at once."""
+def set_micro_batch_size(trainer: Any, rows: int) -> None:
+    """Cuts the global batch into micro-batches of so many windows."""
     args = trainer.args
     args.gradient_accumulation_steps = args.global_batch_size // (args.world_size * rows)
     args.per_device_train_batch_size = trainer._train_batch_size = rows
 
 
 def find_batch_size_once(trainer: Any) -> None:
-    """Where that is asked for, halves the windows at once until a forward and backward pass fits, in all
+    """Where that is asked for, halves the micro-batch until a forward and backward pass fits, in all
     processes alike.
 
     Raises:
@@ -45,21 +45,21 @@ def find_batch_size_once(trainer: Any) -> None:
         clear_device_cache(garbage_collection=True)
         if args.train_batch_size == 1:
             raise TrainingFailed(out_of_memory_message(trainer), code="out-of-memory")
-        read_at_once(trainer, _about_half(args.train_batch_size))
+        set_micro_batch_size(trainer, _about_half(args.train_batch_size))
         logger.warning(
-            f"out of memory: {args.train_batch_size} windows at once from now on, in "
-            f"{args.gradient_accumulation_steps} parts; the global batch of {args.global_batch_size} stays"
+            f"out of memory: micro-batches of {args.train_batch_size} windows from now on, in "
+            f"{args.gradient_accumulation_steps} accumulation steps; the global batch of "
+            f"{args.global_batch_size} stays"
         )
 
 
 def _fits(trainer: Any) -> bool:
     """Whether the first micro-batch fits, beside what training keeps of the weights."""
-    args, guard = trainer.args, trainer.guard
+    args, before = trainer.args, StepSnapshot(trainer)
     weights = sum(p.numel() * p.element_size() for p in trainer.model.parameters() if p.requires_grad)
     # Two numbers of the optimizer, an average, and the gradients that processes exchange.
     copies = 2 + (args.ema_decay is not None) + (args.world_size > 1)
     trainer.model.train()
-    guard.remember()
     try:
         with Generators(args.device).preserved():
             batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
@@ -75,7 +75,7 @@ def _fits(trainer: Any) -> bool:
             raise
         return False
     finally:
-        guard.undo()
+        before.rollback()
 
 
 def _about_half(rows: int) -> int:
@@ -84,16 +84,17 @@ def _about_half(rows: int) -> int:
 
 
 def out_of_memory_message(trainer: Any) -> str:
-    """What to say of a run that is out of memory."""
+    """What to say of a run that is out of memory, perhaps although a size was found that had fitted."""
     args, rows = trainer.args, trainer.args.train_batch_size
     step = max(trainer.state.global_step, trainer.checkpointer.resumed_step)
     advice = "make data.block_size or the model smaller, or use training.precision=bf16"
     if rows > 1:
         half = _about_half(rows)
         steps = args.gradient_accumulation_steps * rows // half
+        search = "" if args.auto_find_batch_size else "training.auto_find_batch_size=true, or "
         advice = (
-            f"set training.auto_find_batch_size=true, or training.gradient_accumulation_steps={steps} "
-            f"({half} windows at once); the global batch of {args.global_batch_size} stays"
+            f"set {search}training.gradient_accumulation_steps={steps} ({half} windows at once); the global "
+            f"batch of {args.global_batch_size} stays"
         )
     return (
         f"out of memory after step {step:,} with {rows} windows at once; "

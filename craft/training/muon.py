@@ -34,7 +34,8 @@ class MuonAdamW(torch.optim.Optimizer):
 
     Args:
         groups: from `muon_groups`; `defaults["lr"]` is the learning rate of the first (AdamW's). In those of
-            Muon, `polynomials` are the steps of `orthogonalized`, and a direction is kept for `keep` steps.
+            Muon, `polynomials` are the steps of `orthogonalized`, whose result is kept for
+            `steps_per_direction`.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
@@ -44,7 +45,7 @@ class MuonAdamW(torch.optim.Optimizer):
             "blocks": 0,
             "momentum": 0.95,
             "polynomials": NEWTON_SCHULZ,
-            "keep": 1,
+            "steps_per_direction": 1,
             "exact": False,
             "betas": (0.9, 0.999),
             "eps": 1e-8,
@@ -56,7 +57,7 @@ class MuonAdamW(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for group in self.param_groups:  # a checkpoint from before there was a choice goes on as it began
-            for name in ("polynomials", "keep", "exact"):
+            for name in ("polynomials", "steps_per_direction", "exact"):
                 group.setdefault(name, self.defaults[name])
 
     @torch.no_grad()
@@ -98,34 +99,41 @@ class MuonAdamW(torch.optim.Optimizer):
         )
 
     def _muon(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        momentum, blocks, lr, keep = group["momentum"], group["blocks"], group["lr"], group["keep"]
+        lr, kept_for = group["lr"], group["steps_per_direction"]
         for i, p in enumerate(parameters):
             state = self.state[p]
             if "momentum_buffer" not in state:
                 state["momentum_buffer"] = torch.zeros_like(p)
-            if "direction" not in state:  # all begin with a new one, and take turns from then on
-                state["direction"], state["age"] = torch.zeros_like(p), keep + i % keep
-        states = [self.state[p] for p in parameters]
-        gradients = [p.grad for p in parameters]
-        torch._foreach_lerp_([state["momentum_buffer"] for state in states], gradients, 1 - momentum)
+            if "direction" not in state:
+                # All are due now. Afterwards each counts on from another number, so that they take turns.
+                state["direction"], state["steps_since_update"] = torch.zeros_like(p), kept_for + i % kept_for
+        momenta = [self.state[p]["momentum_buffer"] for p in parameters]
+        torch._foreach_lerp_(momenta, [p.grad for p in parameters], 1 - group["momentum"])
         if group["weight_decay"]:
             torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
-        same_shape: dict[torch.Size, list[int]] = defaultdict(list)
-        for i, p in enumerate(parameters):
-            same_shape[p.shape].append(i)
+        same_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
+        for p in parameters:
+            same_shape[p.shape].append(p)
         for shape, members in same_shape.items():
-            rows = shape[0] // blocks
-            if due := [i for i in members if states[i]["age"] >= keep]:
-                momenta = [states[i]["momentum_buffer"] for i in due]
-                updates = torch._foreach_lerp([gradients[i] for i in due], momenta, momentum)  # Nesterov
-                stack = torch.stack(list(updates)).view(-1, rows, shape[1])
-                new = orthogonalized(stack, group["polynomials"], group["exact"]).view(-1, *shape)
-                torch._foreach_copy_([states[i]["direction"] for i in due], list(new.unbind()))
-            for i in members:
-                states[i]["age"] += 1 - keep * (i in due)
+            self._refresh_directions(group, members)
             # Tall matrices take longer steps, so that every output moves equally far (Jordan's rule).
-            scale, directions = max(1.0, rows / shape[1]) ** 0.5, [states[i]["direction"] for i in members]
-            torch._foreach_add_([parameters[i] for i in members], directions, alpha=-lr * scale)
+            scale = max(1.0, shape[0] // group["blocks"] / shape[1]) ** 0.5
+            torch._foreach_add_(members, [self.state[p]["direction"] for p in members], alpha=-lr * scale)
+
+    def _refresh_directions(self, group: dict[str, Any], members: list[Tensor]) -> None:
+        """Finds new directions for those of some parameters of one shape that are due."""
+        kept_for, shape = group["steps_per_direction"], members[0].shape
+        due = [p for p in members if self.state[p]["steps_since_update"] >= kept_for]
+        if due:
+            momenta = [self.state[p]["momentum_buffer"] for p in due]
+            updates = torch._foreach_lerp([p.grad for p in due], momenta, group["momentum"])  # Nesterov
+            stack = torch.stack(list(updates)).view(-1, shape[0] // group["blocks"], shape[1])
+            new = orthogonalized(stack, group["polynomials"], group["exact"]).view(-1, *shape)
+            torch._foreach_copy_([self.state[p]["direction"] for p in due], list(new.unbind()))
+        for p in due:
+            self.state[p]["steps_since_update"] -= kept_for
+        for p in members:
+            self.state[p]["steps_since_update"] += 1
 
 
 def orthogonalized(matrices: Tensor, polynomials: Sequence[Polynomial], exact: bool = False) -> Tensor:

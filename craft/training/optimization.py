@@ -17,14 +17,15 @@ from craft.utils.logging import get_logger
 logger = get_logger(__name__)
 
 POLAR_EXPRESS: tuple[Polynomial, ...] = (
-    (8.09337, -23.62043, 17.44615),
+    (8.01324, -22.92576, 16.59941),
     (3.63659, -2.72193, 0.53655),
     (2.6613, -1.97715, 0.45262),
 )
 """Each the best one for what the one before leaves, from singular values of 0.01 on (Amsel et al., 2025,
-https://arxiv.org/abs/2505.16932): three bring them as near to 1 as five steps of Newton and Schulz do."""
-DIRECTIONS_KEPT = 2
-"""Steps that Muon goes in one direction."""
+https://arxiv.org/abs/2505.16932): three bring them as near to 1 as five steps of Newton and Schulz do. The
+first takes matrices as if divided by 1.01, as in the paper: beyond 1, where a rounded norm may leave one, it
+would explode."""
+STEPS_PER_DIRECTION = 2
 SCHEDULE_DEFAULTS: dict[str, Callable[[int, int], dict[str, Any]]] = {
     # What Hugging Face's schedules demand as kwargs although there is a sensible default.
     "warmup_stable_decay": lambda steps, warmup: {"num_decay_steps": max(1, min(steps - warmup, steps // 5))},
@@ -75,7 +76,7 @@ def muon_groups(model: nn.Module, blocks_of: Callable[[str], int], args: Any) ->
         "weight_decay": args.weight_decay,
         "exact": args.precision == "fp32",
         "polynomials": POLAR_EXPRESS,
-        "keep": DIRECTIONS_KEPT,
+        "steps_per_direction": STEPS_PER_DIRECTION,
     }
     groups: list[dict[str, Any]] = [
         {"params": parameters, "blocks": 0, **of_adamw, "weight_decay": share}

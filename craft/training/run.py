@@ -20,7 +20,7 @@ from craft.training.distributed.agreement import on_rank0_broadcast, raise_on_al
 from craft.training.distributed.rendezvous import peer_failure_context
 from craft.training.ending import restore_finished_run
 from craft.training.logging import begin_metrics
-from craft.training.memory import is_out_of_memory, out_of_memory_message, read_at_once
+from craft.training.memory import is_out_of_memory, out_of_memory_message, set_micro_batch_size
 from craft.training.sanity import check_alphabet
 from craft.utils.errors import Failed, TrainingFailed, UserError
 from craft.utils.files import explain_disk_errors, remove_staging
@@ -133,7 +133,7 @@ def _guarded(trainer: Any, loop: Loop, **kwargs: Any) -> TrainOutput:
             with peer_failure_context(trainer.checkpointer.recovery_hint):
                 result = _loop(trainer, loop, **kwargs)
                 trainer.uploads.finish()
-                if trainer.stop.requested:  # after the last step; all is saved
+                if trainer.stop.requested_anywhere():  # after the last step; all is saved
                     logger.info(trainer.checkpointer.once_trained())
                     raise TrainingInterrupted(trainer.stop.exit_code)
                 return result
@@ -155,24 +155,25 @@ def _loop(trainer: Any, loop: Loop, **kwargs: Any) -> TrainOutput:
     asked, finds = args.train_batch_size, args.auto_find_batch_size
     args.auto_find_batch_size = False  # transformers would only make the global batch smaller
     try:
-        _read_as_before(trainer)
+        _restore_micro_batch_size(trainer)
         trainer.finds_batch_size = finds
         return loop(str(trainer.resumed) if trainer.resumed else None, **kwargs)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
+        args.auto_find_batch_size = finds
         message = out_of_memory_message(trainer)
     finally:
         args.auto_find_batch_size, trainer.finds_batch_size = finds, False
-        read_at_once(trainer, asked)
+        set_micro_batch_size(trainer, asked)
     raise TrainingFailed(message, code="out-of-memory")
 
 
-def _read_as_before(trainer: Any) -> None:
-    """Goes on with the windows at once of the resumed run, which may have found out how many fit."""
+def _restore_micro_batch_size(trainer: Any) -> None:
+    """Goes on with the micro-batches of the resumed run, which may have found out what fits."""
     args, decides = trainer.args, {"training.global_batch_size", "training.gradient_accumulation_steps"}
     if trainer.resumed is None or trainer.changes.keys() & decides:
         return
     if trainer.checkpointer.progress()["processes"] == args.world_size:
         trainer.checkpointer.load("accumulation")
-        read_at_once(trainer, args.global_batch_size // args.shares)
+        set_micro_batch_size(trainer, args.global_batch_size // args.shares)

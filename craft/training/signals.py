@@ -13,7 +13,7 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-from craft.utils.stopping import TrainingInterrupted, exit_code, handled, name_of, say
+from craft.utils.stopping import TrainingInterrupted, exit_code, name_of, say, signal_handler
 
 
 class StopRequest:
@@ -57,7 +57,7 @@ class StopRequest:
         if dist.is_initialized() and dist.get_backend() != "gloo":
             # Over NCCL the question would make the host wait for the GPU in every step.
             self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=seconds))
-        with handled(self._receive):
+        with signal_handler(self._receive):
             yield
 
     def requested_anywhere(self) -> bool:

@@ -21,7 +21,7 @@ from craft.utils.common import did_you_mean
 from craft.utils.errors import UserError
 
 SECTIONS = ("models", "data", "training")
-"""Of a run."""
+"""Of a run's configuration."""
 UNKNOWN = object()
 """The default of a field that has none in YAML."""
 

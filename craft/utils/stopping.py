@@ -58,7 +58,7 @@ class SignalHandler:
 
 
 @contextmanager
-def handled(handler: Handler) -> Iterator[None]:
+def signal_handler(handler: Handler) -> Iterator[None]:
     """Inside, signals go to a handler. In threads, where Python can't do that, nothing changes."""
     in_thread = threading.current_thread() is not threading.main_thread()
     before = {} if in_thread else {number: signal.signal(number, handler) for number in SIGNALS}
@@ -73,5 +73,5 @@ def handled(handler: Handler) -> Iterator[None]:
 def exit_on_signal(state: str) -> Iterator[SignalHandler]:
     """Inside, a signal ends the program at once, with one line."""
     handler = SignalHandler(state)
-    with handled(handler.handle):
+    with signal_handler(handler.handle):
         yield handler

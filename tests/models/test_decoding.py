@@ -256,3 +256,12 @@ def test_a_model_streams_in_half_precision(
         with torch.autocast("cpu", autocast, enabled=autocast is not None):
             assert streamed(model, prompt[:, :length], max_new_tokens=20, do_sample=True).shape == (3, 20)
             assert generated(model, prompt[:, :length], max_new_tokens=3).shape == (3, 3)
+
+
+def test_steps_leave_no_graph_where_gradients_are_on(model: Any, prompt: torch.Tensor) -> None:
+    logits, state = model.eval().prefill(prompt)
+    with torch.no_grad():
+        expected, _ = model.step(logits.argmax(dim=-1), model.prefill(prompt)[1])
+    after, _ = model.step(logits.argmax(dim=-1), state)
+    assert not after.requires_grad
+    torch.testing.assert_close(after, expected)

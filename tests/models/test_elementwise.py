@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from craft.models.elementwise import RMSNorm, relu2, rms_norm, rotate, signed
+from craft.models.elementwise import RMSNorm, relu2, rms_norm, rotate, sin_for_rotate
 
 EPS = 1e-6
 
@@ -32,7 +32,7 @@ CASES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] 
     "relu2": (relu2, lambda x: F.relu(x).square()),
     "rms_norm": (lambda x: rms_norm(x, EPS), lambda x: F.rms_norm(x, x.shape[-1:], eps=EPS)),
     "rotate": (
-        lambda x: rotate(x, COS.to(x.dtype), signed(SIN).to(x.dtype)),
+        lambda x: rotate(x, COS.to(x.dtype), sin_for_rotate(SIN).to(x.dtype)),
         lambda x: plain_turn(x, COS.to(x.dtype), SIN.to(x.dtype)),
     ),
 }
@@ -65,12 +65,17 @@ def test_gradients_agree_with_finite_differences(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_without_gradients_and_compiled_the_values_are_the_same(name: str) -> None:
+def test_without_gradients_compiled_and_exported_the_values_are_the_same(name: str) -> None:
     function = CASES[name][0]
     x = torch.randn(2, 5, 3, 8)
     trained = function(x.clone().requires_grad_()).detach()
     with torch.no_grad():
         torch.testing.assert_close(function(x), trained)
+    leaf = x.clone().requires_grad_()
+    compiled = torch.compile(function, backend="aot_eager")(leaf)
+    torch.testing.assert_close(compiled, trained)
+    (gradient,) = torch.autograd.grad(compiled.sum(), leaf)
+    torch.testing.assert_close(gradient, torch.autograd.grad(function(leaf).sum(), leaf)[0])
     exported = torch.export.export(Wrapped(function), (x,)).module()
     torch.testing.assert_close(exported(x), trained)
 

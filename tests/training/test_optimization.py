@@ -13,8 +13,8 @@ from transformers.trainer_utils import SchedulerType
 
 from craft.training.muon import NEWTON_SCHULZ, MuonAdamW, _direction_dtype, orthogonalized
 from craft.training.optimization import (
-    DIRECTIONS_KEPT,
     POLAR_EXPRESS,
+    STEPS_PER_DIRECTION,
     decay_parameter_names,
     muon_groups,
     muon_optimizer,
@@ -31,6 +31,10 @@ SETTINGS = SimpleNamespace(
     adam_epsilon=1e-8,
     precision="bf16",
 )
+
+
+JORDAN = {"polynomials": NEWTON_SCHULZ, "steps_per_direction": 1}
+"""Muon as it was published, and as torch has it."""
 
 
 class Small(nn.Module):
@@ -78,7 +82,10 @@ def test_muon_and_adamw_in_one_equal_those_of_torch(
     rounding = 5 * 2 * SETTINGS.muon_learning_rate * torch.finfo(dtype).eps
     ours, theirs = Small(), Small()
     groups = muon_groups(ours, is_matrix, SETTINGS)
-    steps(ours, MuonAdamW([group | {"polynomials": NEWTON_SCHULZ, "keep": 1} for group in groups]))
+    steps(
+        ours,
+        MuonAdamW([group | JORDAN for group in groups]),
+    )
     matrices = [p for n, p in theirs.named_parameters() if p.ndim == 2 and is_matrix(n)]
     others = [p for n, p in theirs.named_parameters() if not (p.ndim == 2 and is_matrix(n))]
     muon = torch.optim.Muon(matrices, lr=2e-2, weight_decay=0.1, momentum=0.95)
@@ -116,6 +123,20 @@ def test_orthogonalized_singular_values(
     assert values.max() < 1.3
 
 
+@pytest.mark.precision
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("noise", [0.0, 0.003])
+def test_a_singular_value_that_outweighs_all_others_does_not_explode(
+    noise: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounded, its matrix may be longer than the norm that it was divided by."""
+    monkeypatch.setattr("craft.training.muon._direction_dtype", lambda device: dtype)
+    torch.manual_seed(4)
+    matrices = torch.randn(200, 24, 1) @ torch.randn(200, 1, 16) + noise * torch.randn(200, 24, 16)
+    largest = torch.linalg.matrix_norm(orthogonalized(matrices, POLAR_EXPRESS).float(), 2)
+    assert largest.max() < 1.35
+
+
 def test_directions_are_kept_and_the_matrices_take_turns() -> None:
     model = Small()
     groups = muon_groups(model, is_matrix, SETTINGS)
@@ -123,7 +144,7 @@ def test_directions_are_kept_and_the_matrices_take_turns() -> None:
     matrices = [p for group in groups if group["blocks"] for p in group["params"]]
     before: list[torch.Tensor] = []
     turned = []
-    for step in range(1 + 2 * DIRECTIONS_KEPT):
+    for step in range(1 + 2 * STEPS_PER_DIRECTION):
         steps(model, optimizer, first=step, last=step + 1)
         now = [optimizer.state[p]["direction"].clone() for p in matrices]
         turned.append([not torch.equal(a, b) for a, b in zip(before, now)] if before else [True] * len(now))
@@ -132,13 +153,13 @@ def test_directions_are_kept_and_the_matrices_take_turns() -> None:
     for number in range(len(matrices)):
         assert sum(step[number] for step in turned[1:]) == 2
     for step in turned[1:]:  # about equally many a step
-        assert sum(step) == len(matrices) / DIRECTIONS_KEPT
+        assert sum(step) == len(matrices) / STEPS_PER_DIRECTION
 
 
 def test_a_state_from_before_directions_were_kept_goes_on_as_it_began() -> None:
     def made(model: nn.Module) -> MuonAdamW:
         groups = muon_groups(model, is_matrix, SETTINGS)
-        return MuonAdamW([group | {"polynomials": NEWTON_SCHULZ, "keep": 1} for group in groups])
+        return MuonAdamW([group | JORDAN for group in groups])
 
     model = Small()
     optimizer = made(model)
@@ -146,10 +167,10 @@ def test_a_state_from_before_directions_were_kept_goes_on_as_it_began() -> None:
     weights, saved = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
     steps(model, optimizer, first=3)
     for group in saved["param_groups"]:
-        for name in ("polynomials", "keep"):
+        for name in ("polynomials", "steps_per_direction"):
             del group[name]
     for state in saved["state"].values():
-        for name in ("direction", "age"):
+        for name in ("direction", "steps_since_update"):
             state.pop(name, None)
     again = Small()
     again.load_state_dict(weights)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from craft.training.base import LanguageModelTrainer
 from craft.training.callbacks.nonfinite import NonFiniteGuard
+from craft.training.checkpointing.parts import StepSnapshot
 from craft.training.logging import read_metrics
 from craft.training.memory import is_out_of_memory
 
@@ -94,12 +95,12 @@ def test_a_step_may_be_undone_more_than_once(tmp_path: Path) -> None:
     trainer = tiny_run.trainer("char_lstm", tmp_path, **QUIET)
     trainer._tr_loss = torch.tensor(1.0)
     trainer.carried.slots, trainer.auxiliary.sums = {0: [torch.ones(8, 2)]}, {"second": torch.ones(())}
-    trainer.guard.remember()
+    before = StepSnapshot(trainer)
     for _ in range(2):
         trainer._tr_loss += 1
         trainer.carried.slots[0], trainer.carried.slots[1] = [torch.zeros(8, 2)], [torch.zeros(8, 2)]
         trainer.auxiliary.add({"second": torch.ones(())}, last=True)
-        trainer.guard.undo()
+        before.rollback()
         assert trainer._tr_loss == 1
         assert list(trainer.carried.slots) == [0]
         assert trainer.carried.slots[0][0].tolist() == [[1, 1]] * 8
@@ -126,7 +127,7 @@ def test_micro_batches_are_cut_until_they_fit(
     found, sizes = greedy(kind, tmp_path / "found", 2, **spec)
     with caplog.at_level(logging.WARNING, logger="craft"):
         found.train()
-    assert "2 windows at once from now on, in 4 parts" in caplog.text
+    assert "2 windows from now on, in 4 accumulation steps" in caplog.text
     assert sizes[:3] == [8, 4, 2]
     assert set(sizes[3:]) == {2}
     assert same_weights(asked, found)

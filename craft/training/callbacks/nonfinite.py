@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from craft.training.checkpointing.parts import StepSnapshot
 from craft.utils.errors import TrainingFailed
 from craft.utils.logging import get_logger
 
@@ -28,24 +28,12 @@ class NonFiniteGuard(TrainerCallback):
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
         self.skipped, self.skipping = 0, False
-        self._before: dict[str, Any] = {}
+        self._before: StepSnapshot
         self._rate = 0.0
-
-    def remember(self) -> None:
-        """Keeps the states of this process that a step changes, but for its random numbers."""
-        parts = {name: part for name, part in self.trainer.rank_parts().items() if name != "generators"}
-        self._before = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
-
-    def undo(self) -> None:
-        """Takes back what the step did since, and its gradients."""
-        args, parts = self.trainer.args, self.trainer.rank_parts()
-        self.trainer.model.zero_grad(set_to_none=True)
-        for name, state in copy.deepcopy(self._before).items():  # it may be taken back more than once
-            parts[name].load_rank_states([state] * args.world_size, args.process_index)
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if args.skip_nonfinite_batches:
-            self.remember()
+            self._before = StepSnapshot(self.trainer)
 
     def on_pre_optimizer_step(
         self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -55,13 +43,13 @@ class NonFiniteGuard(TrainerCallback):
         self.skipping, self._rate = False, trainer._get_learning_rate()
         if not args.skip_nonfinite_batches or trainer.accelerator.scaler is not None:
             return
-        before = self._before["running_loss"]["loss"]
+        before = self._before.states["running_loss"]["loss"]
         loss, norm = (trainer._tr_loss - before).item(), float(trainer.grad_norm)
         bad = not (math.isfinite(loss) and math.isfinite(norm))
         if not trainer.stop.max_over_ranks(int(bad)) or self.skipped >= args.skip_nonfinite_batches:
             return
         self.skipped, self.skipping = self.skipped + 1, True
-        self.undo()
+        self._before.rollback()
         trainer._globalstep_last_logged += 1  # the logged mean is that of the other steps
         if state.is_world_process_zero:
             what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {norm}"

@@ -7,6 +7,7 @@ another number of processes.
 
 from __future__ import annotations
 
+import copy
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -128,6 +129,22 @@ class Generators:
             yield
         finally:
             self.load_state_dict(state)
+
+
+class StepSnapshot:
+    """What a step changes in this process beside the weights, as it is now; random numbers don't go back."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+        parts = {name: part for name, part in trainer.rank_parts().items() if name != "generators"}
+        self.states: dict[str, State] = {n: copy.deepcopy(part.state_dict()) for n, part in parts.items()}
+
+    def rollback(self) -> None:
+        """Takes back what the step did since, and its gradients; more than once, if need be."""
+        args, parts = self.trainer.args, self.trainer.rank_parts()
+        self.trainer.model.zero_grad(set_to_none=True)
+        for name, state in copy.deepcopy(self.states).items():
+            parts[name].load_rank_states([state] * args.world_size, args.process_index)
 
 
 class RunningLoss:
