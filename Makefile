@@ -15,7 +15,7 @@ TEST_PROCESSES ?= 2
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.plots  ## Train a first model in about a minute and let it write.
+demo: $(VENV)/.plots  ## Train a first model, for about a minute on any machine, and let it write.
 	$(BIN)/craft train
 	$(BIN)/craft generate latest --max-new-tokens 300
 

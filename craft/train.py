@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,9 @@ class TrainResult:
     sample: str
 
 
-def train(run: Run, resume: str | Path | None = None, allow_changes: bool = False) -> TrainResult | None:
+def train(
+    run: Run, resume: str | Path | None = None, allow_changes: bool = False, began: float | None = None
+) -> TrainResult | None:
     """Trains, evaluates and saves one model.
 
     Args:
@@ -65,6 +68,7 @@ def train(run: Run, resume: str | Path | None = None, allow_changes: bool = Fals
         resume: the folder of an interrupted run to go on with; `run` is then the one saved in it. Or "auto":
             the run in its `training.output_dir` if one was begun there.
         allow_changes: go on although settings changed that decide the weights; the run keeps a record.
+        began: from when on `training.max_minutes` are counted, in seconds since 1970; by default from now on.
 
     Returns:
         What was made; `None` in processes other than the first, for a run that was stopped by a signal, and
@@ -75,19 +79,26 @@ def train(run: Run, resume: str | Path | None = None, allow_changes: bool = Fals
         Failed: if the disk is full; as `TrainingFailed`, if training can't go on, as at a loss that is NaN.
     """
     launch.check()
+    began = time.time() if began is None else began
     with exit_on_signal(NOTHING_YET) as handler:
         from craft.training.distributed.rendezvous import peer_failure_context
 
         with peer_failure_context(last=True), ExitStack() as locks:
-            return workflow(run, resume, allow_changes, handler, locks)
+            return workflow(run, resume, allow_changes, began, handler, locks)
 
 
 def workflow(
-    run: Run, resume: str | Path | None, allow_changes: bool, handler: SignalHandler, locks: ExitStack
+    run: Run,
+    resume: str | Path | None,
+    allow_changes: bool,
+    began: float,
+    handler: SignalHandler,
+    locks: ExitStack,
 ) -> TrainResult | None:
     """The seven steps of `train`, in every process.
 
     Args:
+        began: when the clock of the run starts.
         handler: what is said if a signal ends the program.
         locks: keeps the run's folder for this process until all is done.
     """
@@ -129,6 +140,8 @@ def workflow(
     logger.info(f"run       {paths.run_dir}")
 
     # 4. Trainer
+    from craft.config.schema import Run
+    from craft.evaluation.protocols import final_protocols
     from craft.training.base import LanguageModelTrainer
     from craft.training.callbacks.step_lines import StepLines
 
@@ -142,9 +155,12 @@ def workflow(
         text=corpus.fingerprint if corpus.n_units is not None else None,
     )
 
+    trainer.budget.process_began = began
+    trainer.budget.protocols = final_protocols(model, data.block_size)
+
     def on_run_validated() -> None:
         locks.enter_context(run_lock(paths.run_dir))
-        record(run, paths)
+        record(Run(**trainer.run_config), paths)
 
     trainer.on_run_validated = on_run_validated
     trainer.add_callback(lines := StepLines())
@@ -170,6 +186,7 @@ def workflow(
     describe_model(model_dir, paths, trainer.state.global_step, corpus, evaluations, sample)
     add_event(paths.run_dir, "finished", step=trainer.state.global_step)
     print_next_steps(model_dir, paths)
+    trainer.budget.report()
     # What `sha256sum model.safetensors` prints; of several files, of all in the order of their names.
     lines.final(sha256(*sorted(model_dir.glob("model*.safetensors"))))
     share(trainer, model_dir)
@@ -198,17 +215,16 @@ def evaluate(
     paths: RunPaths,
 ) -> list[Evaluation]:
     """Scores of the finished model over the whole validation split, if there is one; shown and kept."""
-    from craft.evaluation.protocols import default_protocol
+    from craft.evaluation.protocols import final_protocols
     from craft.evaluation.scores import save_scores, score, table
 
     if corpus.validation is None:
         return []
-    other = "blocks" if model.carries_state else f"sliding-{max(1, block_size // 2)}"
     evaluations = score(
         model,
         tokenizer,
         corpus.validation,
-        (default_protocol(model), other),
+        final_protocols(model, block_size),
         block_size=block_size,
         dataset=corpus.name,
     )

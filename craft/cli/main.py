@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import json
 import os
@@ -78,7 +79,7 @@ def group(ctx: click.Context) -> None:
     """Character-level language models: train, evaluate, generate, share.
 
     \b
-    craft train              a first model in about a minute, without a download
+    craft train              a first model in 90 seconds, without a download
     craft train my.txt       the same on your own text
     craft generate latest    let the newest model write
     """
@@ -140,7 +141,10 @@ def from_click(error: click.ClickException, words: Sequence[str]) -> UserError:
     command = words[0] if words and words[0] in COMMANDS else ""  # also where click names the group alone
     if isinstance(error, click.NoSuchOption):
         code = "setting-unknown"
-        typed, near = error.option_name, [name for name in error.possibilities or () if name != "--help"]
+        typed, options = error.option_name, [name for name in error.possibilities or () if name != "--help"]
+        near = difflib.get_close_matches(
+            typed, options, cutoff=0.8
+        )  # to click, --max-steps is like --minutes
         if command in ("train", "resume") and typed.startswith("--") and not near:
             from craft.config.command_line import suggest_setting
 

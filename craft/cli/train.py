@@ -12,6 +12,12 @@ from craft.utils.terminal import echo
 
 @click.command("train")
 @click.argument("arguments", nargs=-1, metavar="[TEXT]... [KEY=VALUE]...")
+@click.option(
+    "--minutes",
+    metavar="MINUTES",
+    help="Be done after so many minutes, scored and saved: the number of steps follows from the speed of "
+    "this machine (training.max_minutes).",
+)
 @click.option("--config", "config_file", type=PATH, metavar="FILE", help="Repeat a saved run.")
 @click.option(
     "--config-dir",
@@ -36,6 +42,7 @@ from craft.utils.terminal import echo
 @with_plugins
 def command(
     arguments: tuple[str, ...],
+    minutes: str | None,
     config_file: Path | None,
     config_dir: Path | None,
     print_config: bool,
@@ -49,6 +56,7 @@ def command(
 
     \b
     craft train
+    craft train my.txt --minutes 5
     craft train my.txt models=char_lstm models.hidden_size=256
     craft train experiments=shakespeare_lstm training.max_steps=500
     craft train new.txt models.init_from=latest     (trains a model on)
@@ -62,6 +70,8 @@ def command(
         raise click.UsageError(
             "--allow-changes is for a run that goes on: craft resume RUN_DIR --allow-changes"
         )
+    if minutes is not None:
+        arguments = (*arguments, f"training.max_minutes={minutes}")
     start(split_text(arguments), print_config, resume, allow_changes, config_file, config_dir)
 
 
@@ -98,9 +108,11 @@ def start(
     if print_config:
         echo(run.to_yaml(), nl=False)
         return
+    import psutil
+
     from craft.train import train
 
-    train(run, resume=resume, allow_changes=allow_changes)
+    train(run, resume=resume, allow_changes=allow_changes, began=psutil.Process().create_time())
 
 
 def _fetched(run: str, revision: str | None) -> str:

@@ -23,9 +23,15 @@ from craft.utils.settings import SECTIONS, Field
 OVERRIDE = re.compile(r"\+*([A-Za-z_]\w*(?:\.\w+)*)=(.*)", re.DOTALL)
 KEY_VALUE = "settings are written KEY=VALUE, for example training.max_steps=500"
 
+UNTIMED = {"training.max_minutes": None, "training.time_plan": None}
 RESETS: dict[str, dict[str, Any]] = {
     "training.per_device_train_batch_size": {"training.global_batch_size": None},
-    "training.num_train_epochs": {"training.max_steps": -1},
+    "training.num_train_epochs": {"training.max_steps": -1, **UNTIMED},
+    "training.max_steps": UNTIMED,
+    "training.max_minutes": {
+        **{"training.max_steps": -1, "training.num_train_epochs": 3.0, "training.time_plan": None},
+        **{"training.eval_steps": 0.2, "training.save_steps": 0.2, "training.logging_steps": 0.02},
+    },
     "training.lr_scheduler_type": {"training.lr_scheduler_kwargs": None},
     "data.source": {"data.language": None},
     "training.eval_strategy=no": {"training.load_best_model_at_end": False},
@@ -159,7 +165,8 @@ def resets(key: str, text: str) -> dict[str, Any]:
         value = "no"
     elif isinstance(value, float) and value.is_integer():
         value = int(value)
-    return {**RESETS.get(key, {}), **RESETS.get(f"{key}={value}", {})}
+    taken_back = {} if value is None else RESETS.get(key, {})
+    return {**taken_back, **RESETS.get(f"{key}={value}", {})}
 
 
 def read_value(text: str, field: Field) -> Any:

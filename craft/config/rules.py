@@ -103,8 +103,9 @@ def check_sections(models: Values, data: Values, training: Values, recurrent: bo
             "data.streaming=true can't feed a model that carries its state from window to window; "
             "set data.streaming=false, or training.carry_state=false"
         )
-    if data["streaming"] and training["max_steps"] < 1:
-        refuse("data.streaming=true has no length to count epochs by; set training.max_steps")
+    timed = training.get("max_minutes") or training.get("time_plan")
+    if data["streaming"] and training["max_steps"] < 1 and not timed:
+        refuse("data.streaming=true has no length to count epochs by; set training.max_steps or max_minutes")
     for name in ("gradient_checkpointing", "activation_checkpointing"):
         if training.get(name) and recurrent:
             refuse(

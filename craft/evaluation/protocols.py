@@ -62,6 +62,20 @@ def parallel_streams(predictions: int, at_most: int) -> int:
     return max(1, min(at_most, predictions // (4 * WARM_UP)))
 
 
+def rows_of(protocol: str, predictions: int, block_size: int, streams: int) -> Rows:
+    """The rows in which a text is read; `streams` of them where it is read on from window to window."""
+    if protocol == "blocks":
+        return block_rows(predictions, block_size)
+    if stride := stride_of(protocol):
+        return window_rows(predictions, block_size, stride)
+    return stream_rows(predictions, streams)
+
+
+def final_protocols(model: Any, block_size: int) -> tuple[str, str]:
+    """By which a finished model is scored: as it was made to be read, and by another one to compare with."""
+    return default_protocol(model), "blocks" if model.carries_state else f"sliding-{max(1, block_size // 2)}"
+
+
 def default_protocol(model: Any) -> str:
     """How a model is read unless something else is asked for: as it was made to be."""
     return "stateful" if model.carries_state else "blocks"

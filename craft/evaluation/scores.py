@@ -25,11 +25,9 @@ from craft.data.base import release_pages
 from craft.data.facts import split_facts
 from craft.evaluation.protocols import (
     Rows,
-    block_rows,
     check_protocol,
     parallel_streams,
-    stream_rows,
-    window_rows,
+    rows_of,
 )
 from craft.utils.errors import UserError
 from craft.utils.units import unit_named, unit_of
@@ -214,13 +212,8 @@ def evaluate_split(
         )
     carries = bool(getattr(model, "carries_state", False))
     context = getattr(model.config, "max_position_embeddings", None)
-    stride = check_protocol(protocol, carries_state=carries, block_size=block_size, context=context)
-    if protocol == "blocks":
-        rows = block_rows(predictions, block_size)
-    elif stride:
-        rows = window_rows(predictions, block_size, stride)
-    else:
-        rows = stream_rows(predictions, streams or parallel_streams(predictions, batch_size))
+    check_protocol(protocol, carries_state=carries, block_size=block_size, context=context)
+    rows = rows_of(protocol, predictions, block_size, streams or parallel_streams(predictions, batch_size))
     per_row = min(rows.length, block_size) * model.config.vocab_size
     batch_size = max(1, min(batch_size, LARGEST_LOGITS // per_row))
     sums = torch.zeros(6, dtype=torch.float64)  # on the CPU, since not every device knows float64

@@ -96,6 +96,10 @@ class CraftTrainingArguments(transformers.TrainingArguments):
         sample_chars: characters (ids) generated and logged at every evaluation; 0 for none.
         sample_prompt: what the sample starts from; by default a line break.
         ddp_timeout: seconds after which a process that other ones wait for counts as lost.
+        max_minutes: how long the run takes, from the start of its process to the end of scoring and saving;
+            the number of steps follows from the speed of the machine, instead of `max_steps`.
+        time_plan: the steps that followed from it, as pairs (step, steps in all from there on); a run that
+            has it takes them, however long that takes.
         skip_nonfinite_batches: how many batches of the run may be left out because their loss or gradient
             isn't finite; 0 stops at the first.
         stall_seconds: a step that takes so long, and ten times longer than usual, is worth a line in the
@@ -115,7 +119,7 @@ class CraftTrainingArguments(transformers.TrainingArguments):
     per_device_train_batch_size: int | None = None  # type: ignore[assignment]  # else 8 looks like no choice
     optim: str = validated_field(check_optimizer, default="adamw_torch_fused")
     muon_learning_rate: float = validated_field(POSITIVE, default=0.02)
-    muon_momentum: float = validated_field(FRACTION, default=0.95)
+    muon_momentum: float = validated_field(FRACTION, default=0.9)
     global_batch_size: int | None = validated_field(COUNT, default=None)
     carry_state: bool = True
     ema_decay: float | None = validated_field(
@@ -133,6 +137,8 @@ class CraftTrainingArguments(transformers.TrainingArguments):
         default="auto",
     )
     eval_chars: int | None = validated_field(COUNT, default=200_000)
+    max_minutes: float | None = validated_field(POSITIVE, default=None)
+    time_plan: list[list[int]] | None = validated_field(requirements.TIME_PLAN, default=None)
     skip_nonfinite_batches: int = validated_field(NATURAL, default=0)
     stall_seconds: float | None = validated_field(POSITIVE, default=60.0)
     # Hugging Face's fields with other defaults: it would log a loss of 0 for NaN, keep all checkpoints,
@@ -158,6 +164,8 @@ class CraftTrainingArguments(transformers.TrainingArguments):
         # Hugging Face knows its own optimizers alone, and couples "keep the best" to equal save and
         # evaluation steps; our trainer saves at every new best. Both are hidden from its checks.
         rows, self.per_device_train_batch_size = self.per_device_train_batch_size, WINDOWS
+        if self.max_minutes or self.time_plan:
+            self.max_steps = self.time_plan[0][1] if self.time_plan else 1  # until the run is planned
         optim, keep_best = self.optim, self.load_best_model_at_end  # type: ignore[has-type]
         foreign = optim == "muon" or user_optimizer(optim) is not None
         if foreign:

@@ -26,6 +26,7 @@ from craft.data.char_dataset import train_loader
 from craft.training import memory, model_files, optimization, precision, run, sanity, signals
 from craft.training.arguments import CraftTrainingArguments
 from craft.training.callbacks import best, ema, lifecycle, nonfinite, progress, stall, uploads, wandb
+from craft.training.callbacks.time_plan import TimePlan
 from craft.training.carried_state import CarriedState
 from craft.training.checkpointing import folders, parts, resume_rules
 from craft.training.checkpointing.checkpointer import Checkpointer
@@ -36,6 +37,7 @@ from craft.training.evaluation import Validation
 from craft.training.logging import UnitCounts, write_event
 from craft.training.losses import AuxiliaryLosses, without_label_shift
 from craft.training.requirements import library_errors
+from craft.training.time_budget import TimeBudget
 from craft.utils.errors import UserError
 
 
@@ -94,13 +96,14 @@ class Trainer(transformers.Trainer):
         self._tr_loss = torch.zeros(())  # transformers makes its own when it trains
         self.ema, self.guard = ema.EmaCallback(self), nonfinite.NonFiniteGuard(self)
         self.uploads, self.wandb = uploads.UploadCheckpoints(self), wandb.WandbRun(self)
-        self.watchdog = stall.Watchdog(args.stall_seconds)
+        self.watchdog, self.budget = stall.Watchdog(args.stall_seconds), TimeBudget(self)
         self.checkpointer = Checkpointer(self.run_dir, {}, {}, args.save_total_limit)
         if args.disable_tqdm:
             disable_progress_bar()  # also of "Writing model shards" at every checkpoint
         self.pop_callback(PrinterCallback)
         own = (self.ema, lifecycle.Lifecycle(self), self.uploads, self.guard, best.KeepBest(self))
-        for callback in (*own, progress.Progress(), self.watchdog, *(callbacks or ())):
+        shown = (TimePlan(self.budget), progress.Progress(), self.watchdog)
+        for callback in (*own, *shown, *(callbacks or ())):
             self.add_callback(callback)
 
     @property
@@ -122,6 +125,7 @@ class Trainer(transformers.Trainer):
             "accumulation": parts.Attributes(self.args, "gradient_accumulation_steps"),
             "skipped_batches": parts.Attributes(self.guard, "skipped"),
             "stopwatch": self.watch,
+            "time_budget": self.budget,
             "wandb": self.wandb,
             "callbacks": parts.CallbackStates(self),
             **self.own_parts,
@@ -151,7 +155,7 @@ class Trainer(transformers.Trainer):
     def decisive_settings(self, planned_steps: int) -> dict[str, Any]:
         """What decides the weights, by name; kept in every checkpoint and compared on resuming."""
         settings = resume_rules.training_settings(self.args, planned_steps)
-        return {**settings, **resume_rules.model_settings(self.model)}
+        return settings | resume_rules.model_settings(self.model)
 
     def train(  # type: ignore[override]
         self, resume_from_checkpoint: Any = None, *, allow_changes: bool = False, **kwargs: Any
@@ -236,10 +240,12 @@ class Trainer(transformers.Trainer):
         return optimization.decay_parameter_names(model)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """As in transformers, with defaults for what its schedules demand."""
-        optimization.complete_schedule(self.args, num_training_steps)
-        with library_errors():
-            return super().create_scheduler(num_training_steps, optimizer)
+        """As in transformers, with defaults for what its schedules demand; it follows the time plans."""
+        return optimization.create_scheduler(self, super().create_scheduler, num_training_steps, optimizer)
+
+    def set_initial_training_values(self, args: Any, dataloader: DataLoader) -> Any:
+        """As in transformers, with room for a run that grows."""
+        return self.budget.with_room(super().set_initial_training_values(args, dataloader))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes model, tokenizer, run and arguments (as JSON, without secrets); all processes come here."""
@@ -303,23 +309,17 @@ class LanguageModelTrainer(Trainer):
             model = super().call_model_init()
         raise_on_all_ranks(lambda: sanity.check_data(train_dataset, eval_ids, args, model))
         self.carries_state = bool(model.carries_state and args.carry_state)
-        super().__init__(
-            model,
-            args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_ids,
-            processing_class=tokenizer,
-            **kwargs,
-        )
+        data = {"train_dataset": train_dataset, "eval_dataset": eval_ids, "processing_class": tokenizer}
+        super().__init__(model, args, **data, **kwargs)
         self.model_init = model_init
         self.tokenizer, self.text = tokenizer, text
         self._set_up_model(model)
         smoother: Any = self.label_smoother
         self.label_smoother: Any = None if smoother is None else without_label_shift(smoother)
         self.validation = Validation(self, tokenizer, block_size or train_dataset.block_size)
-        self.add_callback(self.validation)
         self.units = UnitCounts(self)
-        self.add_callback(self.units)
+        for callback in (self.validation, self.units):
+            self.add_callback(callback)
 
     def call_model_init(self, trial: Any = None) -> Any:
         """The fresh model of a trial of `hyperparameter_search`."""
@@ -352,9 +352,8 @@ class LanguageModelTrainer(Trainer):
         """This process' micro-batches, in an order that depends on seed, epoch and step alone."""
         memory.find_batch_size_once(self)
         args, data = self.args, self.train_dataset
-        rows, accumulation = args.train_batch_size, args.gradient_accumulation_steps
-        make_batch = self.model.make_batch
-        return train_loader(data, rows, accumulation, args.process_index, args.world_size, make_batch)
+        cut = (args.train_batch_size, args.gradient_accumulation_steps)
+        return train_loader(data, *cut, args.process_index, args.world_size, self.model.make_batch)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from craft.training.arguments import CraftTrainingArguments, user_optimizer
 from craft.training.muon import MuonAdamW, Polynomial
+from craft.training.requirements import library_errors
 from craft.utils.errors import UserError
 from craft.utils.logging import get_logger
 
@@ -131,6 +132,19 @@ def complete_schedule(args: CraftTrainingArguments, steps: int) -> None:
     default = SCHEDULE_DEFAULTS.get(args.lr_scheduler_type)
     if default and not args.lr_scheduler_kwargs:
         args.lr_scheduler_kwargs = default(steps, args.get_warmup_steps(steps))
+
+
+def create_scheduler(trainer: Any, create: Callable[..., Any], steps: int, optimizer: Any) -> Any:
+    """What `create` of transformers makes, complete, and bent where a plan of the run's time changes.
+
+    Args:
+        steps: of the run; of one that is planned by time, those of the first plan count.
+    """
+    given, steps = trainer.lr_scheduler, trainer.budget.schedule_steps(steps)
+    complete_schedule(trainer.args, steps)
+    with library_errors():
+        schedule = create(steps, optimizer)
+    return trainer.budget.bend(schedule) if given is None else schedule
 
 
 class Optimization:

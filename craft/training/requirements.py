@@ -9,15 +9,30 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from craft.training.precision import Hardware, choose_precision
 from craft.utils import launch
 from craft.utils.errors import UserError
-from craft.utils.settings import yaml_word
+from craft.utils.settings import must, yaml_word
 
 Values = Mapping[str, Any]
+
+LENGTHS = {"max_steps": -1, "num_train_epochs": 3.0}
+"""What also says how long a run is, and what it is where nobody does."""
+
+
+def _is_time_plan(plans: Any) -> bool:
+    pairs = bool(plans) and all(isinstance(plan, list) and len(plan) == 2 for plan in plans)
+    if not pairs or any(type(number) is not int for plan in plans for number in plan):
+        return False
+    in_order = all(one[0] < two[0] < one[1] for one, two in pairwise(plans))
+    return plans[0][0] == 0 and in_order and all(begin < total for begin, total in plans)
+
+
+TIME_PLAN = must("be pairs [step, steps in all], the first of step 0, such as [[0, 1200]]", _is_time_plan)
 
 
 @contextmanager
@@ -84,4 +99,17 @@ def output_dir(values: Values) -> None:
         )
 
 
-RULES = (precision, several_processes, output_dir)
+def run_length(values: Values) -> None:
+    """Time or steps: one of them says how long a run is."""
+    times = [name for name in ("max_minutes", "time_plan") if values[name]]
+    steps = [name for name, usual in LENGTHS.items() if values[name] != usual]
+    if times and steps:
+        first, second = (f"training.{name}={yaml_word(values[name])}" for name in (times[0], steps[0]))
+        raise UserError(
+            f"{first} and {second} both say how long the run is; set one of them "
+            f"(training.{times[0]}=null takes the first back)",
+            code="setting-conflict",
+        )
+
+
+RULES = (precision, several_processes, output_dir, run_length)

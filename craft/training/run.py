@@ -52,12 +52,12 @@ def run_training(
         trainer.shared_parts(),
         trainer.rank_parts(),
         keep=args.save_total_limit,
-        varying=("stopwatch", "wandb"),
+        varying=("stopwatch", "time_budget", "wandb"),
         rank=args.process_index,
         world=args.world_size,
     )
     trainer.checkpointer.resumed = on_rank0_broadcast(lambda: trainer.checkpointer.find(resume))
-    planned = trainer.set_initial_training_values(args, trainer.get_train_dataloader())[-1]
+    planned = trainer.budget.planned_steps()
     if planned < 1:
         raise UserError(f"{planned} steps would be trained; set training.max_steps", code="setting-value")
     trainer.settings = trainer.decisive_settings(planned)

@@ -262,14 +262,25 @@ def test_a_run_can_be_made_from_plain_data() -> None:
 
 
 def test_a_typed_setting_takes_back_another_one_for_the_same() -> None:
-    assert compose([]).training["max_steps"] > 0
-    run = compose(["training.per_device_train_batch_size=3", "training.num_train_epochs=2"])
+    assert compose(["training=cpu"]).training["max_steps"] > 0
+    run = compose(["training=cpu", "training.per_device_train_batch_size=3", "training.num_train_epochs=2"])
     assert run.training["per_device_train_batch_size"] == 3
     assert run.training["global_batch_size"] is None
     assert run.training["max_steps"] == -1
     batches = ["training.per_device_train_batch_size=3", "training.global_batch_size=12"]
     both = compose([*batches, "training.gradient_accumulation_steps=4"])
     assert both.training["global_batch_size"] == 12
+
+
+def test_what_is_typed_of_time_or_steps_wins_over_a_file() -> None:
+    assert compose([]).training["max_minutes"] > 0
+    steps = compose(["training.max_steps=500"]).training
+    assert (steps["max_steps"], steps["max_minutes"]) == (500, None)
+    timed = compose(["training=cpu", "training.max_minutes=5", "training.save_steps=100"]).training
+    assert (timed["max_steps"], timed["max_minutes"], timed["save_steps"]) == (-1, 5, 100)
+    assert timed["eval_steps"] < 1  # a share of the steps, however many they are
+    replayed = {**timed, "time_plan": [[0, 10]]}
+    assert Run.of({**compose().to_dict(), "training": replayed}).training["time_plan"] == [[0, 10]]
 
 
 def test_another_schedule_drops_the_arguments_of_the_first() -> None:

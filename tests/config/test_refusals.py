@@ -89,6 +89,7 @@ MISTAKES: dict[Code, list[tuple[str, ...]]] = {
         # ranges
         ("training.learning_rate=0", "training.learning_rate=0"),
         ("training.learning_rate=-1e-3", "training.learning_rate=-0.001"),
+        ("training.max_minutes=0", "training.max_minutes=0"),
         ("training.max_steps=0", "training.max_steps=0", "1", "-1"),
         ("training.per_device_train_batch_size=0", "training.per_device_train_batch_size=0", "1"),
         ("training.adam_beta2=1.0", "training.adam_beta2=1.0", "below 1"),
@@ -126,6 +127,7 @@ MISTAKES: dict[Code, list[tuple[str, ...]]] = {
             "training.eval_strategy=no training.load_best_model_at_end=no training.early_stopping_patience=3",
             "training.early_stopping_patience=3",
         ),
+        ("training.max_minutes=5 training.max_steps=100", "max_minutes=5", "training.max_steps=100"),
         ("training.precision=bf16 training.fp16=true", "training.fp16=true", "training.precision=bf16"),
         ("training.fp16=true training.bf16=true", "training.fp16=true", "training.bf16=true"),
         ("training.global_batch_size=10 training.gradient_accumulation_steps=4", "=10", "=4", "8", "12"),

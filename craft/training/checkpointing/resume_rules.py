@@ -41,7 +41,8 @@ FREE = {
     "fsdp_config", "deepspeed", "torch_empty_cache_steps", "use_cache", "auto_find_batch_size",
     "skip_nonfinite_batches",
     # said in another form: as the number of steps, `global_batch_size`, `precision`
-    "num_train_epochs", "max_steps", "per_device_train_batch_size", "bf16", "fp16",
+    "num_train_epochs", "max_steps", "max_minutes", "time_plan", "per_device_train_batch_size",
+    "bf16", "fp16",
 }
 # fmt: on
 """Training arguments that don't decide the weights. Every other field is compared, a new one too."""

@@ -1,0 +1,198 @@
+"""Trial steps: how long a step, an evaluation, a save and the end of a run take here, without a trace."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from craft.evaluation.protocols import default_protocol, parallel_streams, rows_of
+from craft.evaluation.scores import evaluate_split
+from craft.training.distributed.agreement import on_rank0_broadcast
+from craft.training.memory import is_out_of_memory, out_of_memory_message, set_micro_batch_size
+from craft.utils.common import SAMPLE_CHARACTERS
+from craft.utils.errors import TrainingFailed
+
+WARM_UP = 3
+TRIAL_SECONDS = 1.5
+MOST_STEPS = 30
+PIECE = 16_384
+"""Predictions of the evaluation that is tried."""
+PIECE_PER_STREAM = 512
+LARGEST_WRITE = 64 << 20
+HASHED = 3
+"""How many checkpoints every save reads: its own, and those that are kept."""
+SAVE, ENDING = 0.15, 2.0
+"""Seconds for what isn't measured: small files; export, loading, plotting, the card."""
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """What takes how long: a step, an evaluation, a save; and all that comes after training."""
+
+    step: float
+    evaluation: float
+    save: float
+    ending: float
+
+
+def measure(trainer: Any, protocols: Sequence[str]) -> Seconds:
+    """Tries what a run does, before it begins. All processes come here; what the first one measured counts.
+
+    Args:
+        protocols: by which the finished model is scored in the first process, after training.
+    """
+    try:
+        with undone(trainer):
+            step = _step(trainer)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingFailed(out_of_memory_message(trainer), code="out-of-memory") from None
+
+    def rest() -> Seconds:
+        validation, ids = getattr(trainer, "validation", None), trainer.eval_dataset
+        args, evaluation, ending, sample = trainer.args, 0.0, 0.0, 0.0
+        if validation is not None and args.sample_chars and (protocols or args.eval_strategy != "no"):
+            began = time.perf_counter()
+            validation.sample()
+            sample = time.perf_counter() - began
+        if validation is not None and args.eval_strategy != "no":
+            asked = args.eval_protocol
+            protocol = default_protocol(trainer.model) if asked == "auto" else asked
+            scored = validation.scored_in_training(ids)
+            evaluation = sample + _scoring(trainer, scored, protocol) / args.world_size
+        if protocols:
+            ending = ENDING + sample * SAMPLE_CHARACTERS / (args.sample_chars or SAMPLE_CHARACTERS)
+            if ids is not None:
+                ending += sum(_scoring(trainer, ids, protocol) for protocol in protocols)
+        return Seconds(step, evaluation, _save(trainer), ending)
+
+    return on_rank0_broadcast(rest)
+
+
+@contextmanager
+def undone(trainer: Any) -> Iterator[None]:
+    """Inside, steps may be taken; weights, optimizer, random numbers and states are then as they were before,
+    bit for bit."""
+    model, optimizer, args = trainer.model, trainer.optimizer, trainer.args
+    training, scaler = model.training, trainer.accelerator.scaler
+    tensors = [*model.parameters(), *model.buffers()]
+    weights = [tensor.detach().clone() for tensor in tensors]
+    parts = trainer.rank_parts()
+    saved = {"optimizer": optimizer, "scaler": scaler, **parts}
+    states = {name: copy.deepcopy(part.state_dict()) for name, part in saved.items() if part is not None}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, weight in zip(tensors, weights):
+                tensor.copy_(weight)
+        model.zero_grad(set_to_none=True)
+        model.train(training)
+        if optimizer is not None:
+            optimizer.load_state_dict(states["optimizer"])
+        trainer.optimizer = optimizer  # the run makes its own
+        if scaler is not None:
+            scaler.load_state_dict(states["scaler"])
+        for name, part in parts.items():
+            part.load_rank_states([states[name]] * args.world_size, args.process_index)
+        for attribute in ("forward", "_is_accelerate_prepared"):
+            model.__dict__.pop(attribute, None)
+        trainer.accelerator.free_memory()
+
+
+def _step(trainer: Any) -> float:
+    """Seconds of a step of the run: the median of some, behind others that warm up."""
+    args, accelerator, rows = trainer.args, trainer.accelerator, trainer.args.train_batch_size
+    trainer.create_optimizer()
+    model, optimizer = accelerator.prepare(trainer._wrap_model(trainer.model), trainer.optimizer)
+    batches = _batches(trainer)
+
+    def take() -> float:
+        began = time.perf_counter()
+        micro_batches, count = next(batches)
+        trainer.current_gradient_accumulation_steps = len(micro_batches)
+        for place, batch in enumerate(micro_batches, start=1):
+            with nullcontext() if place == len(micro_batches) else accelerator.no_sync(model):
+                trainer.training_step(model, batch, count)
+        if args.max_grad_norm > 0:
+            accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+        optimizer.step()
+        model.zero_grad()
+        if args.device.type != "cpu":
+            torch.get_device_module(args.device).synchronize()
+        return time.perf_counter() - began
+
+    trainer.finds_batch_size = args.auto_find_batch_size and args.world_size == 1
+    try:
+        usual = [take() for _ in range(WARM_UP)][-1]
+        steps = on_rank0_broadcast(lambda: max(WARM_UP, min(MOST_STEPS, int(TRIAL_SECONDS / usual))))
+        return statistics.median(take() for _ in range(steps))
+    finally:
+        trainer.finds_batch_size = False
+        set_micro_batch_size(trainer, rows)
+
+
+def _batches(trainer: Any) -> Iterator[tuple[list[Any], Any]]:
+    """The micro-batches of one step after the other, and what their losses are divided by; without end."""
+    args = trainer.args
+    while True:
+        epoch = iter(trainer.get_train_dataloader())
+        while True:
+            batches, count = trainer.get_batch_samples(epoch, args.gradient_accumulation_steps, args.device)
+            if not batches:
+                break
+            yield batches, count
+
+
+def _scoring(trainer: Any, ids: np.ndarray, protocol: str) -> float:
+    """Seconds in which one process scores a text, as a piece of it goes."""
+    block, at_once = trainer.validation.block_size, trainer.args.per_device_eval_batch_size
+    streams = parallel_streams(len(ids) - 1, at_once)
+
+    def work(predictions: int) -> int:
+        rows = rows_of(protocol, predictions, block, streams)
+        return len(rows.starts) * rows.length
+
+    def score(predictions: int) -> float:
+        began = time.perf_counter()
+        settings = {"block_size": block, "batch_size": at_once, "tokenizer": trainer.tokenizer}
+        piece = ids[: predictions + 1]
+        evaluate_split(trainer.model, piece, protocol=protocol, streams=streams, **settings)
+        return time.perf_counter() - began
+
+    whole = len(ids) - 1
+    piece = min(whole, PIECE_PER_STREAM * streams if protocol == "stateful" else PIECE)
+    score(max(1, piece // 4))
+    return score(piece) * work(whole) / work(piece)
+
+
+def _save(trainer: Any) -> float:
+    """Seconds for a checkpoint: its bytes written, synced and hashed."""
+    args = trainer.args
+    if args.save_strategy == "no":
+        return 0.0
+    weights = sum(p.numel() * p.element_size() for p in trainer.model.parameters())
+    size = max(1, weights * (1 if args.save_only_model else 3 + bool(args.ema_decay)))
+    folder = trainer.run_dir.absolute()
+    place = next(place for place in (folder, *folder.parents) if place.is_dir())
+    written = os.urandom(min(size, LARGEST_WRITE))
+    began = time.perf_counter()
+    with tempfile.TemporaryFile(dir=place) as file:
+        file.write(written)
+        file.flush()
+        os.fsync(file.fileno())
+    for _ in range(HASHED):
+        hashlib.sha256(written).digest()
+    return SAVE + (time.perf_counter() - began) * size / len(written)
