@@ -245,7 +245,7 @@ class Trainer(transformers.Trainer):
 
     def set_initial_training_values(self, args: Any, dataloader: DataLoader) -> Any:
         """As in transformers, with room for a run that grows."""
-        return self.budget.with_room(super().set_initial_training_values(args, dataloader))
+        return self.budget.with_spare_epochs(super().set_initial_training_values(args, dataloader))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes model, tokenizer, run and arguments (as JSON, without secrets); all processes come here."""

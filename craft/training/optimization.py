@@ -144,7 +144,7 @@ def create_scheduler(trainer: Any, create: Callable[..., Any], steps: int, optim
     complete_schedule(trainer.args, steps)
     with library_errors():
         schedule = create(steps, optimizer)
-    return trainer.budget.bend(schedule) if given is None else schedule
+    return trainer.budget.follow_plans(schedule) if given is None else schedule
 
 
 class Optimization:

@@ -20,7 +20,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from craft.training.checkpointing.resume_rules import STEPS
 from craft.training.distributed.agreement import on_rank0_broadcast
-from craft.training.trial import Seconds, measure
+from craft.training.trial import Costs, measure
 from craft.utils.common import human
 from craft.utils.errors import UserError
 from craft.utils.files import explain_disk_errors, replace_text
@@ -83,7 +83,7 @@ class Intervals:
         return evaluations, saves if self.save is None else max(saves, evaluations)
 
 
-def seconds_left(costs: Seconds, begin: int, total: int, every: Intervals) -> float:
+def seconds_left(costs: Costs, begin: int, total: int, every: Intervals) -> float:
     """How long a run of so many steps takes from a step on, to its very end."""
     evaluations, saves = every.pauses(begin, total)
     steps = (total - begin) * costs.step
@@ -114,7 +114,7 @@ class TimeBudget:
         self.process_began: float | None = None
         self.protocols: tuple[str, ...] = ()
         self.plans: list[list[int]] = []
-        self.costs: Seconds | None = None
+        self.costs: Costs | None = None
         self.measured = False
         self._began, self._before = time.time(), 0.0
 
@@ -135,7 +135,7 @@ class TimeBudget:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._before = state["lived"]
-        self.costs = Seconds(**state["costs"]) if state["costs"] else None
+        self.costs = Costs(**state["costs"]) if state["costs"] else None
 
     # ---- Plans
 
@@ -156,7 +156,7 @@ class TimeBudget:
         if args.max_minutes is not None and not self.plans:
             self.plans, self.measured = self._first_plan(), True
         if self.plans:
-            self._keep()
+            self._store_plans()
         steps: int = trainer.set_initial_training_values(args, trainer.get_train_dataloader())[-1]
         return total_at(self.plans, checkpointer.resumed_step or 0) if self.plans else steps
 
@@ -222,10 +222,10 @@ class TimeBudget:
     def change(self, step: int, total: int) -> None:
         """Plans the rest anew from a step on; all processes come here."""
         self.plans = [*self.plans, [step, total]]
-        self._keep()
+        self._store_plans()
         on_rank0_broadcast(self._rewrite)
 
-    def _keep(self) -> None:
+    def _store_plans(self) -> None:
         """Puts the plans where they are saved with the run."""
         trainer, plans = self.trainer, [list(plan) for plan in self.plans]
         trainer.args.time_plan, trainer.args.max_steps = plans, plans[0][1]
@@ -242,7 +242,7 @@ class TimeBudget:
 
     # ---- In the loop of transformers
 
-    def with_room(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
+    def with_spare_epochs(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
         """What `set_initial_training_values` returns, with the epochs that a run has if it grows; of a
         stream, which has but one, with the steps in it."""
         if not self.plans:
@@ -256,16 +256,16 @@ class TimeBudget:
         """For how many steps a schedule is made."""
         return self.plans[0][1] if self.plans else steps
 
-    def bend(self, schedule: Any) -> Any:
+    def follow_plans(self, schedule: Any) -> Any:
         """Lets a new schedule, made for the first plan, follow the others."""
         if self.plans and hasattr(schedule, "lr_lambdas"):
-            schedule.lr_lambdas = [self._bent(factor) for factor in schedule.lr_lambdas]
+            schedule.lr_lambdas = [self._warped(factor) for factor in schedule.lr_lambdas]
         return schedule
 
-    def _bent(self, factor: Callable[[float], float]) -> Callable[[float], float]:
+    def _warped(self, factor: Callable[[float], float]) -> Callable[[float], float]:
         return lambda step: factor(schedule_position(self.plans, step))
 
-    def enter(self, state: Any) -> None:
+    def apply_plan(self, state: Any) -> None:
         """Lets a run have the total of the plan of its step; that is also compared when it is resumed."""
         if self.plans:
             state.max_steps = self.trainer.settings[STEPS] = total_at(self.plans, state.global_step)

@@ -37,8 +37,8 @@ SAVE, ENDING = 0.15, 2.0
 
 
 @dataclass(frozen=True)
-class Seconds:
-    """What takes how long: a step, an evaluation, a save; and all that comes after training."""
+class Costs:
+    """Seconds of a step, of an evaluation, of a save, and of all that comes after training."""
 
     step: float
     evaluation: float
@@ -46,7 +46,7 @@ class Seconds:
     ending: float
 
 
-def measure(trainer: Any, protocols: Sequence[str]) -> Seconds:
+def measure(trainer: Any, protocols: Sequence[str]) -> Costs:
     """Tries what a run does, before it begins. All processes come here; what the first one measured counts.
 
     Args:
@@ -60,7 +60,7 @@ def measure(trainer: Any, protocols: Sequence[str]) -> Seconds:
             raise
         raise TrainingFailed(out_of_memory_message(trainer), code="out-of-memory") from None
 
-    def rest() -> Seconds:
+    def rest() -> Costs:
         validation, ids = getattr(trainer, "validation", None), trainer.eval_dataset
         args, evaluation, ending, sample = trainer.args, 0.0, 0.0, 0.0
         if validation is not None and args.sample_chars and (protocols or args.eval_strategy != "no"):
@@ -76,7 +76,7 @@ def measure(trainer: Any, protocols: Sequence[str]) -> Seconds:
             ending = ENDING + sample * SAMPLE_CHARACTERS / (args.sample_chars or SAMPLE_CHARACTERS)
             if ids is not None:
                 ending += sum(_scoring(trainer, ids, protocol) for protocol in protocols)
-        return Seconds(step, evaluation, _save(trainer), ending)
+        return Costs(step, evaluation, _save(trainer), ending)
 
     return on_rank0_broadcast(rest)
 

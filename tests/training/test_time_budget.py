@@ -30,7 +30,7 @@ from craft.training.time_budget import (
     seconds_left,
     total_at,
 )
-from craft.training.trial import Seconds
+from craft.training.trial import Costs
 from craft.utils.outputs import RUN_CONFIG
 
 TIMED: dict[str, Any] = {"max_steps": -1, "eval_steps": 0.25, "save_steps": 0.25, "logging_steps": 0.1}
@@ -84,7 +84,7 @@ def test_pauses_are_those_of_the_loop(total: int, begin: int, evaluation: int, s
 @given(st.integers(0, 100), st.floats(1e-3, 1), st.floats(0, 5), st.floats(0, 9), st.floats(0, 300))
 def test_as_many_steps_as_fit(begin: int, step: float, pause: float, ending: float, seconds: float) -> None:
     def cost(total: int) -> float:
-        return seconds_left(Seconds(step, pause, pause, ending), begin, total, Intervals(100, 50))
+        return seconds_left(Costs(step, pause, pause, ending), begin, total, Intervals(100, 50))
 
     steps = most_steps(seconds, cost, begin)
     assert steps == begin or cost(steps) <= seconds

@@ -60,7 +60,7 @@ class Lifecycle(TrainerCallback):
             return
         state = trainer.state
         state.compute_steps(trainer.args, state.max_steps)  # how often things happen may have changed
-        trainer.budget.enter(state)
+        trainer.budget.apply_plan(state)
         state.best_model_checkpoint = None  # ours to load and to keep, by `best_global_step`
         trainer._initial_global_step = 0  # the mean loss at the end is that of the whole run
         checkpointer = trainer.checkpointer

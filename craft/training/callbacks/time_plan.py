@@ -17,7 +17,7 @@ from craft.training.time_budget import (
     seconds_left,
     tolerance,
 )
-from craft.training.trial import Seconds
+from craft.training.trial import Costs
 from craft.utils.logging import get_logger
 
 logger = get_logger(__name__)
@@ -56,7 +56,7 @@ class TimePlan(TrainerCallback):
         budget, step = self.budget, state.global_step
         if not budget.plans:
             return
-        budget.enter(state)
+        budget.apply_plan(state)
         every = max(1, state.max_steps // LOOKS)
         looks = step % every == 0 and step < state.max_steps
         if looks and not self._said and step >= self._marks[0][0] + every // 2:
@@ -64,14 +64,14 @@ class TimePlan(TrainerCallback):
             self._say_end(state)
         if looks and budget.measured and (total := on_rank0_broadcast(lambda: self._new_total(state))):
             budget.change(step, total)
-            budget.enter(state)
+            budget.apply_plan(state)
             control.should_save |= args.save_strategy != SaveStrategy.NO
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not self.budget.protocols and not self.trainer.stop.signum:  # else the run isn't over
             self.budget.report()
 
-    def costs(self, state: TrainerState) -> Seconds:
+    def costs(self, state: TrainerState) -> Costs:
         """What takes how long, as it was in this process: steps lately, evaluations and saves as one."""
         planned, trained = self.budget.costs, self.trainer.watch.total()
         middle = (self._marks[0][0] + state.global_step) / 2
@@ -80,10 +80,10 @@ class TimePlan(TrainerCallback):
         self._marks.append((state.global_step, trained))
         slower = 1.0 if planned is None else each / planned.step
         pause = (time.monotonic() - self._begin - trained) / max(1, self._pauses)
-        before = planned or Seconds(each, 0.0, 0.0, 0.0)
+        before = planned or Costs(each, 0.0, 0.0, 0.0)
         if self._pauses:
-            return Seconds(each, pause, pause, slower * before.ending)
-        return Seconds(each, slower * before.evaluation, before.save, slower * before.ending)
+            return Costs(each, pause, pause, slower * before.ending)
+        return Costs(each, slower * before.evaluation, before.save, slower * before.ending)
 
     def _new_total(self, state: TrainerState) -> int | None:
         """How many steps the run is to have instead, if it would miss its end and may be planned anew."""
