@@ -74,8 +74,8 @@ def what_to_resume(
     def look() -> Path | Finished | None:
         finished = finished_at(folder) is not None
         saved = fields_or_empty(folder / RUN_CONFIG)
-        if finished and run.training.get("time_plan") is None and saved.get("training"):
-            saved["training"]["time_plan"] = None  # was made when that run began
+        if run.training.get("time_plan") is None and (saved.get("training") or {}).get("time_plan"):
+            saved["training"]["time_plan"] = None  # it was made when that run began
         if finished and saved == run.to_dict():
             return Finished(folder)
         if any(checkpoints(folder)):
