@@ -8,6 +8,7 @@ formula is left to PyTorch. Autograd refuses gradients of gradients and `torch.f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,13 +17,20 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 
-def _needs_backward(x: Tensor) -> bool:
-    return x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+def _apply(function: Any, formula: Callable[..., Tensor], x: Tensor, *rest: Any) -> Tensor:
+    """The function with its own backward where it is needed and nothing is traced; else the formula."""
+    # One frame with both, for `torch.compile` takes frames one by one where it can't compile a model.
+    trains = x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return function.apply(x, *rest) if trains else formula(x, *rest)  # type: ignore[no-any-return]
 
 
 def relu2(x: Tensor) -> Tensor:
     """max(x, 0) squared."""
-    return _ReLU2.apply(x) if _needs_backward(x) else F.relu(x).square()  # type: ignore[no-any-return]
+    return _apply(_ReLU2, _relu2, x)
+
+
+def _relu2(x: Tensor) -> Tensor:
+    return F.relu(x).square()
 
 
 class _ReLU2(torch.autograd.Function):
@@ -41,7 +49,11 @@ class _ReLU2(torch.autograd.Function):
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps), the mean over the last dimension; computed in float32 at least."""
-    return _RMSNorm.apply(x, eps) if _needs_backward(x) else (x * _inverse_rms(x, eps)).to(x.dtype)  # type: ignore[no-any-return]
+    return _apply(_RMSNorm, _rms_norm, x, eps)
+
+
+def _rms_norm(x: Tensor, eps: float) -> Tensor:
+    return (x * _inverse_rms(x, eps)).to(x.dtype)
 
 
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:
@@ -84,7 +96,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         cos: [B, T, 1, D].
         sin: the same, negative in its first half (see `sin_for_rotate`).
     """
-    return _Rotate.apply(x, cos, sin) if _needs_backward(x) else _rotated(x, cos, sin)  # type: ignore[no-any-return]
+    return _apply(_Rotate, _rotated, x, cos, sin)
 
 
 def sin_for_rotate(sin: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ TYPED = [
     if line.startswith("craft ") and "|" not in line and " … " not in f"{line} "  # the last: left open
 ]
 FOX = "The quick brown fox jumps over a lazy dog. ROMEO: 9 green bottles\n"
-TOO_MUCH = ("experiments=", "data=text8")
+TOO_MUCH = ("experiments=", "data=text8", "--minutes")
 """Parts of commands that load large texts or train for minutes: resolved, not trained."""
 ELSEWHERE = {
     "user/name": "ada/pages",

@@ -186,12 +186,13 @@ def test_a_run_that_stopped_early_is_finished(tmp_path: Path, caplog: pytest.Log
     losses = [3.0, 2.0, 2.5, 1.9, 2.1, 2.2, 2.3, 2.4, 2.5, 1.0]
     settings: dict[str, Any] = {"early_stopping_patience": 3, "load_best_model_at_end": True}
     trainer = scripted(tmp_path, losses, **settings)
-    trainer.train()
+    first = trainer.train()
     assert trainer.state.global_step == 14  # the best was at 8; 10, 12 and 14 were no better
     with caplog.at_level(logging.INFO, logger="craft"):
         again = scripted(tmp_path, losses, **settings)
-        assert again.train(resume_from_checkpoint=True).global_step == 14
-    assert [m for m in caplog.messages if "checkpoint-14" in m and "training.max_steps" in m]
+        result = again.train(resume_from_checkpoint=True)
+    assert (result.global_step, result.training_loss) == (14, pytest.approx(first.training_loss))
+    assert [m for m in caplog.messages if "checkpoint-14" in m and "training.early_stopping_patience" in m]
     for a, b in zip(trainer.model.parameters(), again.model.parameters()):
         assert torch.equal(a, b)
 
