@@ -25,7 +25,7 @@ def read_template(file: Path) -> str:
         text = file.read_text(encoding="utf-8")
         _compile_jinja_template(text)  # with the tags and filters that transformers' templates have
     except (OSError, UnicodeDecodeError, TemplateSyntaxError) as error:
-        line = f", line {error.lineno}" if isinstance(error, TemplateSyntaxError) else ""
+        line = f":{error.lineno}" if isinstance(error, TemplateSyntaxError) else ""
         raise UserError(
             f"can't read --chat-template {file}{line}: {error}", code="file-unreadable"
         ) from error
