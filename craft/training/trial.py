@@ -18,6 +18,7 @@ import torch
 
 from craft.evaluation.protocols import default_protocol, parallel_streams, rows_of
 from craft.evaluation.scores import evaluate_split
+from craft.training.checkpointing.parts import Generators, StepSnapshot
 from craft.training.distributed.agreement import on_rank0_broadcast
 from craft.training.memory import is_out_of_memory, out_of_memory_message, set_micro_batch_size
 from craft.utils.common import SAMPLE_CHARACTERS
@@ -85,28 +86,24 @@ def measure(trainer: Any, protocols: Sequence[str]) -> Costs:
 def undone(trainer: Any) -> Iterator[None]:
     """Inside, steps may be taken; weights, optimizer, random numbers and states are then as they were before,
     bit for bit."""
-    model, optimizer, args = trainer.model, trainer.optimizer, trainer.args
-    training, scaler = model.training, trainer.accelerator.scaler
+    model, optimizer, scaler = trainer.model, trainer.optimizer, trainer.accelerator.scaler
+    training, snapshot = model.training, StepSnapshot(trainer)
     tensors = [*model.parameters(), *model.buffers()]
     weights = [tensor.detach().clone() for tensor in tensors]
-    parts = trainer.rank_parts()
-    saved = {"optimizer": optimizer, "scaler": scaler, **parts}
-    states = {name: copy.deepcopy(part.state_dict()) for name, part in saved.items() if part is not None}
+    stateful = [part for part in (optimizer, scaler) if part is not None]
+    states = [copy.deepcopy(part.state_dict()) for part in stateful]
     try:
-        yield
+        with Generators(trainer.args.device).preserved():
+            yield
     finally:
         with torch.no_grad():
             for tensor, weight in zip(tensors, weights):
                 tensor.copy_(weight)
-        model.zero_grad(set_to_none=True)
+        snapshot.rollback()
         model.train(training)
-        if optimizer is not None:
-            optimizer.load_state_dict(states["optimizer"])
+        for part, state in zip(stateful, states):
+            part.load_state_dict(state)
         trainer.optimizer = optimizer  # the run makes its own
-        if scaler is not None:
-            scaler.load_state_dict(states["scaler"])
-        for name, part in parts.items():
-            part.load_rank_states([states[name]] * args.world_size, args.process_index)
         for attribute in ("forward", "_is_accelerate_prepared"):
             model.__dict__.pop(attribute, None)
         trainer.accelerator.free_memory()
