@@ -30,8 +30,8 @@ NEWTON_SCHULZ: tuple[Polynomial, ...] = ((3.4445, -4.7750, 2.0315),) * 5
 class MuonAdamW(torch.optim.Optimizer):
     """Muon for groups with `blocks` >= 1, AdamW (fused) for groups with `blocks` = 0, in one optimizer.
 
-    One optimizer, because gradient scalers, schedulers, Accelerate and checkpoints each expect one. AdamW's half is
-    torch's function, for torch's class would step all groups.
+    One optimizer, because gradient scalers, schedulers, Accelerate and checkpoints each expect one. AdamW's
+    half is torch's function, for torch's class would step all groups.
 
     Args:
         groups: from `muon_groups`; `defaults["lr"]` is the learning rate of the first (AdamW's). In those of
