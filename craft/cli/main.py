@@ -41,7 +41,7 @@ COMMANDS = {
 ENVIRONMENT = {
     # Threads that spin long while they wait make a small model ten times slower as soon as the cores are
     # shared; threads that don't spin at all make it a third slower when they aren't.
-    "GOMP_SPINCOUNT": "1000",
+    "GOMP_SPINCOUNT": "3000",
     # Warnings of transformers are meant for its caller, which is craft.
     "TRANSFORMERS_VERBOSITY": "error",
     # A file that can't be read is one line of craft's, not one of theirs as well.

@@ -5,8 +5,9 @@ matrix by the nearest (semi-)orthogonal one. `torch.optim.Muon` exists; this one
 It sees inside stacked weights: an LSTM keeps the matrices of its four gates in one parameter, and
 orthogonalising the stack as one matrix would couple gates that have nothing to do with each other. It
 orthogonalises all matrices of one shape in a single batched product. And it keeps a direction for several
-steps while momentum hardly turns it, the matrices taking turns, since for small models on a CPU the
-directions would be a third of a step. With the same settings both give the same result, which a test checks.
+steps while momentum hardly turns it, the matrices taking turns, and processes share the directions out, since
+for small models on a CPU they would be a third of a step. With the same settings both give the same result,
+which a test checks.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim.adamw import adamw
 
@@ -37,10 +39,12 @@ class MuonAdamW(torch.optim.Optimizer):
         groups: from `muon_groups`; `defaults["lr"]` is the learning rate of the first (AdamW's). In those of
             Muon, `polynomials` are the steps of `orthogonalized`, whose result is kept for
             `steps_per_direction`.
+        processes: how many hold the same weights and gradients (those of `torch.distributed`); each finds
+            its share of the directions for all.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
-        groups = list(groups)
+    def __init__(self, groups: Iterable[dict[str, Any]], processes: int = 1) -> None:
+        groups, self.processes = list(groups), processes
         defaults = {
             "lr": groups[0]["lr"],
             "blocks": 0,
@@ -112,29 +116,48 @@ class MuonAdamW(torch.optim.Optimizer):
         torch._foreach_lerp_(momenta, [p.grad for p in parameters], 1 - group["momentum"])
         if group["weight_decay"]:
             torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
-        same_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
+        self._refresh_directions(group, parameters)
+        same_scale: dict[float, list[Tensor]] = defaultdict(list)
         for p in parameters:
-            same_shape[p.shape].append(p)
-        for shape, members in same_shape.items():
-            self._refresh_directions(group, members)
             # Tall matrices take longer steps, so that every output moves equally far (Jordan's rule).
-            scale = max(1.0, shape[0] // group["blocks"] / shape[1]) ** 0.5
+            same_scale[max(1.0, p.shape[0] // group["blocks"] / p.shape[1]) ** 0.5].append(p)
+        for scale, members in same_scale.items():
             torch._foreach_add_(members, [self.state[p]["direction"] for p in members], alpha=-lr * scale)
 
-    def _refresh_directions(self, group: dict[str, Any], members: list[Tensor]) -> None:
-        """Finds new directions for those of some parameters of one shape that are due."""
-        kept_for, shape = group["steps_per_direction"], members[0].shape
-        due = [p for p in members if self.state[p]["steps_since_update"] >= kept_for]
-        if due:
-            momenta = [self.state[p]["momentum_buffer"] for p in due]
-            updates = torch._foreach_lerp([p.grad for p in due], momenta, group["momentum"])  # Nesterov
-            stack = torch.stack(list(updates)).view(-1, shape[0] // group["blocks"], shape[1])
-            new = orthogonalized(stack, group["polynomials"], group["exact"]).view(-1, *shape)
-            torch._foreach_copy_([self.state[p]["direction"] for p in due], list(new.unbind()))
-        for p in due:
-            self.state[p]["steps_since_update"] -= kept_for
-        for p in members:
-            self.state[p]["steps_since_update"] += 1
+    def _refresh_directions(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        """Finds new directions for those of the parameters that are due."""
+        kept_for, states = group["steps_per_direction"], [self.state[p] for p in parameters]
+        due: dict[torch.Size, list[Tensor]] = defaultdict(list)
+        for p, state in zip(parameters, states):
+            if state["steps_since_update"] >= kept_for:
+                state["steps_since_update"] -= kept_for
+                due[p.shape].append(p)
+            state["steps_since_update"] += 1
+        stacks = []
+        for shape, members in due.items():
+            momenta = [self.state[p]["momentum_buffer"] for p in members]
+            updates = torch._foreach_lerp([p.grad for p in members], momenta, group["momentum"])  # Nesterov
+            stacks.append(torch.stack(list(updates)).view(-1, shape[0] // group["blocks"], shape[1]))
+        for (shape, members), new in zip(due.items(), self._directions(group, stacks)):
+            torch._foreach_copy_(
+                [self.state[p]["direction"] for p in members], new.reshape(-1, *shape).unbind()
+            )
+
+    def _directions(self, group: dict[str, Any], stacks: list[Tensor]) -> list[Tensor]:
+        """`orthogonalized` of each stack [n, rows, columns]; several processes share the matrices out."""
+        settings = group["polynomials"], group["exact"]
+        if self.processes == 1 or not stacks:
+            return [orthogonalized(stack, *settings) for stack in stacks]
+        mine = []
+        for stack in stacks:  # as many for each process, the last ones perhaps once more
+            size = -(-len(stack) // self.processes)
+            numbers = dist.get_rank() * size + torch.arange(size, device=stack.device)
+            mine.append(orthogonalized(stack[numbers % len(stack)], *settings))
+        message = torch.cat([share.flatten() for share in mine])
+        messages = message.new_empty(self.processes, len(message))
+        dist.all_gather(list(messages), message)
+        parts = messages.split([share.numel() for share in mine], dim=1)
+        return [part.reshape(-1, *s.shape[1:])[: len(s)] for part, s in zip(parts, stacks)]
 
 
 def orthogonalized(matrices: Tensor, polynomials: Sequence[Polynomial], exact: bool = False) -> Tensor:

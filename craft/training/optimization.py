@@ -124,7 +124,7 @@ def muon_optimizer(model: Any, args: CraftTrainingArguments) -> MuonAdamW:
             f"{type(model).__name__} doesn't; use training.optim=adamw_torch_fused",
             code="model-mismatch",
         )
-    return MuonAdamW(muon_groups(model, blocks_of, args))
+    return MuonAdamW(muon_groups(model, blocks_of, args), processes=args.world_size)
 
 
 def complete_schedule(args: CraftTrainingArguments, steps: int) -> None:

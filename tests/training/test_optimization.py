@@ -277,3 +277,28 @@ def test_muon_turns_exactly_where_float32_was_asked_for(precision: str, exact: b
     args = tiny_run.arguments(tmp_path, precision=precision, optim="muon")
     groups = muon_optimizer(model, args).param_groups
     assert [group["exact"] for group in groups if group["blocks"]] == [exact]
+
+
+EXACT = SimpleNamespace(**{**vars(SETTINGS), "precision": "fp32"})
+
+
+def one_of_several(rank: int, processes: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    store = torch.distributed.FileStore(str(folder / "store"), processes)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=processes)
+    model = Small()
+    steps(model, MuonAdamW(muon_groups(model, is_matrix, EXACT), processes), last=4)
+    torch.save(model.state_dict(), folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_share_the_directions_out(processes: int, tmp_path: Path) -> None:
+    """All have the weights of one that finds them alone, also where their number leaves a remainder."""
+    torch.multiprocessing.spawn(one_of_several, (processes, tmp_path), nprocs=processes)
+    model = Small()
+    steps(model, MuonAdamW(muon_groups(model, is_matrix, EXACT)), last=4)
+    first, *others = (torch.load(tmp_path / f"{rank}.pt") for rank in range(processes))
+    for name, weights in model.state_dict().items():
+        assert torch.allclose(first[name], weights, atol=1e-6), name
+        assert all(torch.equal(first[name], other[name]) for other in others), name
