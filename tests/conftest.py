@@ -11,7 +11,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches the network
 os.environ.setdefault("WANDB_MODE", "offline")
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does, before torch is imported
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as the command line does, before torch is imported
 # Processes that tests start in other folders find this checkout, installed or not.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(CHECKOUT), os.environ.get("PYTHONPATH"))))
 

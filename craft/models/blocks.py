@@ -127,14 +127,13 @@ class MLP(nn.Module):
         gated = config.mlp == "swiglu"
         self.gate_proj = make_linear(config, config.hidden_size, config.intermediate_size) if gated else None
 
-    def inner(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., hidden_size] -> [..., intermediate_size], what `down_proj` reads."""
-        if self.gate_proj is None:
-            return self.activation(self.up_proj(x))
-        return self.activation(self.gate_proj(x)) * self.up_proj(x)
+    def activate(self, up: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
+        """What `down_proj` reads, of what the other projections made, [..., intermediate_size]."""
+        return self.activation(up) if gate is None else self.activation(gate) * up
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(self.inner(x))
+        gate = None if self.gate_proj is None else self.gate_proj(x)
+        return self.down_proj(self.activate(self.up_proj(x), gate))
 
 
 class TransformerLayer(GradientCheckpointingLayer):

@@ -140,6 +140,14 @@ def need_history(rules: Iterable[Any]) -> bool:
     return not all(isinstance(rule, _WITHOUT_HISTORY) for rule in rules)
 
 
+def _prepared(rule: Any, scores: torch.Tensor) -> Any:
+    """The same rule; one that shuts characters out is made one addition, where it looks for them anew."""
+    if type(rule) is not logits_process.SuppressTokensLogitsProcessor:
+        return rule
+    shut_out = rule(None, torch.zeros_like(scores[:1]))
+    return lambda seen, scores: scores + shut_out
+
+
 @torch.no_grad()
 def _steps(model: Any, planned: Plan) -> Iterator[torch.Tensor]:
     input_ids, processors, criteria, do_sample, pad, limit = planned
@@ -151,9 +159,10 @@ def _steps(model: Any, planned: Plan) -> Iterator[torch.Tensor]:
     pads_rows = batch > 1 and any(hasattr(rule, "eos_token_id") for rule in criteria)
 
     logits, state = model.prefill(input_ids)
+    rules = [_prepared(rule, logits.float()) for rule in processors]
     while True:
         scores = logits.float()
-        for rule in processors:  # calling the list would inspect every rule's signature in every step
+        for rule in rules:  # calling the list would inspect every rule's signature in every step
             scores = rule(seen, scores)
         if do_sample:
             ids = torch.multinomial(scores.softmax(dim=-1), num_samples=1).squeeze(1)
@@ -173,7 +182,8 @@ def _steps(model: Any, planned: Plan) -> Iterator[torch.Tensor]:
         if criteria:
             if not remember:
                 seen = ids[:, None]
-            unfinished = unfinished & ~criteria(seen, scores)
+            for criterion in criteria:
+                unfinished = unfinished & ~criterion(seen, scores)
             if not unfinished.any():
                 return
         logits, state = model.step(ids, state)

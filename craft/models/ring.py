@@ -1,22 +1,57 @@
 """Fast decoding for the transformer: keys and values in a ring buffer of the last `size` characters.
 
 Design: per layer one matrix product makes query, key and value; rotary pairs are laid side by side, so
-that rotating them is one complex product; grouped queries are rows of one small attention.
+that rotating them is one complex product; grouped queries are rows of one small attention. Weights are copied
+as [inputs, outputs] and keys kept as [head_dim, size], the layouts in which a CPU multiplies few rows
+fastest.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from .elementwise import rms_norm
-
 _ROTATIONS_AT_ONCE = 512  # rotary angles are computed for this many positions at a time
+
+
+class FastRMSNorm:
+    """x / sqrt(mean(x^2) + eps) of short vectors: the same formula in the fewest calls, each of which takes
+    longer than its arithmetic."""
+
+    def __init__(self, size: int, eps: float, like: torch.Tensor) -> None:
+        self.precise = torch.promote_types(like.dtype, torch.float32)
+        self.eps, self.share = like.new_full((), eps, dtype=self.precise), 1 / size
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=self.precise)
+        return (x * torch.addcmul(self.eps, norm, norm, value=self.share).rsqrt_()).to(x.dtype)
+
+
+class Linear:
+    """Some linear layers with the same input as one: x [B, inputs] -> [B, outputs].
+
+    Args:
+        rows: in which order their outputs are wanted.
+    """
+
+    def __init__(self, *layers: nn.Linear, rows: torch.Tensor | slice = slice(None)) -> None:
+        self.weight = torch.cat([layer.weight for layer in layers])[rows].t().contiguous()
+        has_bias = layers[0].bias is not None
+        self.bias = torch.cat([layer.bias for layer in layers])[rows] if has_bias else None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.mm(x, self.weight) if self.bias is None else torch.addmm(self.bias, x, self.weight)
+
+    def add_to(self, hidden: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """hidden + what it makes of x."""
+        if self.bias is not None:
+            hidden = hidden + self.bias
+        return torch.addmm(hidden, x, self.weight)
 
 
 @dataclass(slots=True)
@@ -24,15 +59,15 @@ class _Layer:
     """What a layer needs for one character, at hand without the look-ups of modules and configs, which would
     take a tenth of its time."""
 
-    norm: nn.Module
-    qkv: torch.Tensor
-    qkv_bias: torch.Tensor | None
-    out: Any
-    mlp_norm: nn.Module
-    mlp: Any
-    down: Any
-    keys: torch.Tensor
-    values: torch.Tensor
+    norm: Any
+    qkv: Linear
+    out: Linear
+    mlp_norm: Any
+    up: Linear
+    activate: Any
+    down: Linear
+    keys: torch.Tensor  # [B * shared heads, head_dim, size]
+    values: torch.Tensor  # [B * shared heads, size, head_dim]
 
 
 class Ring:
@@ -42,7 +77,8 @@ class Ring:
     same slot, and each sees as many slots back as it has characters.
 
     Args:
-        model: the backbone; its attention weights are copied here, so a later training step does not show.
+        model: the backbone; the weights of its layers are copied here, so a later training step
+            does not show.
         cache: keys and values of the prompt, as `generate` keeps them (a sliding window: the last size - 1).
         length: how many characters of the prompt were read.
     """
@@ -54,8 +90,9 @@ class Ring:
         self._set_offsets([0] * len(first), first.device)
         self.heads, self.shared = config.num_attention_heads, config.num_key_value_heads
         self.dim, self.rotary = config.head_dim, config.position == "rope"
-        self.qk_eps = config.norm_eps if config.qk_norm else None
+        self.qk_norm = FastRMSNorm(self.dim, config.norm_eps, first) if config.qk_norm else None
         self.scale = config.attention_scale
+        self.projections = 1 if model.layers[0].mlp.gate_proj is None else 2
         pairs = torch.arange(self.dim, device=first.device)
         values_from = (self.heads + self.shared) * self.dim
         rows = torch.arange(values_from + self.shared * self.dim, device=first.device)
@@ -63,22 +100,37 @@ class Ring:
             # Rotary pairs (i, i + dim/2) side by side, in queries and keys alike: products stay the same.
             pairs = pairs.view(2, -1).t().flatten()
             rows[:values_from] = rows[:values_from].view(-1, self.dim)[:, pairs].flatten()
-        self.layers: list[_Layer] = []
+        self.nothing_hidden = first.new_zeros(1, 1, 1)
+        self.precise = torch.promote_types(first.dtype, torch.float32)
+        plain = config.norm == "rmsnorm" and not config.norm_weight
+
+        def norm(module: nn.Module) -> Any:
+            return FastRMSNorm(config.hidden_size, config.norm_eps, first) if plain else module
+
+        self.norm, self.layers = norm(model.norm), []
         for layer, cached in zip(model.layers, cache.layers):
-            projections = (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)
-            weight = torch.cat([p.weight for p in projections])[rows]
-            bias = torch.cat([p.bias for p in projections])[rows] if config.bias else None
+            attention, mlp = layer.self_attn, layer.mlp
             kept = cached.keys.shape[2]
             slots = torch.arange(self.length - kept, self.length, device=first.device) % self.size
+            all_heads = len(first) * self.shared
             keys, values = (
-                t.new_zeros(*t.shape[:2], self.size, self.dim) for t in (cached.keys, cached.values)
+                first.new_zeros(all_heads, self.dim, self.size),
+                first.new_zeros(all_heads, self.size, self.dim),
             )
-            keys[:, :, slots] = cached.keys[..., pairs]
-            values[:, :, slots] = cached.values
-            norms, out = (layer.input_layernorm, layer.post_attention_layernorm), layer.self_attn.o_proj
-            down = layer.mlp.down_proj
+            keys[..., slots] = cached.keys[..., pairs].mT.flatten(0, 1)
+            values[:, slots] = cached.values.flatten(0, 1)
             self.layers.append(
-                _Layer(norms[0], weight, bias, out, norms[1], layer.mlp.inner, down, keys, values)
+                _Layer(
+                    norm=norm(layer.input_layernorm),
+                    qkv=Linear(attention.q_proj, attention.k_proj, attention.v_proj, rows=rows),
+                    out=Linear(attention.o_proj),
+                    mlp_norm=norm(layer.post_attention_layernorm),
+                    up=Linear(*(p for p in (mlp.up_proj, mlp.gate_proj) if p is not None)),
+                    activate=mlp.activate,
+                    down=Linear(mlp.down_proj),
+                    keys=keys,
+                    values=values,
+                )
             )
 
     def _set_offsets(self, offsets: list[int], device: Any) -> None:
@@ -89,7 +141,8 @@ class Ring:
         """The state of these rows."""
         taken = copy.copy(self)
         taken._set_offsets([self.offsets[row] for row in rows], self.offset_column.device)
-        taken.layers = [replace(x, keys=x.keys[rows], values=x.values[rows]) for x in self.layers]
+        heads = [row * self.shared + head for row in rows for head in range(self.shared)]
+        taken.layers = [replace(x, keys=x.keys[heads], values=x.values[heads]) for x in self.layers]
         return taken
 
     def join(self, others: list[Ring]) -> Ring:
@@ -100,12 +153,16 @@ class Ring:
         offsets = [row + shift for ring, shift in zip(rings, shifts) for row in ring.offsets]
         joined._set_offsets(offsets, self.offset_column.device)
 
-        def side_by_side(which: str, n: int) -> torch.Tensor:
-            return torch.cat([getattr(r.layers[n], which).roll(s, dims=2) for r, s in zip(rings, shifts)])
+        def side_by_side(tensors: list[torch.Tensor], dim: int) -> torch.Tensor:
+            return torch.cat([tensor.roll(shift, dim) for tensor, shift in zip(tensors, shifts)])
 
         joined.layers = [
-            replace(layer, keys=side_by_side("keys", n), values=side_by_side("values", n))
-            for n, layer in enumerate(self.layers)
+            replace(
+                layers[0],
+                keys=side_by_side([layer.keys for layer in layers], 2),
+                values=side_by_side([layer.values for layer in layers], 1),
+            )
+            for layers in zip(*(ring.layers for ring in rings))
         ]
         return joined
 
@@ -115,10 +172,13 @@ class Ring:
         dim, heads, shared = self.dim, self.heads, self.shared
         both = heads + shared
         slot, filled = self.length % self.size, min(self.length + 1, self.size)
-        seen = None
+        # What is added to the products of queries and keys: -inf hides a slot.
+        hidden_slots = self.nothing_hidden
         if self.length - max(self.offsets) + 1 < filled:
             ages = (self.length - torch.arange(filled, device=ids.device)) % self.size
-            seen = (ages <= self.length - self.offset_column)[:, None, None]
+            hidden_slots = torch.zeros(len(ids), 1, filled, dtype=hidden_slots.dtype, device=ids.device)
+            hidden_slots[ages > self.length - self.offset_column[:, None]] = -math.inf
+            hidden_slots = hidden_slots.repeat_interleave(shared, dim=0)
         hidden = model.embed_tokens(ids)
         if self.rotary:
             rotation = self._rotation(model, hidden)
@@ -127,25 +187,27 @@ class Ring:
         self.length += 1
         for layer in self.layers:
             keys, values = layer.keys, layer.values
-            qkv = F.linear(layer.norm(hidden), layer.qkv, layer.qkv_bias).view(-1, both + shared, dim)
-            query_key, value = qkv[:, :both], qkv[:, both:]
-            if self.qk_eps is not None:
-                query_key = rms_norm(query_key, self.qk_eps)
+            qkv = layer.qkv(layer.norm(hidden)).view(-1, both + shared, dim)
+            query_key, value = qkv.narrow(1, 0, both), qkv.narrow(1, both, shared)
+            if self.qk_norm is not None:
+                query_key = self.qk_norm(query_key)
             if self.rotary:
-                rotated = torch.view_as_complex(query_key.float().unflatten(-1, (-1, 2))) * rotation
-                query_key = torch.view_as_real(rotated).flatten(-2).to(value.dtype)
-            keys[:, :, slot] = query_key[:, heads:]
-            values[:, :, slot] = value
-            attended = F.scaled_dot_product_attention(
-                query_key[:, :heads].unflatten(1, (shared, -1)),
-                keys[:, :, :filled],
-                values[:, :, :filled],
-                attn_mask=seen,
-                scale=self.scale,
-            )
-            hidden = _add_linear(hidden, attended.reshape(len(hidden), -1), layer.out)
-            hidden = _add_linear(hidden, layer.mlp(layer.mlp_norm(hidden)), layer.down)
-        return model.norm(hidden)
+                pairs = torch.view_as_complex(query_key.float().view(-1, both, dim // 2, 2))
+                query_key = torch.view_as_real(pairs * rotation).view(-1, both, dim).to(value.dtype)
+            keys.select(2, slot).copy_(query_key.narrow(1, heads, shared).reshape(-1, dim))
+            values.select(1, slot).copy_(value.reshape(-1, dim))
+            if filled < self.size:
+                keys, values = keys.narrow(2, 0, filled), values.narrow(1, 0, filled)
+            # All heads that share a key are rows of one product.
+            query = query_key.narrow(1, 0, heads).reshape(-1, heads // shared, dim)
+            products = torch.baddbmm(hidden_slots, query, keys, alpha=self.scale)
+            weights = products.softmax(-1, dtype=self.precise).to(value.dtype)
+            attended = torch.bmm(weights, values).view(-1, heads * dim)
+            hidden = layer.out.add_to(hidden, attended)
+            projected = layer.up(layer.mlp_norm(hidden)).chunk(self.projections, dim=-1)
+            inner = layer.activate(*projected)
+            hidden = layer.down.add_to(hidden, inner)
+        return self.norm(hidden)
 
     def _rotation(self, model: Any, like: torch.Tensor) -> torch.Tensor:
         """e^(i angle) of the present position of each row, [B, 1, head_dim / 2]."""
@@ -156,10 +218,3 @@ class Ring:
             cos, sin = (t[..., : self.dim // 2] for t in model.rotary_emb(like.float(), positions))
             self.rotations = torch.complex(cos, sin)
         return self.rotations[:, self.length - self.rotations_from, None]
-
-
-def _add_linear(hidden: torch.Tensor, x: torch.Tensor, linear: nn.Linear) -> torch.Tensor:
-    """hidden + linear(x), in one product where there is no bias."""
-    if linear.bias is not None:
-        hidden = hidden + linear.bias
-    return torch.addmm(hidden, x, linear.weight.t())
