@@ -21,14 +21,14 @@ from craft.utils.terminal import echo
     "protocols",
     multiple=True,
     metavar="NAME",
-    help="blocks, sliding-N or stateful; repeatable.  [default: the model's natural one]",
+    help="blocks, sliding-N, stateful or nanogpt-sampled; repeatable.  [default: the model's natural one]",
 )
 @click.option("--split", type=click.Choice(SPLITS), default="validation", help="Which part of the data.")
 @click.option(
     "--window",
     type=COUNT,
     metavar="N",
-    help="Length of a window of 'blocks' and 'sliding-N'.  [default: the one the model was trained on]",
+    help="Length of a window (of 'stateful': without effect).  [default: the one the model was trained on]",
 )
 @click.option("--batch-size", type=COUNT, default=64, help="Windows scored at once.")
 @click.option("--allow-changes", is_flag=True, help="Score the model's own text although it changed since.")

@@ -42,8 +42,8 @@ def evaluate_model(
         model, tokenizer: as `craft.inference.load` gives them.
         folder: where the model lies, with the record of its run.
         data: a text file, folder, glob, URL or Hub data set; `None` for what the model was trained on.
-        protocols: `blocks`, `sliding-N`, `stateful`; empty for the model's default (`stateful` where it
-            carries a state, else `blocks`).
+        protocols: `blocks`, `sliding-N`, `stateful`, `nanogpt-sampled`; empty for the model's default
+            (`stateful` where it carries a state, else `blocks`).
         split: `train`, `validation`, `test`, or `all` for all three as one text.
         batch_size: windows scored at once.
         window: ids of a window; `None` for the one that the model was trained on.

@@ -5,6 +5,9 @@ prediction.
     sliding-N   a window moved by N; each target is scored with the longest context a window gives it, and
                 the last window, too, is a whole one; with N the window itself that is what
                 lm-evaluation-harness does
+    nanogpt-sampled
+                nanoGPT's estimate: windows from random places, each read from nothing and scored whole, so
+                that predictions count as often as they are met; always the same places
     stateful    a recurrent model reads the text from left to right, its state carried through
 """
 
@@ -15,11 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from craft.utils.common import did_you_mean, parsed_stride
+from craft.utils.common import PROTOCOLS, did_you_mean, parsed_stride
 from craft.utils.errors import UserError
 
 WARM_UP = 1024
 """Predictions that each of several parallel streams makes before its own stretch, to warm up its state."""
+
+
+SAMPLED_WINDOWS = 200 * 64
+"""nanoGPT's `eval_iters` times its batches on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,13 @@ def window_rows(predictions: int, block_size: int, stride: int) -> Rows:
     return Rows(np.maximum(ends - block_size, 0), first, ends, block_size)
 
 
+def sampled_rows(predictions: int, block_size: int) -> Rows:
+    """As many windows as nanoGPT reads of a GPU's run, each place as likely."""
+    last = max(0, predictions - block_size)
+    starts = np.sort(np.random.default_rng(0).integers(0, last, SAMPLED_WINDOWS, endpoint=True))
+    return Rows(starts, starts, np.minimum(starts + block_size, predictions), block_size)
+
+
 def stream_rows(predictions: int, streams: int, warm_up: int = WARM_UP) -> Rows:
     """A text cut into `streams` contiguous stretches, each read from `warm_up` predictions before its own."""
     bounds = np.linspace(0, predictions, streams + 1).astype(np.int64)
@@ -64,6 +78,8 @@ def parallel_streams(predictions: int, at_most: int) -> int:
 
 def rows_of(protocol: str, predictions: int, block_size: int, streams: int) -> Rows:
     """The rows in which a text is read; `streams` of them where it is read on from window to window."""
+    if protocol == "nanogpt-sampled":
+        return sampled_rows(predictions, block_size)
     if protocol == "blocks":
         return block_rows(predictions, block_size)
     if stride := stride_of(protocol):
@@ -89,9 +105,10 @@ def stride_of(protocol: str) -> int:
     """
     stride = parsed_stride(protocol)
     if stride is None:
-        near = did_you_mean(protocol, ("blocks", "stateful", "sliding-32"))
+        near = did_you_mean(protocol, (*PROTOCOLS, "sliding-32"))
         raise UserError(
-            f"unknown protocol {protocol!r}{near}; use blocks, stateful or sliding-N", code="setting-value"
+            f"unknown protocol {protocol!r}{near}; use {', '.join(PROTOCOLS)} or sliding-N",
+            code="setting-value",
         )
     return stride
 

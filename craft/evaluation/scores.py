@@ -40,7 +40,7 @@ class Evaluation:
     """Sums over all predictions of a text, and the figures that follow from them.
 
     Args:
-        protocol: "blocks", "sliding-N" or "stateful".
+        protocol: "blocks", "sliding-N", "stateful" or "nanogpt-sampled".
         split: "validation", "test", …
         nats: summed negative log-likelihood.
         squares: sum of its squares, for the standard error.
@@ -95,7 +95,8 @@ class Evaluation:
 
     @property
     def standard_error(self) -> float:
-        """Of `nats_per_unit`, if predictions were independent of each other (they aren't: a lower bound)."""
+        """Of `nats_per_unit`, if predictions were independent of each other (they aren't: a lower bound, and
+        where windows overlap a low one)."""
         mean = self.nats / self.predictions
         variance = max(0.0, self.squares / self.predictions - mean * mean)
         return math.sqrt(variance / self.predictions) * self.predictions / self.units
@@ -157,7 +158,7 @@ def table(evaluations: Sequence[Evaluation]) -> str:
         "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:]))])
         for row in (head, *rows)
     ]
-    scored = f"{first.units:,} predicted {unit.plural}"
+    scored = f"{min(e.units for e in evaluations):,} predicted {unit.plural}"
     return "\n".join([", ".join(filter(None, (first.dataset, f"{first.split} split", scored))), *lines])
 
 
@@ -177,7 +178,7 @@ def evaluate_split(
     world: int = 1,
     stopped: Callable[[], bool] = bool,
 ) -> Evaluation:
-    """Predicts every id of a text but the first, once.
+    """Predicts every id of a text but the first, once (by "nanogpt-sampled": as often as it is met).
 
     Args:
         model: a `LanguageModel`, on its device; its training mode is restored.

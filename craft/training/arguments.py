@@ -27,7 +27,7 @@ from craft.training import requirements
 from craft.training.distributed import rendezvous
 from craft.training.precision import PRECISIONS, Hardware, choose_precision
 from craft.utils import launch
-from craft.utils.common import did_you_mean, parsed_stride
+from craft.utils.common import PROTOCOLS, did_you_mean, parsed_stride
 from craft.utils.errors import UserError
 from craft.utils.labels import LICENCE
 from craft.utils.logging import get_logger
@@ -109,7 +109,8 @@ class CraftTrainingArguments(transformers.TrainingArguments):
         eval_chars: how many characters (or other units) of the validation split are scored while training,
             counted from its beginning, at every evaluation the same ones; None for all of it. Once trained,
             all of it is.
-        eval_protocol: "blocks" | "stateful" | "sliding-N" | "auto" (stateful for recurrent models).
+        eval_protocol: "blocks" | "stateful" | "sliding-N" | "nanogpt-sampled" | "auto" (stateful for
+            recurrent models, else blocks).
 
     Raises:
         UserError: for a value that can't be trained with on this machine.
@@ -131,8 +132,8 @@ class CraftTrainingArguments(transformers.TrainingArguments):
     hub_license: str | None = validated_field(LICENCE, default=None)
     eval_protocol: str = validated_field(
         must(
-            "be auto, blocks, stateful, or sliding-N such as sliding-32",
-            lambda x: x in ("auto", "blocks", "stateful") or bool(parsed_stride(x)),
+            f"be auto, {', '.join(PROTOCOLS)}, or sliding-N such as sliding-32",
+            lambda x: x in ("auto", *PROTOCOLS) or bool(parsed_stride(x)),
         ),
         default="auto",
     )

@@ -49,9 +49,13 @@ def human(number: float) -> str:
     return f"{number:.0f}"
 
 
+PROTOCOLS = ("blocks", "stateful", "nanogpt-sampled")
+"""By which a text can be scored, besides "sliding-N"; see `craft.evaluation.protocols`."""
+
+
 def parsed_stride(protocol: str) -> int | None:
-    """The N of the protocol "sliding-N", 0 for "blocks" and "stateful"; None if there is no such protocol."""
-    if protocol in ("blocks", "stateful"):
+    """The N of the protocol "sliding-N", 0 for the others; None if there is no such protocol."""
+    if protocol in PROTOCOLS:
         return 0
     stride = protocol.removeprefix("sliding-")
     return int(stride) if stride != protocol and stride.isascii() and stride.isdigit() else None

@@ -14,6 +14,7 @@ from craft.evaluation.protocols import (
     check_protocol,
     default_protocol,
     parallel_streams,
+    rows_of,
     stream_rows,
     window_rows,
 )
@@ -53,6 +54,23 @@ def test_streams_score_every_prediction_once_after_warming_up(
     streams = min(streams, predictions)
     seen = contexts(stream_rows(predictions, streams, warm_up), predictions)
     assert (seen >= np.minimum(np.arange(predictions), warm_up) + 1).all()
+
+
+def test_sampled_windows_are_as_many_as_those_of_nanogpt_and_whole() -> None:
+    rows = rows_of("nanogpt-sampled", 300, 256, streams=1)
+    assert len(rows.starts) == 200 * 64
+    assert (rows.first == rows.starts).all()
+    assert (rows.last - rows.first == 256).all()
+    places, times = np.unique(rows.starts, return_counts=True)
+    assert (places == np.arange(300 - 256 + 1)).all()
+    assert times.max() < 1.5 * times.min()  # each place is as likely
+    assert (rows_of("nanogpt-sampled", 300, 256, streams=1).starts == rows.starts).all()
+
+
+def test_a_text_shorter_than_a_window_is_sampled_as_one_window() -> None:
+    rows = rows_of("nanogpt-sampled", 10, 64, streams=1)
+    assert not rows.starts.any()
+    assert (rows.last == 10).all()
 
 
 def test_one_stream_reads_everything_in_one_pass() -> None:

@@ -43,6 +43,12 @@ class Counting:
         return SimpleNamespace(logits=logits, past_key_values=int(read[-1]) if use_cache else None)
 
 
+def test_sampled_windows_are_read_from_nothing_and_scored_whole() -> None:
+    found = evaluate_split(Counting(recurrent=True), ZEROS, protocol="nanogpt-sampled", block_size=4)
+    assert found.predictions == 200 * 64 * 4
+    assert found.nats_per_unit == pytest.approx(sum(cost(read) for read in (1, 2, 3, 4)) / 4)
+
+
 def test_a_model_of_another_objective_is_not_scored() -> None:
     model = Counting()
     model.lookahead = 0
