@@ -100,6 +100,7 @@ class CraftTrainingArguments(transformers.TrainingArguments):
             the number of steps follows from the speed of the machine, instead of `max_steps`.
         time_plan: the steps that followed from it, as pairs (step, steps in all from there on); a run that
             has it takes them, however long that takes.
+        torch_compile: None measures on this machine whether a compiled step is faster, in runs of minutes.
         skip_nonfinite_batches: how many batches of the run may be left out because their loss or gradient
             isn't finite; 0 stops at the first.
         stall_seconds: a step that takes so long, and ten times longer than usual, is worth a line in the
@@ -143,10 +144,11 @@ class CraftTrainingArguments(transformers.TrainingArguments):
     skip_nonfinite_batches: int = validated_field(NATURAL, default=0)
     stall_seconds: float | None = validated_field(POSITIVE, default=60.0)
     # Hugging Face's fields with other defaults: it would log a loss of 0 for NaN, keep all checkpoints,
-    # look for unused parameters in every step, draw its own bar, name the project after itself and wait half
-    # an hour for a process that is gone.
+    # look for unused parameters in every step, draw its own bar, name the project after itself, wait half
+    # an hour for a process that is gone, and compile only when told to.
     logging_nan_inf_filter: bool = False
     save_total_limit: int | None = 2
+    torch_compile: bool | None = None
     ddp_find_unused_parameters: bool | None = False
     disable_tqdm: bool | None = True
     report_to: str | list[str] | None = "none"

@@ -23,7 +23,7 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils.logging import disable_progress_bar
 
 from craft.data.char_dataset import train_loader
-from craft.training import memory, model_files, optimization, precision, run, sanity, signals
+from craft.training import compilation, memory, model_files, optimization, precision, run, sanity, signals
 from craft.training.arguments import CraftTrainingArguments
 from craft.training.callbacks import best, ema, lifecycle, nonfinite, progress, stall, uploads, wandb
 from craft.training.callbacks.time_plan import TimePlan
@@ -79,7 +79,7 @@ class Trainer(transformers.Trainer):
         self.model_class = type(model)  # sharding changes it
         args.use_cache = getattr(model.config, "use_cache", False)  # saved so with the model
         if args.torch_compile:
-            torch._dynamo.config.suppress_errors = True  # fall back to eager where compilation fails
+            compilation.prepare_compiler()
         with library_errors():
             super().__init__(model=model, args=args, **kwargs)
         if self.optimizer is not None:  # given by the caller: compared on resuming as a named one

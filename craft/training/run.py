@@ -16,6 +16,7 @@ from craft.training.callbacks.best import patience_is_over
 from craft.training.checkpointing import folders, resume_rules
 from craft.training.checkpointing.checkpointer import Checkpointer, is_resumable, only_weights
 from craft.training.checkpointing.disk import check_room
+from craft.training.compilation import choose_compilation
 from craft.training.distributed.agreement import on_rank0_broadcast, raise_on_all_ranks
 from craft.training.distributed.rendezvous import peer_failure_context
 from craft.training.ending import restore_finished_run
@@ -57,6 +58,8 @@ def run_training(
         world=args.world_size,
     )
     trainer.checkpointer.resumed = on_rank0_broadcast(lambda: trainer.checkpointer.find(resume))
+    trainer.budget.begin()
+    choose_compilation(trainer)
     planned = trainer.budget.planned_steps()
     if planned < 1:
         raise UserError(f"{planned} steps would be trained; set training.max_steps", code="setting-value")

@@ -139,13 +139,9 @@ class TimeBudget:
 
     # ---- Plans
 
-    def planned_steps(self) -> int:
-        """How many steps the run is to have: as its time plan says, which is made if it has none yet.
-
-        Raises:
-            UserError: if the time isn't enough, or the run goes on from one that wasn't planned by time.
-        """
-        trainer, args, checkpointer = self.trainer, self.trainer.args, self.trainer.checkpointer
+    def begin(self) -> None:
+        """Starts the clock of a run, or goes on with that of the run that is resumed."""
+        args, checkpointer = self.trainer.args, self.trainer.checkpointer
         self._began = time.time() if self.process_began is None else self.process_began
         self._before, self.costs, self.measured = 0.0, None, False
         self.plans = args.time_plan or []
@@ -153,12 +149,27 @@ class TimeBudget:
             self.load_state_dict(kept)
             if args.max_minutes is not None and not self.plans:  # a run that goes on keeps its plans
                 self.plans = kept["plans"]
-        if args.max_minutes is not None and not self.plans:
+
+    def extent(self) -> tuple[float, float]:
+        """The steps and the seconds that the run may have, of which one is infinite where the other limits
+        it."""
+        if self.trainer.args.max_minutes is not None and not self.plans:
+            return math.inf, self.seconds - self.elapsed()
+        trainer, step = self.trainer, self.trainer.checkpointer.resumed_step or 0
+        steps = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1]
+        return total_at(self.plans, step) if self.plans else steps, math.inf
+
+    def planned_steps(self) -> int:
+        """How many steps the run is to have: as its time plan says, which is made if it has none yet.
+
+        Raises:
+            UserError: if the time isn't enough, or the run goes on from one that wasn't planned by time.
+        """
+        if self.trainer.args.max_minutes is not None and not self.plans:
             self.plans, self.measured = self._first_plan(), True
         if self.plans:
             self._store_plans()
-        steps: int = trainer.set_initial_training_values(args, trainer.get_train_dataloader())[-1]
-        return total_at(self.plans, checkpointer.resumed_step or 0) if self.plans else steps
+        return int(self.extent()[0])
 
     def _first_plan(self) -> list[list[int]]:
         checkpointer = self.trainer.checkpointer
@@ -229,9 +240,7 @@ class TimeBudget:
         """Puts the plans where they are saved with the run."""
         trainer, plans = self.trainer, [list(plan) for plan in self.plans]
         trainer.args.time_plan, trainer.args.max_steps = plans, plans[0][1]
-        if "training" in trainer.run_config:
-            training = {**trainer.run_config["training"], "time_plan": plans}
-            trainer.run_config = {**trainer.run_config, "training": training}
+        keep_setting(trainer, "time_plan", plans)
 
     def _rewrite(self) -> None:
         """The saved run, before any checkpoint knows the new plan."""
@@ -281,6 +290,13 @@ class TimeBudget:
         took, given = self.elapsed(), self.seconds
         if given < math.inf:
             logger.info(f"took {minutes(took)} of {minutes(given)} ({took / given - 1:+.1%})")
+
+
+def keep_setting(trainer: Any, name: str, value: Any) -> None:
+    """Saves what was measured as a setting of the run, so that `--config` and a resumed run have it, too."""
+    if "training" in trainer.run_config:
+        training = {**trainer.run_config["training"], name: value}
+        trainer.run_config = {**trainer.run_config, "training": training}
 
 
 def minutes(seconds: float) -> str:

@@ -53,13 +53,7 @@ def measure(trainer: Any, protocols: Sequence[str]) -> Costs:
     Args:
         protocols: by which the finished model is scored in the first process, after training.
     """
-    try:
-        with undone(trainer):
-            step = _step(trainer)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise TrainingFailed(out_of_memory_message(trainer), code="out-of-memory") from None
+    step = step_seconds(trainer)
 
     def rest() -> Costs:
         validation, ids = getattr(trainer, "validation", None), trainer.eval_dataset
@@ -109,8 +103,24 @@ def undone(trainer: Any) -> Iterator[None]:
         trainer.accelerator.free_memory()
 
 
+def step_seconds(trainer: Any) -> float:
+    """How long a step of the run takes: the median of some, behind others that warm up, as the first process
+    measured it. All processes come here.
+
+    Raises:
+        TrainingFailed: if memory is short.
+    """
+    try:
+        with undone(trainer):
+            seconds = _step(trainer)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingFailed(out_of_memory_message(trainer), code="out-of-memory") from None
+    return on_rank0_broadcast(lambda: seconds)
+
+
 def _step(trainer: Any) -> float:
-    """Seconds of a step of the run: the median of some, behind others that warm up."""
     args, accelerator, rows = trainer.args, trainer.accelerator, trainer.args.train_batch_size
     trainer.create_optimizer()
     model, optimizer = accelerator.prepare(trainer._wrap_model(trainer.model), trainer.optimizer)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_run
 import torch
 from safetensors.torch import load_file
 from torch._dynamo.backends import registry
+from transformers import TrainerCallback
 
+from craft.training import compilation
 from craft.training.evaluation import plain_forward
 
 
@@ -46,6 +49,77 @@ def test_what_cannot_be_compiled_trains_all_the_same(tmp_path: Path, monkeypatch
     tiny_run.trainer("char_transformer", tmp_path / "plain").train()
     one, two = weights(tmp_path / "plain"), weights(tmp_path / "run")
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What the steps that are tried take, in this order; with a backend that compiles nothing."""
+    seconds: list[float] = []
+    monkeypatch.setattr(compilation, "step_seconds", lambda trainer: seconds.pop(0))
+    monkeypatch.setattr(compilation, "BACKEND", "eager")
+    monkeypatch.setattr(compilation, "FEWEST_STEPS", 20)
+    monkeypatch.setattr(compilation, "COMPILERS", ("python3", "python"))
+    return seconds
+
+
+def compiled_in(trainer: Any, **how: Any) -> bool:
+    """Whether the model that the loop runs is a compiled one."""
+
+    class Look(TrainerCallback):
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            found.add(isinstance(trainer.model_wrapped, torch._dynamo.OptimizedModule))
+
+    found: set[bool] = set()
+    trainer.add_callback(Look())
+    trainer.train(**how)
+    (answer,) = found
+    return answer
+
+
+@pytest.mark.parametrize(("compiled", "faster"), [(40.0, True), (47.0, False), (60.0, False)])
+def test_a_long_run_compiles_itself_where_its_steps_get_faster(
+    compiled: float, faster: bool, measured: list[float], tmp_path: Path
+) -> None:
+    measured += [50.0, compiled]
+    first = tiny_run.trainer("char_transformer", tmp_path, lr_scheduler_type="constant")
+    first.run_config = {"training": {}}
+    assert compiled_in(first) == faster
+    assert first.run_config["training"] == {"torch_compile": faster}
+    assert not measured
+    more = {"lr_scheduler_type": "constant", "max_steps": 25}
+    again = tiny_run.trainer(
+        "char_transformer", tmp_path, **more
+    )  # it goes on as it began, and tries nothing
+    assert compiled_in(again, resume_from_checkpoint=tmp_path) == faster
+
+
+@pytest.mark.parametrize(
+    ("kind", "seconds", "settings", "compilers"),
+    [
+        ("char_transformer", [29.0], {}, ("python3", "python")),  # 20 steps of it are no ten minutes
+        ("char_transformer", [], {"max_steps": 19}, ("python3", "python")),
+        ("char_transformer", [], {"torch_compile": False}, ("python3", "python")),
+        ("char_transformer", [], {}, ("no-such-compiler",)),
+        ("char_lstm", [], {}, ("python3", "python")),  # its kernel is no compiler's business
+    ],
+)
+def test_no_run_compiles_itself_that_would_not_earn_it_back(
+    kind: str,
+    seconds: list[float],
+    settings: dict[str, Any],
+    compilers: tuple[str, ...],
+    measured: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    measured += seconds
+    monkeypatch.setattr(compilation, "COMPILERS", compilers)
+    monkeypatch.delenv("CXX", raising=False)
+    trainer = tiny_run.trainer(kind, tmp_path, **settings)
+    trainer.run_config = {"training": {}}
+    assert not compiled_in(trainer)
+    assert not measured
+    assert trainer.run_config["training"] == {}
 
 
 def test_plain_forward_puts_the_wrapper_back() -> None:
