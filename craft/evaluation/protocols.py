@@ -7,7 +7,7 @@ prediction.
                 lm-evaluation-harness does
     nanogpt-sampled
                 nanoGPT's estimate: windows from random places, each read from nothing and scored whole, so
-                that predictions count as often as they are met; always the same places
+                that a character counts several times or never; always the same places
     stateful    a recurrent model reads the text from left to right, its state carried through
 """
 
@@ -23,8 +23,6 @@ from craft.utils.errors import UserError
 
 WARM_UP = 1024
 """Predictions that each of several parallel streams makes before its own stretch, to warm up its state."""
-
-
 SAMPLED_WINDOWS = 200 * 64
 """nanoGPT's `eval_iters` times its batches on a GPU."""
 

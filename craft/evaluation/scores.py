@@ -1,7 +1,7 @@
 """How well a model predicts a whole text: nats and bits per character (or other unit), perplexity, accuracy.
 
-A figure means little without its protocol, so every `Evaluation` carries one. All of them predict every
-target of the text exactly once; they differ in how much of the text before it the model may see
+A figure means little without its protocol, so every `Evaluation` carries one. All but nanoGPT's estimate
+predict every target of the text exactly once; they differ in how much of the text before it the model may see
 (`protocols.py`). A text of n ids has n - 1 targets: nothing predicts its first. Sums are divided by what
 the predicted ids stand for (a character may take several ids, an id several bytes), never by a count of
 something else. What that is, the tokenizer says (`craft.utils.units`).
@@ -95,8 +95,8 @@ class Evaluation:
 
     @property
     def standard_error(self) -> float:
-        """Of `nats_per_unit`, if predictions were independent of each other (they aren't: a lower bound, and
-        where windows overlap a low one)."""
+        """Of `nats_per_unit`, if predictions were independent of each other (they aren't: a lower bound, far
+        too low where windows overlap)."""
         mean = self.nats / self.predictions
         variance = max(0.0, self.squares / self.predictions - mean * mean)
         return math.sqrt(variance / self.predictions) * self.predictions / self.units
@@ -158,7 +158,8 @@ def table(evaluations: Sequence[Evaluation]) -> str:
         "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:]))])
         for row in (head, *rows)
     ]
-    scored = f"{min(e.units for e in evaluations):,} predicted {unit.plural}"
+    whole = next((e for e in evaluations if e.protocol != "nanogpt-sampled"), first)
+    scored = f"{whole.units:,} predicted {unit.plural}"
     return "\n".join([", ".join(filter(None, (first.dataset, f"{first.split} split", scored))), *lines])
 
 
@@ -178,7 +179,7 @@ def evaluate_split(
     world: int = 1,
     stopped: Callable[[], bool] = bool,
 ) -> Evaluation:
-    """Predicts every id of a text but the first, once (by "nanogpt-sampled": as often as it is met).
+    """Predicts every id of a text but the first, once; by "nanogpt-sampled" as often as windows hold it.
 
     Args:
         model: a `LanguageModel`, on its device; its training mode is restored.

@@ -140,12 +140,12 @@ def need_history(rules: Iterable[Any]) -> bool:
     return not all(isinstance(rule, _WITHOUT_HISTORY) for rule in rules)
 
 
-def _prepared(rule: Any, scores: torch.Tensor) -> Any:
-    """The same rule; one that shuts characters out is made one addition, where it looks for them anew."""
+def _with_fixed_mask(rule: Any, scores: torch.Tensor) -> Any:
+    """The same rule; that of `suppress_tokens`, which makes its mask in every call, with one that is kept."""
     if type(rule) is not logits_process.SuppressTokensLogitsProcessor:
         return rule
-    shut_out = rule(None, torch.zeros_like(scores[:1]))
-    return lambda seen, scores: scores + shut_out
+    mask = rule(None, torch.zeros_like(scores[:1])).isneginf()
+    return lambda seen, scores: scores.masked_fill(mask, -torch.inf)
 
 
 @torch.no_grad()
@@ -159,7 +159,7 @@ def _steps(model: Any, planned: Plan) -> Iterator[torch.Tensor]:
     pads_rows = batch > 1 and any(hasattr(rule, "eos_token_id") for rule in criteria)
 
     logits, state = model.prefill(input_ids)
-    rules = [_prepared(rule, logits.float()) for rule in processors]
+    rules = [_with_fixed_mask(rule, logits.float()) for rule in processors]
     while True:
         scores = logits.float()
         for rule in rules:  # calling the list would inspect every rule's signature in every step

@@ -1,8 +1,8 @@
 """Fast decoding for the transformer: keys and values in a ring buffer of the last `size` characters.
 
 Design: per layer one matrix product makes query, key and value; rotary pairs are laid side by side, so
-that rotating them is one complex product; grouped queries are rows of one small attention. Weights are copied
-as [inputs, outputs] and keys kept as [head_dim, size], the layouts in which a CPU multiplies few rows
+that rotating them is one complex product; grouped queries are rows of one small attention. Small weights are
+copied as [inputs, outputs] and keys kept as [head_dim, size], the layouts in which a CPU multiplies few rows
 fastest.
 """
 
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+SMALL = 1 << 17  # weights of a matrix; copying larger ones for a prompt takes longer than they save
 _ROTATIONS_AT_ONCE = 512  # rotary angles are computed for this many positions at a time
 
 
@@ -32,17 +33,20 @@ class FastRMSNorm:
         return (x * torch.addcmul(self.eps, norm, norm, value=self.share).rsqrt_()).to(x.dtype)
 
 
-class Linear:
+class PackedLinear:
     """Some linear layers with the same input as one: x [B, inputs] -> [B, outputs].
 
     Args:
         rows: in which order their outputs are wanted.
     """
 
-    def __init__(self, *layers: nn.Linear, rows: torch.Tensor | slice = slice(None)) -> None:
-        self.weight = torch.cat([layer.weight for layer in layers])[rows].t().contiguous()
+    def __init__(self, *layers: nn.Linear, rows: torch.Tensor | None = None) -> None:
+        weight = layers[0].weight if len(layers) == 1 else torch.cat([layer.weight for layer in layers])
+        weight = (weight if rows is None else weight[rows]).t()
+        self.weight = weight.contiguous() if weight.numel() <= SMALL else weight
         has_bias = layers[0].bias is not None
-        self.bias = torch.cat([layer.bias for layer in layers])[rows] if has_bias else None
+        bias = torch.cat([layer.bias for layer in layers]) if has_bias else None
+        self.bias = bias if bias is None or rows is None else bias[rows]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return torch.mm(x, self.weight) if self.bias is None else torch.addmm(self.bias, x, self.weight)
@@ -60,12 +64,12 @@ class _Layer:
     take a tenth of its time."""
 
     norm: Any
-    qkv: Linear
-    out: Linear
+    qkv: PackedLinear
+    out: PackedLinear
     mlp_norm: Any
-    up: Linear
+    up: PackedLinear
     activate: Any
-    down: Linear
+    down: PackedLinear
     keys: torch.Tensor  # [B * shared heads, head_dim, size]
     values: torch.Tensor  # [B * shared heads, size, head_dim]
 
@@ -100,7 +104,7 @@ class Ring:
             # Rotary pairs (i, i + dim/2) side by side, in queries and keys alike: products stay the same.
             pairs = pairs.view(2, -1).t().flatten()
             rows[:values_from] = rows[:values_from].view(-1, self.dim)[:, pairs].flatten()
-        self.nothing_hidden = first.new_zeros(1, 1, 1)
+        self.no_mask = first.new_zeros(1, 1, 1)
         self.precise = torch.promote_types(first.dtype, torch.float32)
         plain = config.norm == "rmsnorm" and not config.norm_weight
 
@@ -122,12 +126,12 @@ class Ring:
             self.layers.append(
                 _Layer(
                     norm=norm(layer.input_layernorm),
-                    qkv=Linear(attention.q_proj, attention.k_proj, attention.v_proj, rows=rows),
-                    out=Linear(attention.o_proj),
+                    qkv=PackedLinear(attention.q_proj, attention.k_proj, attention.v_proj, rows=rows),
+                    out=PackedLinear(attention.o_proj),
                     mlp_norm=norm(layer.post_attention_layernorm),
-                    up=Linear(*(p for p in (mlp.up_proj, mlp.gate_proj) if p is not None)),
+                    up=PackedLinear(*(p for p in (mlp.up_proj, mlp.gate_proj) if p is not None)),
                     activate=mlp.activate,
-                    down=Linear(mlp.down_proj),
+                    down=PackedLinear(mlp.down_proj),
                     keys=keys,
                     values=values,
                 )
@@ -173,12 +177,12 @@ class Ring:
         both = heads + shared
         slot, filled = self.length % self.size, min(self.length + 1, self.size)
         # What is added to the products of queries and keys: -inf hides a slot.
-        hidden_slots = self.nothing_hidden
+        mask = self.no_mask
         if self.length - max(self.offsets) + 1 < filled:
             ages = (self.length - torch.arange(filled, device=ids.device)) % self.size
-            hidden_slots = torch.zeros(len(ids), 1, filled, dtype=hidden_slots.dtype, device=ids.device)
-            hidden_slots[ages > self.length - self.offset_column[:, None]] = -math.inf
-            hidden_slots = hidden_slots.repeat_interleave(shared, dim=0)
+            mask = torch.zeros(len(ids), 1, filled, dtype=mask.dtype, device=ids.device)
+            mask[ages > self.length - self.offset_column[:, None]] = -math.inf
+            mask = mask.repeat_interleave(shared, dim=0)
         hidden = model.embed_tokens(ids)
         if self.rotary:
             rotation = self._rotation(model, hidden)
@@ -200,7 +204,7 @@ class Ring:
                 keys, values = keys.narrow(2, 0, filled), values.narrow(1, 0, filled)
             # All heads that share a key are rows of one product.
             query = query_key.narrow(1, 0, heads).reshape(-1, heads // shared, dim)
-            products = torch.baddbmm(hidden_slots, query, keys, alpha=self.scale)
+            products = torch.baddbmm(mask, query, keys, alpha=self.scale)
             weights = products.softmax(-1, dtype=self.precise).to(value.dtype)
             attended = torch.bmm(weights, values).view(-1, heads * dim)
             hidden = layer.out.add_to(hidden, attended)

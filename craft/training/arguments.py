@@ -100,7 +100,8 @@ class CraftTrainingArguments(transformers.TrainingArguments):
             the number of steps follows from the speed of the machine, instead of `max_steps`.
         time_plan: the steps that followed from it, as pairs (step, steps in all from there on); a run that
             has it takes them, however long that takes.
-        torch_compile: None measures on this machine whether a compiled step is faster, in runs of minutes.
+        torch_compile: None measures on this machine whether a compiled step is faster, in runs of ten minutes
+            and more of a transformer on a CPU.
         skip_nonfinite_batches: how many batches of the run may be left out because their loss or gradient
             isn't finite; 0 stops at the first.
         stall_seconds: a step that takes so long, and ten times longer than usual, is worth a line in the

@@ -82,6 +82,7 @@ class Trainer(transformers.Trainer):
             compilation.prepare_compiler()
         with library_errors():
             super().__init__(model=model, args=args, **kwargs)
+        self.dynamo_plugin = self.accelerator.state.dynamo_plugin  # by the arguments or Accelerate's
         if self.optimizer is not None:  # given by the caller: compared on resuming as a named one
             args.optim = f"{type(self.optimizer).__module__}.{type(self.optimizer).__qualname__}"
         args.save_only_model |= self.is_fsdp_enabled  # what an exact resume needs is in parts
@@ -155,7 +156,7 @@ class Trainer(transformers.Trainer):
     def decisive_settings(self, planned_steps: int) -> dict[str, Any]:
         """What decides the weights, by name; kept in every checkpoint and compared on resuming."""
         settings = resume_rules.training_settings(self.args, planned_steps)
-        return settings | resume_rules.model_settings(self.model)
+        return settings | compilation.settings(self) | resume_rules.model_settings(self.model)
 
     def train(  # type: ignore[override]
         self, resume_from_checkpoint: Any = None, *, allow_changes: bool = False, **kwargs: Any

@@ -1,64 +1,62 @@
-"""`torch.compile` chosen by itself: in runs that are long enough, if steps that are tried get faster."""
+"""`torch.compile` chosen by itself: in long runs on a CPU, if steps that are tried get faster.
+
+Accelerate compiles what it prepares, by its `dynamo_plugin`. That one belongs to the process, so each run
+sets its own before it begins.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from typing import Any
 
 import torch
-from accelerate.utils import TorchDynamoPlugin
+from accelerate.utils import DynamoBackend, TorchDynamoPlugin
 
 from craft.data.cache import Cache
-from craft.training.distributed.agreement import on_rank0_broadcast
 from craft.training.time_budget import keep_setting
 from craft.training.trial import step_seconds
 from craft.utils.logging import get_logger
 
 logger = get_logger(__name__)
 
-LONG = 600.0
-"""Seconds of training from which on it is tried: compiling takes 20 to 50 of them, unless it is cached."""
-FEWEST_STEPS = 200
-"""A run of fewer isn't worth the steps that are tried; its steps aren't alike yet."""
-LEAST_GAIN = 0.1
-"""By which share of a step compiled ones must be faster."""
+MIN_SECONDS = 600.0
+"""Of a run, for compiled steps to be tried: compiling took 20 to 32 where nothing was cached."""
+MIN_STEPS = 200
+"""Of a run, for any steps to be tried."""
+MIN_GAIN = 0.1
+"""The share of a step's time that compiling must save."""
 COMPILERS = ("g++", "clang++", "cl")
 BACKEND = "inductor"
 
 
 def choose_compilation(trainer: Any) -> None:
-    """Decides `torch_compile` where it is None, before a run begins, and keeps a measured answer with it."""
-    args, checkpointer = trainer.args, trainer.checkpointer
-    if args.torch_compile is not None:
+    """Sets what the run compiles: as its arguments or Accelerate's say, else as is measured now or was when
+    it began."""
+    given: TorchDynamoPlugin = trainer.dynamo_plugin
+    trainer.accelerator.state.dynamo_plugin = given
+    if trainer.args.torch_compile is not None or given.backend != DynamoBackend.NO:
         return
-    set_compilation(trainer, False)
+    checkpointer = trainer.checkpointer
     if checkpointer.resumed is not None:
-        kept = checkpointer.progress()["settings"].get("training.torch_compile")
-        set_compilation(trainer, bool(kept))
-    elif can_compile(trainer) and (faster := _is_faster(trainer)) is not None:
-        set_compilation(trainer, faster)
-        keep_setting(trainer, "torch_compile", faster)
-
-
-def can_compile(trainer: Any) -> bool:
-    """Whether a compiler is there, and the model one that it takes as a whole."""
-    args = trainer.args
-    if args.device.type == "cpu":
-        compiler = shutil.which(os.environ.get("CXX", "")) or any(map(shutil.which, COMPILERS))
+        settings = checkpointer.progress()["settings"]
+        backend = settings.get("training.torch_compile") and settings.get("training.torch_compile_backend")
     else:
-        compiler = args.device.type == "cuda" and torch.cuda.get_device_capability(args.device) >= (7, 0)
-    others = trainer.is_fsdp_enabled or args.auto_find_batch_size or args.gradient_checkpointing
-    return bool(compiler) and trainer.model._can_compile_fullgraph and not others
+        backend = BACKEND if _can_be_tried(trainer) and _is_faster(trainer) else None
+    if backend:
+        _compile_with(trainer, backend)
+        keep_setting(trainer, "torch_compile", True)
 
 
-def set_compilation(trainer: Any, on: bool) -> None:
-    """Lets transformers and accelerate compile what they prepare from now on, or not."""
-    args = trainer.args
-    args.torch_compile, args.torch_compile_backend = on, BACKEND if on else None
-    trainer.accelerator.state.dynamo_plugin = TorchDynamoPlugin(backend=BACKEND if on else "no")
-    if on:
-        prepare_compiler()
+def settings(trainer: Any) -> dict[str, Any]:
+    """What is compared when a run is resumed, by full name."""
+    backend = trainer.accelerator.state.dynamo_plugin.backend
+    on = backend != DynamoBackend.NO
+    return {
+        "training.torch_compile": on,
+        "training.torch_compile_backend": backend.value.lower() if on else None,
+    }
 
 
 def prepare_compiler() -> None:
@@ -67,18 +65,41 @@ def prepare_compiler() -> None:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Cache().root / "compiled"))
 
 
-def _is_faster(trainer: Any) -> bool | None:
-    """Whether compiled steps are; None for a run that is too short to ask."""
-    extent = trainer.budget.extent()
-    steps, seconds = on_rank0_broadcast(lambda: extent)
-    if steps < FEWEST_STEPS or seconds < LONG:
-        return None
+def _compile_with(trainer: Any, backend: str) -> None:
+    prepare_compiler()
+    trainer.accelerator.state.dynamo_plugin = TorchDynamoPlugin(backend=backend)
+
+
+def _can_be_tried(trainer: Any) -> bool:
+    """Whether the run is one process on a CPU with a compiler, of a model that is compiled as a whole."""
+    args = trainer.args
+    unsupported = trainer.is_fsdp_enabled or args.auto_find_batch_size or args.gradient_checkpointing
+    if args.world_size > 1 or args.device.type != "cpu" or unsupported:
+        return False
+    found = any(map(shutil.which, (os.environ.get("CXX", ""), *COMPILERS)))
+    return found and getattr(trainer.model, "_can_compile_fullgraph", False)
+
+
+def _is_faster(trainer: Any) -> bool:
+    """Whether the run is long enough to be compiled, and a compiled step faster."""
+    if trainer.budget.seconds < MIN_SECONDS:
+        return False
+    steps = math.inf if trainer.budget.is_open else trainer.budget.total_steps()
+    if steps < MIN_STEPS:
+        return False
     eager = step_seconds(trainer)
-    if steps * eager < LONG:
-        return None
-    set_compilation(trainer, True)
-    compiled = step_seconds(trainer)
-    faster = compiled < (1 - LEAST_GAIN) * eager
+    if steps * eager < MIN_SECONDS:
+        return False
+    not_compiled = trainer.accelerator.state.dynamo_plugin
+    _compile_with(trainer, BACKEND)
+    try:
+        compiled = step_seconds(trainer)
+    except Exception as error:  # of a compiler, or for want of memory: the run goes without it
+        logger.warning(f"torch.compile failed here and is left out ({type(error).__name__})")
+        return False
+    finally:
+        trainer.accelerator.state.dynamo_plugin = not_compiled
+    faster = compiled <= (1 - MIN_GAIN) * eager
     logger.info(
         f"compiled  {'yes' if faster else 'no'}: a step takes {1000 * compiled:.0f} ms, and "
         f"{1000 * eager:.0f} ms without torch.compile"

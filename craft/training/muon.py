@@ -43,6 +43,8 @@ class MuonAdamW(torch.optim.Optimizer):
             its share of the directions for all.
     """
 
+    processes = 1  # of a copy, to which torch hands no attributes
+
     def __init__(self, groups: Iterable[dict[str, Any]], processes: int = 1) -> None:
         groups, self.processes = list(groups), processes
         defaults = {
@@ -149,7 +151,7 @@ class MuonAdamW(torch.optim.Optimizer):
         if self.processes == 1 or not stacks:
             return [orthogonalized(stack, *settings) for stack in stacks]
         mine = []
-        for stack in stacks:  # as many for each process, the last ones perhaps once more
+        for stack in stacks:  # as many for each process: where that doesn't divide, the first ones once more
             size = -(-len(stack) // self.processes)
             numbers = dist.get_rank() * size + torch.arange(size, device=stack.device)
             mine.append(orthogonalized(stack[numbers % len(stack)], *settings))

@@ -58,6 +58,7 @@ def run_training(
         world=args.world_size,
     )
     trainer.checkpointer.resumed = on_rank0_broadcast(lambda: trainer.checkpointer.find(resume))
+    raise_on_all_ranks(lambda: check_folder(trainer))
     trainer.budget.begin()
     choose_compilation(trainer)
     planned = trainer.budget.planned_steps()
@@ -76,6 +77,15 @@ def run_training(
         return _guarded(trainer, loop, **kwargs)
 
 
+def check_folder(trainer: Any) -> None:
+    """Refuses a folder with checkpoints of another run."""
+    if trainer.checkpointer.resumed is None and any(folders.checkpoints(trainer.run_dir)):
+        raise UserError(
+            f"{trainer.run_dir} holds checkpoints of another run; resume it or choose another folder",
+            code="setting-conflict",
+        )
+
+
 def validate_resume(trainer: Any, planned_steps: int, allow_changes: bool) -> TrainerState | None:
     """Compares a run with the checkpoint it goes on from, if any.
 
@@ -83,16 +93,11 @@ def validate_resume(trainer: Any, planned_steps: int, allow_changes: bool) -> Tr
         The state of a run that has nothing left to train.
 
     Raises:
-        UserError: for another alphabet, settings that changed, or a folder with checkpoints of another run.
+        UserError: for another alphabet, or settings that changed.
     """
     args, checkpointer = trainer.args, trainer.checkpointer
     checkpoint = checkpointer.resumed
     if checkpoint is None:
-        if any(folders.checkpoints(trainer.run_dir)):
-            raise UserError(
-                f"{trainer.run_dir} holds checkpoints of another run; resume it or choose another folder",
-                code="setting-conflict",
-            )
         return None
     check_alphabet(checkpoint, trainer.processing_class)
     trainer.changes, trainer.settings_moved = resume_rules.check_resume(

@@ -150,14 +150,16 @@ class TimeBudget:
             if args.max_minutes is not None and not self.plans:  # a run that goes on keeps its plans
                 self.plans = kept["plans"]
 
-    def extent(self) -> tuple[float, float]:
-        """The steps and the seconds that the run may have, of which one is infinite where the other limits
-        it."""
-        if self.trainer.args.max_minutes is not None and not self.plans:
-            return math.inf, self.seconds - self.elapsed()
+    @property
+    def is_open(self) -> bool:
+        """Whether the number of steps is still to follow from the time."""
+        return self.trainer.args.max_minutes is not None and not self.plans
+
+    def total_steps(self) -> int:
+        """How many steps the run is to have, by its plans or its arguments."""
         trainer, step = self.trainer, self.trainer.checkpointer.resumed_step or 0
-        steps = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1]
-        return total_at(self.plans, step) if self.plans else steps, math.inf
+        steps: int = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1]
+        return total_at(self.plans, step) if self.plans else steps
 
     def planned_steps(self) -> int:
         """How many steps the run is to have: as its time plan says, which is made if it has none yet.
@@ -165,11 +167,11 @@ class TimeBudget:
         Raises:
             UserError: if the time isn't enough, or the run goes on from one that wasn't planned by time.
         """
-        if self.trainer.args.max_minutes is not None and not self.plans:
+        if self.is_open:
             self.plans, self.measured = self._first_plan(), True
         if self.plans:
             self._store_plans()
-        return int(self.extent()[0])
+        return self.total_steps()
 
     def _first_plan(self) -> list[list[int]]:
         checkpointer = self.trainer.checkpointer

@@ -168,7 +168,10 @@ def _scoring(trainer: Any, ids: np.ndarray, protocol: str) -> float:
     block, at_once = trainer.validation.block_size, trainer.args.per_device_eval_batch_size
     streams = parallel_streams(len(ids) - 1, at_once)
 
-    def work(predictions: int) -> int:
+    # Of these windows there are as many in a piece of a text as in all of it.
+    timed = "blocks" if protocol == "nanogpt-sampled" else protocol
+
+    def work(protocol: str, predictions: int) -> int:
         rows = rows_of(protocol, predictions, block, streams)
         return len(rows.starts) * rows.length
 
@@ -176,13 +179,13 @@ def _scoring(trainer: Any, ids: np.ndarray, protocol: str) -> float:
         began = time.perf_counter()
         settings = {"block_size": block, "batch_size": at_once, "tokenizer": trainer.tokenizer}
         piece = ids[: predictions + 1]
-        evaluate_split(trainer.model, piece, protocol=protocol, streams=streams, **settings)
+        evaluate_split(trainer.model, piece, protocol=timed, streams=streams, **settings)
         return time.perf_counter() - began
 
     whole = len(ids) - 1
     piece = min(whole, PIECE_PER_STREAM * streams if protocol == "stateful" else PIECE)
     score(max(1, piece // 4))
-    return score(piece) * work(whole) / work(piece)
+    return score(piece) * work(protocol, whole) / work(timed, piece)
 
 
 def _save(trainer: Any) -> float:

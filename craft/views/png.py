@@ -52,9 +52,10 @@ def draw_loss_curve(curve: LossCurve | None, path: Path) -> Path | None:
         figures = f"{bits:.3f} bits = {bits * math.log(2):.3f} nats, step {step:,}"
         axes.scatter([x], [bits], label=f"best: {figures}", **ring)
     values = sorted(bits for _, bits in [*curve.training, *curve.validation])
-    # The first few values (log2 of the vocabulary size) would flatten everything that comes after; what is
-    # learnt by heart comes near 0, while the validation doesn't.
-    top = min(values[-1], max(2.2 * values[0], values[len(values) * 9 // 10]))
+    # The first few values (log2 of the vocabulary size) would flatten everything that comes after. Of a text
+    # learnt by heart the training comes near 0, and the validation doesn't.
+    best = min((bits for _, bits in curve.validation), default=values[0])
+    top = min(values[-1], 2.2 * best)
     margin = max(0.06 * (top - values[0]), 0.02)
     axes.set_ylim(max(0.0, values[0] - margin), top + margin)
     axes.set_xlabel(curve.over)

@@ -65,6 +65,16 @@ def test_the_table_of_rotary_angles_is_renewed_when_it_ends(
     assert torch.equal(streamed(model, prompt, **settings), generated(model, prompt, **settings))
 
 
+@pytest.mark.parametrize("kind", ROTARY)
+def test_weights_too_large_to_copy_are_read_where_they_are(
+    kind: str, prompt: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ring, "SMALL", 0)
+    settings = {"max_new_tokens": 30, "do_sample": False}
+    model = MAKERS[kind]()
+    assert torch.equal(streamed(model, prompt, **settings), generated(model, prompt, **settings))
+
+
 def test_logits_processors_see_all_of_a_long_text() -> None:
     """Which is kept in a tensor that grows: here from 257 to 514."""
     model, start = make_lstm(), torch.tensor([[5]])

@@ -57,7 +57,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     seconds: list[float] = []
     monkeypatch.setattr(compilation, "step_seconds", lambda trainer: seconds.pop(0))
     monkeypatch.setattr(compilation, "BACKEND", "eager")
-    monkeypatch.setattr(compilation, "FEWEST_STEPS", 20)
+    monkeypatch.setattr(compilation, "MIN_STEPS", 20)
     monkeypatch.setattr(compilation, "COMPILERS", ("python3", "python"))
     return seconds
 
@@ -76,21 +76,28 @@ def compiled_in(trainer: Any, **how: Any) -> bool:
     return answer
 
 
+def trainer(folder: Path, kind: str = "char_transformer", **changes: Any) -> Any:
+    made = tiny_run.trainer(kind, folder, lr_scheduler_type="constant", **changes)
+    made.run_config = {"training": {}}
+    return made
+
+
 @pytest.mark.parametrize(("compiled", "faster"), [(40.0, True), (47.0, False), (60.0, False)])
 def test_a_long_run_compiles_itself_where_its_steps_get_faster(
     compiled: float, faster: bool, measured: list[float], tmp_path: Path
 ) -> None:
     measured += [50.0, compiled]
-    first = tiny_run.trainer("char_transformer", tmp_path, lr_scheduler_type="constant")
-    first.run_config = {"training": {}}
+    first = trainer(tmp_path)
     assert compiled_in(first) == faster
-    assert first.run_config["training"] == {"torch_compile": faster}
+    kept = {"torch_compile": True} if faster else {}
+    assert first.run_config["training"] == kept
     assert not measured
-    more = {"lr_scheduler_type": "constant", "max_steps": 25}
-    again = tiny_run.trainer(
-        "char_transformer", tmp_path, **more
-    )  # it goes on as it began, and tries nothing
+    again = trainer(tmp_path, max_steps=25)  # it goes on as it began, and tries nothing
     assert compiled_in(again, resume_from_checkpoint=tmp_path) == faster
+    assert again.run_config["training"] == kept
+    told = {**kept, "torch_compile_backend": "eager"} if faster else {}
+    replayed = trainer(tmp_path, max_steps=30, **told)
+    assert compiled_in(replayed, resume_from_checkpoint=tmp_path) == faster
 
 
 @pytest.mark.parametrize(
@@ -99,6 +106,7 @@ def test_a_long_run_compiles_itself_where_its_steps_get_faster(
         ("char_transformer", [29.0], {}, ("python3", "python")),  # 20 steps of it are no ten minutes
         ("char_transformer", [], {"max_steps": 19}, ("python3", "python")),
         ("char_transformer", [], {"torch_compile": False}, ("python3", "python")),
+        ("char_transformer", [], {"gradient_checkpointing": True}, ("python3", "python")),
         ("char_transformer", [], {}, ("no-such-compiler",)),
         ("char_lstm", [], {}, ("python3", "python")),  # its kernel is no compiler's business
     ],
@@ -115,11 +123,56 @@ def test_no_run_compiles_itself_that_would_not_earn_it_back(
     measured += seconds
     monkeypatch.setattr(compilation, "COMPILERS", compilers)
     monkeypatch.delenv("CXX", raising=False)
-    trainer = tiny_run.trainer(kind, tmp_path, **settings)
-    trainer.run_config = {"training": {}}
-    assert not compiled_in(trainer)
+    run = trainer(tmp_path, kind, **settings)
+    assert not compiled_in(run)
     assert not measured
-    assert trainer.run_config["training"] == {}
+    assert run.run_config["training"] == {}
+
+
+def test_what_one_run_chose_is_not_the_next_ones_choice(measured: list[float], tmp_path: Path) -> None:
+    measured += [50.0, 40.0, 50.0, 60.0]
+    chooses, told = trainer(tmp_path / "chooses"), trainer(tmp_path / "told", torch_compile=False)
+    assert compiled_in(chooses)
+    assert not compiled_in(told)
+    other = trainer(tmp_path / "other")
+    other.args.seed = chooses.args.seed
+    assert not compiled_in(other)
+    assert chooses.args.torch_compile is None
+
+
+def test_what_accelerate_was_told_to_compile_is_compiled(
+    measured: list[float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "eager")
+    assert compiled_in(trainer(tmp_path))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_steps_that_are_tried_leave_no_trace(
+    fails: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Those of a compiler that fails neither: the run goes on without it."""
+    tried = []
+    real = compilation.step_seconds
+
+    def slow_at_first(run: Any) -> float:
+        tried.append(run.accelerator.state.dynamo_plugin.backend)
+        seconds = real(run)
+        if fails and len(tried) == 2:
+            raise RuntimeError("the compiler failed")
+        return 50.0 if len(tried) == 1 else seconds
+
+    monkeypatch.setattr(compilation, "step_seconds", slow_at_first)
+    monkeypatch.setattr(compilation, "BACKEND", "eager")
+    monkeypatch.setattr(compilation, "MIN_STEPS", 20)
+    monkeypatch.setattr(compilation, "COMPILERS", ("python3", "python"))
+    run = trainer(tmp_path / "tried")
+    assert compiled_in(run) != fails
+    assert [backend.value for backend in tried] == ["NO", "EAGER"]
+    compiles = {} if fails else {"torch_compile": True, "torch_compile_backend": "eager"}
+    trainer(tmp_path / "told", **({"torch_compile": False} | compiles)).train()
+    one, two = weights(tmp_path / "tried"), weights(tmp_path / "told")
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_plain_forward_puts_the_wrapper_back() -> None:

@@ -13,6 +13,7 @@ from refusals import refused
 from torch import nn
 from transformers.trainer_utils import SchedulerType
 
+from craft.training import muon
 from craft.training.muon import NEWTON_SCHULZ, MuonAdamW, _direction_dtype, orthogonalized
 from craft.training.optimization import (
     POLAR_EXPRESS,
@@ -279,26 +280,49 @@ def test_muon_turns_exactly_where_float32_was_asked_for(precision: str, exact: b
     assert [group["exact"] for group in groups if group["blocks"]] == [exact]
 
 
-EXACT = SimpleNamespace(**{**vars(SETTINGS), "precision": "fp32"})
-
-
-def one_of_several(rank: int, processes: int, folder: Path) -> None:
+def shared_out(rank: int, processes: int, folder: Path) -> None:
+    """Three steps of four square matrices, a stack of two and a wide one, as one of several processes."""
     torch.set_num_threads(1)
-    store = torch.distributed.FileStore(str(folder / "store"), processes)
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=processes)
-    model = Small()
-    steps(model, MuonAdamW(muon_groups(model, is_matrix, EXACT), processes), last=4)
-    torch.save(model.state_dict(), folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+    if processes > 1:
+        store = torch.distributed.FileStore(str(folder / "store"), processes)
+        torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=processes)
+    found: list[int] = []
+    real = muon.orthogonalized
+    muon.orthogonalized = lambda stack, *rest: found.append(len(stack)) or real(stack, *rest)
+    torch.manual_seed(0)
+    shapes = [(6, 6)] * 4 + [(12, 6), (6, 24)]
+    weights = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    groups = [{"params": weights[:4] + weights[5:], "blocks": 1}, {"params": [weights[4]], "blocks": 2}]
+    optimizer = MuonAdamW([{**group, "lr": 0.1, "exact": True} for group in groups], processes)
+    for _ in range(3):
+        for weight in weights:
+            weight.grad = torch.randn(weight.shape)
+        optimizer.step()
+    torch.save((found, [weight.detach() for weight in weights]), folder / f"{processes}-{rank}.pt")
+    if processes > 1:
+        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_processes_share_the_directions_out(processes: int, tmp_path: Path) -> None:
     """All have the weights of one that finds them alone, also where their number leaves a remainder."""
-    torch.multiprocessing.spawn(one_of_several, (processes, tmp_path), nprocs=processes)
+    torch.multiprocessing.spawn(shared_out, (processes, tmp_path), nprocs=processes)
+    torch.multiprocessing.spawn(shared_out, (1, tmp_path), nprocs=1)
+    found, alone = torch.load(tmp_path / "1-0.pt")
+    assert found == [4, 1, 2] * 3
+    for rank in range(processes):
+        found, weights = torch.load(tmp_path / f"{processes}-{rank}.pt")
+        assert found == [2, 1, 1] * 3
+        for one, other in zip(weights, alone):
+            assert torch.allclose(one, other, atol=1e-6)
+        first = torch.load(tmp_path / f"{processes}-0.pt")[1]
+        assert all(torch.equal(one, other) for one, other in zip(weights, first))
+
+
+def test_a_copy_steps_as_one_process() -> None:
     model = Small()
-    steps(model, MuonAdamW(muon_groups(model, is_matrix, EXACT)), last=4)
-    first, *others = (torch.load(tmp_path / f"{rank}.pt") for rank in range(processes))
-    for name, weights in model.state_dict().items():
-        assert torch.allclose(first[name], weights, atol=1e-6), name
-        assert all(torch.equal(first[name], other[name]) for other in others), name
+    optimizer = copy.deepcopy(MuonAdamW(muon_groups(model, is_matrix, SETTINGS), processes=2))
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            weight.grad = torch.ones_like(weight)
+    optimizer.step()
