@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from craft import __version__
+from craft.utils.allocator import keep_freed_memory
 from craft.utils.errors import Code, CraftError, Failed, PeerLost, UserError
 from craft.utils.files import DISK_ERRORS, DISK_FULL
 from craft.utils.launch import drop_empty
@@ -92,6 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     drop_empty()
     for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
+    keep_freed_memory()
     prepare_standard_streams()
     sys.excepthook = excepthook
     words = list(sys.argv[1:] if arguments is None else arguments)
