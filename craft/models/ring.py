@@ -11,26 +11,16 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from .elementwise import rms_norm_formula
+
 SMALL = 1 << 17  # weights of a matrix; copying larger ones for a prompt takes longer than they save
 _ROTATIONS_AT_ONCE = 512  # rotary angles are computed for this many positions at a time
-
-
-class FastRMSNorm:
-    """x / sqrt(mean(x^2) + eps) of short vectors: the same formula in the fewest calls, each of which takes
-    longer than its arithmetic."""
-
-    def __init__(self, size: int, eps: float, like: torch.Tensor) -> None:
-        self.precise = torch.promote_types(like.dtype, torch.float32)
-        self.eps, self.share = like.new_full((), eps, dtype=self.precise), 1 / size
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=self.precise)
-        return (x * torch.addcmul(self.eps, norm, norm, value=self.share).rsqrt_()).to(x.dtype)
 
 
 class PackedLinear:
@@ -81,8 +71,8 @@ class Ring:
     same slot, and each sees as many slots back as it has characters.
 
     Args:
-        model: the backbone; the weights of its layers are copied here, so a later training step
-            does not show.
+        model: the backbone; small weights of its layers are copied here, so a later training step does not
+            show in them.
         cache: keys and values of the prompt, as `generate` keeps them (a sliding window: the last size - 1).
         length: how many characters of the prompt were read.
     """
@@ -94,7 +84,6 @@ class Ring:
         self._set_offsets([0] * len(first), first.device)
         self.heads, self.shared = config.num_attention_heads, config.num_key_value_heads
         self.dim, self.rotary = config.head_dim, config.position == "rope"
-        self.qk_norm = FastRMSNorm(self.dim, config.norm_eps, first) if config.qk_norm else None
         self.scale = config.attention_scale
         self.projections = 1 if model.layers[0].mlp.gate_proj is None else 2
         pairs = torch.arange(self.dim, device=first.device)
@@ -106,10 +95,13 @@ class Ring:
             rows[:values_from] = rows[:values_from].view(-1, self.dim)[:, pairs].flatten()
         self.no_mask = first.new_zeros(1, 1, 1)
         self.precise = torch.promote_types(first.dtype, torch.float32)
+        eps = first.new_full((), config.norm_eps, dtype=self.precise)
+        rms_norm = partial(rms_norm_formula, eps=eps)
+        self.qk_norm = rms_norm if config.qk_norm else None
         plain = config.norm == "rmsnorm" and not config.norm_weight
 
         def norm(module: nn.Module) -> Any:
-            return FastRMSNorm(config.hidden_size, config.norm_eps, first) if plain else module
+            return rms_norm if plain else module
 
         self.norm, self.layers = norm(model.norm), []
         for layer, cached in zip(model.layers, cache.layers):

@@ -55,21 +55,16 @@ def test_a_stream_equals_generate_past_the_context(kind: str, length: int) -> No
     assert torch.equal(streamed(model, prompt, **settings), generated(model, prompt, **settings))
 
 
-@pytest.mark.parametrize("kind", ["modern", "windowed"])
-def test_the_table_of_rotary_angles_is_renewed_when_it_ends(
-    kind: str, prompt: torch.Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ring, "_ROTATIONS_AT_ONCE", 8)
-    settings = {"max_new_tokens": 30, "do_sample": False}
-    model = MAKERS[kind]()
-    assert torch.equal(streamed(model, prompt, **settings), generated(model, prompt, **settings))
-
-
+@pytest.mark.parametrize(
+    ("constant", "value"),
+    [("_ROTATIONS_AT_ONCE", 8), ("SMALL", 0)],
+    ids=["a table of rotary angles that ends", "weights too large to copy"],
+)
 @pytest.mark.parametrize("kind", ROTARY)
-def test_weights_too_large_to_copy_are_read_where_they_are(
-    kind: str, prompt: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+def test_the_text_does_not_depend_on_what_is_kept_at_hand(
+    kind: str, constant: str, value: int, prompt: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ring, "SMALL", 0)
+    monkeypatch.setattr(ring, constant, value)
     settings = {"max_new_tokens": 30, "do_sample": False}
     model = MAKERS[kind]()
     assert torch.equal(streamed(model, prompt, **settings), generated(model, prompt, **settings))
