@@ -87,9 +87,9 @@ def _is_faster(trainer: Any) -> bool:
     steps = math.inf if trainer.budget.is_open else trainer.budget.total_steps()
     if steps < MIN_STEPS:
         return False
+    if steps < math.inf and steps * step_seconds(trainer, measured=0) < MIN_SECONDS:
+        return False  # as nearly every run, which should not wait for more than a few steps
     eager = step_seconds(trainer)
-    if steps * eager < MIN_SECONDS:
-        return False
     not_compiled = trainer.accelerator.state.dynamo_plugin
     _compile_with(trainer, BACKEND)
     try:

@@ -103,16 +103,19 @@ def undone(trainer: Any) -> Iterator[None]:
         trainer.accelerator.free_memory()
 
 
-def step_seconds(trainer: Any) -> float:
+def step_seconds(trainer: Any, measured: float = TRIAL_SECONDS) -> float:
     """How long a step of the run takes: the median of some, behind others that warm up, as the first process
     measured it. All processes come here.
+
+    Args:
+        measured: for about how many seconds; a few steps are taken at least.
 
     Raises:
         TrainingFailed: if memory is short.
     """
     try:
         with undone(trainer):
-            seconds = _step(trainer)
+            seconds = _step(trainer, measured)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -120,7 +123,7 @@ def step_seconds(trainer: Any) -> float:
     return on_rank0_broadcast(lambda: seconds)
 
 
-def _step(trainer: Any) -> float:
+def _step(trainer: Any, measured: float) -> float:
     args, accelerator, rows = trainer.args, trainer.accelerator, trainer.args.train_batch_size
     trainer.create_optimizer()
     model, optimizer = accelerator.prepare(trainer._wrap_model(trainer.model), trainer.optimizer)
@@ -144,7 +147,7 @@ def _step(trainer: Any) -> float:
     trainer.finds_batch_size = args.auto_find_batch_size and args.world_size == 1
     try:
         usual = [take() for _ in range(WARM_UP)][-1]
-        steps = on_rank0_broadcast(lambda: max(WARM_UP, min(MOST_STEPS, int(TRIAL_SECONDS / usual))))
+        steps = on_rank0_broadcast(lambda: max(WARM_UP, min(MOST_STEPS, int(measured / usual))))
         return statistics.median(take() for _ in range(steps))
     finally:
         trainer.finds_batch_size = False

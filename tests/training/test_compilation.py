@@ -52,13 +52,18 @@ def test_what_cannot_be_compiled_trains_all_the_same(tmp_path: Path, monkeypatch
 
 
 @pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """What the steps that are tried take, in this order; with a backend that compiles nothing."""
-    seconds: list[float] = []
-    monkeypatch.setattr(compilation, "step_seconds", lambda trainer: seconds.pop(0))
+def tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of 20 steps try a backend that compiles nothing."""
     monkeypatch.setattr(compilation, "BACKEND", "eager")
     monkeypatch.setattr(compilation, "MIN_STEPS", 20)
     monkeypatch.setattr(compilation, "COMPILERS", ("python3", "python"))
+
+
+@pytest.fixture
+def measured(tries: None, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What the steps that are tried take, in this order."""
+    seconds: list[float] = []
+    monkeypatch.setattr(compilation, "step_seconds", lambda trainer, measured=1.0: seconds.pop(0))
     return seconds
 
 
@@ -86,7 +91,7 @@ def trainer(folder: Path, kind: str = "char_transformer", **changes: Any) -> Any
 def test_a_long_run_compiles_itself_where_its_steps_get_faster(
     compiled: float, faster: bool, measured: list[float], tmp_path: Path
 ) -> None:
-    measured += [50.0, compiled]
+    measured += [49.0, 50.0, compiled]
     first = trainer(tmp_path)
     assert compiled_in(first) == faster
     kept = {"torch_compile": True} if faster else {}
@@ -130,7 +135,7 @@ def test_no_run_compiles_itself_that_would_not_earn_it_back(
 
 
 def test_what_one_run_chose_is_not_the_next_ones_choice(measured: list[float], tmp_path: Path) -> None:
-    measured += [50.0, 40.0, 50.0, 60.0]
+    measured += [50.0, 50.0, 40.0, 50.0, 50.0, 60.0]
     chooses, told = trainer(tmp_path / "chooses"), trainer(tmp_path / "told", torch_compile=False)
     assert compiled_in(chooses)
     assert not compiled_in(told)
@@ -149,26 +154,23 @@ def test_what_accelerate_was_told_to_compile_is_compiled(
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_steps_that_are_tried_leave_no_trace(
-    fails: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    fails: bool, tries: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Those of a compiler that fails neither: the run goes on without it."""
     tried = []
     real = compilation.step_seconds
 
-    def slow_at_first(run: Any) -> float:
+    def slow_at_first(run: Any, **how: Any) -> float:
         tried.append(run.accelerator.state.dynamo_plugin.backend)
-        seconds = real(run)
-        if fails and len(tried) == 2:
+        seconds = real(run, **how)
+        if fails and len(tried) == 3:
             raise RuntimeError("the compiler failed")
-        return 50.0 if len(tried) == 1 else seconds
+        return seconds if len(tried) == 3 else 50.0
 
     monkeypatch.setattr(compilation, "step_seconds", slow_at_first)
-    monkeypatch.setattr(compilation, "BACKEND", "eager")
-    monkeypatch.setattr(compilation, "MIN_STEPS", 20)
-    monkeypatch.setattr(compilation, "COMPILERS", ("python3", "python"))
     run = trainer(tmp_path / "tried")
     assert compiled_in(run) != fails
-    assert [backend.value for backend in tried] == ["NO", "EAGER"]
+    assert [backend.value for backend in tried] == ["NO", "NO", "EAGER"]
     compiles = {} if fails else {"torch_compile": True, "torch_compile_backend": "eager"}
     trainer(tmp_path / "told", **({"torch_compile": False} | compiles)).train()
     one, two = weights(tmp_path / "tried"), weights(tmp_path / "told")
