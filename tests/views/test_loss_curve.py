@@ -86,15 +86,21 @@ def test_a_title_of_any_characters_and_length_fits_the_picture(
     assert shown == whole or (whole.startswith(shown[:-1]) and shown[-1] == "…" and box.x1 > 0.9 * width)
 
 
-def test_the_legend_names_the_best_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Characters in thousands and millions; the best figure in the legend, where it hides no curve."""
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The pictures that are drawn, none of which is written."""
     pytest.importorskip("matplotlib", reason="the plots extra is not installed")
     from matplotlib.figure import Figure
 
-    seen: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, path: seen.append(self))
+    drawn: list[Any] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, path: drawn.append(self))
+    return drawn
+
+
+def test_the_legend_names_the_best_figure(tmp_path: Path, figures: list[Any]) -> None:
+    """Characters in thousands and millions; the best figure in the legend, where it hides no curve."""
     plot_loss_curve(HISTORY, tmp_path / "loss.png")
-    (axes,) = seen[0].axes
+    (axes,) = figures[0].axes
     shown = [text.get_text() for text in axes.get_legend().get_texts()]
     assert shown == ["training", "validation, whole split", "best: 3.500 bits = 2.426 nats, step 20"]
     assert axes.xaxis.get_major_formatter()(15360) == "15.36 k"
@@ -105,35 +111,24 @@ def test_the_legend_names_the_best_figure(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("points", [12, 500])
 def test_a_text_learnt_by_heart_leaves_its_validation_in_sight(
-    points: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    points: int, tmp_path: Path, figures: list[Any]
 ) -> None:
-    pytest.importorskip("matplotlib", reason="the plots extra is not installed")
-    from matplotlib.figure import Figure
-
-    seen: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, path: seen.append(self))
     learnt = [{"step": n, "characters": 100 * n, "bits_per_char": 6 / n} for n in range(1, points)]
     held_out = [{"step": n, "characters": 100 * n, "eval_bits_per_char": 2 + n / points} for n in (4, 6, 8)]
     plot_loss_curve(learnt + held_out, tmp_path / "loss.png")
-    low, high = seen[0].axes[0].get_ylim()
+    low, high = figures[0].axes[0].get_ylim()
     assert 0 <= low < 6 / points
     assert max(row["eval_bits_per_char"] for row in held_out) < high < 6
 
 
 @pytest.mark.parametrize("unit", ["byte", "pixel", "note"])
-def test_every_word_on_the_picture_is_of_the_unit(
-    unit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("matplotlib", reason="the plots extra is not installed")
-    from matplotlib.figure import Figure
+def test_every_word_on_the_picture_is_of_the_unit(unit: str, tmp_path: Path, figures: list[Any]) -> None:
     from matplotlib.text import Text
 
-    seen: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, path: seen.append(self))
     metric, plural = unit_named(unit).metric, unit_named(unit).plural
     history = [{"step": 1, plural: 9, metric: 3.0}, {"step": 1, plural: 9, f"eval_{metric}": 2.0}]
     plot_loss_curve(history, tmp_path / "loss.png", unit=unit, scored=f"first 200,000 {plural}")
-    words = " ".join(text.get_text() for text in seen[0].findobj(Text))
+    words = " ".join(text.get_text() for text in figures[0].findobj(Text))
     for expected in (f"training {plural}", unit_named(unit).label, f"validation, first 200,000 {plural}"):
         assert expected in words
     assert "char" not in words
