@@ -12,6 +12,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,7 +157,7 @@ def workflow(
     )
 
     trainer.budget.process_began = began
-    trainer.budget.protocols = final_protocols(model, data.block_size)
+    trainer.budget.protocols = final_protocols(model, args.eval_protocols)
 
     def on_run_validated() -> None:
         locks.enter_context(run_lock(paths.run_dir))
@@ -178,7 +179,8 @@ def workflow(
     from craft.inference import load
 
     finished, tokenizer = load(model_dir)  # as a user would
-    evaluations = evaluate(finished, tokenizer, corpus, data.block_size, model_dir, paths)
+    protocols = final_protocols(finished, args.eval_protocols)
+    evaluations = evaluate(finished, tokenizer, corpus, protocols, data.block_size, model_dir, paths)
 
     # 7. Inference
     sample = write_sample(finished, tokenizer, args, paths)
@@ -210,12 +212,12 @@ def evaluate(
     model: PreTrainedModel,
     tokenizer: CharTokenizer,
     corpus: Corpus,
+    protocols: Sequence[str],
     block_size: int,
     model_dir: Path,
     paths: RunPaths,
 ) -> list[Evaluation]:
     """Scores of the finished model over the whole validation split, if there is one; shown and kept."""
-    from craft.evaluation.protocols import final_protocols
     from craft.evaluation.scores import save_scores, score, table
 
     if corpus.validation is None:
@@ -224,7 +226,7 @@ def evaluate(
         model,
         tokenizer,
         corpus.validation,
-        final_protocols(model, block_size),
+        protocols,
         block_size=block_size,
         dataset=corpus.name,
     )

@@ -112,17 +112,18 @@ def check_sections(models: Values, data: Values, training: Values, recurrent: bo
                 f"training.{name}=true does not work with {model_type}: it drops the recurrent state; lower "
                 "training.per_device_train_batch_size to save memory"
             )
-    protocol = training["eval_protocol"]
-    if protocol == "stateful" and not recurrent:
-        refuse(
-            f"training.eval_protocol=stateful needs a recurrent model, and {model_type} carries no state; "
-            "use blocks, sliding-N or auto"
-        )
-    if (parsed_stride(protocol) or 0) > block:
-        refuse(
-            f"training.eval_protocol={protocol} moves on by more than a window of data.block_size={block}; "
-            f"use sliding-{max(1, block // 2)}"
-        )
+    for protocol in (training["eval_protocol"], *(training.get("eval_protocols") or ())):
+        name = "eval_protocol" if protocol == training["eval_protocol"] else "eval_protocols"
+        if protocol == "stateful" and not recurrent:
+            refuse(
+                f"training.{name}=stateful needs a recurrent model, and {model_type} carries no state; "
+                "use blocks or sliding-N"
+            )
+        if (parsed_stride(protocol) or 0) > block:
+            refuse(
+                f"training.{name}={protocol} moves on by more than a window of data.block_size={block}; "
+                f"use sliding-{max(1, block // 2)}"
+            )
     if models.get("attn_implementation") == "flex_attention" and not recurrent:
         from craft.training import requirements
 

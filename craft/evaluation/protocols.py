@@ -13,6 +13,7 @@ prediction.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,9 +86,9 @@ def rows_of(protocol: str, predictions: int, block_size: int, streams: int) -> R
     return stream_rows(predictions, streams)
 
 
-def final_protocols(model: Any, block_size: int) -> tuple[str, str]:
-    """By which a finished model is scored: as it was made to be read, and by another one to compare with."""
-    return default_protocol(model), "blocks" if model.carries_state else f"sliding-{max(1, block_size // 2)}"
+def final_protocols(model: Any, more: Sequence[str] | None) -> tuple[str, ...]:
+    """By which a finished model is scored: as it was made to be read, and by what else is asked for."""
+    return tuple(dict.fromkeys((default_protocol(model), *(more or ()))))
 
 
 def default_protocol(model: Any) -> str:

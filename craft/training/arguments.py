@@ -27,7 +27,7 @@ from craft.training import requirements
 from craft.training.distributed import rendezvous
 from craft.training.precision import PRECISIONS, Hardware, choose_precision
 from craft.utils import launch
-from craft.utils.common import PROTOCOLS, did_you_mean, parsed_stride
+from craft.utils.common import PROTOCOL_NAMES, did_you_mean, is_protocol
 from craft.utils.errors import UserError
 from craft.utils.labels import LICENCE
 from craft.utils.logging import get_logger
@@ -113,6 +113,7 @@ class CraftTrainingArguments(transformers.TrainingArguments):
             all of it is.
         eval_protocol: "blocks" | "stateful" | "sliding-N" | "nanogpt-sampled" | "auto" (stateful for
             recurrent models, else blocks).
+        eval_protocols: by which the finished model is scored, too, besides its natural protocol.
 
     Raises:
         UserError: for a value that can't be trained with on this machine.
@@ -133,11 +134,11 @@ class CraftTrainingArguments(transformers.TrainingArguments):
     sample_prompt: str | None = None
     hub_license: str | None = validated_field(LICENCE, default=None)
     eval_protocol: str = validated_field(
-        must(
-            f"be auto, {', '.join(PROTOCOLS)}, or sliding-N such as sliding-32",
-            lambda x: x in ("auto", *PROTOCOLS) or bool(parsed_stride(x)),
-        ),
+        must(f"be auto, {PROTOCOL_NAMES}", lambda x: x == "auto" or is_protocol(x)),
         default="auto",
+    )
+    eval_protocols: list[str] | None = validated_field(
+        must(f"be a list of {PROTOCOL_NAMES}", lambda x: all(map(is_protocol, x))), default=None
     )
     eval_chars: int | None = validated_field(COUNT, default=200_000)
     max_minutes: float | None = validated_field(POSITIVE, default=None)

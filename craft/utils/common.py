@@ -53,6 +53,14 @@ PROTOCOLS = ("blocks", "stateful", "nanogpt-sampled")
 """By which a text can be scored, besides "sliding-N"; see `craft.evaluation.protocols`."""
 
 
+PROTOCOL_NAMES = f"{', '.join(PROTOCOLS)}, or sliding-N such as sliding-32"
+
+
+def is_protocol(name: str) -> bool:
+    """Whether a text can be scored by a protocol of this name."""
+    return name in PROTOCOLS or bool(parsed_stride(name))
+
+
 def parsed_stride(protocol: str) -> int | None:
     """The N of the protocol "sliding-N", 0 for the others; None if there is no such protocol."""
     if protocol in PROTOCOLS:

@@ -24,6 +24,7 @@ SMALL = [
     *("models=char_lstm", "models.hidden_size=16", "data.block_size=16", "training.global_batch_size=4"),
     *("training.max_steps=12", "training.eval_steps=6", "training.save_steps=6", "training.logging_steps=3"),
     *("training.report_to=none", "training.sample_chars=20", "training.precision=fp32"),
+    "training.eval_protocols=[blocks]",
 ]
 SHORT = [
     *("training.global_batch_size=4", "training.max_steps=2", "training.save_steps=2"),

@@ -23,6 +23,7 @@ QUICK = [
     "data.block_size=16",
     "training.report_to=none",
     "training.sample_chars=20",
+    "training.eval_protocols=[blocks]",
 ]
 SMALL = {
     "char_lstm": ["models=char_lstm", "models.hidden_size=16"],
@@ -91,7 +92,8 @@ def test_everything_is_there_and_named_as_promised(trained: tuple[Path, str, str
     assert (outputs / "visualizations" / f"loss_{kind}_{stamp}.png").read_bytes().startswith(b"\x89PNG")
     assert (outputs / "samples" / f"sample_{stamp}.txt").read_text(encoding="utf-8")
     record = json.loads((outputs / "evaluation" / f"eval_{kind}_my-text_{stamp}.json").read_text())
-    assert {e["protocol"] for e in record["evaluations"]} >= {"blocks"}
+    natural = "stateful" if kind == "char_lstm" else "blocks"
+    assert [e["protocol"] for e in record["evaluations"]] == list(dict.fromkeys([natural, "blocks"]))
     assert all(e["predictions"] == e["characters"] for e in record["evaluations"])
     assert f"craft generate {model.relative_to(folder)}" in shown
     assert "bits/char" in shown

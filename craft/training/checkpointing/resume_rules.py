@@ -39,7 +39,7 @@ FREE = {
     "use_cpu", "local_rank", "accelerator_config", "parallelism_config", "ddp_find_unused_parameters",
     "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph", "ddp_backend", "ddp_timeout", "fsdp",
     "fsdp_config", "deepspeed", "torch_empty_cache_steps", "use_cache", "auto_find_batch_size",
-    "skip_nonfinite_batches",
+    "skip_nonfinite_batches", "eval_protocols",
     # said in another form: as the number of steps, `global_batch_size`, `precision`
     "num_train_epochs", "max_steps", "max_minutes", "time_plan", "per_device_train_batch_size",
     "bf16", "fp16",
