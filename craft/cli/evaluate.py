@@ -9,6 +9,7 @@ import click
 from craft.cli.options import COUNT, hub_options
 from craft.evaluation import SPLITS
 from craft.sharing.trust import trusted
+from craft.utils.errors import UserError
 from craft.utils.outputs import evaluation_file, resolve
 from craft.utils.terminal import echo
 
@@ -30,6 +31,12 @@ from craft.utils.terminal import echo
     metavar="N",
     help="Length of a window (of 'stateful': without effect).  [default: the one the model was trained on]",
 )
+@click.option(
+    "--baselines",
+    "with_baselines",
+    is_flag=True,
+    help="Show n-grams and packers beside the model, trained on the same training split ('craft baselines').",
+)
 @click.option("--batch-size", type=COUNT, default=64, help="Windows scored at once.")
 @click.option("--allow-changes", is_flag=True, help="Score the model's own text although it changed since.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
@@ -40,6 +47,7 @@ def command(
     protocols: tuple[str, ...],
     split: str,
     window: int | None,
+    with_baselines: bool,
     batch_size: int,
     allow_changes: bool,
     as_json: bool,
@@ -63,17 +71,36 @@ def command(
         stride_of(protocol)  # before anything is loaded
     where = resolve(model)
     folder = trusted(where, revision, trust_remote_code)
-    from craft.evaluation.finished import evaluate_model
-    from craft.evaluation.scores import save_scores, table
+    from craft.evaluation.baselines import Baseline, baselines_of, between, in_order
+    from craft.evaluation.finished import evaluate_model, text_to_score
+    from craft.evaluation.scores import Evaluation, save_scores, table
     from craft.inference import load
 
+    if with_baselines and split in ("train", "all"):
+        raise UserError(
+            f"--baselines are trained on the training split, so --split {split} can't be scored by them; "
+            "choose --split validation or test",
+            code="setting-conflict",
+        )
     network, tokenizer = load(folder, trust_remote_code=trust_remote_code)
     evaluations = evaluate_model(
         *(network, tokenizer, folder, data, protocols, split, batch_size),
         window=window,
         allow_changes=allow_changes,
     )
-    echo(json.dumps([each.to_dict() for each in evaluations], indent=2) if as_json else table(evaluations))
+    found: list[Baseline] = []
+    if with_baselines:
+        corpus, ids, _ = text_to_score(
+            *(network, tokenizer, folder, data, split), window=window, allow_changes=allow_changes
+        )
+        found = baselines_of(corpus, ids, split)
+    if as_json:
+        echo(json.dumps([*map(Evaluation.to_dict, evaluations), *map(Baseline.to_dict, found)], indent=2))
+    else:
+        echo(table(evaluations))
+        if found:
+            echo("\n" + in_order(found, evaluations))
+            echo(f"\nthe model is {between(found, evaluations[0].bits_per_unit)}")
     file = evaluation_file(network.config.model_type, evaluations[0].dataset)
-    save_scores(evaluations, where, file)
+    save_scores(evaluations, where, file, found)
     echo(f"saved {file}", err=True)  # stdout is for the figures alone

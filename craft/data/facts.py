@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +56,23 @@ def recorded_hashes(folder: Path) -> dict[str, str]:
 
 def split_facts(ids: np.ndarray, tokenizer: CharTokenizer) -> dict[str, Any]:
     """How many `characters` (or other units) some ids stand for, and the `sha256` of these in UTF-8."""
+    digest = hashlib.sha256()
+    for piece in utf8_pieces(ids, tokenizer):
+        digest.update(piece)
+    units = sum(
+        int(tokenizer.id_units[np.asarray(ids[i : i + CHUNK])].sum()) for i in range(0, len(ids), CHUNK)
+    )
+    return {unit_of(tokenizer).plural: units, "sha256": digest.hexdigest()}
+
+
+def utf8_pieces(ids: np.ndarray, tokenizer: CharTokenizer) -> Iterator[bytes]:
+    """What some ids stand for, in UTF-8, a piece at a time; nothing for special tokens."""
     table = tokenizer.processor.token_bytes
     widths = np.array([len(b) for b in table])
     spelled = np.zeros((len(table), max(1, widths.max())), np.uint8)  # [vocabulary, longest] UTF-8 bytes
     for row, b in zip(spelled, table):
         row[: len(b)] = np.frombuffer(b, np.uint8)
     used = np.arange(spelled.shape[1]) < widths[:, None]
-    digest, units = hashlib.sha256(), 0
     for begin in range(0, len(ids), CHUNK):
         part = np.asarray(ids[begin : begin + CHUNK])
-        digest.update(spelled[part][used[part]].tobytes())
-        units += int(tokenizer.id_units[part].sum())
-    return {unit_of(tokenizer).plural: units, "sha256": digest.hexdigest()}
+        yield spelled[part][used[part]].tobytes()

@@ -53,6 +53,32 @@ def evaluate_model(
         UserError: for an unknown protocol or split, for text that the model's tokenizer refuses, or that
             changed since training.
     """
+    corpus, ids, block_size = text_to_score(
+        model, tokenizer, folder, data, split, window=window, allow_changes=allow_changes
+    )
+    return score(
+        model,
+        tokenizer,
+        ids,
+        protocols or [default_protocol(model)],
+        block_size=block_size,
+        batch_size=batch_size,
+        split=split,
+        dataset=corpus.name,
+    )
+
+
+def text_to_score(
+    model: Any,
+    tokenizer: Any,
+    folder: Path,
+    data: str | None,
+    split: str,
+    *,
+    window: int | None = None,
+    allow_changes: bool = False,
+) -> tuple[Corpus, np.ndarray, int]:
+    """The corpus of a model or of `data`, the ids of a split of it, and the window; see `evaluate_model`."""
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}", code="setting-value")
     arguments = _data_arguments(folder, data)
@@ -70,16 +96,7 @@ def evaluate_model(
         corpus = None
     if corpus is None:
         corpus = load_corpus(arguments, tokenizer)
-    return score(
-        model,
-        tokenizer,
-        _split(corpus, split),
-        protocols or [default_protocol(model)],
-        block_size=arguments.block_size,
-        batch_size=batch_size,
-        split=split,
-        dataset=corpus.name,
-    )
+    return corpus, _split(corpus, split), arguments.block_size
 
 
 def _check_text(folder: Path, corpus: Corpus, split: str, allow: bool) -> None:

@@ -133,14 +133,18 @@ def score(
     return [replace(evaluation, sha256=sha256) for evaluation in found]
 
 
-def save_scores(evaluations: Sequence[Evaluation], model: str, file: Path) -> None:
-    """Writes the figures of a model as JSON.
+def save_scores(
+    evaluations: Sequence[Evaluation], model: str | None, file: Path, baselines: Sequence[Any] = ()
+) -> None:
+    """Writes the figures of a model, and what is compared with them, as JSON.
 
     Args:
-        model: the folder or Hub id that was scored.
+        model: the folder or Hub id that was scored; None where only baselines are.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    scores = {"model": model, "evaluations": [evaluation.to_dict() for evaluation in evaluations]}
+    scores: dict[str, Any] = {"model": model, "evaluations": [each.to_dict() for each in evaluations]}
+    if baselines:
+        scores["baselines"] = [each.to_dict() for each in baselines]
     file.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
 
 

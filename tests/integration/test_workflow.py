@@ -117,6 +117,19 @@ def test_evaluate_repeats_the_figures_of_the_run(trained: tuple[Path, str, str])
     assert again["bits_per_char"] > again["bits_per_byte"]  # the text has characters of several bytes
 
 
+def test_evaluate_places_a_model_among_baselines(trained: tuple[Path, str, str]) -> None:
+    folder, _, _ = trained
+    done = craft(folder, "evaluate", "latest", "--baselines")
+    assert "1-gram" in done.stdout
+    assert "the model is " in done.stdout
+    kept = folder / done.stderr.strip().removeprefix("saved ")
+    scores = json.loads(kept.read_text())
+    (split,) = {each["sha256"] for each in (*scores["evaluations"], *scores["baselines"])}
+    assert len(split) == 64
+    assert {each["characters"] for each in scores["baselines"]} == {scores["evaluations"][0]["characters"]}
+    kept.unlink()  # the next test finds what training left
+
+
 def test_generate_streams_the_prompt_and_what_follows(trained: tuple[Path, str, str]) -> None:
     folder, _, _ = trained
     arguments = ("generate", "latest", "-p", "the quick", "-n", "40", "--seed", "1")
