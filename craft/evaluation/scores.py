@@ -32,6 +32,8 @@ from craft.evaluation.protocols import (
 from craft.utils.errors import UserError
 from craft.utils.units import unit_named, unit_of
 
+STRETCH, FEWEST_STRETCHES = 1000, 50
+"""Predictions of a stretch of text for the standard error, fewer where there would be too few stretches."""
 LARGEST_LOGITS = 2**26  # elements of one batch of logits, 256 MiB in float32
 
 
@@ -43,7 +45,7 @@ class Evaluation:
         protocol: "blocks", "sliding-N", "stateful" or "nanogpt-sampled".
         split: "validation", "test", …
         nats: summed negative log-likelihood.
-        squares: sum of its squares, for the standard error.
+        variance: of `nats`, from how stretches of the text differ; see `block_variance`.
         predictions: how many ids were predicted.
         units: how many units (characters) they stand for.
         bytes: how many UTF-8 bytes they stand for; None where the unit isn't text.
@@ -60,7 +62,7 @@ class Evaluation:
     protocol: str
     split: str
     nats: float
-    squares: float
+    variance: float
     predictions: int
     units: int
     bytes: int | None
@@ -95,11 +97,9 @@ class Evaluation:
 
     @property
     def standard_error(self) -> float:
-        """Of `nats_per_unit`, if predictions were independent of each other (they aren't: a lower bound, far
-        too low where windows overlap)."""
-        mean = self.nats / self.predictions
-        variance = max(0.0, self.squares / self.predictions - mean * mean)
-        return math.sqrt(variance / self.predictions) * self.predictions / self.units
+        """Of `nats_per_unit`: how far scores over other texts of this kind and length lie apart. It counts that
+        neighbouring predictions depend on each other, not that training runs differ."""
+        return math.sqrt(self.variance) / self.units
 
     def figures(self) -> dict[str, float]:
         """What is compared, by the names of metrics."""
@@ -151,9 +151,9 @@ def save_scores(
 def table(evaluations: Sequence[Evaluation]) -> str:
     """Evaluations of one split as text for 80 columns: what was scored, then a line for each protocol."""
     first, unit = evaluations[0], unit_named(evaluations[0].unit)
-    forms = dict.fromkeys(first.figures(), ".4f") | {"perplexity": ".3f", "accuracy": ".2%"}
-    del forms["standard_error"]
-    head = ("protocol", *(name.replace("_per_", "/") for name in forms))
+    nats, *others = (name for name in first.figures() if name != "standard_error")
+    forms = dict.fromkeys((nats, "standard_error", *others), ".4f") | {"perplexity": ".3f", "accuracy": ".2%"}
+    head = ("protocol", *(name.replace("_per_", "/").replace("standard_error", "±") for name in forms))
     rows = [
         (e.protocol, *(format(e.figures()[name], form) for name, form in forms.items())) for e in evaluations
     ]
@@ -222,7 +222,9 @@ def evaluate_split(
     rows = rows_of(protocol, predictions, block_size, streams or parallel_streams(predictions, batch_size))
     per_row = min(rows.length, block_size) * model.config.vocab_size
     batch_size = max(1, min(batch_size, LARGEST_LOGITS // per_row))
-    sums = torch.zeros(6, dtype=torch.float64)  # on the CPU, since not every device knows float64
+    stretch = max(1, min(STRETCH, predictions // FEWEST_STRETCHES))
+    # Correct ones, units, bytes; nats and counts by stretch. On the CPU: not every device knows float64.
+    sums = torch.zeros(3 + 2 * -(-predictions // stretch), dtype=torch.float64)
     counts = (None, None) if tokenizer is None else (tokenizer.id_units, tokenizer.id_bytes)
     tables = [None if table is None else torch.as_tensor(np.asarray(table)) for table in counts]
     device = model.device.type
@@ -233,19 +235,20 @@ def evaluate_split(
         with torch.inference_mode(), torch.autocast(device, dtype, enabled=precision != "fp32"):
             for begin in range(rank * batch_size, len(rows.starts), world * batch_size):
                 part = slice(begin, begin + batch_size)
-                _score(model, ids, rows, part, block_size, tables, sums, stopped)
+                _score(model, ids, rows, part, block_size, tables, sums, stretch, stopped)
     finally:
         model.train(was_training)
     if world > 1:
         sums = sums.to(model.device)  # where the processes can add them up
         dist.all_reduce(sums)
-    nats, squares, count, correct, units, size = sums.tolist()
+    correct, units, size = sums[:3].tolist()
+    nats, counts = sums[3:].unflatten(0, (2, -1))
     return Evaluation(
         protocol=protocol,
         split=split,
-        nats=nats,
-        squares=squares,
-        predictions=round(count),
+        nats=float(nats.sum()),
+        variance=block_variance(nats, counts),
+        predictions=round(float(counts.sum())),
         units=round(units),
         bytes=round(size) if unit.has_bytes else None,
         correct=round(correct),
@@ -263,9 +266,11 @@ def _score(
     chunk: int,
     tables: list[Tensor | None],
     sums: Tensor,
+    stretch: int,
     stopped: Callable[[], bool],
 ) -> None:
     """Reads some rows from left to right, `chunk` ids at a time, and adds what they score to `sums`."""
+    total, by_stretch = sums[:3], sums[3:].unflatten(0, (2, -1))
     starts, first, last = rows.starts[part, None], rows.first[part, None], rows.last[part, None]
     state, length = None, int((last - starts).max())
     for begin in range(0, length, chunk):
@@ -284,12 +289,24 @@ def _score(
         logits, known = outputs.logits[scored.to(model.device)].float(), targets.to(model.device)
         nats = torch.nn.functional.cross_entropy(logits, known, reduction="none").cpu().double()
         counts = [len(nats) if table is None else table[targets].sum() for table in tables]
-        sums += torch.stack(
-            [
-                nats.sum(),
-                nats.square().sum(),
-                sums.new_tensor(len(nats)),
-                (logits.argmax(dim=-1) == known).sum().cpu().double(),
-                *(torch.as_tensor(count).double() for count in counts),
-            ]
-        )
+        right = (logits.argmax(dim=-1) == known).sum().cpu()
+        total += torch.stack([torch.as_tensor(count).double() for count in (right, *counts)])
+        at = torch.from_numpy(place)[scored] // stretch
+        by_stretch.index_add_(1, at, torch.stack([nats, torch.ones_like(nats)]))
+
+
+def block_variance(nats: Tensor, counts: Tensor) -> float:
+    """The variance of the sum of `nats`, taken for what independent stretches of a text came to.
+
+    Neighbouring predictions depend on each other, whole stretches hardly do. A block bootstrap, which draws
+    stretches with replacement, tends to it (Davison and Hinkley, Bootstrap Methods, 1997, 8.2.3).
+
+    Args:
+        nats, counts: [stretches], of how many predictions.
+    """
+    used = counts > 0
+    stretches = int(used.sum())
+    if stretches < 2:
+        return 0.0
+    residuals = (nats - counts * (nats.sum() / counts.sum()))[used]
+    return float(residuals.square().sum()) * stretches / (stretches - 1)

@@ -15,7 +15,7 @@ from refusals import refused
 
 from craft.evaluation import protocols
 from craft.evaluation.metrics import BitsPerCharacter, BitsPerUnit, NextCharacterAccuracy, NextUnitAccuracy
-from craft.evaluation.scores import Evaluation, evaluate_split, table
+from craft.evaluation.scores import Evaluation, block_variance, evaluate_split, table
 
 
 class Counting:
@@ -81,7 +81,8 @@ def test_what_each_protocol_lets_a_model_see(protocol: str, reads: list[int], ba
     result = evaluate_split(model, ZEROS, protocol=protocol, block_size=4, batch_size=batch_size)
     costs = [cost(read) for read in reads]
     assert result.nats == pytest.approx(sum(costs))
-    assert result.squares == pytest.approx(sum(c * c for c in costs))
+    mean = sum(costs) / 10  # of a text this short each prediction is a stretch
+    assert result.variance == pytest.approx(10 / 9 * sum((c - mean) ** 2 for c in costs))
     assert (result.predictions, result.characters, result.bytes) == (10, 10, 10)
     assert result.correct == sum(read >= 2 for read in reads)  # after one id, the other id is the likelier
     assert model.training
@@ -150,7 +151,7 @@ def test_figures_are_named_by_the_unit(
     assert "char" not in json.dumps(written)
     first, head, _ = table([result]).splitlines()
     assert f"4 predicted {count}" in first
-    assert head.split()[1:3] == heading
+    assert head.split()[1:4] == [heading[0], "±", *heading[1:]]
     assert "char" not in table([result])
 
 
@@ -159,23 +160,53 @@ def uniform(self: Counting, input_ids: torch.Tensor, past_key_values: Any, use_c
 
 
 def test_the_standard_error_equals_one_computed_by_hand() -> None:
-    costs = [0.5, 1.5, 1.0, 3.0]
+    """Stretches of 4, 4 and 2 predictions, at 1 nat each as a whole, and one that another process scored."""
+    variance = block_variance(torch.tensor([5.0, 2.0, 3.0, 0.0]), torch.tensor([4.0, 4.0, 2.0, 0.0]))
+    assert variance == pytest.approx(3 / 2 * (1**2 + 2**2 + 1**2))
     result = Evaluation(
-        protocol="blocks", split="test", nats=sum(costs), squares=sum(c * c for c in costs),
-        predictions=4, units=2, bytes=4, correct=1, block_size=8,
+        protocol="blocks", split="test", nats=10.0, variance=variance,
+        predictions=10, units=5, bytes=10, correct=1, block_size=8,
     )  # fmt: skip
-    assert result.standard_error == pytest.approx(np.std(costs) / 2 * 4 / 2)
-    assert result.accuracy == 0.25
-    assert result.nats_per_char == 3.0
+    assert result.standard_error == pytest.approx(3 / 5)
+    assert result.accuracy == 0.1
+    assert result.nats_per_char == 2.0
+    assert block_variance(torch.tensor([5.0]), torch.tensor([4.0])) == 0.0
+
+
+MOODS = np.array([[0.931, 0.049, 0.01, 0.01], [0.019, 0.001, 0.49, 0.49]])
+"""Chances of the next id in two moods, of which each lasts for about 50 ids; 0 and 1 belong to the first."""
+
+
+class KnowsMoods(Counting):
+    def __call__(self, input_ids: torch.Tensor, past_key_values: Any, use_cache: bool) -> Any:
+        return SimpleNamespace(logits=torch.tensor(MOODS).log()[input_ids // 2], past_key_values=None)
+
+
+def test_the_entropy_of_a_known_source_lies_within_two_standard_errors() -> None:
+    """In 19 of 20 texts, where errors for independent predictions would be too small."""
+    random, model = np.random.default_rng(1), KnowsMoods(vocab_size=4)
+    entropy = float(-(MOODS * np.log(MOODS)).sum() / 2)
+    inside = inside_naive = 0
+    for _ in range(20):
+        mood = np.cumsum(random.random(60_000) < 0.02) % 2
+        ids = 2 * mood + (random.random(60_000) < np.where(mood, 0.5, 0.05))
+        result = evaluate_split(model, ids, block_size=1000)
+        costs = -np.log(MOODS[ids[:-1] // 2, ids[1:]])
+        assert result.nats_per_char == pytest.approx(costs.mean(), rel=1e-5)
+        away = abs(result.nats_per_char - entropy)
+        inside += away < 1.96 * result.standard_error
+        inside_naive += away < 1.96 * costs.std() / math.sqrt(len(costs))
+    assert inside >= 19
+    assert inside_naive < inside - 3
 
 
 def test_extreme_scores_stay_finite() -> None:
     """Of a model that is lost, and of one that is equally sure everywhere but for rounding."""
     fields: dict[str, Any] = {"protocol": "blocks", "split": "test", "correct": 0, "block_size": 8}
-    lost = Evaluation(**fields, nats=1e6, squares=1e12, predictions=1, units=1, bytes=1)
+    lost = Evaluation(**fields, nats=1e6, variance=0.0, predictions=1, units=1, bytes=1)
     assert math.isfinite(lost.perplexity)
-    even = Evaluation(**fields, nats=3.0, squares=3.0 - 1e-15, predictions=3, units=3, bytes=3)
-    assert even.standard_error == 0.0
+    even = torch.full((3,), 1 / 3)
+    assert 0 <= block_variance(even, torch.ones(3)) < 1e-12
 
 
 @pytest.mark.parametrize("protocol", ["blocks", "sliding-2", "stateful"])
@@ -284,7 +315,15 @@ def test_a_table_fits_80_columns_and_json_has_the_figures() -> None:
     assert f"{result.characters:,} predicted characters" in lines[0]
     assert max(map(len, lines)) <= 80
     assert lines[0].startswith("zeros, validation split, ")
-    assert lines[1].split() == ["protocol", "nats/char", "bits/char", "bits/byte", "perplexity", "accuracy"]
+    assert lines[1].split() == [
+        "protocol",
+        "nats/char",
+        "±",
+        "bits/char",
+        "bits/byte",
+        "perplexity",
+        "accuracy",
+    ]
     assert lines[2].split()[0] == "stateful"
     written = json.loads(json.dumps(result.to_dict()))
     assert written["bits_per_char"] == result.bits_per_char
