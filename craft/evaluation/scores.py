@@ -97,8 +97,8 @@ class Evaluation:
 
     @property
     def standard_error(self) -> float:
-        """Of `nats_per_unit`: how far scores over other texts of this kind and length lie apart. It counts that
-        neighbouring predictions depend on each other, not that training runs differ."""
+        """Of `nats_per_unit`: how far scores over other texts of this kind and length lie apart. It counts
+        that neighbouring predictions depend on each other, not that training runs differ."""
         return math.sqrt(self.variance) / self.units
 
     def figures(self) -> dict[str, float]:
