@@ -69,7 +69,7 @@ KILLED = {"killed-accumulation": "accumulation", "killed-ema": "ema"}
 PROTOCOLS = {"lstm": ("blocks", "sliding-8", "stateful"), "transformer": ("blocks", "sliding-8")}
 """Of each model that is put to use after its run."""
 EXPERIMENTS = sorted(path.stem for path in (CHECKOUT / "configs" / "experiments").glob("*.yaml"))
-OF_A_CLOCK = ("elapsed", "runtime", "per_second")
+OF_A_CLOCK = ("elapsed", "wall", "runtime", "per_second")
 
 Facts = dict[str, str]
 

@@ -34,6 +34,7 @@ COMMANDS = {
     "export": "Write a model in another runtime's format (ONNX).",
     "serve": "Serve a model to OpenAI's clients, on this machine.",
     "push": "Put a trained model on the Hugging Face Hub.",
+    "visualize": "Draw several runs into one picture.",
     "configs": "List the models, data, training recipes and experiments.",
     "benchmark": "Measure craft's speed on this machine beside baselines.",
     "doctor": "Check that everything craft needs works on this machine.",

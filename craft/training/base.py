@@ -259,6 +259,7 @@ class Trainer(transformers.Trainer):
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """As in transformers, and into `metrics.jsonl`."""
         logs.setdefault("elapsed", round(self.watch.total(), 3))
+        logs.setdefault("wall", round(self.budget.elapsed(), 3))
         if self.guard.skipping:
             logs.pop("grad_norm", None)  # of the batch that was left out
         super().log(logs, start_time)

@@ -14,9 +14,10 @@ from craft.utils.files import explain_disk_errors, replace_text
 from craft.utils.units import unit_of
 
 
-def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The events of a run, in order; a killed process may have left half of one, which doesn't count."""
-    path = run_dir / METRICS_FILE
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The events in the folder of a run, or in a file of metrics, in order; a killed process may have left
+    half of one, which doesn't count."""
+    path = path / METRICS_FILE if path.is_dir() else path
     lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
     return [event for event in map(_parsed, lines) if event is not None and "step" in event]
 

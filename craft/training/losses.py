@@ -23,7 +23,7 @@ def without_label_shift(smoother: Any) -> Any:
     return smooth
 
 
-RESERVED = ("loss", "grad_norm", "learning_rate", "epoch", "step", "elapsed", "sample", "total_flos")
+RESERVED = ("loss", "grad_norm", "learning_rate", "epoch", "step", "elapsed", "wall", "sample", "total_flos")
 RESERVED_PREFIXES = ("eval_", "train_", "bits_per_", "nats_per_")
 """Names of what else is logged."""
 

@@ -156,6 +156,10 @@ def evaluation_file(model_name: str, dataset: str, root: Path = OUTPUTS, stamp: 
     return root / "evaluation" / f"eval_{slug(model_name)}_{slug(dataset)}_{stamp}.json"
 
 
+def visualization_file(kind: str, root: Path = OUTPUTS) -> Path:
+    return root / "visualizations" / f"{kind}_{unique_timestamp(root)}.png"
+
+
 def benchmark_file(test: str, hardware: str) -> Path:
     return OUTPUTS / "benchmarks" / f"benchmark_{slug(test)}_{slug(hardware)}_{unique_timestamp()}.json"
 

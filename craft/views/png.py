@@ -8,14 +8,17 @@ from bisect import bisect
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from craft.utils.errors import UserError
 from craft.utils.logging import get_logger
 from craft.views.loss_curve import LossCurve
+from craft.views.runs import RunCurves
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 logger = get_logger(__name__)
 
+RUNS = ("#d1495b", "#2e4057", "#edae49", "#00798c", "#8da0b8", "#66a182")
 TRAIN, VALIDATION, BEST = "#8da0b8", "#d1495b", "#2e4057"
 
 
@@ -73,6 +76,51 @@ def draw_loss_curve(curve: LossCurve | None, path: Path) -> Path | None:
         if curve.title:
             _set_title(axes, " ".join(curve.title.split()))
         figure.savefig(path)
+    return path
+
+
+def draw_runs(curves: RunCurves, path: Path) -> Path:
+    """Draws the validation of several runs, each with its name and its best at the end of its line.
+
+    Raises:
+        UserError: if matplotlib is missing.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import EngFormatter
+    except ImportError:
+        raise UserError(
+            'pictures need matplotlib: pip install "craft-lm[plots]"', code="package-missing"
+        ) from None
+
+    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    bests = {name: min(bits for _, bits in points) for name, points in curves.runs.items()}
+    for index, (name, points) in enumerate(curves.runs.items()):
+        label = f"{name}: {bests[name]:.3f} bits = {bests[name] * math.log(2):.3f} nats"
+        axes.plot(
+            *zip(*points), color=RUNS[index % len(RUNS)], linewidth=2, marker="o", markersize=4, label=label
+        )
+    # Of the first scores only as much as leaves room for the last ones.
+    lowest, highest = min(bests.values()), max(bests.values())
+    first = max(points[0][1] for points in curves.runs.values())
+    top = min(first, highest + max(0.5, 1.5 * (highest - lowest)))
+    margin = 0.06 * (top - lowest) + 0.01
+    axes.set_ylim(lowest - margin, top + margin)
+    axes.set_xlim(left=0)
+    axes.set_xlabel(
+        f"{curves.over} since the start of the process" if curves.over == "minutes" else curves.over
+    )
+    axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    axes.set_ylabel(f"validation, {curves.unit.label}")
+    axes.grid(alpha=0.25, linewidth=0.6)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    figure.legend(loc="outside upper left", edgecolor="none")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
     return path
 
 

@@ -329,7 +329,7 @@ def test_closed_streams(tmp_path: Path) -> None:
 def test_how_a_run_may_end(
     error: Exception, status: int, printed: tuple[str, str], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def start(*args: object) -> None:
+    def start(*args: object, **options: object) -> None:
         raise error
 
     monkeypatch.setattr("craft.cli.train.start", start)
@@ -346,7 +346,7 @@ def test_an_interrupt_is_a_word_and_a_bug_a_traceback(
 ) -> None:
     code = (
         "import craft.cli.train\nfrom craft.cli.main import main\n"
-        f"def start(*args):\n    raise {error}\n"
+        f"def start(*args, **options):\n    raise {error}\n"
         "craft.cli.train.start = start\nmain(['train'])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)

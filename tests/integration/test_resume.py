@@ -25,7 +25,7 @@ import tiny_run  # noqa: E402
 
 from craft.training.logging import read_metrics  # noqa: E402
 
-TIMES = ("elapsed", "chars_per_second", "eval_runtime", "train_runtime")
+TIMES = ("elapsed", "wall", "chars_per_second", "eval_runtime", "train_runtime")
 processes = multiprocessing.get_context("forkserver")
 
 
