@@ -22,7 +22,8 @@ from craft.utils.terminal import echo
     "protocols",
     multiple=True,
     metavar="NAME",
-    help="blocks, sliding-N, stateful or nanogpt-sampled; repeatable.  [default: the model's natural one]",
+    help="blocks, sliding-N, stateful, nanogpt-sampled or dynamic; repeatable.  "
+    "[default: the model's natural one]",
 )
 @click.option("--split", type=click.Choice(SPLITS), default="validation", help="Which part of the data.")
 @click.option(
@@ -65,10 +66,10 @@ def command(
     craft evaluate latest other.txt --split all
     craft evaluate outputs/models/MODEL --protocol blocks --protocol sliding-32
     """
-    from craft.evaluation.protocols import stride_of
+    from craft.evaluation.protocols import is_dynamic, stride_of
 
     for protocol in protocols:
-        stride_of(protocol)  # before anything is loaded
+        _ = is_dynamic(protocol) or stride_of(protocol)  # before anything is loaded
     where = resolve(model)
     folder = trusted(where, revision, trust_remote_code)
     from craft.evaluation.baselines import Baseline, baselines_of, between, in_order
@@ -97,7 +98,9 @@ def command(
     if as_json:
         echo(json.dumps([*map(Evaluation.to_dict, evaluations), *map(Baseline.to_dict, found)], indent=2))
     else:
-        echo(table(evaluations))
+        static = [each for each in evaluations if not is_dynamic(each.protocol)]
+        learning = [each for each in evaluations if is_dynamic(each.protocol)]
+        echo("\n\nlearning while it reads:\n".join(table(each) for each in (static, learning) if each))
         if found:
             echo("\n" + in_order(found, evaluations))
             echo(f"\nthe model is {between(found, evaluations[0].bits_per_unit)}")

@@ -14,7 +14,8 @@ from craft.data.facts import recorded_hashes, split_facts
 from craft.data.loaders import Corpus, load_corpus
 from craft.data.streaming import TextStream
 from craft.evaluation import SPLITS
-from craft.evaluation.protocols import default_protocol
+from craft.evaluation.dynamic import evaluate_dynamic
+from craft.evaluation.protocols import default_protocol, is_dynamic
 from craft.evaluation.scores import Evaluation, score
 from craft.utils.errors import UserError
 from craft.utils.hub import meant_as_repo_id
@@ -42,8 +43,8 @@ def evaluate_model(
         model, tokenizer: as `craft.inference.load` gives them.
         folder: where the model lies, with the record of its run.
         data: a text file, folder, glob, URL or Hub data set; `None` for what the model was trained on.
-        protocols: `blocks`, `sliding-N`, `stateful`, `nanogpt-sampled`; empty for the model's default
-            (`stateful` where it carries a state, else `blocks`).
+        protocols: `blocks`, `sliding-N`, `stateful`, `nanogpt-sampled`, `dynamic`; empty for the model's
+            default (`stateful` where it carries a state, else `blocks`).
         split: `train`, `validation`, `test`, or `all` for all three as one text.
         batch_size: windows scored at once.
         window: ids of a window; `None` for the one that the model was trained on.
@@ -56,16 +57,22 @@ def evaluate_model(
     corpus, ids, block_size = text_to_score(
         model, tokenizer, folder, data, split, window=window, allow_changes=allow_changes
     )
-    return score(
-        model,
-        tokenizer,
-        ids,
-        protocols or [default_protocol(model)],
-        block_size=block_size,
-        batch_size=batch_size,
-        split=split,
-        dataset=corpus.name,
-    )
+    learning = [protocol for protocol in protocols if is_dynamic(protocol)]
+    static = [protocol for protocol in protocols if protocol not in learning]
+    if not protocols:
+        static = [default_protocol(model)]
+    if learning and (split in ("train", "all") or not isinstance(corpus.train, np.ndarray)):
+        raise UserError(
+            f"protocol {learning[0]!r} finds its rate on a training text that isn't scored; choose --split "
+            "validation or test of a text that isn't streamed",
+            code="setting-conflict",
+        )
+    about: dict[str, Any] = {"block_size": block_size, "split": split, "dataset": corpus.name}
+    found = score(model, tokenizer, ids, static, batch_size=batch_size, **about) if static else []
+    for protocol in learning:
+        train: Any = corpus.train
+        found.append(evaluate_dynamic(model, train, ids, tokenizer=tokenizer, protocol=protocol, **about))
+    return found
 
 
 def text_to_score(

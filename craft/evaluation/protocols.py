@@ -9,10 +9,12 @@ prediction.
                 nanoGPT's estimate: windows from random places, each read from nothing and scored whole, so
                 that a character counts several times or never; always the same places
     stateful    a recurrent model reads the text from left to right, its state carried through
+    dynamic     the model goes on learning from what it has predicted; see `dynamic.py`
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -104,12 +106,34 @@ def stride_of(protocol: str) -> int:
     """
     stride = parsed_stride(protocol)
     if stride is None:
-        near = did_you_mean(protocol, (*PROTOCOLS, "sliding-32"))
+        near = did_you_mean(protocol, (*PROTOCOLS, "sliding-32", "dynamic"))
         raise UserError(
-            f"unknown protocol {protocol!r}{near}; use {', '.join(PROTOCOLS)} or sliding-N",
+            f"unknown protocol {protocol!r}{near}; use {', '.join(PROTOCOLS)}, sliding-N or dynamic",
             code="setting-value",
         )
     return stride
+
+
+def is_dynamic(protocol: str) -> bool:
+    """Whether it is "dynamic", or "dynamic-0.001" with the rate.
+
+    Raises:
+        UserError: for a rate that is none.
+    """
+    name, _, rate = protocol.partition("-")
+    if name != "dynamic":
+        return False
+    try:
+        fine = protocol == name or 0 < float(rate) < math.inf
+    except ValueError:
+        fine = False
+    if not fine:
+        raise UserError(
+            f"protocol {protocol!r}: the rate must be a number above 0, such as dynamic-0.001; 'dynamic' "
+            "finds one",
+            code="setting-value",
+        )
+    return True
 
 
 def check_protocol(protocol: str, *, carries_state: bool, block_size: int, context: int | None) -> int:
