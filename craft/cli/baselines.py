@@ -39,7 +39,8 @@ def command(arguments: tuple[str, ...], split: str, as_json: bool) -> None:
     held_out = corpus.validation if split == "validation" else corpus.test
     if held_out is None or len(held_out) < 2:
         raise UserError(
-            f"{corpus.name} has no {split} split; set data.{split}_size above 0", code="text-missing"
+            f"{corpus.name} has no {split} split to predict; make data.{split}_size larger",
+            code="text-missing",
         )
     found = baselines_of(corpus, held_out, split)
     if as_json:

@@ -84,26 +84,27 @@ def command(
             code="setting-conflict",
         )
     network, tokenizer = load(folder, trust_remote_code=trust_remote_code)
-    evaluations = evaluate_model(
-        *(network, tokenizer, folder, data, protocols, split, batch_size),
-        window=window,
-        allow_changes=allow_changes,
-    )
     found: list[Baseline] = []
     if with_baselines:
         corpus, ids, _ = text_to_score(
             *(network, tokenizer, folder, data, split), window=window, allow_changes=allow_changes
         )
         found = baselines_of(corpus, ids, split)
+    evaluations = evaluate_model(
+        *(network, tokenizer, folder, data, protocols, split, batch_size),
+        window=window,
+        allow_changes=allow_changes,
+    )
+    static = [each for each in evaluations if not is_dynamic(each.protocol)]
+    learning = [each for each in evaluations if is_dynamic(each.protocol)]
     if as_json:
         echo(json.dumps([*map(Evaluation.to_dict, evaluations), *map(Baseline.to_dict, found)], indent=2))
     else:
-        static = [each for each in evaluations if not is_dynamic(each.protocol)]
-        learning = [each for each in evaluations if is_dynamic(each.protocol)]
         echo("\n\nlearning while it reads:\n".join(table(each) for each in (static, learning) if each))
         if found:
-            echo("\n" + in_order(found, evaluations))
-            echo(f"\nthe model is {between(found, evaluations[0].bits_per_unit)}")
+            echo("\n" + in_order(found, static))
+        if found and static:
+            echo(f"\nthe model is {between(found, static[0].bits_per_unit)}")
     file = evaluation_file(network.config.model_type, evaluations[0].dataset)
     save_scores(evaluations, where, file, found)
     echo(f"saved {file}", err=True)  # stdout is for the figures alone

@@ -21,23 +21,22 @@ from craft.views.runs import AXES
 def command(runs: tuple[Path, ...], over: str, output: Path | None) -> None:
     """Draw the validation of several runs into one picture.
 
-    RUN is the folder of a run or of a finished model, or a file of metrics (one JSON object a line, with
-    eval_bits_per_char and wall, in seconds).
+    RUN is the folder of a run or of a finished model, or a file of metrics: one JSON object a line, with
+    step, wall (seconds) and eval_bits_per_char.
 
     \b
-    craft visualize outputs/models/*/
+    craft visualize outputs/models/*_step_*
     craft visualize runs/a runs/b --over characters --output ab.png
     """
     from craft.utils.outputs import visualization_file
     from craft.views.png import draw_runs
     from craft.views.runs import run_curves
 
-    histories = {_name(run): _metrics(run) for run in runs}
+    names = [run.name if run.is_dir() else run.stem for run in runs]
+    if len(set(names)) < len(names):
+        names = [str(run) for run in runs]
+    histories = {name: _metrics(run) for name, run in zip(names, runs)}
     echo(str(draw_runs(run_curves(histories, over), output or visualization_file("runs"))))
-
-
-def _name(run: Path) -> str:
-    return run.name if run.is_dir() else run.stem
 
 
 def _metrics(run: Path) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from craft.config.fields import INIT_FIELDS
-from craft.utils.common import parsed_stride
+from craft.utils.common import is_protocol, parsed_stride
 from craft.utils.errors import Code, UserError, one_line
 from craft.utils.masking import masked
 from craft.utils.settings import yaml_word
@@ -112,7 +112,7 @@ def check_sections(models: Values, data: Values, training: Values, recurrent: bo
                 f"training.{name}=true does not work with {model_type}: it drops the recurrent state; lower "
                 "training.per_device_train_batch_size to save memory"
             )
-    for protocol in (training["eval_protocol"], *(training.get("eval_protocols") or ())):
+    for protocol in filter(is_protocol, (training["eval_protocol"], *(training.get("eval_protocols") or ()))):
         name = "eval_protocol" if protocol == training["eval_protocol"] else "eval_protocols"
         if protocol == "stateful" and not recurrent:
             refuse(

@@ -19,10 +19,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from craft.data.facts import split_facts
-from craft.evaluation.scores import FEWEST_STRETCHES, STRETCH, Evaluation, block_variance
+from craft.evaluation.protocols import check_protocol
+from craft.evaluation.scores import Evaluation, block_variance, check_text, stretch_length
 from craft.utils.units import unit_of
 
-RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 SEARCHED = 10_000
 """Ids of the end of the training text, on which a rate is found."""
 MEASURED = 50
@@ -52,16 +53,21 @@ def evaluate_dynamic(
 
     Returns:
         With the rate in its protocol.
+
+    Raises:
+        UserError: as `evaluate_split`.
     """
+    unit = unit_of(tokenizer)
+    check_text(model, ids, split, unit)
+    context = getattr(model.config, "max_position_embeddings", None)
+    check_protocol("blocks", carries_state=model.carries_state, block_size=block_size, context=context)
     reader = _Reader(model, block_size)
     scales = reader.scales(train[: MEASURED * block_size + 1])
     typed = protocol.partition("-")[2]
     rate = float(typed) if typed else reader.best_rate(train[-SEARCHED:], scales)
     costs = torch.cat(list(reader.costs(ids, rate, scales))).double()
     predicted = np.asarray(ids[1:])
-    stretch = max(1, min(STRETCH, len(costs) // FEWEST_STRETCHES))
-    pieces = torch.split(costs, stretch)
-    unit = unit_of(tokenizer)
+    pieces = torch.split(costs, stretch_length(len(costs)))
     return Evaluation(
         protocol=f"dynamic-{rate:g}",
         split=split,
@@ -98,7 +104,7 @@ class _Reader:
         best, least = 0.0, math.inf
         for rate in RATES:
             nats = sum(float(costs.sum()) for costs in self.costs(ids, rate, scales))
-            if nats > least:
+            if not nats < least:  # also where it is NaN
                 break
             best, least = rate, nats
         return best
@@ -120,20 +126,26 @@ class _Reader:
         """For each weight the root mean square of its gradients on a text, and the mean of all of these, so
         that what hardly ever learnt doesn't leap."""
         model = self._copy()
-        squares = [torch.zeros_like(weight) for weight in model.parameters()]
+        squares, stretches = [torch.zeros_like(weight) for weight in model.parameters()], 0
         for costs in self._losses(model, ids):
+            stretches += 1
             model.zero_grad()
             costs.mean().backward()
             for square, weight in zip(squares, model.parameters()):
                 if weight.grad is not None:
                     square += weight.grad.square()
-        roots = [square.sqrt() for square in squares]
+        roots = [(square / stretches).sqrt() for square in squares]
         mean = sum(float(root.sum()) for root in roots) / sum(root.numel() for root in roots)
         return [root + max(mean, 1e-12) for root in roots]
 
     def _copy(self) -> Any:
         model = copy.deepcopy(self.start)
         model.eval()  # without dropout
+        for module in model.modules():
+            if hasattr(
+                module, "weight_ih_l0"
+            ):  # a recurrent cell: cuDNN keeps gradients in training mode alone
+                module.train()
         return model
 
     def _losses(self, model: Any, ids: np.ndarray) -> Iterator[Tensor]:

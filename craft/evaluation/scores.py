@@ -30,7 +30,7 @@ from craft.evaluation.protocols import (
     rows_of,
 )
 from craft.utils.errors import UserError
-from craft.utils.units import unit_named, unit_of
+from craft.utils.units import Unit, unit_named, unit_of
 
 STRETCH, FEWEST_STRETCHES = 1000, 50
 """Predictions of a stretch of text for the standard error, fewer where there would be too few stretches."""
@@ -205,24 +205,15 @@ def evaluate_split(
     Raises:
         UserError: if the text is too short, or the protocol is unknown or not for this model.
     """
-    predictions, unit = len(ids) - 1, unit_of(tokenizer)
-    if predictions < 1:
-        raise UserError(
-            f"the {split} split has {len(ids)} {unit.plural} and the first can't be predicted; add text",
-            code="text-short",
-        )
-    if getattr(model, "lookahead", 1) < 1:
-        raise UserError(
-            f"a {type(model).__name__} predicts no next {unit.name}, so no text can be scored by it",
-            code="model-mismatch",
-        )
+    unit = unit_of(tokenizer)
+    predictions = check_text(model, ids, split, unit)
     carries = bool(getattr(model, "carries_state", False))
     context = getattr(model.config, "max_position_embeddings", None)
     check_protocol(protocol, carries_state=carries, block_size=block_size, context=context)
     rows = rows_of(protocol, predictions, block_size, streams or parallel_streams(predictions, batch_size))
     per_row = min(rows.length, block_size) * model.config.vocab_size
     batch_size = max(1, min(batch_size, LARGEST_LOGITS // per_row))
-    stretch = max(1, min(STRETCH, predictions // FEWEST_STRETCHES))
+    stretch = stretch_length(predictions)
     # Correct ones, units, bytes; nats and counts by stretch. On the CPU: not every device knows float64.
     sums = torch.zeros(3 + 2 * -(-predictions // stretch), dtype=torch.float64)
     counts = (None, None) if tokenizer is None else (tokenizer.id_units, tokenizer.id_bytes)
@@ -256,6 +247,30 @@ def evaluate_split(
         dataset=dataset,
         unit=unit.name,
     )
+
+
+def check_text(model: Any, ids: np.ndarray, split: str, unit: Unit) -> int:
+    """How many predictions of a text a model makes.
+
+    Raises:
+        UserError: if there are none.
+    """
+    if len(ids) < 2:
+        raise UserError(
+            f"the {split} split has {len(ids)} {unit.plural} and the first can't be predicted; add text",
+            code="text-short",
+        )
+    if getattr(model, "lookahead", 1) < 1:
+        raise UserError(
+            f"a {type(model).__name__} predicts no next {unit.name}, so no text can be scored by it",
+            code="model-mismatch",
+        )
+    return len(ids) - 1
+
+
+def stretch_length(predictions: int) -> int:
+    """Of how many predictions the stretches are from which the standard error is taken."""
+    return max(1, min(STRETCH, predictions // FEWEST_STRETCHES))
 
 
 def _score(

@@ -56,9 +56,9 @@ PROTOCOLS = ("blocks", "stateful", "nanogpt-sampled")
 PROTOCOL_NAMES = f"{', '.join(PROTOCOLS)}, or sliding-N such as sliding-32"
 
 
-def is_protocol(name: str) -> bool:
+def is_protocol(name: object) -> bool:
     """Whether a text can be scored by a protocol of this name."""
-    return name in PROTOCOLS or bool(parsed_stride(name))
+    return name in PROTOCOLS or (isinstance(name, str) and bool(parsed_stride(name)))
 
 
 def parsed_stride(protocol: str) -> int | None:

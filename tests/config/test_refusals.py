@@ -67,6 +67,7 @@ MISTAKES: dict[Code, list[tuple[str, ...]]] = {
         ("training.eval_strategy=sometimes", "no, steps, epoch"),
         ("training.eval_protocol=block", "training.eval_protocol=block ", "blocks", "sliding-N"),
         ("training.eval_protocol=sliding-0", "sliding-N"),
+        ("training.eval_protocols=[32]", "training.eval_protocols"),
         ("training.eval_protocols=[blocks,slide-8]", "slide-8", "nanogpt-sampled", "sliding-N"),
         ("training.eval_protocol=sliding-²", "training.eval_protocol=sliding-²"),
         ("training.log_level=wanring", "'warning'"),
