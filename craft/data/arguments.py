@@ -35,6 +35,9 @@ _NAMES = must(
     "hold texts alone, none of them empty",
     lambda x: not isinstance(x, list) or all(isinstance(each, str) and each for each in x),
 )
+SHARED = 2_000_000
+"""Ids of a corpus, at its beginning if it is a stream, of which a fraction is one: scoring a tenth of a long
+text would take more time than it tells."""
 _SHARE = must(
     "be 0 or more: a fraction below 1 or a whole number of characters",
     lambda x: 0 <= x < 1 or (x >= 1 and x == int(x)),
@@ -73,7 +76,8 @@ class DataArguments:
             `utf-16`); None is UTF-8, and for tables what their byte-order mark says.
         errors: bytes that aren't of the encoding are refused (`strict`) or become U+FFFD (`replace`).
         validation_size: a fraction below 1, or a number of characters (bytes for the byte tokenizer), cut
-            from the end of the corpus; 0 leaves no validation split.
+            from the end of the corpus; 0 leaves no validation split. A fraction is one of two million
+            characters at most, so that a tenth is never more than 200,000.
         test_size: as `validation_size`; the test split lies behind the validation split.
         block_size: T, the number of characters a window predicts; windows hold T + 1 ids.
         order: `shuffled` (an epoch visits non-overlapping windows, shuffled, from a random phase) or `random`

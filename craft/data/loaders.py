@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from craft.data.arguments import DataArguments
+from craft.data.arguments import SHARED, DataArguments
 from craft.data.base import BaseDataset
 from craft.data.cache import Cache
 from craft.data.char_dataset import CharDataset
@@ -98,13 +98,14 @@ def load_corpus(
     test_size = 0 if "test" in whole else args.test_size
     train, validation, test = cut(whole["train"], validation_size, test_size, tokenizer)
     keys = [content_key(found, tokenizer) for found in scans.values()]
+    sizes = [validation_size, test_size, *([SHARED] if len(whole["train"]) > SHARED else [])]
     return Corpus(
         tokenizer=tokenizer,
         train=train,
         validation=whole.get("validation", validation),
         test=whole.get("test", test),
         name=args.label,
-        fingerprint=hashlib.sha256(repr((keys, validation_size, test_size)).encode()).hexdigest()[:16],
+        fingerprint=hashlib.sha256(repr((keys, *sizes)).encode()).hexdigest()[:16],
         n_units=sum(n * (len(c.encode()) if tokenizer.unit == "byte" else 1) for c, n in counts.items()),
         documents=sources["train"].documents,
     )
@@ -161,7 +162,8 @@ def cut(
     """Contiguous (train, validation, test); a split of size 0 is None.
 
     Sizes are fractions below 1 or counts of ids. With fractions, train is the first
-    `int(n * (1 - validation - test))` ids, which for 0.1 is nanoGPT's `int(n * 0.9)`.
+    `int(n * (1 - validation - test))` ids, which for 0.1 is nanoGPT's `int(n * 0.9)`; of a long text they are
+    those of `SHARED` ids.
 
     Raises:
         UserError: if nothing is left for training.
@@ -172,7 +174,9 @@ def cut(
         fractions = sum(size for size in sizes if size < 1)
         counts = int(sum(size for size in sizes if size >= 1))
         # Rounded, because 1 - 0.05 - 0.05 falls just short of 0.9.
-        return tokenizer.processor.boundary(array, int(len(array) * round(1 - fractions, 12)) - counts)
+        shared = min(len(array), SHARED)
+        rest = len(array) - shared + int(shared * round(1 - fractions, 12))
+        return tokenizer.processor.boundary(array, rest - counts)
 
     middle, last = before(validation_size, test_size), before(test_size)
     if middle < 1:

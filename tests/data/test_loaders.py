@@ -51,7 +51,7 @@ def test_tiny_shakespeare_is_cut_as_nanogpt_cuts_it(shakespeare: Path) -> None:
 
 @settings(deadline=None)
 @given(
-    st.integers(2, 10**7),
+    st.integers(2, 2 * 10**6),
     st.sampled_from([0.0, 0.01, 0.05, 0.1, 0.2, 0.25]),
     st.sampled_from([0.0, 0.05, 0.1, 0.3]),
 )
@@ -67,6 +67,19 @@ def test_fractions_are_cut_as_nanogpt_would_cut_them(n: int, validation: float, 
     assert [p is None for p in parts] == [False, not validation, not test]
     if test:
         assert len(parts[2]) == n - int(n * ((100 - round(test * 100)) / 100))
+
+
+def test_a_fraction_of_a_long_text_is_one_of_two_million() -> None:
+    ids, tokenizer = np.broadcast_to(np.uint8(4), 30_000_000), CharTokenizer.train(["a"])
+    assert [len(part) for part in cut(ids, 0.1, 0.05, tokenizer) if part is not None] == [
+        29_700_000,
+        200_000,
+        100_000,
+    ]
+    assert [len(part) for part in cut(ids, 3_000_000, 0, tokenizer) if part is not None] == [
+        27_000_000,
+        3_000_000,
+    ]
 
 
 def test_sizes_above_one_count_characters() -> None:
