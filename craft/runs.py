@@ -6,7 +6,7 @@ A refused run writes nothing, so that a typing mistake costs no record of an ear
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -73,10 +73,12 @@ def what_to_resume(
 
     def look() -> Path | Finished | None:
         finished = finished_at(folder) is not None
-        saved = fields_or_empty(folder / RUN_CONFIG)
-        if run.training.get("time_plan") is None and (saved.get("training") or {}).get("time_plan"):
-            saved["training"]["time_plan"] = None  # it was made when that run began
-        if finished and saved == run.to_dict():
+        # What was left open when that run began may have become anything.
+        left_open = [*run.automatic, *([] if run.training.get("time_plan") else ["training.time_plan"])]
+        saved, asked = (
+            drop_settings(left_open, plain) for plain in (fields_or_empty(folder / RUN_CONFIG), run.to_dict())
+        )
+        if finished and saved == asked:
             return Finished(folder)
         if any(checkpoints(folder)):
             return folder
@@ -85,6 +87,30 @@ def what_to_resume(
         return None
 
     return on_rank0_broadcast(look)
+
+
+def choose_as_before(run: Run, folder: Path) -> Run:
+    """A run to resume with its open settings as they were chosen when it began."""
+    saved = fields_or_empty(folder / RUN_CONFIG)
+    if not run.automatic or not saved:
+        return run
+    sections = {key: key.partition(".") for key in run.automatic}
+    return run.filled(
+        {
+            key: saved[section][name] if name else saved[section]
+            for key, (section, _, name) in sections.items()
+        }
+    )
+
+
+def drop_settings(settings: Sequence[str], run: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved run but for some settings; a name without a dot is a whole section."""
+    rest = {name: section for name, section in run.items() if name not in (*settings, "automatic")}
+    for key in settings:
+        section, _, name = key.partition(".")
+        if isinstance(rest.get(section), Mapping):
+            rest[section] = {other: value for other, value in rest[section].items() if other != name}
+    return rest
 
 
 def name_run(

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from craft.building import build_model, saved_tokenizers, starting_tokenizer
-from craft.runs import describe_model, export, name_run, record, share, what_to_resume
+from craft.runs import choose_as_before, describe_model, export, name_run, record, share, what_to_resume
 from craft.utils import launch
 from craft.utils.common import SAMPLE_CHARACTERS, human
 from craft.utils.files import explain_disk_errors, sha256
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from craft.config.schema import Run
+    from craft.data.arguments import DataArguments
     from craft.data.loaders import Corpus
     from craft.data.tokenization import CharTokenizer
     from craft.evaluation.scores import Evaluation
@@ -106,18 +107,16 @@ def workflow(
     # 1. Configuration
     from transformers import set_seed
 
-    from craft.data.arguments import DataArguments
-    from craft.training.arguments import CraftTrainingArguments
-
-    data = DataArguments(**run.data)
-    args = CraftTrainingArguments(**{"output_dir": str(OUTPUTS / "models"), **run.training})
+    data, args = arguments(run)
     setup_logging(main_process=args.process_index == 0)
     found = what_to_resume(run, args, resume)
     if isinstance(found, Finished):
         logger.info(str(found))
         return None
     resume = found
-    set_seed(args.seed)
+    if resume is not None and run.automatic:
+        run = choose_as_before(run, Path(resume))
+        data, args = arguments(run)
 
     # 2. Dataset
     from craft.data.loaders import load_corpus, train_dataset
@@ -127,8 +126,14 @@ def workflow(
         corpus = load_corpus(data, tokenizer, extend=run.models.get("extend_vocab", False))
     corpus.tokenizer.encode_ids(args.sample_prompt or "", "training.sample_prompt")  # not after training
     logger.info(f"data      {describe(corpus)}")
+    if run.automatic:
+        from craft.sizing import choose_size
+
+        run = choose_size(run, corpus, began)
+        data, args = arguments(run)
 
     # 3. Model
+    set_seed(args.seed)
     resumed = bool(saved_tokenizers(resume))  # rather than started again
     model = build_model(run.models, corpus.tokenizer, data.block_size, corpus.documents, resumed)
     args.settle_precision()
@@ -193,6 +198,15 @@ def workflow(
     lines.final(sha256(*sorted(model_dir.glob("model*.safetensors"))))
     share(trainer, model_dir)
     return TrainResult(model_dir, evaluations, sample)
+
+
+def arguments(run: Run) -> tuple[DataArguments, CraftTrainingArguments]:
+    """What the sections `data` and `training` of a run say."""
+    from craft.data.arguments import DataArguments
+    from craft.training.arguments import CraftTrainingArguments
+
+    training = {"output_dir": str(OUTPUTS / "models"), **run.training}
+    return DataArguments(**run.data), CraftTrainingArguments(**training)
 
 
 def describe(corpus: Corpus) -> str:

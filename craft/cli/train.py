@@ -18,6 +18,12 @@ from craft.utils.terminal import echo
     help="Be done after so many minutes, scored and saved: the number of steps follows from the speed of "
     "this machine (training.max_minutes).",
 )
+@click.option(
+    "--size",
+    type=click.Choice(["auto"]),
+    help="Choose the model and its recipe for this text, this machine and this time: the default for a TEXT "
+    "if no model is named.",
+)
 @click.option("--config", "config_file", type=PATH, metavar="FILE", help="Repeat a saved run.")
 @click.option(
     "--config-dir",
@@ -43,6 +49,7 @@ from craft.utils.terminal import echo
 def command(
     arguments: tuple[str, ...],
     minutes: str | None,
+    size: str | None,
     config_file: Path | None,
     config_dir: Path | None,
     print_config: bool,
@@ -72,7 +79,18 @@ def command(
         )
     if minutes is not None:
         arguments = (*arguments, f"training.max_minutes={minutes}")
-    start(split_text(arguments), print_config, resume, allow_changes, config_file, config_dir)
+    saved = config_file is not None or resume not in (None, "auto")
+    if size is not None and saved:
+        raise click.UsageError("--size auto is for a new run; a saved one has its model")
+    start(
+        split_text(arguments),
+        print_config,
+        resume,
+        allow_changes,
+        config_file,
+        config_dir,
+        choose=False if saved else (True if size else None),
+    )
 
 
 def start(
@@ -83,12 +101,14 @@ def start(
     config_file: Path | None = None,
     config_dir: Path | None = None,
     revision: str | None = None,
+    choose: bool | None = False,
 ) -> None:
     """Composes a run and trains it, or goes on with one under the configuration that is saved in it.
 
     Args:
         resume: None, "auto", "latest", the folder of a run, or one on the Hub.
         revision: which version of it on the Hub.
+        choose: whether the model is chosen, see `compose`.
     """
     from craft.config.compose import compose
     from craft.utils.outputs import RUN_CONFIG
@@ -104,7 +124,7 @@ def start(
             found = found.run_dir
         resume, config_file = found, config_file or found / RUN_CONFIG
     with exit_on_signal(NOTHING_YET):
-        run = compose(overrides, config_dir=config_dir, config_file=config_file)
+        run = compose(overrides, config_dir=config_dir, config_file=config_file, choose=choose)
     if print_config:
         echo(run.to_yaml(), nl=False)
         return

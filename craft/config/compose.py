@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from craft.config.automatic import left_open
 from craft.config.command_line import resets, set_value, split_overrides
 from craft.config.files import builtin_folder, config_folders, located, short
 from craft.config.pretrained import reconcile, start_from
@@ -23,7 +24,10 @@ from craft.utils.settings import SECTIONS
 
 
 def compose(
-    overrides: Sequence[str] = (), config_dir: str | Path | None = None, config_file: str | Path | None = None
+    overrides: Sequence[str] = (),
+    config_dir: str | Path | None = None,
+    config_file: str | Path | None = None,
+    choose: bool | None = False,
 ) -> Run:
     """The run that a command line describes.
 
@@ -32,6 +36,8 @@ def compose(
         config_dir: a folder with `models/`, `data/`, `training/`, `experiments/` whose files add to craft's
             own and shadow those of the same name.
         config_file: a saved run to start from instead of the groups.
+        choose: whether the model is chosen once the text is read; None lets what was typed decide, see
+            `left_open`.
 
     Raises:
         UserError: for anything that isn't a possible run; no text has been read by then.
@@ -58,6 +64,9 @@ def compose(
             if start is not None:
                 reconcile(config, start, values)
             plain: Any = OmegaConf.to_container(config, resolve=True)
+            plain["automatic"] = left_open(choices, values, plain, choose)
+            if "training.global_batch_size" in plain["automatic"]:
+                plain["training"]["global_batch_size"] = None  # a file's may not suit the number of processes
             return Run.of(plain)
 
 

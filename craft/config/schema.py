@@ -7,10 +7,11 @@ The keys of each section are the fields of the class that receives it (`DataArgu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from craft.config.automatic import chosen_settings
 from craft.config.fields import defaults, section_fields, section_of, suggest
 from craft.config.rules import check_sections, model_config, refuse_secret
 from craft.utils.common import did_you_mean
@@ -28,12 +29,15 @@ class Run:
         data: the fields of `DataArguments`.
         training: the fields of `CraftTrainingArguments`.
         experiment: the name of the experiment it was composed from, for names and records.
+        automatic: settings that `craft.sizing` chooses once the text is read, see `config/automatic.py`; none
+            in a run that was trained.
     """
 
     models: dict[str, Any]
     data: dict[str, Any]
     training: dict[str, Any]
     experiment: str = "none"
+    automatic: Sequence[str] = ()
 
     @classmethod
     def of(cls, mapping: Mapping[str, Any]) -> Run:
@@ -49,7 +53,7 @@ class Run:
                     "'# @package _global_'",
                     code="setting-unknown",
                 )
-            if key not in (*SECTIONS, "experiment"):
+            if key not in (*SECTIONS, "experiment", "automatic"):
                 hint = did_you_mean(str(key), SECTIONS)
                 raise UserError(
                     f"unknown section {str(key)!r}{hint} (a run has {', '.join(SECTIONS)})",
@@ -59,17 +63,39 @@ class Run:
         complete = {name: {**defaults(name, section), **section} for name, section in written.items()}
         complete["data"] = _check_rules(**complete)
         own = {name: _own(name, complete[name], section) for name, section in written.items()}
-        return cls(experiment=str(mapping.get("experiment", "none")), **own)
+        automatic = _check_automatic(mapping.get("automatic") or [])
+        return cls(experiment=str(mapping.get("experiment", "none")), automatic=automatic, **own)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, valid for `Run.of`."""
-        return {"experiment": self.experiment, **{name: dict(getattr(self, name)) for name in SECTIONS}}
+        open_settings = {"automatic": list(self.automatic)} if self.automatic else {}
+        sections = {name: dict(getattr(self, name)) for name in SECTIONS}
+        return {"experiment": self.experiment, **open_settings, **sections}
+
+    def filled(self, settings: Mapping[str, Any]) -> Run:
+        """The run with its open settings as `settings` has them, by their command-line names; "models" is
+        that whole section."""
+        plain = self.to_dict()
+        for key in self.automatic:
+            section, _, name = key.partition(".")
+            plain[section] = {**plain[section], name: settings[key]} if name else settings[key]
+        return Run.of({**plain, "automatic": []})
 
     def to_yaml(self) -> str:
         """YAML that `craft train --config FILE` repeats."""
         import yaml
 
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=110)
+
+
+def _check_automatic(names: Any) -> list[str]:
+    known = chosen_settings()
+    if isinstance(names, list) and (wrong := [name for name in names if name not in known]) == []:
+        return names
+    wrong = wrong[0] if isinstance(names, list) else names
+    raise UserError(
+        f"automatic holds {yaml_word(wrong)}; it may be a list of {', '.join(known)}", code="setting-value"
+    )
 
 
 def _check_section(section: str, values: Any) -> dict[str, Any]:

@@ -181,20 +181,12 @@ class TimeBudget:
                 f"{checkpointer.run_dir} was begun with a number of steps; set training.max_steps",
                 code="run-changed",
             )
-        if self.trainer.is_fsdp_enabled:
-            raise UserError(
-                "training.max_minutes tries steps and takes them back, which a sharded model (FSDP) can't; "
-                "set training.max_steps",
-                code="setting-conflict",
-            )
         self.costs = costs = measure(self.trainer, self.protocols)
 
         def decide() -> list[list[int]]:
-            def cost(total: int) -> float:
-                return seconds_left(costs, 0, total, self.intervals(total))
-
-            needed, steps = self.elapsed() + cost(1), most_steps(self.seconds - self.elapsed(), cost)
+            steps = self.steps_within(self.seconds - self.elapsed(), costs)
             if steps < 1:
+                needed = self.elapsed() + seconds_left(costs, 0, 1, self.intervals(1))
                 raise UserError(
                     f"training.max_minutes={self.trainer.args.max_minutes:g} is too little: start, one step, "
                     f"scoring and saving take about {needed:.0f} s here; give "
@@ -205,6 +197,10 @@ class TimeBudget:
             return [[0, steps]]
 
         return on_rank0_broadcast(decide)
+
+    def steps_within(self, seconds: float, costs: Costs) -> int:
+        """The most steps of a new run that is scored and saved within so many seconds; 0 without time."""
+        return most_steps(seconds, lambda total: seconds_left(costs, 0, total, self.intervals(total)))
 
     def _announce(self, steps: int) -> None:
         trainer, minutes = self.trainer, self.trainer.args.max_minutes

@@ -22,7 +22,7 @@ from craft.training.checkpointing.parts import Generators, StepSnapshot
 from craft.training.distributed.agreement import on_rank0_broadcast
 from craft.training.memory import is_out_of_memory, out_of_memory_message, set_micro_batch_size
 from craft.utils.common import SAMPLE_CHARACTERS
-from craft.utils.errors import TrainingFailed
+from craft.utils.errors import TrainingFailed, UserError
 
 WARM_UP = 3
 TRIAL_SECONDS = 1.5
@@ -47,13 +47,23 @@ class Costs:
     ending: float
 
 
-def measure(trainer: Any, protocols: Sequence[str]) -> Costs:
+def measure(trainer: Any, protocols: Sequence[str], trial_seconds: float = TRIAL_SECONDS) -> Costs:
     """Tries what a run does, before it begins. All processes come here; what the first one measured counts.
 
     Args:
         protocols: by which the finished model is scored in the first process, after training.
+        trial_seconds: for about how long steps are tried.
+
+    Raises:
+        UserError: for a sharded model.
     """
-    step = step_seconds(trainer)
+    if trainer.is_fsdp_enabled:
+        raise UserError(
+            "training.max_minutes tries steps and takes them back, which a sharded model (FSDP) can't; "
+            "set training.max_steps",
+            code="setting-conflict",
+        )
+    step = step_seconds(trainer, trial_seconds)
 
     def rest() -> Costs:
         validation, ids = getattr(trainer, "validation", None), trainer.eval_dataset

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -94,6 +95,30 @@ def test_two_processes_have_one_plan(folder: Path) -> None:
     again, _ = run(folder, *TORCHRUN, "craft", *config)
     assert again == out.splitlines()[-1]
     assert settings(folder / "again")["time_plan"] == plan
+
+
+def test_a_size_is_chosen_for_a_text_and_kept_with_the_run(folder: Path) -> None:
+    own = ("my.txt", "training.report_to=none", "training.sample_chars=20", "training.precision=fp32")
+    process, run_dir = planned(folder, *CRAFT, "train", *own)
+    out, said = process.communicate(timeout=400)
+    assert process.returncode == 0, said
+    saved = yaml.safe_load((run_dir / "craft_run.yaml").read_text())
+    assert "automatic" not in saved
+    assert saved["models"]["model_type"] in ("char_lstm", "char_transformer")
+    assert re.search(r"size +\w+ \d+x\d+, dropout", said)
+    config = str(run_dir / "craft_run.yaml")
+    again, _ = run(folder, *CRAFT, "train", "--config", config, "training.output_dir=again")
+    assert again == out.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_two_processes_choose_one_size(folder: Path) -> None:
+    own = ("my.txt", "training.report_to=none", "training.sample_chars=20", "training.use_cpu=true")
+    process, run_dir = planned(folder, *TORCHRUN, "craft.train", *own)
+    _, said = process.communicate(timeout=400)
+    assert process.returncode == 0, said
+    assert said.count("size      ") == 1
+    assert "automatic" not in yaml.safe_load((run_dir / "craft_run.yaml").read_text())
 
 
 def test_too_little_time_is_one_line(folder: Path) -> None:
