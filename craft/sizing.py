@@ -195,7 +195,7 @@ def features(size: Size, text: Text, ids: float) -> list[float]:
     read, length, matrices = (math.log(count / 1e6) for count in (ids, text.ids, size.matrices))
     again = max(0.0, read - length)
     is_transformer = float(size.architecture == "transformer")
-    return [1.0, read, length, again, matrices, matrices**2, matrices * length, is_transformer]
+    return [1.0, read, length, again, matrices, matrices**2, matrices * read, is_transformer]
 
 
 def _words(choice: Choice, run: Run, text: Text, tokenizer: CharTokenizer) -> str:
