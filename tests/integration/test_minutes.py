@@ -22,6 +22,14 @@ SMALL = [
     *("training.global_batch_size=4", "training.report_to=none", "training.sample_chars=20"),
     *("training.precision=fp32", "training.save_steps=0.1"),
 ]
+UNSAID = [
+    "my.txt",
+    "training.report_to=none",
+    "training.sample_chars=20",
+    "training.precision=fp32",
+    "training.save_steps=0.1",
+]
+"""Nothing of the model."""
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
 CRAFT = [sys.executable, "-m", "craft"]
 
@@ -70,14 +78,18 @@ def settings(saved: Path) -> dict[str, object]:
 
 
 def test_a_killed_run_ends_as_its_plan_repeated_from_the_start(folder: Path) -> None:
-    process, run_dir = planned(folder, *CRAFT, "train", *SMALL)
+    """Also that of a model that was chosen: neither is decided anew."""
+    process, run_dir = planned(folder, *CRAFT, "train", *UNSAID)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    _, said = process.communicate()
+    assert re.search(r"size +\w+ \d+x\d+, dropout", said)
+    assert "automatic" not in yaml.safe_load((run_dir / "craft_run.yaml").read_text())
     plan = settings(run_dir)["time_plan"]
     assert isinstance(plan, list)
-    resumed, said = run(folder, *CRAFT, "resume", "run")
+    resumed, said = run(folder, *CRAFT, "train", *UNSAID, "--resume", "auto", "training.output_dir=run")
     assert f"{plan[-1][1]:,} steps" in said
     assert "took " in said
+    assert "size   " not in said
     (model,) = folder.glob(f"run_step_{plan[-1][1]}")
     assert settings(model)["time_plan"] == settings(run_dir)["time_plan"] == plan
     config = str(run_dir / "craft_run.yaml")
@@ -97,24 +109,9 @@ def test_two_processes_have_one_plan(folder: Path) -> None:
     assert settings(folder / "again")["time_plan"] == plan
 
 
-def test_a_size_is_chosen_for_a_text_and_kept_with_the_run(folder: Path) -> None:
-    own = ("my.txt", "training.report_to=none", "training.sample_chars=20", "training.precision=fp32")
-    process, run_dir = planned(folder, *CRAFT, "train", *own)
-    out, said = process.communicate(timeout=400)
-    assert process.returncode == 0, said
-    saved = yaml.safe_load((run_dir / "craft_run.yaml").read_text())
-    assert "automatic" not in saved
-    assert saved["models"]["model_type"] in ("char_lstm", "char_transformer")
-    assert re.search(r"size +\w+ \d+x\d+, dropout", said)
-    config = str(run_dir / "craft_run.yaml")
-    again, _ = run(folder, *CRAFT, "train", "--config", config, "training.output_dir=again")
-    assert again == out.splitlines()[-1]
-
-
 @pytest.mark.slow
 def test_two_processes_choose_one_size(folder: Path) -> None:
-    own = ("my.txt", "training.report_to=none", "training.sample_chars=20", "training.use_cpu=true")
-    process, run_dir = planned(folder, *TORCHRUN, "craft.train", *own)
+    process, run_dir = planned(folder, *TORCHRUN, "craft.train", *UNSAID, "training.use_cpu=true")
     _, said = process.communicate(timeout=400)
     assert process.returncode == 0, said
     assert said.count("size      ") == 1
