@@ -203,9 +203,10 @@ def _words(choice: Choice, run: Run, text: Text, tokenizer: CharTokenizer) -> st
     minutes, error = run.training["max_minutes"], size_table()["forecast"]["error"]
     expected = choice.loss * text.ids_per_unit
     low, high = expected * math.exp(-error), expected * math.exp(error)
+    limit = f"{minutes:g} minute{'s' * (minutes != 1)}"
     times = f"{choice.epochs:.2g}" if choice.epochs < 10 else f"{choice.epochs:,.0f}"
     return (
         f"size      {choice.size}, dropout {dropout_for(choice.epochs):g}: the best for a text that is\n"
-        f"          read {times} times in {minutes:g} minute{'s' * (minutes != 1)} here; expect {expected:.2f} "
+        f"          read {times} times in {limit} here; expect {expected:.2f} "
         f"nats/{unit_of(tokenizer).short} ({low:.2f} to {high:.2f})"
     )
