@@ -156,7 +156,7 @@ def ngram_nats(train: np.ndarray, held_out: np.ndarray, orders: int) -> Iterator
     """Nats of all predictions of a text but its first id: uniform, then by n-grams of 1, 2, … `orders` ids.
 
     Every n-gram gets a number, its rank among those of the training text, so that an (n + 1)-gram is a pair
-    of numbers, whatever the size of the alphabet. Memory: about 70 bytes for each id of the training text.
+    of numbers, whatever the size of the alphabet. Memory: about 85 bytes for each id of the training text.
     """
     alphabet = np.union1d(train, held_out)
     known, read = (np.searchsorted(alphabet, ids) for ids in (train, held_out))
