@@ -123,7 +123,7 @@ def test_orthogonalized_singular_values(
     matrices = torch.randn(shape, generator=torch.manual_seed(3))
     values = torch.linalg.svdvals(orthogonalized(matrices, polynomials).float())
     assert values.min() > 0.5
-    assert values.max() < 1.4  # in bfloat16; in float32 below 1.3
+    assert values.max() < (1.4 if _direction_dtype("cpu") is torch.bfloat16 else 1.3)
 
 
 @pytest.mark.precision
