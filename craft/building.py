@@ -18,7 +18,11 @@ from craft.utils.outputs import resolve
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from craft.data.arguments import DataArguments
+    from craft.data.base import BaseDataset
+    from craft.data.loaders import Corpus
     from craft.data.tokenization import CharTokenizer
+    from craft.training.arguments import CraftTrainingArguments
 
 logger = get_logger(__name__)
 
@@ -108,6 +112,18 @@ def new_model(fields: dict[str, Any], tokenizer: CharTokenizer, block_size: int)
     except (ValueError, KeyError, ImportError) as error:
         code: Code = "package-missing" if isinstance(error, ImportError) else "setting-value"
         raise UserError(f"models: {one_line(error)}", code=code) from error
+
+
+def training_windows(
+    model: PreTrainedModel, corpus: Corpus, data: DataArguments, args: CraftTrainingArguments
+) -> BaseDataset:
+    """What a model is trained on: streams of the text if it carries its state, else windows in the order of
+    `data`."""
+    from craft.data.loaders import train_dataset
+
+    assert args.global_batch_size is not None  # the arguments derive it
+    order = "streams" if model.carries_state and args.carry_state else data.order
+    return train_dataset(corpus, data, args.global_batch_size, args.seed, order, model.lookahead)
 
 
 def starting_model(models: Mapping[str, Any], tokenizer: CharTokenizer) -> PreTrainedModel:

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from craft.building import build_model
+from craft.building import build_model, training_windows
 from craft.config.automatic import size_table
 from craft.config.schema import Run
 from craft.data.arguments import DataArguments
 from craft.data.facts import utf8_pieces
-from craft.data.loaders import Corpus, train_dataset
+from craft.data.loaders import Corpus
 from craft.data.tokenization import CharTokenizer
 from craft.utils import launch
 from craft.utils.logging import get_logger
@@ -161,9 +161,7 @@ def _steps_in_time(
     args = CraftTrainingArguments(**{**tried.training, **private})
     data = DataArguments(**tried.data)
     model = build_model(tried.models, corpus.tokenizer, data.block_size, corpus.documents)
-    order = "streams" if model.carries_state and args.carry_state else data.order
-    assert args.global_batch_size is not None
-    windows = train_dataset(corpus, data, args.global_batch_size, args.seed, order, model.lookahead)
+    windows = training_windows(model, corpus, data, args)
     trainer = LanguageModelTrainer(model, args, windows, corpus.validation, corpus.tokenizer)
     costs = measure(trainer, final_protocols(model, args.eval_protocols), TRIAL_SECONDS)
     assert args.max_minutes is not None

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from craft.building import build_model, saved_tokenizers, starting_tokenizer
+from craft.building import build_model, saved_tokenizers, starting_tokenizer, training_windows
 from craft.runs import choose_as_before, describe_model, export, name_run, record, share, what_to_resume
 from craft.utils import launch
 from craft.utils.common import SAMPLE_CHARACTERS, human
@@ -119,7 +119,7 @@ def workflow(
         data, args = arguments(run)
 
     # 2. Dataset
-    from craft.data.loaders import load_corpus, train_dataset
+    from craft.data.loaders import load_corpus
 
     tokenizer = starting_tokenizer(run.models, resume)
     with args.main_process_first(desc="preparing the text"):
@@ -137,9 +137,7 @@ def workflow(
     resumed = bool(saved_tokenizers(resume))  # rather than started again
     model = build_model(run.models, corpus.tokenizer, data.block_size, corpus.documents, resumed)
     args.settle_precision()
-    assert args.global_batch_size is not None  # the arguments derive it
-    order = "streams" if model.carries_state and args.carry_state else data.order
-    windows = train_dataset(corpus, data, args.global_batch_size, args.seed, order, model.lookahead)
+    windows = training_windows(model, corpus, data, args)
     paths = name_run(run, model, args, corpus, resume)
     logger.info(f"model     {run.models['model_type']}, {human(model.num_parameters())} parameters")
     logger.info(f"precision {args.precision}: {args.precision_reason}")

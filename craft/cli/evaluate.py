@@ -73,7 +73,7 @@ def command(
     where = resolve(model)
     folder = trusted(where, revision, trust_remote_code)
     from craft.evaluation.baselines import Baseline, baselines_of, between, in_order
-    from craft.evaluation.finished import evaluate_model, text_to_score
+    from craft.evaluation.finished import evaluate_text, text_to_score
     from craft.evaluation.scores import Evaluation, save_scores, table
     from craft.inference import load
 
@@ -84,17 +84,9 @@ def command(
             code="setting-conflict",
         )
     network, tokenizer = load(folder, trust_remote_code=trust_remote_code)
-    found: list[Baseline] = []
-    if with_baselines:
-        corpus, ids, _ = text_to_score(
-            *(network, tokenizer, folder, data, split), window=window, allow_changes=allow_changes
-        )
-        found = baselines_of(corpus, ids, split)
-    evaluations = evaluate_model(
-        *(network, tokenizer, folder, data, protocols, split, batch_size),
-        window=window,
-        allow_changes=allow_changes,
-    )
+    text = text_to_score(network, tokenizer, folder, data, split, window=window, allow_changes=allow_changes)
+    found = baselines_of(text.corpus, text.ids, split) if with_baselines else []
+    evaluations = evaluate_text(network, tokenizer, text, protocols, split, batch_size)
     static = [each for each in evaluations if not is_dynamic(each.protocol)]
     learning = [each for each in evaluations if is_dynamic(each.protocol)]
     if as_json:

@@ -54,24 +54,40 @@ def evaluate_model(
         UserError: for an unknown protocol or split, for text that the model's tokenizer refuses, or that
             changed since training.
     """
-    corpus, ids, block_size = text_to_score(
-        model, tokenizer, folder, data, split, window=window, allow_changes=allow_changes
-    )
+    text = text_to_score(model, tokenizer, folder, data, split, window=window, allow_changes=allow_changes)
+    return evaluate_text(model, tokenizer, text, protocols, split, batch_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoredText:
+    """A corpus, the ids of the split of it that is scored, and the window."""
+
+    corpus: Corpus
+    ids: np.ndarray
+    block_size: int
+
+
+def evaluate_text(
+    model: Any, tokenizer: Any, text: ScoredText, protocols: Sequence[str], split: str, batch_size: int
+) -> list[Evaluation]:
+    """Scores a model over a text that was loaded, see `evaluate_model`."""
     learning = [protocol for protocol in protocols if is_dynamic(protocol)]
     static = [protocol for protocol in protocols if protocol not in learning]
     if not protocols:
         static = [default_protocol(model)]
-    if learning and (split in ("train", "all") or not isinstance(corpus.train, np.ndarray)):
+    if learning and (split in ("train", "all") or not isinstance(text.corpus.train, np.ndarray)):
         raise UserError(
             f"protocol {learning[0]!r} finds its rate on a training text that isn't scored; choose --split "
             "validation or test of a text that isn't streamed",
             code="setting-conflict",
         )
-    about: dict[str, Any] = {"block_size": block_size, "split": split, "dataset": corpus.name}
-    found = score(model, tokenizer, ids, static, batch_size=batch_size, **about) if static else []
+    about: dict[str, Any] = {"block_size": text.block_size, "split": split, "dataset": text.corpus.name}
+    found = score(model, tokenizer, text.ids, static, batch_size=batch_size, **about) if static else []
     for protocol in learning:
-        train: Any = corpus.train
-        found.append(evaluate_dynamic(model, train, ids, tokenizer=tokenizer, protocol=protocol, **about))
+        train: Any = text.corpus.train
+        found.append(
+            evaluate_dynamic(model, train, text.ids, tokenizer=tokenizer, protocol=protocol, **about)
+        )
     return found
 
 
@@ -84,8 +100,8 @@ def text_to_score(
     *,
     window: int | None = None,
     allow_changes: bool = False,
-) -> tuple[Corpus, np.ndarray, int]:
-    """The corpus of a model or of `data`, the ids of a split of it, and the window; see `evaluate_model`."""
+) -> ScoredText:
+    """What of a model's own text, or of `data`, is scored; see `evaluate_model`."""
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}", code="setting-value")
     arguments = _data_arguments(folder, data)
@@ -103,7 +119,7 @@ def text_to_score(
         corpus = None
     if corpus is None:
         corpus = load_corpus(arguments, tokenizer)
-    return corpus, _split(corpus, split), arguments.block_size
+    return ScoredText(corpus, _split(corpus, split), arguments.block_size)
 
 
 def _check_text(folder: Path, corpus: Corpus, split: str, allow: bool) -> None:

@@ -32,16 +32,10 @@ def draw_loss_curve(curve: LossCurve | None, path: Path) -> Path | None:
         logger.info("no loss curve: the run logged no loss (see training.logging_steps)")
         return None
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import EngFormatter
+        axes = _new_axes()
     except ImportError:
         logger.info('no loss curve: matplotlib is missing; pip install "craft-lm[plots]" draws one')
         return None
-
-    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
     if curve.training:
         dot = "o" if len(curve.training) == 1 else ""
         style = {"color": TRAIN, "linewidth": 1.2, "marker": dot, "markersize": 4}
@@ -62,20 +56,18 @@ def draw_loss_curve(curve: LossCurve | None, path: Path) -> Path | None:
     margin = max(0.06 * (top - values[0]), 0.02)
     axes.set_ylim(max(0.0, values[0] - margin), top + margin)
     axes.set_xlabel(curve.over)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     axes.set_ylabel(curve.unit.label)
     nats = axes.secondary_yaxis("right", functions=(lambda v: v * math.log(2), lambda v: v / math.log(2)))
     nats.set_ylabel(curve.unit.label.replace("bits", "nats"))
-    axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines["top"].set_visible(False)
     axes.legend(framealpha=0.85, edgecolor="none")
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():  # of the signs of a name that the font lacks
         warnings.filterwarnings("ignore", message="Glyph")
-        figure.draw_without_rendering()  # which lays it out, so that the room for a title is known
+        axes.figure.draw_without_rendering()  # which lays it out, so that the room for a title is known
         if curve.title:
             _set_title(axes, " ".join(curve.title.split()))
-        figure.savefig(path)
+        axes.figure.savefig(path)
     return path
 
 
@@ -86,17 +78,11 @@ def draw_runs(curves: RunCurves, path: Path) -> Path:
         UserError: if matplotlib is missing.
     """
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import EngFormatter
+        axes = _new_axes()
     except ImportError:
         raise UserError(
             'pictures need matplotlib: pip install "craft-lm[plots]"', code="package-missing"
         ) from None
-
-    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
     bests = {name: min(bits for _, bits in points) for name, points in curves.runs.items()}
     for index, (name, points) in enumerate(curves.runs.items()):
         label = f"{name}: {bests[name]:.3f} bits = {bests[name] * math.log(2):.3f} nats"
@@ -113,15 +99,31 @@ def draw_runs(curves: RunCurves, path: Path) -> Path:
     axes.set_xlabel(
         f"{curves.over} since the start of the process" if curves.over == "minutes" else curves.over
     )
-    axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     axes.set_ylabel(f"validation, {curves.unit.label}")
-    axes.grid(alpha=0.25, linewidth=0.6)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    figure.legend(loc="outside upper left", edgecolor="none")
+    axes.figure.legend(loc="outside upper left", edgecolor="none")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    axes.figure.savefig(path)
     return path
+
+
+def _new_axes() -> Axes:
+    """The axes of a picture of their own, with counts such as 250 k below them.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
+
+    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    axes.grid(alpha=0.25, linewidth=0.6)
+    return axes
 
 
 def _set_title(axes: Axes, title: str) -> None:
