@@ -49,7 +49,8 @@ def reader(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]
     (folder / "notes").mkdir()
     (folder / "shards").mkdir()
     text = FOX * 60
-    (folder / "my.txt").write_text(text)
+    for name in ("my.txt", "tinyshakespeare.txt"):
+        (folder / name).write_text(text)
     (folder / "new.txt").write_text(FOX[::-1] * 60)
     (folder / "notes" / "monday.md").write_text(text)
     (folder / "preface.txt").write_text(text)
