@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,13 +28,15 @@ from craft.utils.logging import get_logger
 from craft.utils.outputs import OUTPUTS
 from craft.utils.units import unit_of
 
+if TYPE_CHECKING:
+    from craft.training.trial import Costs
+
 logger = get_logger(__name__)
 
 PACKED = 1_000_000
 """Ids that are packed, to know how predictable a text is."""
 IDS_PER_STREAM = 256
 """Of the training text at least; a batch of a short text reads fewer streams of it."""
-TRIAL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -94,22 +96,25 @@ class Choice:
     loss: float
 
 
-def choose_size(run: Run, corpus: Corpus, run_began: float) -> Run:
+def choose_size(run: Run, corpus: Corpus, run_began: float) -> tuple[Run, Costs | None]:
     """A run whose open settings (`run.automatic`) are chosen, and said. All processes come here.
 
     Args:
         run_began: when the clock of the run started, in seconds since 1970.
+
+    Returns:
+        The run, and what its steps and pauses cost, if they are those that were tried.
     """
     options = [Size(**fields) for fields in size_table()["sizes"]]
     text = Text.of(corpus)
-    steps = _steps_in_time(run, options, text, corpus, run_began)
+    steps, costs = _steps_in_time(run, options, text, corpus, run_began)
     choices = []
     for size, count in zip(options, steps, strict=True):
         ids = count * ids_per_step(completed(run, size, 1.0, text))
         choices.append(Choice(size, ids / text.ids, forecast(size, text, ids)))
     choice = min(choices, key=lambda choice: choice.loss)
     logger.info(_words(choice, run, text, corpus.tokenizer))
-    return completed(run, choice.size, choice.epochs, text)
+    return completed(run, choice.size, choice.epochs, text), costs if choice.size is options[0] else None
 
 
 def completed(run: Run, size: Size, epochs: float, text: Text) -> Run:
@@ -147,8 +152,8 @@ def weight_decay_for(epochs: float) -> float:
 
 def _steps_in_time(
     run: Run, options: Sequence[Size], text: Text, corpus: Corpus, run_began: float
-) -> list[int]:
-    """How many steps each size makes in the time of a run, as those of the first one go here."""
+) -> tuple[list[int], Costs]:
+    """How many steps each size makes in the time of a run, as those of the first one go here; their cost."""
     from craft.evaluation.protocols import final_protocols
     from craft.training.arguments import CraftTrainingArguments
     from craft.training.base import LanguageModelTrainer
@@ -163,19 +168,19 @@ def _steps_in_time(
     model = build_model(tried.models, corpus.tokenizer, data.block_size, corpus.documents)
     windows = training_windows(model, corpus, data, args)
     trainer = LanguageModelTrainer(model, args, windows, corpus.validation, corpus.tokenizer)
-    costs = measure(trainer, final_protocols(model, args.eval_protocols), TRIAL_SECONDS)
+    costs = measure(trainer, final_protocols(model, args.eval_protocols))
     assert args.max_minutes is not None
-    # What trying took, it takes again: the chosen model is tried for its own plan.
-    left = 60 * args.max_minutes - (time.time() - run_began) - (time.time() - trial_began)
+    tried_for, left = time.time() - trial_began, 60 * args.max_minutes - (time.time() - run_began)
 
     def steps(size: Size) -> int:
         step, evaluation, ending = (
             size.cost * seconds for seconds in (costs.step, costs.evaluation, costs.ending)
         )
         own = replace(costs, step=step, evaluation=evaluation, ending=ending)
-        return max(1, trainer.budget.steps_within(left, own))
+        again = 0.0 if size is options[0] else tried_for  # another one is tried for its own plan
+        return max(1, trainer.budget.steps_within(left - again, own))
 
-    return on_rank0_broadcast(lambda: [steps(size) for size in options])
+    return on_rank0_broadcast(lambda: ([steps(size) for size in options], costs))
 
 
 def forecast(size: Size, text: Text, ids: float) -> float:

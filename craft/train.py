@@ -126,10 +126,11 @@ def workflow(
         corpus = load_corpus(data, tokenizer, extend=run.models.get("extend_vocab", False))
     corpus.tokenizer.encode_ids(args.sample_prompt or "", "training.sample_prompt")  # not after training
     logger.info(f"data      {describe(corpus)}")
+    tried = None
     if run.automatic:
         from craft.sizing import choose_size
 
-        run = choose_size(run, corpus, began)
+        run, tried = choose_size(run, corpus, began)
         data, args = arguments(run)
 
     # 3. Model
@@ -159,7 +160,7 @@ def workflow(
         text=corpus.fingerprint if corpus.n_units is not None else None,
     )
 
-    trainer.budget.process_began = began
+    trainer.budget.process_began, trainer.budget.tried = began, tried
     trainer.budget.protocols = final_protocols(model, args.eval_protocols)
 
     def on_run_validated() -> None:

@@ -16,7 +16,7 @@ from accelerate.utils import DynamoBackend, TorchDynamoPlugin
 
 from craft.data.cache import Cache
 from craft.training.time_budget import keep_setting
-from craft.training.trial import step_seconds
+from craft.training.trial import TRIAL_SECONDS, step_seconds
 from craft.utils.logging import get_logger
 
 logger = get_logger(__name__)
@@ -89,11 +89,11 @@ def _is_faster(trainer: Any) -> bool:
         return False
     if steps < math.inf and steps * step_seconds(trainer, measured=0) < MIN_SECONDS:
         return False  # as nearly every run, which should not wait for more than a few steps
-    eager = step_seconds(trainer)
+    eager = step_seconds(trainer, TRIAL_SECONDS)
     not_compiled = trainer.accelerator.state.dynamo_plugin
     _compile_with(trainer, BACKEND)
     try:
-        compiled = step_seconds(trainer)
+        compiled = step_seconds(trainer, TRIAL_SECONDS)
     except Exception as error:  # of a compiler, or for want of memory: the run goes without it
         logger.warning(f"torch.compile failed here and is left out ({type(error).__name__})")
         return False

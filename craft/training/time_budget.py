@@ -90,11 +90,6 @@ def seconds_left(costs: Costs, begin: int, total: int, every: Intervals) -> floa
     return steps + evaluations * costs.evaluation + saves * costs.save + costs.ending
 
 
-def tolerance(seconds: float) -> float:
-    """By how much a run may miss the time it was given."""
-    return max(10.0, 0.03 * seconds)
-
-
 class TimeBudget:
     """The clock and the plans of a trainer's run. As a part of checkpoints it holds the seconds lived so far.
 
@@ -105,6 +100,7 @@ class TimeBudget:
         process_began: when the clock starts (seconds since 1970); None for when training is called.
         protocols: by which the finished model is scored in this process, after training.
         plans: empty in a run that isn't planned by time.
+        tried: what such a run was seen to cost, where that was measured before.
         costs: what the first plan counts on; None where it wasn't measured.
         measured: whether this process made the first plan, and so may change it.
     """
@@ -114,6 +110,7 @@ class TimeBudget:
         self.process_began: float | None = None
         self.protocols: tuple[str, ...] = ()
         self.plans: list[list[int]] = []
+        self.tried: Costs | None = None
         self.costs: Costs | None = None
         self.measured = False
         self._began, self._before = time.time(), 0.0
@@ -181,7 +178,7 @@ class TimeBudget:
                 f"{checkpointer.run_dir} was begun with a number of steps; set training.max_steps",
                 code="run-changed",
             )
-        self.costs = costs = measure(self.trainer, self.protocols)
+        self.costs = costs = self.tried or measure(self.trainer, self.protocols)
 
         def decide() -> list[list[int]]:
             steps = self.steps_within(self.seconds - self.elapsed(), costs)

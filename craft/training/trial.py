@@ -25,7 +25,8 @@ from craft.utils.common import SAMPLE_CHARACTERS
 from craft.utils.errors import TrainingFailed, UserError
 
 WARM_UP = 3
-TRIAL_SECONDS = 1.5
+TRIAL_SECONDS = 1.0
+"""For about how long steps are tried."""
 MOST_STEPS = 30
 PIECE = 16_384
 """Predictions of the evaluation that is tried."""
@@ -47,12 +48,11 @@ class Costs:
     ending: float
 
 
-def measure(trainer: Any, protocols: Sequence[str], trial_seconds: float = TRIAL_SECONDS) -> Costs:
+def measure(trainer: Any, protocols: Sequence[str]) -> Costs:
     """Tries what a run does, before it begins. All processes come here; what the first one measured counts.
 
     Args:
         protocols: by which the finished model is scored in the first process, after training.
-        trial_seconds: for about how long steps are tried.
 
     Raises:
         UserError: for a sharded model.
@@ -63,7 +63,7 @@ def measure(trainer: Any, protocols: Sequence[str], trial_seconds: float = TRIAL
             "set training.max_steps",
             code="setting-conflict",
         )
-    step = step_seconds(trainer, trial_seconds)
+    step = step_seconds(trainer, TRIAL_SECONDS)
 
     def rest() -> Costs:
         validation, ids = getattr(trainer, "validation", None), trainer.eval_dataset
@@ -113,7 +113,7 @@ def undone(trainer: Any) -> Iterator[None]:
         trainer.accelerator.free_memory()
 
 
-def step_seconds(trainer: Any, measured: float = TRIAL_SECONDS) -> float:
+def step_seconds(trainer: Any, measured: float) -> float:
     """How long a step of the run takes: the median of some, behind others that warm up, as the first process
     measured it. All processes come here.
 

@@ -239,6 +239,14 @@ def test_the_rest_is_planned_anew_where_the_end_would_be_missed(
     assert final(tmp_path / "timed") == final(tmp_path / "again")
 
 
+def test_what_was_tried_before_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = tiny_run.trainer("char_lstm", tmp_path / "run", max_minutes=0.12, **TIMED)
+    trainer.budget.tried = trial.Costs(step=0.5, evaluation=0.0, save=0.0, ending=0.0)
+    monkeypatch.setattr(trial, "step_seconds", lambda *_: pytest.fail("steps were tried"))
+    trainer.train()
+    assert trainer.budget.plans[0][1] <= 0.12 * 60 / 0.5
+
+
 def test_a_finished_run_trains_on_by_steps(tmp_path: Path) -> None:
     tiny_run.trainer("char_lstm", tmp_path, time_plan=THREE, **TIMED).train()
     longer = tiny_run.trainer("char_lstm", tmp_path, **{**TIMED, "max_steps": 60})

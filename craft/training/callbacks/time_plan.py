@@ -15,7 +15,6 @@ from craft.training.time_budget import (
     minutes,
     most_steps,
     seconds_left,
-    tolerance,
 )
 from craft.training.trial import Costs
 from craft.utils.logging import get_logger
@@ -26,8 +25,9 @@ LOOKS = 20
 """How many times in a run the end is forecast."""
 EARLIEST = (0.1, 0.6)
 """The share of all steps after which the first, and the last, new plan may be made."""
-MARGIN = 0.5
-"""Of the tolerance: what a forecast may leave, so that what it doesn't know has the rest."""
+ENOUGH = (1.5, 0.015)
+"""Seconds, or the share of its time, by which the forecast of a run may miss its end without a new plan: so
+little that a run uses the time it was given."""
 
 
 class TimePlan(TrainerCallback):
@@ -90,7 +90,7 @@ class TimePlan(TrainerCallback):
         budget, step, number = self.budget, state.global_step, len(self.budget.plans) - 1
         costs, every = self.costs(state), budget.intervals(budget.plans[0][1])
         end = budget.elapsed() + seconds_left(costs, step, state.max_steps, every)
-        enough = MARGIN * tolerance(budget.seconds)
+        enough = max(ENOUGH[0], ENOUGH[1] * budget.seconds)
         early = number >= len(EARLIEST) or step < EARLIEST[number] * state.max_steps
         if early or abs(end - budget.seconds) <= enough:
             return None
