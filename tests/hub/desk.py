@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from server import Hub
+from warm import CRAFT, LIBRARIES, Warm
 
 SECRETS = {
     "WANDB_API_KEY": "0123456789abcdefplantedplantedplanted000",
@@ -50,7 +50,7 @@ class Desk:
     hub: Hub
     folder: Path
     user: str | None = "ada"
-    waiting: subprocess.Popen[str] | None = field(default=None, repr=False)
+    waiting: Warm | None = field(default=None, repr=False)
 
     def command(self, *arguments: str, **environment: str) -> dict[str, Any]:
         home = self.folder / "home"
@@ -90,16 +90,8 @@ class Desk:
             environment: only what is read while a command runs; the address of the Hub is not.
         """
         if self.waiting is None:
-            script = str(Path(__file__).with_name("warm.py"))
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-            self.waiting = subprocess.Popen(**self.command(script), **pipes)
-        assert self.waiting.stdin is not None
-        assert self.waiting.stdout is not None
-        asked = {"argv": arguments, "cwd": str(folder or self.folder), "env": environment}
-        self.waiting.stdin.write(json.dumps(asked) + "\n")
-        self.waiting.stdin.flush()
-        answer = json.loads(self.waiting.stdout.readline())
-        return subprocess.CompletedProcess(arguments, answer["status"], answer["out"], answer["err"])
+            self.waiting = Warm([*LIBRARIES, *CRAFT], self.command()["env"])
+        return self.waiting.python("-m", "craft", *arguments, cwd=folder or self.folder, env=environment)
 
     def done(self, *arguments: str, folder: Path | None = None, **environment: str) -> str:
         """What a command that must work prints; by `warm`."""
@@ -115,7 +107,7 @@ class Desk:
 
     def leave(self) -> None:
         if self.waiting is not None:
-            self.waiting.communicate()
+            self.waiting.close()
 
 
 def parquet(**columns: Any) -> bytes:

@@ -7,9 +7,11 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from warm import LIBRARIES, Warm
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", re.DOTALL)
@@ -26,23 +28,22 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def craft(project: Path, folder: Path, *arguments: str, program: tuple[str, ...] = ("-m", "craft")) -> str:
+@pytest.fixture(scope="module")
+def warm(project: Path) -> Iterator[Warm]:
     environment = {**os.environ, "PYTHONPATH": str(project), "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *program, *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    with Warm(LIBRARIES, environment) as waiting:
+        yield waiting
+
+
+def craft(warm: Warm, folder: Path, *arguments: str, program: tuple[str, ...] = ("-m", "craft")) -> str:
+    done = warm.python(*program, *arguments, cwd=folder)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_the_new_model_trains_scores_and_writes(project: Path, tmp_path: Path) -> None:
+def test_the_new_model_trains_scores_and_writes(warm: Warm, tmp_path: Path) -> None:
     craft(
-        project,
+        warm,
         tmp_path,
         "train",
         "models=char_conv",
@@ -52,8 +53,8 @@ def test_the_new_model_trains_scores_and_writes(project: Path, tmp_path: Path) -
         "training.eval_steps=20",
         "training.report_to=none",
     )
-    assert "blocks" in craft(project, tmp_path, "evaluate", "latest")
-    greedy = craft(project, tmp_path, "generate", "latest", "-p", "The ", "-n", "40", "--greedy")
+    assert "blocks" in craft(warm, tmp_path, "evaluate", "latest")
+    greedy = craft(warm, tmp_path, "generate", "latest", "-p", "The ", "-n", "40", "--greedy")
     assert greedy.startswith("The ")
 
     model = next((tmp_path / "outputs" / "models").glob("char_conv*_step_20"))
@@ -83,11 +84,11 @@ BLOCKER = (
 )
 
 
-def test_the_new_corpus_is_found(project: Path, tmp_path: Path) -> None:
+def test_the_new_corpus_is_found(warm: Warm, tmp_path: Path) -> None:
     (tmp_path / "diary").mkdir()
     (tmp_path / "diary" / "monday.md").write_text("It rained.\n" * 200, encoding="utf-8")
-    assert "My diary, the last 5% held out" in craft(project, tmp_path, "configs")
-    resolved = craft(project, tmp_path, "train", "data=my_diary", "--print-config")
+    assert "My diary, the last 5% held out" in craft(warm, tmp_path, "configs")
+    resolved = craft(warm, tmp_path, "train", "data=my_diary", "--print-config")
     assert "diary/*.md" in resolved
 
 
@@ -148,25 +149,27 @@ for kind in sys.argv[1:]:
 """
 
 
-def test_a_custom_cell_trains_resumes_scores_generates_and_exports(project: Path, tmp_path: Path) -> None:
+def test_a_custom_cell_trains_resumes_scores_generates_and_exports(
+    warm: Warm, project: Path, tmp_path: Path
+) -> None:
     """Trained, resumed bit for bit, scored, written with padding and beams, exported; in under 30 lines."""
     (tmp_path / "text.txt").write_text(
         "the quick brown fox jumps over the lazy dog\n" * 100, encoding="utf-8"
     )
-    told = craft(project, tmp_path, *RECURRENCES, program=("-c", USE_A_CELL))
+    told = craft(warm, tmp_path, *RECURRENCES, program=("-c", USE_A_CELL))
     for kind in RECURRENCES:
         assert f"used {kind}" in told
         code = (project / f"craft/models/{kind}.py").read_text(encoding="utf-8")
         assert sum(bool(line.strip()) for line in code.splitlines()) < 30
 
 
-def test_a_recurrent_model_trains_from_python(project: Path, tmp_path: Path) -> None:
+def test_a_recurrent_model_trains_from_python(warm: Warm, project: Path, tmp_path: Path) -> None:
     (tmp_path / "my.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 100, "utf-8")
-    craft(project, tmp_path, program=(str(project / "my_gru.py"),))
+    craft(warm, tmp_path, program=(str(project / "my_gru.py"),))
     assert (tmp_path / "gru" / "checkpoint-20" / "model.safetensors").is_file()
 
 
-def test_a_plugin_registers_a_model(project: Path, tmp_path: Path) -> None:
+def test_a_plugin_registers_a_model(warm: Warm, project: Path, tmp_path: Path) -> None:
     """Of a file anywhere, where craft itself can't be changed."""
     (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 100, "utf-8")
     code = (project / "craft/models/char_peephole.py").read_text("utf-8").replace("char_peephole", "mine")
@@ -176,13 +179,13 @@ def test_a_plugin_registers_a_model(project: Path, tmp_path: Path) -> None:
     settings = ["models.model_type=mine", "models.hidden_size=16", "data.block_size=16"]
     settings += ["training.global_batch_size=4", "training.save_steps=4", "training.output_dir=run"]
     plugin = ("--plugin", "my_model")
-    craft(project, tmp_path, "train", "text.txt", *settings, *plugin, "training.max_steps=4")
-    craft(project, tmp_path, "resume", "run", *plugin, "training.max_steps=8")
+    craft(warm, tmp_path, "train", "text.txt", *settings, *plugin, "training.max_steps=4")
+    craft(warm, tmp_path, "resume", "run", *plugin, "training.max_steps=8")
     for command in (
         ("generate", "run/checkpoint-8", "-n", "5"),
         ("evaluate", "run/checkpoint-8", "text.txt"),
     ):
-        craft(project, tmp_path, *command, "--trust-remote-code")
+        craft(warm, tmp_path, *command, "--trust-remote-code")
 
 
 OBJECTIVE = """
@@ -241,11 +244,11 @@ assert again == [e["second_char"] for e in whole], (again, whole)
 """
 
 
-def test_a_custom_objective_is_learnt_and_logged_by_name(project: Path, tmp_path: Path) -> None:
-    assert float(craft(project, tmp_path, program=("-c", OBJECTIVE))) < 0.3 * 1.5  # at first 0.3 * ln 7
+def test_a_custom_objective_is_learnt_and_logged_by_name(warm: Warm, tmp_path: Path) -> None:
+    assert float(craft(warm, tmp_path, program=("-c", OBJECTIVE))) < 0.3 * 1.5  # at first 0.3 * ln 7
 
 
-def test_an_optimizer_of_ones_own_resumes_bit_for_bit(project: Path, tmp_path: Path) -> None:
+def test_an_optimizer_of_ones_own_resumes_bit_for_bit(warm: Warm, tmp_path: Path) -> None:
     """Stopped at a third, by the command line; then the same weights."""
     (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 100, "utf-8")
     settings = [
@@ -260,11 +263,9 @@ def test_an_optimizer_of_ones_own_resumes_bit_for_bit(project: Path, tmp_path: P
         *("training.global_batch_size=4", "training.save_steps=4", "training.lr_scheduler_type=constant"),
     ]
     plugin = ("--plugin", "my_lion")
-    craft(
-        project, tmp_path, "train", *settings, *plugin, "training.max_steps=12", "training.output_dir=whole"
-    )
-    craft(project, tmp_path, "train", *settings, *plugin, "training.max_steps=4", "training.output_dir=parts")
-    craft(project, tmp_path, "resume", "parts", *plugin, "training.max_steps=12")
+    craft(warm, tmp_path, "train", *settings, *plugin, "training.max_steps=12", "training.output_dir=whole")
+    craft(warm, tmp_path, "train", *settings, *plugin, "training.max_steps=4", "training.output_dir=parts")
+    craft(warm, tmp_path, "resume", "parts", *plugin, "training.max_steps=12")
     whole, parts = (tmp_path / run / "checkpoint-12" / "model.safetensors" for run in ("whole", "parts"))
     assert whole.read_bytes() == parts.read_bytes()
     assert not [path for path in tmp_path.rglob("checkpoint-*/*") if path.suffix in (".pt", ".bin", ".pkl")]
@@ -291,7 +292,7 @@ print("survived")
 """
 
 
-def test_a_registered_state_survives_a_kill(project: Path, tmp_path: Path) -> None:
+def test_a_registered_state_survives_a_kill(warm: Warm, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 100, "utf-8")
     (tmp_path / "program.py").write_text(SURVIVE, "utf-8")
-    assert "survived" in craft(project, tmp_path, program=("program.py",))
+    assert "survived" in craft(warm, tmp_path, program=("program.py",))
