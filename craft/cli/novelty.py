@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -74,20 +75,24 @@ def command(
     train = b"".join(utf8_pieces(text.ids, tokenizer))
     found = dict(zip(groups, novelty(train, list(groups.values()))))
     meaning = in_words(found["samples"], found.get("validation"))
-    about = {"model": where, "dataset": text.corpus.name, "train": split_facts(text.ids, tokenizer)}
-    made = (
-        {"samples_file": str(samples)} if samples else {"sampling": sampling, "texts": len(groups["samples"])}
-    )
-    report = json.dumps({**about, **made, **found, "meaning": meaning}, indent=2, ensure_ascii=False)
+    report = {
+        "model": where,
+        "dataset": text.corpus.name,
+        "train": split_facts(text.ids, tokenizer),
+        **({"samples_file": str(samples)} if samples else {"sampling": sampling}),
+        **found,
+        "meaning": meaning,
+    }
+    written = json.dumps(report, indent=2)
     if as_json:
-        echo(report)
+        echo(written)
     else:
         settings = ", ".join(f"{name} {value}" for name, value in sampling.items())
-        origin = str(samples) if samples else f"{len(groups['samples']):,} texts by the model ({settings})"
-        echo(f"{origin} beside {text.corpus.name}, train split\n{table(found)}\n\n{meaning}")
+        echo(f"{text.corpus.name}, train split, beside {samples or f'samples of {settings}'}")
+        echo(f"{table(found)}\n\n{textwrap.fill(meaning, 80)}")
     file = evaluation_file(network.config.model_type, text.corpus.name, kind="novelty")
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(report + "\n", encoding="utf-8")
+    file.write_text(written + "\n", encoding="utf-8")
     echo(f"saved {file}", err=True)
 
 
@@ -99,9 +104,8 @@ def _sampled(network: Any, tokenizer: Any, chars: int, seed: int, **sampling: An
     missing = chars
     while missing > 0:
         rows, length = min(ROWS, -(-missing // LENGTH)), min(LENGTH, missing)
-        (more,) = sample(
-            network, tokenizer, num_samples=rows, max_new_tokens=length, seed=seed + len(texts), **sampling
-        )
+        size: dict[str, Any] = {"num_samples": rows, "max_new_tokens": length}
+        (more,) = sample(network, tokenizer, seed=(seed + len(texts)) % 2**32, **size, **sampling)
         if not any(more):  # it ends each text at once
             break
         texts += more

@@ -47,8 +47,8 @@ class BitsPerUnit(evaluate.Metric):
         about = f"Cross-entropy in {self.unit.label}: summed nats over counted {self.unit.plural}, over ln 2."
         return _info(evaluate.MetricInfo, about, nats="float64", units="int64")
 
-    def _compute(self, nats: np.ndarray, units: np.ndarray, **others: Any) -> dict[str, float]:
-        bits = bits_per_unit(math.fsum(nats), int(units.sum()))
+    def _compute(self, nats: list[float], units: list[int], **others: Any) -> dict[str, float]:
+        bits = bits_per_unit(math.fsum(nats), sum(units))
         return {self.unit.metric: bits, self.unit.nats: bits * math.log(2)}
 
 
@@ -67,8 +67,9 @@ class NextUnitAccuracy(evaluate.Metric):
         about = f"Share of predictions whose likeliest {self.unit.name} was the right one."
         return _info(evaluate.MetricInfo, about, predictions="int64", references="int64")
 
-    def _compute(self, predictions: np.ndarray, references: np.ndarray, **others: Any) -> dict[str, float]:
-        return {f"next_{self.unit.name}_accuracy": float((predictions == references).mean())}
+    def _compute(self, predictions: list[int], references: list[int], **others: Any) -> dict[str, float]:
+        right = np.equal(predictions, references)
+        return {f"next_{self.unit.name}_accuracy": float(right.mean())}
 
 
 class CalibrationError(evaluate.Metric):
@@ -80,11 +81,10 @@ class CalibrationError(evaluate.Metric):
         return _info(evaluate.MetricInfo, about, **inputs)
 
     def _compute(
-        self, predictions: np.ndarray, references: np.ndarray, confidences: np.ndarray, **others: Any
+        self, predictions: list[int], references: list[int], confidences: list[float], **others: Any
     ) -> dict[str, float]:
-        return {
-            "calibration_error": calibration_error(confidence_bins(confidences, predictions == references))
-        }
+        bins = confidence_bins(confidences, np.equal(predictions, references))
+        return {"calibration_error": calibration_error(bins)}
 
 
 class DistinctN(evaluate.Measurement):
@@ -153,12 +153,12 @@ class PairedBootstrap(evaluate.Comparison):
         return _info(evaluate.ComparisonInfo, about, predictions1="float64", predictions2="float64")
 
     def _compute(
-        self, predictions1: np.ndarray, predictions2: np.ndarray, seed: int = 0, **others: Any
+        self, predictions1: list[float], predictions2: list[float], seed: int = 0, **others: Any
     ) -> dict[str, Any]:
         return paired_bootstrap(predictions1, predictions2, seed)._asdict()
 
 
 def _info(kind: type, description: str, **inputs: str) -> Any:
     features = datasets.Features({name: datasets.Value(dtype) for name, dtype in inputs.items()})
-    arrays = None if "string" in inputs.values() else "numpy"
-    return kind(description=description, citation="", inputs_description="", features=features, format=arrays)
+    # Lists, because the format "numpy" rounds to float32.
+    return kind(description=description, citation="", inputs_description="", features=features)

@@ -2,7 +2,7 @@
 
 Both are sorted as one suffix array of their UTF-8 (libdivsufsort, the extra `novelty`): what begins alike
 stands side by side there, so the longest passage that a place of the text shares with the training text
-begins at a neighbour. Passages are found in bytes and counted in characters. Memory: 7 to 8 bytes for each
+begins at a neighbour. Passages are found in bytes and counted in characters. Memory: about 9 bytes for each
 byte of the training text.
 """
 
@@ -28,7 +28,7 @@ END, BREAK = b"\xff", b"\xfe"
 LEAST = (20, 50, 100)
 """Characters of passages that are counted; those of `LEAST[1]` decide what is said in words."""
 JUDGED = f"inside_{LEAST[1]}"
-SHOWN = 200
+SHOWN, COLUMNS = 200, 80
 CHUNK = 1 << 20
 ROWS = {
     "characters": "characters",
@@ -174,13 +174,17 @@ def _first(texts: Sequence[Text], count: int) -> list[Text]:
 
 
 def table(groups: Mapping[str, Mapping[str, Any]]) -> str:
-    """Figures of `novelty` by the names of the groups, as text for 80 columns."""
+    """Figures of `novelty` by the names of the groups, and their longest passages, as text for 80 columns."""
     width = max(map(len, ROWS.values()))
     lines = ["  ".join(["".ljust(width), *(name.rjust(12) for name in groups)])]
     for key, words in ROWS.items():
         values = [group[key] for group in groups.values()]
         cells = (format(value, ".2%" if isinstance(value, float) else ",").rjust(12) for value in values)
         lines.append("  ".join([words.ljust(width), *cells]))
+    for name, group in groups.items():
+        if group["passage"]:
+            line = f"{name}, from character {group['place']:,} of it: {group['passage']!r}"
+            lines.append(line if len(line) <= COLUMNS else f"{line[: COLUMNS - 1]}…")
     return "\n".join(lines)
 
 

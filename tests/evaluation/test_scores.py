@@ -14,7 +14,7 @@ import torch
 from refusals import refused
 
 from craft.evaluation import protocols
-from craft.evaluation.figures import block_variance
+from craft.evaluation.figures import block_variance, calibration_error
 from craft.evaluation.scores import Evaluation, evaluate_split, table
 
 
@@ -223,6 +223,9 @@ def test_processes_share_the_windows(protocol: str, batch_size: int, monkeypatch
     assert sum(part.predictions for part in parts) == whole.predictions
     assert sum(part.nats for part in parts) == pytest.approx(whole.nats)
     assert [int(sums[2]) for sums in added] == [part.predictions for part in parts]
+    bins = sum(sums[3:48] for sums in added).reshape(3, 15)
+    assert calibration_error(bins.numpy()) == pytest.approx(whole.calibration_error)
+    assert whole.calibration_error > 0.1
     assert min(part.predictions for part in parts) > 0
 
 
