@@ -199,8 +199,8 @@ def in_words(samples: Mapping[str, Any], validation: Mapping[str, Any] | None) -
         return f"{lies}; there is no validation text to compare with"
     errors = math.hypot(samples[f"{JUDGED}_error"], validation[f"{JUDGED}_error"])
     more = "copies more than" if own - validation[JUDGED] > 2 * errors else "copies no more than"
-    longest = [each["longest_overlap"] for each in (samples, validation)]
+    longest, normal = samples["longest_overlap"], validation["longest_overlap"]
     return (
         f"{more} the validation text does: {lies}, {validation[JUDGED]:.2%} of the validation text's; the "
-        "longest passage has {:,} characters, {:,} in the validation text".format(*longest)
+        f"longest passage has {longest:,} characters, {normal:,} in the validation text"
     )
