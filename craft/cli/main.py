@@ -31,6 +31,7 @@ COMMANDS = {
     "generate": "Let a trained model write.",
     "evaluate": "Score a model over a whole text.",
     "baselines": "Say what a text costs without a model: n-grams, packers.",
+    "novelty": "Say how much a model copies from its training text.",
     "export": "Write a model in another runtime's format (ONNX).",
     "serve": "Serve a model to OpenAI's clients, on this machine.",
     "push": "Put a trained model on the Hugging Face Hub.",

@@ -27,6 +27,7 @@ import numpy as np
 
 from craft.data.facts import split_facts, utf8_pieces
 from craft.data.loaders import Corpus
+from craft.evaluation.figures import bits_per_unit
 from craft.utils.errors import UserError
 from craft.utils.units import unit_named, unit_of
 
@@ -63,11 +64,11 @@ class Baseline:
 
     def figures(self) -> dict[str, float]:
         """What is compared, by the names of metrics."""
-        unit, bits = unit_named(self.unit), self.nats / math.log(2)
+        unit = unit_named(self.unit)
         return {
             unit.nats: self.nats / self.units,
-            unit.metric: bits / self.units,
-            "bits_per_byte": bits / self.bytes,
+            unit.metric: bits_per_unit(self.nats, self.units),
+            "bits_per_byte": bits_per_unit(self.nats, self.bytes),
         }
 
     def to_dict(self) -> dict[str, Any]:

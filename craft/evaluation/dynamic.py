@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from craft.data.facts import split_facts
+from craft.evaluation.figures import block_variance, by_stretch
 from craft.evaluation.protocols import check_protocol
-from craft.evaluation.scores import Evaluation, block_variance, check_text, stretch_length
+from craft.evaluation.scores import Evaluation, check_text
 from craft.utils.units import unit_of
 
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
@@ -67,14 +68,11 @@ def evaluate_dynamic(
     rate = float(typed) if typed else reader.best_rate(train[-SEARCHED:], scales)
     costs = torch.cat(list(reader.costs(ids, rate, scales))).double()
     predicted = np.asarray(ids[1:])
-    pieces = torch.split(costs, stretch_length(len(costs)))
     return Evaluation(
         protocol=f"dynamic-{rate:g}",
         split=split,
         nats=float(costs.sum()),
-        variance=block_variance(
-            torch.stack([piece.sum() for piece in pieces]), torch.tensor([len(piece) for piece in pieces])
-        ),
+        variance=block_variance(*by_stretch(costs)),
         predictions=len(costs),
         units=int(tokenizer.id_units[predicted].sum()),
         bytes=int(tokenizer.id_bytes[predicted].sum()) if unit.has_bytes else None,

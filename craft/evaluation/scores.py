@@ -23,6 +23,15 @@ from torch import Tensor
 
 from craft.data.base import release_pages
 from craft.data.facts import split_facts
+from craft.evaluation.figures import (
+    BINS,
+    bits_per_unit,
+    block_variance,
+    calibration_error,
+    confidence_bins,
+    perplexity,
+    stretch_length,
+)
 from craft.evaluation.protocols import (
     Rows,
     check_protocol,
@@ -32,8 +41,6 @@ from craft.evaluation.protocols import (
 from craft.utils.errors import UserError
 from craft.utils.units import Unit, unit_named, unit_of
 
-STRETCH, FEWEST_STRETCHES = 1000, 50
-"""Predictions of a stretch of text for the standard error, fewer where there would be too few stretches."""
 LARGEST_LOGITS = 2**26  # elements of one batch of logits, 256 MiB in float32
 
 
@@ -54,6 +61,7 @@ class Evaluation:
         dataset: name of the text.
         sha256: of the text in UTF-8, if it was taken.
         unit: the name of what is counted.
+        calibration_error: see `figures.calibration_error`; None where it wasn't taken.
 
     Counts and figures have the names of `to_dict` as attributes too: `characters` and `bits_per_char`, or of
     bytes `bytes` and `bits_per_byte`.
@@ -71,6 +79,7 @@ class Evaluation:
     dataset: str = ""
     sha256: str = ""
     unit: str = "character"
+    calibration_error: float | None = None
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("_") and name in (found := self.to_dict()):
@@ -83,12 +92,11 @@ class Evaluation:
 
     @property
     def bits_per_unit(self) -> float:
-        return self.nats_per_unit / math.log(2)
+        return bits_per_unit(self.nats, self.units)
 
     @property
     def perplexity(self) -> float:
-        """Per prediction: among how many equally likely ids the model hesitates."""
-        return math.exp(min(self.nats / self.predictions, 700.0))
+        return perplexity(self.nats, self.predictions)
 
     @property
     def accuracy(self) -> float:
@@ -106,14 +114,17 @@ class Evaluation:
         unit = unit_named(self.unit)
         found = {unit.nats: self.nats_per_unit, unit.metric: self.bits_per_unit}
         if self.bytes is not None:
-            found["bits_per_byte"] = self.nats / self.bytes / math.log(2)
+            found["bits_per_byte"] = bits_per_unit(self.nats, self.bytes)
         more = ("perplexity", "accuracy", "standard_error")
-        return found | {name: getattr(self, name) for name in more}
+        found |= {name: getattr(self, name) for name in more}
+        if self.calibration_error is not None:
+            found["calibration_error"] = self.calibration_error
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Everything above as plain numbers, for JSON, by names that follow from the unit."""
         counts = asdict(self)
-        del counts["unit"]
+        del counts["unit"], counts["calibration_error"]
         if self.bytes is None:
             del counts["bytes"]
         plural = unit_named(self.unit).plural
@@ -151,7 +162,8 @@ def save_scores(
 def table(evaluations: Sequence[Evaluation]) -> str:
     """Evaluations of one split as text for 80 columns: what was scored, then a line for each protocol."""
     first, unit = evaluations[0], unit_named(evaluations[0].unit)
-    nats, *others = (name for name in first.figures() if name != "standard_error")
+    hidden = ("standard_error", "calibration_error")  # the latter for want of room
+    nats, *others = (name for name in first.figures() if name not in hidden)
     forms = dict.fromkeys((nats, "standard_error", *others), ".4f") | {"perplexity": ".3f", "accuracy": ".2%"}
     head = ("protocol", *(name.replace("_per_", "/").replace("standard_error", "±") for name in forms))
     rows = [
@@ -214,8 +226,8 @@ def evaluate_split(
     per_row = min(rows.length, block_size) * model.config.vocab_size
     batch_size = max(1, min(batch_size, LARGEST_LOGITS // per_row))
     stretch = stretch_length(predictions)
-    # Correct ones, units, bytes; nats and counts by stretch. On the CPU: not every device knows float64.
-    sums = torch.zeros(3 + 2 * -(-predictions // stretch), dtype=torch.float64)
+    # What `_parts` takes apart. On the CPU: not every device knows float64.
+    sums = torch.zeros(3 + 3 * BINS + 2 * -(-predictions // stretch), dtype=torch.float64)
     counts = (None, None) if tokenizer is None else (tokenizer.id_units, tokenizer.id_bytes)
     tables = [None if table is None else torch.as_tensor(np.asarray(table)) for table in counts]
     device = model.device.type
@@ -232,13 +244,13 @@ def evaluate_split(
     if world > 1:
         sums = sums.to(model.device)  # where the processes can add them up
         dist.all_reduce(sums)
-    correct, units, size = sums[:3].tolist()
-    nats, counts = sums[3:].unflatten(0, (2, -1))
+    total, bins, (nats, counts) = _parts(sums)
+    correct, units, size = total.tolist()
     return Evaluation(
         protocol=protocol,
         split=split,
         nats=float(nats.sum()),
-        variance=block_variance(nats, counts),
+        variance=block_variance(nats.cpu(), counts.cpu()),
         predictions=round(float(counts.sum())),
         units=round(units),
         bytes=round(size) if unit.has_bytes else None,
@@ -246,7 +258,15 @@ def evaluate_split(
         block_size=block_size,
         dataset=dataset,
         unit=unit.name,
+        calibration_error=calibration_error(bins.cpu().numpy()),
     )
+
+
+def _parts(sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What `sums` is made of: [3], correct ones, units and bytes; [3, BINS], see `confidence_bins`;
+    [2, stretches], nats and counts."""
+    total, bins, stretches = sums.tensor_split([3, 3 + 3 * BINS])
+    return total, bins.unflatten(0, (3, -1)), stretches.unflatten(0, (2, -1))
 
 
 def check_text(model: Any, ids: np.ndarray, split: str, unit: Unit) -> int:
@@ -268,11 +288,6 @@ def check_text(model: Any, ids: np.ndarray, split: str, unit: Unit) -> int:
     return len(ids) - 1
 
 
-def stretch_length(predictions: int) -> int:
-    """Of how many predictions the stretches are from which the standard error is taken."""
-    return max(1, min(STRETCH, predictions // FEWEST_STRETCHES))
-
-
 def _score(
     model: Any,
     ids: np.ndarray,
@@ -285,7 +300,7 @@ def _score(
     stopped: Callable[[], bool],
 ) -> None:
     """Reads some rows from left to right, `chunk` ids at a time, and adds what they score to `sums`."""
-    total, by_stretch = sums[:3], sums[3:].unflatten(0, (2, -1))
+    total, bins, by_stretch = _parts(sums)
     starts, first, last = rows.starts[part, None], rows.first[part, None], rows.last[part, None]
     state, length = None, int((last - starts).max())
     for begin in range(0, length, chunk):
@@ -302,26 +317,12 @@ def _score(
         state = outputs.past_key_values if carry else None
         targets = targets[scored]
         logits, known = outputs.logits[scored.to(model.device)].float(), targets.to(model.device)
-        nats = torch.nn.functional.cross_entropy(logits, known, reduction="none").cpu().double()
+        logs = logits.log_softmax(dim=-1)
+        confidence, guesses = logs.max(dim=-1)
+        nats = torch.nn.functional.nll_loss(logs, known, reduction="none").cpu().double()
+        right = (guesses == known).cpu()
+        bins += torch.from_numpy(confidence_bins(confidence.exp().cpu().numpy(), right.numpy()))
         counts = [len(nats) if table is None else table[targets].sum() for table in tables]
-        right = (logits.argmax(dim=-1) == known).sum().cpu()
-        total += torch.stack([torch.as_tensor(count).double() for count in (right, *counts)])
+        total += torch.stack([torch.as_tensor(count).double() for count in (right.sum(), *counts)])
         at = torch.from_numpy(place)[scored] // stretch
         by_stretch.index_add_(1, at, torch.stack([nats, torch.ones_like(nats)]))
-
-
-def block_variance(nats: Tensor, counts: Tensor) -> float:
-    """The variance of the sum of `nats`, taken for what independent stretches of a text came to.
-
-    Neighbouring predictions depend on each other, whole stretches hardly do. A block bootstrap, which draws
-    stretches with replacement, tends to it (Davison and Hinkley, Bootstrap Methods, 1997, 8.2.3).
-
-    Args:
-        nats, counts: [stretches], of how many predictions.
-    """
-    used = counts > 0
-    stretches = int(used.sum())
-    if stretches < 2:
-        return 0.0
-    residuals = (nats - counts * (nats.sum() / counts.sum()))[used]
-    return float(residuals.square().sum()) * stretches / (stretches - 1)

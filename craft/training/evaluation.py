@@ -55,7 +55,7 @@ class Validation(TrainerCallback):
     def metric_names(self) -> list[str]:
         """Figures of an evaluation, as they are logged behind `eval_`."""
         bits = dict.fromkeys((self.unit.metric, *(["bits_per_byte"] if self.unit.has_bytes else [])))
-        return [*bits, "perplexity", "accuracy"]
+        return [*bits, "perplexity", "accuracy", "calibration_error"]
 
     def interrupted(self) -> bool:
         """Whether a signal ends long work within a step; asked between pieces, which are signs of life."""

@@ -7,6 +7,7 @@ Everything lies under `outputs/` of the folder in which the command runs:
     outputs/logs/train_{model}_{date}_{timestamp}.log
     outputs/samples/sample_{date}_{timestamp}.txt
     outputs/evaluation/eval_{model}_{dataset}_{date}_{timestamp}.json
+    outputs/evaluation/novelty_{model}_{dataset}_{date}_{timestamp}.json
     outputs/visualizations/{type}_{model}_{date}_{timestamp}.png
     outputs/benchmarks/benchmark_{test}_{hardware}_{date}_{timestamp}.json
     outputs/onnx/{name of the model's folder}/
@@ -151,9 +152,12 @@ def sample_file(root: Path = OUTPUTS, stamp: str | None = None) -> Path:
     return root / "samples" / f"sample_{stamp or unique_timestamp(root)}.txt"
 
 
-def evaluation_file(model_name: str, dataset: str, root: Path = OUTPUTS, stamp: str | None = None) -> Path:
+def evaluation_file(
+    model_name: str, dataset: str, root: Path = OUTPUTS, stamp: str | None = None, kind: str = "eval"
+) -> Path:
+    """Of scores, or of another `kind` of judgement."""
     stamp = stamp or unique_timestamp(root)
-    return root / "evaluation" / f"eval_{slug(model_name)}_{slug(dataset)}_{stamp}.json"
+    return root / "evaluation" / f"{kind}_{slug(model_name)}_{slug(dataset)}_{stamp}.json"
 
 
 def visualization_file(kind: str, root: Path = OUTPUTS) -> Path:

@@ -47,7 +47,8 @@ class Unit(NamedTuple):
         """Keys of the figures that people compare, each with what it is called."""
         by_bytes = {"bits_per_byte": "bits per byte"} if self.has_bytes else {}
         nats = {self.nats: self.label.replace("bits", "nats")}
-        return {self.metric: self.label, **by_bytes, **nats, "accuracy": "accuracy"}
+        more = {"accuracy": "accuracy", "calibration_error": "calibration error"}
+        return {self.metric: self.label, **by_bytes, **nats, **more}
 
 
 UNITS = {

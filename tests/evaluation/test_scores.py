@@ -14,8 +14,8 @@ import torch
 from refusals import refused
 
 from craft.evaluation import protocols
-from craft.evaluation.metrics import BitsPerCharacter, BitsPerUnit, NextCharacterAccuracy, NextUnitAccuracy
-from craft.evaluation.scores import Evaluation, block_variance, evaluate_split, table
+from craft.evaluation.figures import block_variance, calibration_error
+from craft.evaluation.scores import Evaluation, evaluate_split, table
 
 
 class Counting:
@@ -223,6 +223,9 @@ def test_processes_share_the_windows(protocol: str, batch_size: int, monkeypatch
     assert sum(part.predictions for part in parts) == whole.predictions
     assert sum(part.nats for part in parts) == pytest.approx(whole.nats)
     assert [int(sums[2]) for sums in added] == [part.predictions for part in parts]
+    bins = sum(sums[3:48] for sums in added).reshape(3, 15)
+    assert calibration_error(bins.numpy()) == pytest.approx(whole.calibration_error)
+    assert whole.calibration_error > 0.1
     assert min(part.predictions for part in parts) > 0
 
 
@@ -328,17 +331,3 @@ def test_a_table_fits_80_columns_and_json_has_the_figures() -> None:
     written = json.loads(json.dumps(result.to_dict()))
     assert written["bits_per_char"] == result.bits_per_char
     assert written["dataset"] == "zeros"
-
-
-def test_metric_classes_work_without_a_network() -> None:
-    bits = BitsPerCharacter().compute(predictions=[math.log(2), math.log(8)], references=[1, 1])
-    assert bits["bits_per_character"] == pytest.approx(2)
-    # é as two bytes: its first id stands for the character, the second for none.
-    bits = BitsPerCharacter().compute(predictions=[math.log(2), math.log(8)], references=[1, 0])
-    assert bits["bits_per_character"] == pytest.approx(4)
-    right = NextCharacterAccuracy().compute(predictions=[1, 2, 3, 4], references=[1, 2, 0, 4])
-    assert right == {"next_character_accuracy": 0.75}
-    notes = BitsPerUnit("note").compute(predictions=[math.log(2), math.log(8)], references=[1, 1])
-    assert notes == {"bits_per_note": pytest.approx(2), "nats_per_note": pytest.approx(2 * math.log(2))}
-    right = NextUnitAccuracy("byte").compute(predictions=[1, 2], references=[1, 0])
-    assert right == {"next_byte_accuracy": 0.5}

@@ -101,7 +101,9 @@ def test_metrics_and_samples_are_in_the_file_of_the_run(tmp_path: Path) -> None:
     (last,) = (event for event in events if "eval_loss" in event and event["step"] == 20)
     assert last["eval_bits_per_char"] == pytest.approx(last["eval_loss"] / math.log(2))
     assert last["eval_perplexity"] == pytest.approx(math.exp(last["eval_loss"]))
-    assert {"eval_accuracy", "eval_bits_per_byte", "characters", "elapsed"} <= set(last)
+    assert {"eval_accuracy", "eval_calibration_error", "eval_bits_per_byte", "characters", "elapsed"} <= set(
+        last
+    )
     assert last["characters"] == 20 * tiny_run.BATCH * tiny_run.BLOCK
     losses = [event for event in events if "loss" in event]
     assert [event["step"] for event in losses] == [5, 10, 15, 20]
