@@ -43,6 +43,10 @@ sys.meta_path.insert(0, Hidden())
 """What to begin a program with that must do without craft."""
 
 
+AT_IMPORT = {"HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_DOWNLOAD_TIMEOUT", "HF_HOME"}
+"""Variables that libraries read while they are imported."""
+
+
 @dataclass
 class Desk:
     """A user at a machine: a home, a current folder, a login."""
@@ -72,38 +76,36 @@ class Desk:
         assert done.returncode == status, f"{arguments}\n{done.stdout}\n{done.stderr}"
         return done
 
-    def craft(self, *arguments: str, status: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-        return self.run("-m", "craft", *arguments, status=status, **environment)
+    def craft(
+        self, *arguments: str, status: int | None = 0, folder: Path | None = None, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        """What a command gives, by a process that waits with its imports done (`Warm`).
 
-    def refused(self, *arguments: str, status: int = 2, **environment: str) -> str:
+        Args:
+            status: the one to end with; None for any.
+            folder: where to run it.
+            environment: what is read while libraries are imported starts a process of its own.
+        """
+        if environment.keys() & AT_IMPORT:
+            return self.run("-m", "craft", *arguments, status=status or 0, **environment)
+        if self.waiting is None:
+            self.waiting = Warm([*LIBRARIES, *CRAFT], self.command()["env"])
+        done = self.waiting.python("-m", "craft", *arguments, cwd=folder or self.folder, env=environment)
+        assert status in (None, done.returncode), f"{arguments}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def done(self, *arguments: str, folder: Path | None = None, **environment: str) -> str:
+        """What a command that must work prints."""
+        return self.craft(*arguments, folder=folder, **environment).stdout
+
+    def refused(
+        self, *arguments: str, status: int = 2, folder: Path | None = None, **environment: str
+    ) -> str:
         """The one line of an error."""
-        return one_line(self.craft(*arguments, status=status, **environment))
+        return one_line(self.craft(*arguments, status=status, folder=folder, **environment))
 
     def python(self, code: str, **environment: str) -> str:
         return self.run("-c", code, **environment).stdout
-
-    def warm(self, *arguments: str, folder: Path | None = None, **environment: str) -> Any:
-        """As `craft`, whatever the status, but by a process that waits with its imports done (`warm.py`).
-
-        Args:
-            folder: where to run it.
-            environment: only what is read while a command runs; the address of the Hub is not.
-        """
-        if self.waiting is None:
-            self.waiting = Warm([*LIBRARIES, *CRAFT], self.command()["env"])
-        return self.waiting.python("-m", "craft", *arguments, cwd=folder or self.folder, env=environment)
-
-    def done(self, *arguments: str, folder: Path | None = None, **environment: str) -> str:
-        """What a command that must work prints; by `warm`."""
-        done = self.warm(*arguments, folder=folder, **environment)
-        assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"
-        return str(done.stdout)
-
-    def said(self, *arguments: str, status: int = 2, folder: Path | None = None, **environment: str) -> str:
-        """As `refused`, by `warm`."""
-        done = self.warm(*arguments, folder=folder, **environment)
-        assert done.returncode == status, f"{arguments}\n{done.stdout}\n{done.stderr}"
-        return one_line(done)
 
     def leave(self) -> None:
         if self.waiting is not None:

@@ -37,10 +37,10 @@ def troubled(hub: Hub) -> Iterator[Hub]:
     "name", ["ada", "ada/", "/x", "ada/x/y", "ada/größe", "ada/x..y", "ada/x--y", "ada/.x", "ada/" + "x" * 97]
 )
 def test_what_can_be_no_name_on_the_hub_is_refused(office: Desk, model: Path, name: str) -> None:
-    assert f"'{name}'" in office.said("push", str(model), name)
+    assert f"'{name}'" in office.refused("push", str(model), name)
     if name.count("/") == 1 and name.strip("/") == name:
-        assert f"'{name}'" in office.said("generate", name)
-        assert f"'{name}'" in office.said("train", f"models.init_from={name}")
+        assert f"'{name}'" in office.refused("generate", name)
+        assert f"'{name}'" in office.refused("train", f"models.init_from={name}")
 
 
 def test_all_kinds_of_allowed_names_can_be_pushed_to(hub: Hub, office: Desk, model: Path) -> None:
@@ -49,7 +49,7 @@ def test_all_kinds_of_allowed_names_can_be_pushed_to(hub: Hub, office: Desk, mod
         assert f"models/{name}" in hub.repos
         office.done("generate", name, "-n", "3")
     for name in ("other/x", "Ada/x"):
-        assert "403" in office.said("push", str(model), name)
+        assert "403" in office.refused("push", str(model), name)
 
 
 def test_a_version_is_found_by_tag_branch_and_commit(hub: Hub, office: Desk, model: Path) -> None:
@@ -62,16 +62,16 @@ def test_a_version_is_found_by_tag_branch_and_commit(hub: Hub, office: Desk, mod
     assert commit is not None
     for revision in ("v1", "a/größe", "main", commit):
         office.done("generate", "ada/named", "-n", "3", "--revision", revision)
-    said = office.said("generate", "ada/named", "--revision", commit[:7])
+    said = office.refused("generate", "ada/named", "--revision", commit[:7])
     assert f"'{commit[:7]}'" in said
     assert "40 digits" in said
-    assert "'v1'" in office.said("push", str(model), "ada/named", "--tag", "v1")
+    assert "'v1'" in office.refused("push", str(model), "ada/named", "--tag", "v1")
     assert len(repo.messages) == 3
 
 
 def test_a_tag_that_fails_names_the_commit_of_the_model(troubled: Hub, office: Desk, model: Path) -> None:
     troubled.trouble = lambda method, path: Answer(500) if "/tag/" in path else None
-    said = office.said("push", str(model), "ada/untagged", "--tag", "v1", status=1)
+    said = office.refused("push", str(model), "ada/untagged", "--tag", "v1", status=1)
     assert f"{troubled.url}/ada/untagged/commit/" in said
     assert "'v1'" in said
     assert "model.safetensors" in troubled.repos["models/ada/untagged"].files()
@@ -79,13 +79,13 @@ def test_a_tag_that_fails_names_the_commit_of_the_model(troubled: Hub, office: D
 
 def test_a_read_only_token_can_load_and_not_push(hub: Hub, office: Desk, model: Path) -> None:
     office.done("push", str(model), "ada/readable", "--private")
-    assert "403" in office.said("push", str(model), "ada/readable", HF_TOKEN=READ_ONLY)
+    assert "403" in office.refused("push", str(model), "ada/readable", HF_TOKEN=READ_ONLY)
     office.done("generate", "ada/readable", "-n", "3", HF_TOKEN=READ_ONLY)
     hub.add("models/ada/unread", {"config.json": b"{}"}, private=True)
-    assert "'ada/unread'" in office.said("generate", "ada/unread", HF_TOKEN="")
+    assert "'ada/unread'" in office.refused("generate", "ada/unread", HF_TOKEN="")
     pushed = ["training.push_to_hub=true", "training.hub_model_id=ada/readable"]
     (office.folder / "t.txt").write_text("the quick brown fox\n" * 40)
-    assert "403" in office.said("train", "t.txt", *TRAIN, *pushed, HF_TOKEN=READ_ONLY)
+    assert "403" in office.refused("train", "t.txt", *TRAIN, *pushed, HF_TOKEN=READ_ONLY)
 
 
 ANSWERS = {
@@ -105,13 +105,13 @@ def test_whatever_the_server_answers_is_one_line(troubled: Hub, office: Desk, mo
     answer, status, phrase = ANSWERS[case]
     before = {path.name: path.read_bytes() for path in model.iterdir()}
     troubled.trouble = lambda method, path: answer
-    said = office.said("push", str(model), "ada/answered", status=status)
+    said = office.refused("push", str(model), "ada/answered", status=status)
     assert phrase in said
     assert "ada/answered" in said
-    assert phrase in office.said("generate", f"ada/unseen-{case}", status=status)
+    assert phrase in office.refused("generate", f"ada/unseen-{case}", status=status)
     if case in ("502", "html"):
         troubled.trouble = lambda method, path: answer if "/commit/" in path else None
-        assert f"can't push {model.name} to ada/answered" in office.said(
+        assert f"can't push {model.name} to ada/answered" in office.refused(
             "push", str(model), "ada/answered", status=1
         )
     assert {path.name: path.read_bytes() for path in model.iterdir()} == before
@@ -151,7 +151,7 @@ def test_no_signature_of_an_address_is_shown(troubled: Hub, office: Desk, model:
     expired = Answer(403, f"<Error><Message>Request has expired: {signed}</Message></Error>".encode())
     troubled.trouble = lambda method, path: expired if path.startswith("/lfs/") else None
     troubled.blobs.clear()
-    said = office.said("push", str(model), "ada/stored")
+    said = office.refused("push", str(model), "ada/stored")
     assert "403" in said
     assert "0123456789abcdef" not in said
     troubled.trouble = lambda method, path: None
@@ -204,13 +204,13 @@ def test_a_data_set_that_cannot_be_trained_on_is_one_line(
 ) -> None:
     files, phrase = DATA[case]
     hub.add(f"datasets/ada/data-{case}", files)
-    said = office.said("train", "data.source=hub", f"data.path=ada/data-{case}", *TRAIN, *more)
+    said = office.refused("train", "data.source=hub", f"data.path=ada/data-{case}", *TRAIN, *more)
     assert phrase in said
 
 
 def test_a_data_set_that_is_not_there_for_this_user_or_in_this_version(hub: Hub, office: Desk) -> None:
     def said(path: str, *more: str, **environment: str) -> str:
-        return office.said("train", "data.source=hub", f"data.path={path}", *TRAIN, *more, **environment)
+        return office.refused("train", "data.source=hub", f"data.path={path}", *TRAIN, *more, **environment)
 
     hub.add("datasets/ada/mine", {FILE: parquet(text=ROWS)}, private=True)
     hub.add("datasets/bob/mine", {FILE: parquet(text=ROWS)}, private=True)
@@ -244,7 +244,9 @@ def test_a_server_that_fails_under_a_data_set_is_one_line(troubled: Hub, office:
         "500": (Answer(501), 1, "501"),  # which no client tries again
     }[case]
     troubled.trouble = lambda method, path: answer
-    assert phrase in office.said("train", "data.source=hub", f"data.path=ada/d-{case}", *TRAIN, status=status)
+    assert phrase in office.refused(
+        "train", "data.source=hub", f"data.path=ada/d-{case}", *TRAIN, status=status
+    )
 
 
 def test_the_branch_of_a_run_is_made_before_it_trains(hub: Hub, office: Desk, tmp_path: Path) -> None:
@@ -255,5 +257,5 @@ def test_the_branch_of_a_run_is_made_before_it_trains(hub: Hub, office: Desk, tm
     assert "model.safetensors" in repo.files("trial")
     assert "model.safetensors" not in repo.files("main")
     assert repo.messages == ["initial commit", "Step 2", "Step 2, the end of training"]
-    said = office.said("train", "t.txt", *TRAIN, *pushed, "training.hub_revision=a b", folder=tmp_path)
+    said = office.refused("train", "t.txt", *TRAIN, *pushed, "training.hub_revision=a b", folder=tmp_path)
     assert "ada/branched" in said

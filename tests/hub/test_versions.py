@@ -83,7 +83,7 @@ def test_every_command_says_the_same_of_a_version_that_is_not_there(
     office: Desk, grown: Repo, folder: Path
 ) -> None:
     def said(*words: str) -> str:
-        return office.said(*words, folder=folder)
+        return office.refused(*words, folder=folder)
 
     missing = [
         said("train", "new.txt", "models.init_from=ada/grown", "models.init_revision=v9"),
@@ -121,7 +121,7 @@ def test_a_fetch_that_is_cut_leaves_nothing_in_the_way(
 ) -> None:
     repo = hub.add("models/ada/cut-run", half)
     hub.faults["download"] = 1000
-    assert "'ada/cut-run'" in office.said("resume", "ada/cut-run", status=1, folder=folder)
+    assert "'ada/cut-run'" in office.refused("resume", "ada/cut-run", status=1, folder=folder)
     hub.faults.clear()
     assert runs(folder) == []
     code = f"""
@@ -137,12 +137,12 @@ fetch_run("ada/cut-run")
 """
     office.run("-c", code, status=9)
     assert [name[:9] for name in runs(folder)] == [".staging-"]
-    office.said("resume", folder=folder)  # there is none
+    office.refused("resume", folder=folder)  # there is none
     office.done("resume", "ada/cut-run", folder=folder)
     assert len(runs(folder)) == 2  # the run and its model
     (again,) = (folder / "outputs" / "models").glob("*_step_12")
     assert (again / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
-    assert "craft resume outputs/models/" in office.said("resume", "ada/cut-run", folder=folder)
+    assert "craft resume outputs/models/" in office.refused("resume", "ada/cut-run", folder=folder)
     assert len(repo.commits) == 1
 
 
@@ -152,13 +152,13 @@ def test_a_damaged_checkpoint_is_not_resumed(
     name = "last-checkpoint/model.safetensors"
     flipped = half[name][:-1] + bytes([half[name][-1] ^ 1])
     hub.add("models/ada/flipped", {**half, name: flipped})
-    said = office.said("resume", "ada/flipped", folder=folder)
+    said = office.refused("resume", "ada/flipped", folder=folder)
     assert "ada/flipped" in said
     assert "model.safetensors" in said
     hub.add("models/ada/lacking", {path: data for path, data in half.items() if path != name})
-    assert "model.safetensors" in office.said("resume", "ada/lacking", folder=folder)
+    assert "model.safetensors" in office.refused("resume", "ada/lacking", folder=folder)
     hub.add("models/ada/torn", {**half, "last-checkpoint/run.json": b"{"})
-    assert "run.json" in office.said("resume", "ada/torn", folder=folder)
+    assert "run.json" in office.refused("resume", "ada/torn", folder=folder)
     assert runs(folder) == []
 
 
