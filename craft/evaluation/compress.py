@@ -1,0 +1,342 @@
+"""A text in as few bytes as a model says it takes: the figure of `craft evaluate`, cashed in, without loss.
+
+    magic, version, CRC-32 of the rest | a line of JSON (`Header`) | what the tokenizer lacks, deflated |
+    what the model codes: the words of a range coder (`constriction`)
+
+A decoder needs the very probabilities that the encoder had, to the last bit, and those of torch depend on how
+many rows are computed at once, on threads and on the processor. So both read by one function, `_read_rows`,
+with as many rows, and the header says the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+
+from craft.data.processors import BytesProcessor
+from craft.utils.common import require_extra
+from craft.utils.errors import Failed, UserError
+from craft.utils.hardware import cpu_name
+
+MAGIC, VERSION = b"\x8aCRAFT", b"\x01"
+MOST_STREAMS, STREAM = 64, 8192
+"""Streams unless a number is asked for: one for each so many ids, and no more than that."""
+TRIED = 4096
+"""Ids, of all streams together, by which the way of reading with a limited context is chosen."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a decoder must know, and must have.
+
+    Args:
+        model: what the model was called.
+        weights: sha256 of its weights and its tokenizer, see `weights_hash`.
+        torch, processor, device, threads, dtype: what its probabilities were computed by.
+        ids: how many the model coded.
+        streams: in how many pieces of the text, read side by side, each from nothing.
+        window: read the last half of so many ids anew whenever the context is full; 0: the model's own `step`
+            goes on without end.
+        runs: places with something that the tokenizer doesn't know; `aside`: bytes that these take.
+        size, sha256: of the text.
+    """
+
+    model: str
+    weights: str
+    torch: str
+    processor: str
+    device: str
+    threads: int
+    dtype: str
+    ids: int
+    streams: int
+    window: int
+    runs: int
+    aside: int
+    size: int
+    sha256: str
+
+
+def compress(model: Any, tokenizer: Any, data: bytes, *, streams: int | None = None, name: str = "") -> bytes:
+    """Codes a text by a model, and reads it back to compare.
+
+    Args:
+        model: a `LanguageModel`, on its device, in evaluation mode.
+        data: any bytes.
+        streams: pieces of the text that are read side by side; 1 takes the fewest bytes and the longest time.
+            By default one for each 8,192 ids, at most 64.
+        name: of the model, for who wants to read the text.
+
+    Raises:
+        UserError: without the extra `compress`, or for more streams than ids.
+        Failed: if the text doesn't come back as it was.
+    """
+    require_extra("compress", "constriction")
+    ids, runs, aside = split(data, tokenizer)
+    streams = streams or max(1, min(MOST_STREAMS, len(ids) // STREAM))
+    if streams > max(1, len(ids)):
+        raise UserError(
+            f"--streams {streams}: the text has {len(ids):,} characters that the model knows; use fewer",
+            code="setting-value",
+        )
+    window, words = _encode(model, ids, streams)
+    header = Header(
+        model=name,
+        weights=weights_hash(model, tokenizer),
+        **_machine(model),
+        ids=len(ids),
+        streams=streams,
+        window=window,
+        runs=runs,
+        aside=len(aside),
+        size=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+    )
+    body = json.dumps(asdict(header), separators=(",", ":")).encode() + b"\n" + aside + words
+    packed = MAGIC + VERSION + zlib.crc32(body).to_bytes(4, "little") + body
+    try:
+        decompress(model, tokenizer, packed)
+    except UserError as error:
+        raise Failed(f"this model can't compress on this machine: {error}", code="machine-unable") from error
+    return packed
+
+
+def decompress(model: Any, tokenizer: Any, packed: bytes) -> bytes:
+    """The text, which is compared with the hash of the one that was compressed.
+
+    Args:
+        model: the one it was compressed by; it is moved to the device and number format of then, if it can.
+
+    Raises:
+        UserError: if it is damaged, or from another model, or this machine computes other probabilities.
+    """
+    require_extra("compress", "constriction")
+    header, body = read_header(packed)
+    if weights_hash(model, tokenizer) != header.weights:
+        raise UserError(
+            f"it was compressed by another model, {header.model or 'one without a name'} "
+            f"(sha256 of its weights {header.weights[:12]})",
+            code="model-mismatch",
+        )
+    device = "cpu" if header.device == "cpu" else model.device
+    model.to(device=device, dtype=getattr(torch, header.dtype))
+    with _threads(header.threads):
+        here = _machine(model)
+        ids = _decode(model, header, body[header.aside :])
+    data = None if ids is None else join(ids, header.runs, body[: header.aside], tokenizer)
+    if data is None or hashlib.sha256(data).hexdigest() != header.sha256:
+        then = asdict(header)
+        differences = [f"{key} {then[key]}, here {now}" for key, now in here.items() if now != then[key]]
+        raise UserError(
+            "it doesn't come back as it was: the probabilities computed here aren't those it was compressed "
+            f"by ({'; '.join(differences) or 'although torch, processor and threads are the same'})",
+            code="machine-unable",
+        )
+    return data
+
+
+def read_header(packed: bytes) -> tuple[Header, bytes]:
+    """The header of a compressed text, and what follows it.
+
+    Raises:
+        UserError: if it is none, or damaged.
+    """
+    start = len(MAGIC) + len(VERSION)
+    if packed[: len(MAGIC)] != MAGIC:
+        raise UserError("it wasn't made by craft compress", code="file-unreadable")
+    if packed[len(MAGIC) : start] != VERSION:
+        raise UserError("it was made by another version of craft compress", code="file-unreadable")
+    body = packed[start + 4 :]
+    if zlib.crc32(body).to_bytes(4, "little") != packed[start : start + 4]:
+        raise UserError("it is damaged or cut off (its checksum is wrong)", code="file-unreadable")
+    line, _, rest = body.partition(b"\n")
+    return Header(**json.loads(line)), rest
+
+
+def sizes(data: bytes, packed: bytes) -> str:
+    """What a compressed text is made of, and what that is per character and byte of the text, as lines."""
+    header, rest = read_header(packed)
+    characters = len(data.decode("utf-8", "surrogateescape"))
+    aside = f", {header.runs:,} runs of what its tokenizer doesn't know in {header.aside:,}"
+    parts = {"in all": len(packed), "by the model": len(rest) - header.aside}
+    lines = [f"{header.size:,} bytes; {header.streams} streams{aside if header.runs else ''}"] + [
+        f"{name:<13} {size:>12,} bytes  {8 * size / max(1, characters):.4f} bits/char  "
+        f"{8 * size / max(1, len(data)):.4f} bits/byte  ratio {len(data) / max(1, size):.3f}"
+        for name, size in parts.items()
+    ]
+    return "\n".join(lines)
+
+
+def split(data: bytes, tokenizer: Any) -> tuple[np.ndarray, int, bytes]:
+    """What of a text a model codes, and the rest.
+
+    Returns:
+        ids [n]; the number of places with characters that the tokenizer doesn't know, or bytes that aren't
+        UTF-8 (none where it knows single bytes); and these, each with the ids since the last, deflated.
+    """
+    text = data.decode("utf-8", "surrogateescape")
+    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    known = np.isin(points, [ord(char) for char in tokenizer.alphabet])
+    bounds = [0, *(np.flatnonzero(known[1:] != known[:-1]) + 1).tolist(), len(points)]
+    parts, gaps, rest, since = [np.zeros(0, np.int64)], [], [], 0
+    for begin, end in pairwise(bounds):
+        piece = text[begin:end]
+        if begin < end and known[begin]:
+            parts.append(tokenizer.encode_ids(piece))
+            since += len(parts[-1])
+        elif tokenizer.unknown == "bytes":
+            parts.append(BytesProcessor().encode(piece.encode("utf-8", "surrogateescape")))
+        elif piece:
+            gaps.append(since)
+            rest.append(piece.encode("utf-8", "surrogateescape"))
+            since = 0
+    # All first bytes of the numbers, then all second ones …: most are zero, which costs nothing.
+    numbers = np.array([gaps, [len(each) for each in rest]], "<u4").view(np.uint8).reshape(-1, 4).T.tobytes()
+    aside = zlib.compress(numbers + b"".join(rest), 9) if rest else b""
+    return np.concatenate(parts).astype(np.int64), len(rest), aside
+
+
+def join(ids: np.ndarray, runs: int, aside: bytes, tokenizer: Any) -> bytes:
+    """The text that was `split`."""
+    table, plain = tokenizer.token_bytes, zlib.decompress(aside) if aside else b""
+    numbers = np.frombuffer(plain[: 8 * runs], np.uint8).reshape(4, -1).T.copy().view("<u4").reshape(2, -1)
+    pieces, place, read = [], 0, 8 * runs
+    for gap, size in numbers.T.tolist():
+        pieces += [table[i] for i in ids[place : place + gap].tolist()] + [plain[read : read + size]]
+        place, read = place + gap, read + size
+    return b"".join([*pieces, *(table[i] for i in ids[place:].tolist())])
+
+
+def weights_hash(model: Any, tokenizer: Any) -> str:
+    """sha256 of all weights, as float32, and of what each id stands for."""
+    digest = hashlib.sha256(b"\0".join(tokenizer.token_bytes))
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read_rows(
+    model: Any, lengths: np.ndarray, window: int, follow: Callable[[int, np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """Reads rows side by side, an id at a time, by the model's `prefill` and `step`.
+
+    Args:
+        lengths: of the rows, the longest first.
+        window: as in `Header`.
+        follow: says of a place, and the probabilities [n, V] there, which ids [n] stand there in the first n
+            rows, those that are that long. The first place is uniform.
+
+    Returns:
+        ids [rows, longest].
+    """
+    longest, size = int(lengths.max(initial=0)), model.get_input_embeddings().weight.shape[0]
+    ids = np.zeros((len(lengths), longest), np.int64)
+    likely, state, begin = np.full((len(lengths), size), 1 / size, np.float32), None, 0
+    with torch.inference_mode():
+        for place in range(longest):
+            live = np.count_nonzero(lengths > place)
+            ids[:live, place] = follow(place, likely[:live])
+            if place + 1 == longest:
+                break
+            full = bool(window) and place - begin == window
+            if full:
+                begin = place + 1 - max(1, window // 2)
+            if state is None or full:
+                logits, state = model.prefill(torch.from_numpy(ids[:, begin : place + 1]).to(model.device))
+            else:
+                logits, state = model.step(torch.from_numpy(ids[:, place]).to(model.device), state)
+            likely = logits.float().softmax(dim=-1).cpu().numpy()
+    return ids
+
+
+def _encode(model: Any, ids: np.ndarray, streams: int) -> tuple[int, bytes]:
+    """The window of `Header`, and the words of the coder."""
+    from constriction import stream
+
+    coder, family = stream.queue.RangeEncoder(), stream.model.Categorical(perfect=False)
+    lengths = _lengths(len(ids), streams)
+    rows = np.zeros((streams, int(lengths.max(initial=0))), np.int32)
+    rows[np.arange(rows.shape[1]) < lengths[:, None]] = ids
+
+    def code(place: int, likely: np.ndarray) -> np.ndarray:
+        coder.encode(rows[: len(likely), place].copy(), family, likely)
+        return rows[: len(likely), place]
+
+    window = _best_window(model, rows, lengths)
+    _read_rows(model, lengths, window, code)
+    return window, coder.get_compressed().astype("<u4").tobytes()
+
+
+def _decode(model: Any, header: Header, words: bytes) -> np.ndarray | None:
+    """The ids [n]; None where no text has such words by these probabilities."""
+    from constriction import stream
+
+    coder = stream.queue.RangeDecoder(np.frombuffer(words, "<u4").astype(np.uint32))
+    family, lengths = stream.model.Categorical(perfect=False), _lengths(header.ids, header.streams)
+    try:
+        rows = _read_rows(model, lengths, header.window, lambda _, likely: coder.decode(family, likely))
+    except AssertionError:
+        return None
+    return rows[np.arange(rows.shape[1]) < lengths[:, None]]
+
+
+def _best_window(model: Any, rows: np.ndarray, lengths: np.ndarray) -> int:
+    """0 or the context of the model, whichever codes the beginning of the rows in fewer bits."""
+    context = getattr(model.config, "max_position_embeddings", None)
+    if model.carries_state or context is None or lengths[0] <= context:
+        return 0
+    begins = np.minimum(lengths, max(4 * context, TRIED // len(lengths)))
+
+    def cost(window: int) -> float:
+        nats = [0.0]
+
+        def add(place: int, likely: np.ndarray) -> np.ndarray:
+            ids = rows[: len(likely), place]
+            nats[0] -= float(np.log(likely[np.arange(len(ids)), ids] + 1e-30).sum())
+            return ids
+
+        _read_rows(model, begins, window, add)
+        return nats[0]
+
+    return min(0, context, key=cost)
+
+
+def _lengths(ids: int, streams: int) -> np.ndarray:
+    """Of the pieces of a text, the longer ones first."""
+    return ids // streams + (np.arange(streams) < ids % streams)
+
+
+def _machine(model: Any) -> dict[str, Any]:
+    """What probabilities depend on besides the model, as `Header` has it."""
+    device = model.device.type
+    if device == "cuda":
+        processor = torch.cuda.get_device_name(model.device)
+    else:
+        processor = f"{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}"
+    return {
+        "torch": torch.__version__,
+        "processor": processor,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
