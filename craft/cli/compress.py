@@ -26,7 +26,7 @@ ENDING = ".craft"
     type=COUNT,
     metavar="N",
     help="Read the text in N pieces side by side: faster, but each begins from nothing.  "
-    "[default: one for each 8,192 characters, at most 64]",
+    "[default: one for each 4,096 characters, at most 64]",
 )
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
 @hub_options

@@ -28,7 +28,7 @@ from craft.utils.errors import Failed, UserError
 from craft.utils.hardware import cpu_name
 
 MAGIC, VERSION = b"\x8aCRAFT", b"\x01"
-MOST_STREAMS, STREAM = 64, 8192
+MOST_STREAMS, STREAM = 64, 4096
 """Streams unless a number is asked for: one for each so many ids, and no more than that."""
 TRIED = 4096
 """Ids, of all streams together, by which the way of reading with a limited context is chosen."""
@@ -73,7 +73,7 @@ def compress(model: Any, tokenizer: Any, data: bytes, *, streams: int | None = N
         model: a `LanguageModel`, on its device, in evaluation mode.
         data: any bytes.
         streams: pieces of the text that are read side by side; 1 takes the fewest bytes and the longest time.
-            By default one for each 8,192 ids, at most 64.
+            By default one for each 4,096 ids, at most 64.
         name: of the model, for who wants to read the text.
 
     Raises:
