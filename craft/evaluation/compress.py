@@ -256,6 +256,11 @@ def _read_rows(
             else:
                 logits, state = model.step(torch.from_numpy(ids[:, place]).to(model.device), state)
             likely = logits.float().softmax(dim=-1).cpu().numpy()
+            if not np.isfinite(likely).all():
+                raise UserError(
+                    f"the model's probabilities behind character {place + 1:,} aren't numbers",
+                    code="not-finite",
+                )
     return ids
 
 
@@ -264,7 +269,7 @@ def _encode(model: Any, ids: np.ndarray, streams: int) -> tuple[int, bytes]:
     from constriction import stream
 
     coder, family = stream.queue.RangeEncoder(), stream.model.Categorical(perfect=False)
-    lengths = _lengths(len(ids), streams)
+    lengths = parts_of(len(ids), streams)
     rows = np.zeros((streams, int(lengths.max(initial=0))), np.int32)
     rows[np.arange(rows.shape[1]) < lengths[:, None]] = ids
 
@@ -282,7 +287,7 @@ def _decode(model: Any, header: Header, words: bytes) -> np.ndarray | None:
     from constriction import stream
 
     coder = stream.queue.RangeDecoder(np.frombuffer(words, "<u4").astype(np.uint32))
-    family, lengths = stream.model.Categorical(perfect=False), _lengths(header.ids, header.streams)
+    family, lengths = stream.model.Categorical(perfect=False), parts_of(header.ids, header.streams)
     try:
         rows = _read_rows(model, lengths, header.window, lambda _, likely: coder.decode(family, likely))
     except AssertionError:
@@ -311,8 +316,8 @@ def _best_window(model: Any, rows: np.ndarray, lengths: np.ndarray) -> int:
     return min(0, context, key=cost)
 
 
-def _lengths(ids: int, streams: int) -> np.ndarray:
-    """Of the pieces of a text, the longer ones first."""
+def parts_of(ids: int, streams: int) -> np.ndarray:
+    """How long the pieces of a text are, [streams], the longer ones first."""
     return ids // streams + (np.arange(streams) < ids % streams)
 
 

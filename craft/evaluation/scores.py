@@ -134,17 +134,24 @@ def score(
 
 
 def save_scores(
-    evaluations: Sequence[Evaluation], model: str | None, file: Path, baselines: Sequence[Any] = ()
+    evaluations: Sequence[Evaluation],
+    model: str | None,
+    file: Path,
+    baselines: Sequence[Any] = (),
+    audit: dict[str, Any] | None = None,
 ) -> None:
     """Writes the figures of a model, and what is compared with them, as JSON.
 
     Args:
         model: the folder or Hub id that was scored; None where only baselines are.
+        audit: what `craft.evaluation.audit.to_dict` says, if they were audited.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     scores: dict[str, Any] = {"model": model, "evaluations": [each.to_dict() for each in evaluations]}
     if baselines:
         scores["baselines"] = [each.to_dict() for each in baselines]
+    if audit is not None:
+        scores["audit"] = audit
     file.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
 
 
@@ -302,12 +309,17 @@ def _score(
         state = outputs.past_key_values if carry else None
         targets = targets[scored]
         logits, known = outputs.logits[scored.to(model.device)].float(), targets.to(model.device)
-        nats = torch.nn.functional.cross_entropy(logits, known, reduction="none").cpu().double()
+        nats = nats_of(logits, known).cpu().double()
         counts = [len(nats) if table is None else table[targets].sum() for table in tables]
         right = (logits.argmax(dim=-1) == known).sum().cpu()
         total += torch.stack([torch.as_tensor(count).double() for count in (right, *counts)])
         at = torch.from_numpy(place)[scored] // stretch
         by_stretch.index_add_(1, at, torch.stack([nats, torch.ones_like(nats)]))
+
+
+def nats_of(logits: Tensor, ids: Tensor) -> Tensor:
+    """What ids [n] cost by logits [n, V]: nats [n]."""
+    return torch.nn.functional.cross_entropy(logits.float(), ids, reduction="none")
 
 
 def block_variance(nats: Tensor, counts: Tensor) -> float:

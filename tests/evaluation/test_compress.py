@@ -120,7 +120,7 @@ def test_known_characters_are_coded_as_if_there_were_no_others(trained: Any) -> 
 def test_the_payload_is_what_the_figure_says(trained: Any, characters: int, streams: int) -> None:
     tokenizer = TOKENIZERS["strict"]
     ids = split(TEXT[:characters].encode(), tokenizer)[0]
-    lengths = module._lengths(len(ids), streams)
+    lengths = module.parts_of(len(ids), streams)
     nats = streams * math.log(len(tokenizer))  # the first id of each, which no protocol predicts, is uniform
     for end, length in zip(np.cumsum(lengths), lengths):
         piece = ids[end - length : end]
