@@ -79,8 +79,10 @@ def free_path(path: Path, force: bool) -> Path:
     """A path to write to, where nothing is lost.
 
     Raises:
-        UserError: if there is something, unless that is to be replaced.
+        UserError: if there is something, unless that is to be replaced, or no folder.
     """
+    if not path.parent.is_dir():
+        raise UserError(f"no folder {str(path.parent)!r} to write {path.name} to", code="file-missing")
     if os.path.lexists(path) and not (force and path.is_file()):
         raise UserError(f"{path} exists; name another file by -o, or say --force", code="setting-conflict")
     return path

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from craft.data.facts import utf8_pieces
-from craft.evaluation.compress import compress, parts_of, read_header, split
-from craft.evaluation.dynamic import RATES, _Reader
+from craft.evaluation.coder import parts_of
+from craft.evaluation.compress import compress, read_header, split
+from craft.evaluation.dynamic import RATES, Reader
 from craft.evaluation.scores import Evaluation, evaluate_split, nats_of
 from craft.utils.errors import CraftError
 from craft.utils.units import unit_of
@@ -174,7 +175,7 @@ def _labels(model: Any, ids: np.ndarray, starts: np.ndarray, size: int, draw: An
 def _dynamic(model: Any, ids: np.ndarray, size: int, draw: Any) -> Check:
     """A stretch must be scored before the model learns from it: how it ends changes neither what was said
     before nor what that cost."""
-    reader = _Reader(model, size)
+    reader = Reader(model, size)
     text = ids[: 3 * reader.length + 1].astype(np.int64)
     place = min(reader.length + reader.length // 2, len(text) - 1)
     changed = np.concatenate([text[:place], draw(torch.from_numpy(text[place:])).numpy()])
@@ -203,7 +204,12 @@ def _counts(tokenizer: Any, ids: np.ndarray, evaluations: Sequence[Evaluation]) 
     by_bytes = not tokenizer.alphabet and unit.name != "character"
     true = len(shown) if by_bytes else int(((shown & 0xC0) != 0x80).sum())
     whole = [each for each in evaluations if each.protocol != "nanogpt-sampled"]  # which counts some often
-    right = all((each.units, each.predictions) == (true, len(ids) - 1) for each in whole)
+    # An unknown character is shown by three bytes and counts as one.
+    size = len(shown) - 2 * int((np.asarray(ids[1:]) == tokenizer.unk_token_id).sum())
+    right = all(
+        (each.units, each.predictions) == (true, len(ids) - 1) and each.bytes in (size, None)
+        for each in whole
+    )
     counted = ", ".join(f"{each.units:,}" for each in whole) or "none"
     return Check("counts", right, f"{true:,} {unit.plural} are predicted, and counted: {counted}")
 

@@ -1,11 +1,9 @@
 """A text in as few bytes as a model says it takes: the figure of `craft evaluate`, cashed in, without loss.
 
     magic, version, CRC-32 of the rest | a line of JSON (`Header`) | what the tokenizer lacks, deflated |
-    what the model codes: the words of a range coder (`constriction`)
+    what the model codes (`coder.py`)
 
-A decoder needs the very probabilities that the encoder had, to the last bit, and those of torch depend on how
-many rows are computed at once, on threads and on the processor. So both read by one function, `_read_rows`,
-with as many rows, and the header says the rest.
+A decoder needs the very probabilities that the encoder had, so the header says by what they were computed.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -23,6 +21,7 @@ import numpy as np
 import torch
 
 from craft.data.processors import BytesProcessor
+from craft.evaluation.coder import decode, encode
 from craft.utils.common import require_extra
 from craft.utils.errors import Failed, UserError
 from craft.utils.hardware import cpu_name
@@ -30,8 +29,6 @@ from craft.utils.hardware import cpu_name
 MAGIC, VERSION = b"\x8aCRAFT", b"\x01"
 MOST_STREAMS, STREAM = 64, 4096
 """Streams unless a number is asked for: one for each so many ids, and no more than that."""
-TRIED = 4096
-"""Ids, of all streams together, by which the way of reading with a limited context is chosen."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +41,7 @@ class Header:
         torch, processor, device, threads, dtype: what its probabilities were computed by.
         ids: how many the model coded.
         streams: in how many pieces of the text, read side by side, each from nothing.
-        window: read the last half of so many ids anew whenever the context is full; 0: the model's own `step`
-            goes on without end.
+        window: how a limited context was read, see `coder.encode`.
         runs: places with something that the tokenizer doesn't know; `aside`: bytes that these take.
         size, sha256: of the text.
     """
@@ -88,7 +84,7 @@ def compress(model: Any, tokenizer: Any, data: bytes, *, streams: int | None = N
             f"--streams {streams}: the text has {len(ids):,} characters that the model knows; use fewer",
             code="setting-value",
         )
-    window, words = _encode(model, ids, streams)
+    window, words = encode(model, ids, streams)
     header = Header(
         model=name,
         weights=weights_hash(model, tokenizer),
@@ -131,7 +127,7 @@ def decompress(model: Any, tokenizer: Any, packed: bytes) -> bytes:
     model.to(device=device, dtype=getattr(torch, header.dtype))
     with _threads(header.threads):
         here = _machine(model)
-        ids = _decode(model, header, body[header.aside :])
+        ids = decode(model, header.ids, header.streams, header.window, body[header.aside :])
     data = None if ids is None else join(ids, header.runs, body[: header.aside], tokenizer)
     if data is None or hashlib.sha256(data).hexdigest() != header.sha256:
         then = asdict(header)
@@ -223,102 +219,6 @@ def weights_hash(model: Any, tokenizer: Any) -> str:
         digest.update(name.encode())
         digest.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _read_rows(
-    model: Any, lengths: np.ndarray, window: int, follow: Callable[[int, np.ndarray], np.ndarray]
-) -> np.ndarray:
-    """Reads rows side by side, an id at a time, by the model's `prefill` and `step`.
-
-    Args:
-        lengths: of the rows, the longest first.
-        window: as in `Header`.
-        follow: says of a place, and the probabilities [n, V] there, which ids [n] stand there in the first n
-            rows, those that are that long. The first place is uniform.
-
-    Returns:
-        ids [rows, longest].
-    """
-    longest, size = int(lengths.max(initial=0)), model.get_input_embeddings().weight.shape[0]
-    ids = np.zeros((len(lengths), longest), np.int64)
-    likely, state, begin = np.full((len(lengths), size), 1 / size, np.float32), None, 0
-    with torch.inference_mode():
-        for place in range(longest):
-            live = np.count_nonzero(lengths > place)
-            ids[:live, place] = follow(place, likely[:live])
-            if place + 1 == longest:
-                break
-            full = bool(window) and place - begin == window
-            if full:
-                begin = place + 1 - max(1, window // 2)
-            if state is None or full:
-                logits, state = model.prefill(torch.from_numpy(ids[:, begin : place + 1]).to(model.device))
-            else:
-                logits, state = model.step(torch.from_numpy(ids[:, place]).to(model.device), state)
-            likely = logits.float().softmax(dim=-1).cpu().numpy()
-            if not np.isfinite(likely).all():
-                raise UserError(
-                    f"the model's probabilities behind character {place + 1:,} aren't numbers",
-                    code="not-finite",
-                )
-    return ids
-
-
-def _encode(model: Any, ids: np.ndarray, streams: int) -> tuple[int, bytes]:
-    """The window of `Header`, and the words of the coder."""
-    from constriction import stream
-
-    coder, family = stream.queue.RangeEncoder(), stream.model.Categorical(perfect=False)
-    lengths = parts_of(len(ids), streams)
-    rows = np.zeros((streams, int(lengths.max(initial=0))), np.int32)
-    rows[np.arange(rows.shape[1]) < lengths[:, None]] = ids
-
-    def code(place: int, likely: np.ndarray) -> np.ndarray:
-        coder.encode(rows[: len(likely), place].copy(), family, likely)
-        return rows[: len(likely), place]
-
-    window = _best_window(model, rows, lengths)
-    _read_rows(model, lengths, window, code)
-    return window, coder.get_compressed().astype("<u4").tobytes()
-
-
-def _decode(model: Any, header: Header, words: bytes) -> np.ndarray | None:
-    """The ids [n]; None where no text has such words by these probabilities."""
-    from constriction import stream
-
-    coder = stream.queue.RangeDecoder(np.frombuffer(words, "<u4").astype(np.uint32))
-    family, lengths = stream.model.Categorical(perfect=False), parts_of(header.ids, header.streams)
-    try:
-        rows = _read_rows(model, lengths, header.window, lambda _, likely: coder.decode(family, likely))
-    except AssertionError:
-        return None
-    return rows[np.arange(rows.shape[1]) < lengths[:, None]]
-
-
-def _best_window(model: Any, rows: np.ndarray, lengths: np.ndarray) -> int:
-    """0 or the context of the model, whichever codes the beginning of the rows in fewer bits."""
-    context = getattr(model.config, "max_position_embeddings", None)
-    if model.carries_state or context is None or lengths[0] <= context:
-        return 0
-    begins = np.minimum(lengths, max(4 * context, TRIED // len(lengths)))
-
-    def cost(window: int) -> float:
-        nats = [0.0]
-
-        def add(place: int, likely: np.ndarray) -> np.ndarray:
-            ids = rows[: len(likely), place]
-            nats[0] -= float(np.log(likely[np.arange(len(ids)), ids] + 1e-30).sum())
-            return ids
-
-        _read_rows(model, begins, window, add)
-        return nats[0]
-
-    return min(0, context, key=cost)
-
-
-def parts_of(ids: int, streams: int) -> np.ndarray:
-    """How long the pieces of a text are, [streams], the longer ones first."""
-    return ids // streams + (np.arange(streams) < ids % streams)
 
 
 def _machine(model: Any) -> dict[str, Any]:

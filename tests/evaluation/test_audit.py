@@ -167,7 +167,7 @@ def test_a_score_after_the_update_is_caught(kind: str, monkeypatch: pytest.Monke
         lambda model, ids, logits, *_: next_in_window(ids, logits) if torch.is_grad_enabled() else logits,
     )
     assert failures(learning) - {"labels"} == {"dynamic"}
-    honest = dynamic._Reader.costs
+    honest = dynamic.Reader.costs
 
     def twice(self: Any, ids: np.ndarray, rate: float, scales: Any) -> Any:
         """The costs by a model that has read the text before."""
@@ -183,7 +183,7 @@ def test_a_score_after_the_update_is_caught(kind: str, monkeypatch: pytest.Monke
             yield from honest(self, stretch, 0.0, scales)
             self.start = start
 
-    monkeypatch.setattr(dynamic._Reader, "costs", twice)
+    monkeypatch.setattr(dynamic.Reader, "costs", twice)
     assert failures(tiny_run.model(kind)) == {"dynamic"}
 
 
@@ -192,6 +192,9 @@ def test_a_tokenizer_that_counts_twice_is_caught() -> None:
     tokenizer.__class__ = type(
         "Twice", (CharTokenizer,), {"id_units": property(lambda self: 2 * self.id_chars)}
     )
+    assert failures(tiny_run.model("char_lstm"), tokenizer) == {"counts"}
+    doubled = {"id_bytes": property(lambda self: 2 * self.processor.id_bytes)}
+    tokenizer.__class__ = type("Twice", (CharTokenizer,), doubled)
     assert failures(tiny_run.model("char_lstm"), tokenizer) == {"counts"}
 
 

@@ -24,7 +24,7 @@ from refusals import refused
 from craft.cli.compress import command as compress_command
 from craft.cli.decompress import command as decompress_command
 from craft.data.tokenization import ByteTokenizer, CharTokenizer
-from craft.evaluation import compress as module
+from craft.evaluation import coder
 from craft.evaluation.compress import compress, decompress, join, read_header, sizes, split
 from craft.evaluation.scores import evaluate_split
 from craft.models import CharLSTMConfig, CharLSTMForCausalLM
@@ -120,12 +120,12 @@ def test_known_characters_are_coded_as_if_there_were_no_others(trained: Any) -> 
 def test_the_payload_is_what_the_figure_says(trained: Any, characters: int, streams: int) -> None:
     tokenizer = TOKENIZERS["strict"]
     ids = split(TEXT[:characters].encode(), tokenizer)[0]
-    lengths = module.parts_of(len(ids), streams)
+    lengths = coder.parts_of(len(ids), streams)
     nats = streams * math.log(len(tokenizer))  # the first id of each, which no protocol predicts, is uniform
     for end, length in zip(np.cumsum(lengths), lengths):
         piece = ids[end - length : end]
         nats += evaluate_split(trained, piece, protocol="stateful", block_size=500, streams=1).nats
-    window, words = module._encode(trained, ids, streams)
+    window, words = coder.encode(trained, ids, streams)
     assert window == 0
     assert 8 * len(words) * math.log(2) == pytest.approx(nats, rel=0.002)
     assert nats < 0.8 * len(ids) * math.log(len(tokenizer))
@@ -140,7 +140,7 @@ def test_a_transformer_goes_on_beyond_its_context_in_the_way_that_takes_fewer_bi
     chosen = read_header(compress(model, tokenizer, data, streams=3))[0].window
     packed = {}
     for window in (0, tiny_run.BLOCK):
-        monkeypatch.setattr(module, "_best_window", lambda *_, window=window: window)
+        monkeypatch.setattr(coder, "_best_window", lambda *_, window=window: window)
         packed[window] = compress(model, tokenizer, data, streams=3)
         assert read_header(packed[window])[0].window == window
         assert decompress(model, tokenizer, packed[window]) == data
@@ -229,6 +229,7 @@ def test_the_commands_keep_files_that_are_there(desk: Path) -> None:
     assert Path("my.txt").read_text() == "something else"
     assert status(decompress_command, "again.txt", "--force") == "usage"
     assert status(compress_command, "model", "none.txt") == "file-missing"
+    assert status(compress_command, "model", "my.txt", "-o", "nowhere/my.craft") == "file-missing"
 
 
 def test_another_process_decompresses_and_a_failure_leaves_nothing(desk: Path) -> None:
