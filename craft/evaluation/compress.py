@@ -159,15 +159,25 @@ def read_header(packed: bytes) -> tuple[Header, bytes]:
 
 
 def sizes(data: bytes, packed: bytes) -> str:
-    """What a compressed text is made of, and what that is per character and byte of the text, as lines."""
+    """What a compressed text takes, and the model's part of it for what the model coded, as lines."""
     header, rest = read_header(packed)
+    strange = len(zlib.decompress(rest[: header.aside])) - 8 * header.runs if header.runs else 0
     characters = len(data.decode("utf-8", "surrogateescape"))
-    aside = f", {header.runs:,} runs of what its tokenizer doesn't know in {header.aside:,}"
-    parts = {"in all": len(packed), "by the model": len(rest) - header.aside}
-    lines = [f"{header.size:,} bytes; {header.streams} streams{aside if header.runs else ''}"] + [
-        f"{name:<13} {size:>12,} bytes  {8 * size / max(1, characters):.4f} bits/char  "
-        f"{8 * size / max(1, len(data)):.4f} bits/byte  ratio {len(data) / max(1, size):.3f}"
-        for name, size in parts.items()
+    rows = (
+        ("in all", len(packed), characters, len(data)),
+        # Where there is something strange, the tokenizer has an id for each of the other characters.
+        (
+            "by the model",
+            len(rest) - header.aside,
+            header.ids if strange else characters,
+            len(data) - strange,
+        ),
+    )
+    aside = f"; {header.runs:,} runs of what the tokenizer lacks in {header.aside:,} bytes" if strange else ""
+    lines = [f"{header.size:,} bytes, {header.streams} streams{aside}"] + [
+        f"{name:<12}  {size:>12,} bytes  {8 * size / max(1, chars):.4f} bits/char  "
+        f"{8 * size / max(1, read):.4f} bits/byte  ratio {read / max(1, size):.3f}"
+        for name, size, chars, read in rows
     ]
     return "\n".join(lines)
 

@@ -195,7 +195,7 @@ def test_sizes_are_those_of_the_file_and_of_the_models_part(trained: Any) -> Non
     header, rest = read_header(packed)
     payload = len(rest) - header.aside
     shown = sizes(data, packed)
-    for figure in (f"{len(packed):,}", f"{payload:,}", f"{8 * payload / len(data.decode()):.4f}", "1 runs"):
+    for figure in (f"{len(packed):,}", f"{payload:,}", f"{8 * payload / 4000:.4f}", "1 runs"):
         assert figure in shown
 
 
