@@ -38,6 +38,13 @@ from craft.utils.terminal import echo
     is_flag=True,
     help="Show n-grams and packers beside the model, trained on the same training split ('craft baselines').",
 )
+@click.option(
+    "--audit",
+    "audited",
+    is_flag=True,
+    help="Check that the figures are honest: costs of probabilities that know nothing of what follows. "
+    "Exit status 1 if a check fails.",
+)
 @click.option("--batch-size", type=COUNT, default=64, help="Windows scored at once.")
 @click.option("--allow-changes", is_flag=True, help="Score the model's own text although it changed since.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
@@ -49,6 +56,7 @@ def command(
     split: str,
     window: int | None,
     with_baselines: bool,
+    audited: bool,
     batch_size: int,
     allow_changes: bool,
     as_json: bool,
@@ -65,6 +73,7 @@ def command(
     craft evaluate latest
     craft evaluate latest other.txt --split all
     craft evaluate outputs/models/MODEL --protocol blocks --protocol sliding-32
+    craft evaluate latest --audit
     """
     from craft.evaluation.protocols import is_dynamic, stride_of
 
@@ -72,10 +81,12 @@ def command(
         _ = is_dynamic(protocol) or stride_of(protocol)  # before anything is loaded
     where = resolve(model)
     folder = trusted(where, revision, trust_remote_code)
+    from craft.evaluation import audit
     from craft.evaluation.baselines import Baseline, baselines_of, between, in_order
     from craft.evaluation.finished import evaluate_text, text_to_score
     from craft.evaluation.scores import Evaluation, save_scores, table
     from craft.inference import load
+    from craft.sharing.card import mark_audited
 
     if with_baselines and split in ("train", "all"):
         raise UserError(
@@ -97,6 +108,14 @@ def command(
             echo("\n" + in_order(found, static))
         if found and static:
             echo(f"\nthe model is {between(found, static[0].bits_per_unit)}")
+    checks = []
+    if audited:
+        for check in audit.audit(network, tokenizer, text.ids, evaluations, text.block_size):
+            echo(str(check), err=as_json)
+            checks.append(check)
+        mark_audited(folder, [each.to_dict() for each in evaluations], audit.passed(checks))
     file = evaluation_file(network.config.model_type, evaluations[0].dataset)
-    save_scores(evaluations, where, file, found)
+    save_scores(evaluations, where, file, found, audit.to_dict(checks) if audited else None)
     echo(f"saved {file}", err=True)  # stdout is for the figures alone
+    if not audit.passed(checks):
+        click.get_current_context().exit(1)

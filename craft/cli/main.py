@@ -32,6 +32,8 @@ COMMANDS = {
     "evaluate": "Score a model over a whole text.",
     "baselines": "Say what a text costs without a model: n-grams, packers.",
     "novelty": "Say how much a model copies from its training text.",
+    "compress": "Compress a file into the bits that a model says it takes.",
+    "decompress": "Give back the file that was compressed.",
     "export": "Write a model in another runtime's format (ONNX).",
     "serve": "Serve a model to OpenAI's clients, on this machine.",
     "push": "Put a trained model on the Hugging Face Hub.",

@@ -62,7 +62,7 @@ def evaluate_dynamic(
     check_text(model, ids, split, unit)
     context = getattr(model.config, "max_position_embeddings", None)
     check_protocol("blocks", carries_state=model.carries_state, block_size=block_size, context=context)
-    reader = _Reader(model, block_size)
+    reader = Reader(model, block_size)
     scales = reader.scales(train[: MEASURED * block_size + 1])
     typed = protocol.partition("-")[2]
     rate = float(typed) if typed else reader.best_rate(train[-SEARCHED:], scales)
@@ -84,7 +84,7 @@ def evaluate_dynamic(
     )
 
 
-class _Reader:
+class Reader:
     """Reads a text from left to right by a copy of a model.
 
     Attributes:

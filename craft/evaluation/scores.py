@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.functional import nll_loss
 
 from craft.data.base import release_pages
 from craft.data.facts import split_facts
@@ -145,17 +146,24 @@ def score(
 
 
 def save_scores(
-    evaluations: Sequence[Evaluation], model: str | None, file: Path, baselines: Sequence[Any] = ()
+    evaluations: Sequence[Evaluation],
+    model: str | None,
+    file: Path,
+    baselines: Sequence[Any] = (),
+    audit: dict[str, Any] | None = None,
 ) -> None:
     """Writes the figures of a model, and what is compared with them, as JSON.
 
     Args:
         model: the folder or Hub id that was scored; None where only baselines are.
+        audit: what `craft.evaluation.audit.to_dict` says, if they were audited.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     scores: dict[str, Any] = {"model": model, "evaluations": [each.to_dict() for each in evaluations]}
     if baselines:
         scores["baselines"] = [each.to_dict() for each in baselines]
+    if audit is not None:
+        scores["audit"] = audit
     file.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
 
 
@@ -316,13 +324,19 @@ def _score(
         outputs = model(input_ids=inputs.to(model.device), past_key_values=state, use_cache=carry)
         state = outputs.past_key_values if carry else None
         targets = targets[scored]
-        logits, known = outputs.logits[scored.to(model.device)].float(), targets.to(model.device)
-        logs = logits.log_softmax(dim=-1)
-        confidence, guesses = logs.max(dim=-1)
-        nats = torch.nn.functional.nll_loss(logs, known, reduction="none").cpu().double()
-        right = (guesses == known).cpu()
-        bins += torch.from_numpy(confidence_bins(confidence.exp().cpu().numpy(), right.numpy()))
+        logits, known = outputs.logits[scored.to(model.device)], targets.to(model.device)
+        nats, confidence, right = (each.cpu() for each in judge(logits, known))
+        bins += torch.from_numpy(confidence_bins(confidence.numpy(), right.numpy()))
+        nats = nats.double()
         counts = [len(nats) if table is None else table[targets].sum() for table in tables]
         total += torch.stack([torch.as_tensor(count).double() for count in (right.sum(), *counts)])
         at = torch.from_numpy(place)[scored] // stretch
         by_stretch.index_add_(1, at, torch.stack([nats, torch.ones_like(nats)]))
+
+
+def judge(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of ids [n] and logits [n, V]: the nats that the ids cost, the probabilities of the likeliest ids, and
+    whether these are the right ones."""
+    logs = logits.float().log_softmax(dim=-1)
+    likeliest, guesses = logs.max(dim=-1)
+    return nll_loss(logs, ids, reduction="none"), likeliest.exp(), guesses == ids

@@ -6,12 +6,16 @@ add HTML or change the page. Only what is `Markup` goes in as it is.
 
 from __future__ import annotations
 
+import json
+import math
+import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from craft.sharing.privacy import hub_data_set, hub_model, name_of, sanitized_run, sanitized_text
-from craft.sharing.record import Record
+from craft.sharing.record import EVALUATION, Record, fields, fields_or_empty
 from craft.utils.common import human
 from craft.utils.errors import UserError
 from craft.utils.files import replace_text
@@ -31,6 +35,34 @@ def write_card(folder: Path, name: str | None = None) -> None:
         name: the model's; by default that of the folder.
     """
     replace_text(folder / CARD, render(folder, name))
+
+
+def mark_audited(folder: Path, scores: Sequence[dict[str, Any]], passed: bool) -> None:
+    """Says of the figures in a model's record that were audited now, and came out the same, whether they
+    passed; and in its card, unless a person has edited that.
+
+    Args:
+        scores: as `Evaluation.to_dict` gives them.
+    """
+    file, card = folder / EVALUATION, folder / CARD
+    found = fields_or_empty(file)
+    recorded = found.get("evaluations")
+    marked = [
+        each
+        for each in (recorded if isinstance(recorded, list) else [])
+        for score in scores
+        if all(fields(each).get(key) == score[key] for key in ("protocol", "split", "block_size", "sha256"))
+        and math.isclose(fields(each).get("nats", 0.0), score["nats"], rel_tol=1e-4)
+    ]
+    of_the_hub = folder.parent.name == "snapshots"  # a cache, whose files belong to a commit
+    if not marked or of_the_hub or not os.access(folder, os.W_OK):
+        return
+    own = card.is_file() and card.read_text(encoding="utf-8") == render(folder)
+    for each in marked:
+        each["audited"] = passed
+    replace_text(file, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+    if own:
+        write_card(folder)
 
 
 def card_for_hub(folder: Path, repo_id: str, licence: str | None = None) -> str:
@@ -148,7 +180,7 @@ def corpus_name(record: Record) -> str:
 
 
 def protocol_words(e: dict[str, Any]) -> str:
-    """`blocks, windows of 64`: the protocol of a score, with what it depends on."""
-    if e["protocol"] == "stateful" or e["block_size"] is None:
-        return str(e["protocol"])
-    return f"{e['protocol']}, windows of {e['block_size']}"
+    """`blocks, windows of 64, audited`: the protocol of a score, with what it depends on."""
+    windowed = e["protocol"] != "stateful" and e["block_size"] is not None
+    windows = f", windows of {e['block_size']}" if windowed else ""
+    return f"{e['protocol']}{windows}{', audited' if e['audited'] else ''}"

@@ -64,7 +64,8 @@ class Record:
         except UserError:
             unit = UNITS["character"]
         numbers = dict.fromkeys(unit.figures, float)
-        score = {"protocol": str, "split": str, "block_size": int, unit.plural: int, **numbers}
+        score = {"protocol": str, "split": str, "block_size": int, "audited": bool, unit.plural: int}
+        score |= numbers
         split, splits = {unit.plural: int, "sha256": str}, fields(facts.get("splits"))
         evaluations = scores.get("evaluations")
         known = [_typed(each, score) for each in (evaluations if isinstance(evaluations, list) else [])]

@@ -49,10 +49,15 @@ def sync(path: Path) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes a text file so that at any moment the old text or the new one is there, never half of it."""
+    """As `replace_bytes`, in UTF-8."""
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """Writes a file so that at any moment the old content or the new one is there, never half of it."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
         sync(temporary)
         temporary.replace(path)
     except BaseException:

@@ -10,7 +10,7 @@ import tiny_run
 import torch
 from refusals import refused
 
-from craft.evaluation.dynamic import RATES, _Reader, evaluate_dynamic
+from craft.evaluation.dynamic import RATES, Reader, evaluate_dynamic
 from craft.evaluation.protocols import is_dynamic
 from craft.evaluation.scores import evaluate_split
 
@@ -25,7 +25,7 @@ def model(request: pytest.FixtureRequest) -> Any:
 
 def test_a_model_that_learns_nothing_scores_as_a_static_one(model: Any) -> None:
     train, ids = tiny_run.split_ids()
-    reader = _Reader(model, tiny_run.BLOCK)
+    reader = Reader(model, tiny_run.BLOCK)
     scales = reader.scales(train[:100])
     costs = torch.cat(list(reader.costs(ids[:200], 0.0, scales)))
     half = tiny_run.BLOCK // 2
@@ -43,7 +43,7 @@ def test_each_stretch_is_scored_before_it_is_learnt(model: Any) -> None:
     """What comes later changes no cost before it, and the weights stay as they were."""
     train, ids = tiny_run.split_ids()
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    reader = _Reader(model, tiny_run.BLOCK)
+    reader = Reader(model, tiny_run.BLOCK)
     scales = reader.scales(train[:100])
     changed = ids[:200].copy()
     changed[120:] = changed[119:199][::-1]

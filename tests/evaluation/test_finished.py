@@ -22,7 +22,7 @@ from craft.cli.evaluate import command
 from craft.data.arguments import DataArguments
 from craft.data.loaders import load_corpus
 from craft.data.tokenization import CharTokenizer
-from craft.evaluation import finished
+from craft.evaluation import audit, finished
 from craft.evaluation.finished import evaluate_model
 from craft.evaluation.scores import Evaluation
 from craft.inference import load
@@ -220,3 +220,18 @@ def test_the_command_prints_figures_and_keeps_them(
     assert record["evaluations"] == printed
     expected = [each.to_dict() for each in evaluate(folder, protocols=["stateful", "blocks"])]
     assert printed == expected
+
+
+def test_an_audit_is_printed_and_kept_and_its_failure_is_the_exit_status(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for right in (True, False):
+        done = CliRunner().invoke(command, [str(folder), "--audit"])
+        assert done.exit_code == (0 if right else 1), done.output
+        file = max((tmp_path / "outputs" / "evaluation").iterdir())
+        record = json.loads(file.read_text())["audit"]
+        assert record["passed"] is right
+        assert len(record["checks"]) == done.stdout.count("audit  ") == 8
+        assert done.stdout.count("FAILED") == (0 if right else 1)
+        monkeypatch.setattr(audit, "SUM_TOLERANCE", -1.0)

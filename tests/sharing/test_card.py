@@ -18,7 +18,7 @@ from refusals import refused
 
 from craft.config.compose import compose
 from craft.sharing.bundle import bundle, sanitized_file
-from craft.sharing.card import card_data, card_for_hub, render, write_card
+from craft.sharing.card import card_data, card_for_hub, mark_audited, render, write_card
 from craft.sharing.record import Record
 from craft.utils.errors import CraftError
 
@@ -381,3 +381,31 @@ def test_the_licence_is_that_of_the_run_unless_another_is_said(tmp_path: Path) -
     for typed in ("Apache 2.0", "MIT", "mit\n---"):
         with refused("setting-value", "--license", repr(typed), "apache-2.0"):
             card_for_hub(folder, "ada/x", typed)
+
+
+def test_figures_that_were_audited_say_so_unless_a_person_edited_the_card(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "x_step_90")
+    record = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    score = {**record["evaluations"][0], "nats": 1001.3, "sha256": "ab" * 32}
+    record["evaluations"] = [score]
+    (folder / "evaluation.json").write_text(json.dumps(record), encoding="utf-8")
+    write_card(folder)
+    before = (folder / "README.md").read_text(encoding="utf-8")
+    for other in ({"nats": 1002.0}, {"sha256": "cd" * 32}, {"protocol": "sliding-8"}, {"split": "test"}):
+        mark_audited(folder, [{**score, **other}], True)
+        assert (folder / "README.md").read_text(encoding="utf-8") == before
+    assert "audited" not in before
+    mark_audited(folder, [score], True)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "| validation | blocks, windows of 16, audited |" in card
+    assert is_a_card(card)["model-index"][0]["results"][0]["metrics"][0]["value"] == 2.5
+    mark_audited(folder, [score], False)
+    assert (folder / "README.md").read_text(encoding="utf-8") == before
+    (folder / "README.md").write_text(before + "mine", encoding="utf-8")
+    mark_audited(folder, [score], True)
+    assert (folder / "README.md").read_text(encoding="utf-8") == before + "mine"
+    assert "audited" in render(folder)
+    missing = tmp_path / "nothing"
+    missing.mkdir()
+    mark_audited(missing, [score], True)
+    assert not list(missing.iterdir())

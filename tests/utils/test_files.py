@@ -41,7 +41,7 @@ def test_a_text_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.Monke
         raise FULL
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", full)
+        patch.setattr(Path, "write_bytes", full)
         with pytest.raises(OSError, match="No space"):
             replace_text(file, "new")
     assert file.read_text() == "old"
