@@ -122,10 +122,11 @@ def _fork(arguments: list[str], cwd: str, env: dict[str, str]) -> dict[str, Any]
 
 if __name__ == "__main__":
     sys.path.pop(0)  # the folder of the tests
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print
     for name in sys.argv[1:]:
         importlib.import_module(name)
     gc.freeze()  # what is here already is none of a program's garbage
     for line in sys.stdin:
         answer = _fork(**json.loads(line))
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
+        print(json.dumps(answer), file=answers, flush=True)

@@ -61,7 +61,7 @@ def run(folder: Path, *command: str) -> tuple[str, str]:
 
 def planned(folder: Path, *command: str) -> tuple[subprocess.Popen[str], Path]:
     """A run that has its plan and its first checkpoint. A busy machine may need more time for its start."""
-    for minutes in (0.6, 2, 6):
+    for minutes in (0.3, 0.6, 2, 6):
         process = start(folder, *command, "--minutes", str(minutes), "training.output_dir=run")
         while process.poll() is None:
             if any((folder / "run").glob("checkpoint-*/manifest.json")):
