@@ -11,7 +11,9 @@ import base64
 import hashlib
 import html
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
@@ -21,9 +23,12 @@ from craft.utils.common import SAMPLE_CHARACTERS, TEMPERATURE, human
 from craft.utils.errors import CraftError, UserError
 from craft.utils.files import explain_disk_errors, replace_text
 from craft.utils.outputs import html_file
+from craft.utils.units import unit_named
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from craft.evaluation.scores import Evaluation
 
 PAGE = Path(__file__).with_name("page")
 SCRIPTS = ("decoder.js", "text.js", "view.js", "app.js")
@@ -75,13 +80,20 @@ def export_html(
     network, tokenizer = load(where, revision=revision, dtype="float32")
     network = network.cpu()
     check_architecture(network)
-    ids, about = _text(network, tokenizer, Path(where), text) if dtype == "int8" else (None, {})
-    before = ids is not None and _score(network, tokenizer, ids, about)
-    tensors, packed = pack(network, dtype)
-    weights = "The weights are exact, in float32."
+    weights, reason, measure = "The weights are exact, in float32.", "", None
     if dtype == "int8":
-        weights = "The weights have 8 bits each. "
-        weights += _cost(before, _score(network, tokenizer, ids, about)) if before else about["why"]
+        weights = "The weights have 8 bits each."
+        try:
+            measure = _scoring(network, tokenizer, Path(where), text)
+            (before,) = measure()
+        except CraftError as error:
+            if text is not None:
+                raise
+            reason = f" (What that costs wasn't measured: {error}; or name a text by --text.)"
+    tensors, packed = pack(network, dtype)
+    if measure is not None:
+        (after,) = measure()
+        weights += f" {_cost(before, after)}"
     facts = describe(network, tokenizer, file.stem) | {"tensors": tensors}
     facts["notes"] = [
         weights,
@@ -90,7 +102,7 @@ def export_html(
     ]
     with explain_disk_errors("the page", file.parent, lambda: "nothing is left there"):
         replace_text(file, fill(facts, packed))
-    return ExportedPage(file, weights)
+    return ExportedPage(file, f"{weights}{reason}")
 
 
 def check_architecture(network: Any) -> None:
@@ -226,37 +238,25 @@ def _hash(script: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
-def _text(network: Any, tokenizer: Any, folder: Path, text: str | None) -> tuple[Any, dict[str, Any]]:
-    """The ids on which the cost of 8 bits is measured, and what they are; or None, and `why` it isn't."""
+def _scoring(network: Any, tokenizer: Any, folder: Path, text: str | None) -> Callable[[], list[Evaluation]]:
+    """What scores the network, as it is when it is called, on the beginning of a text."""
     from craft.evaluation.finished import text_to_score
     from craft.evaluation.protocols import default_protocol
-
-    split = "validation" if text is None else "all"
-    try:
-        if text is None and not folder.is_dir():
-            raise UserError("the text of a model on the Hub isn't here", code="text-missing")
-        found = text_to_score(network, tokenizer, folder, text, split)
-    except CraftError as error:
-        if text is not None:
-            raise
-        return None, {"why": f"What that costs wasn't measured: {error}."}
-    about = {"block_size": found.block_size, "split": split, "dataset": found.corpus.name}
-    return found.ids[: PIECE + 1], about | {"protocols": [default_protocol(network)]}
-
-
-def _score(network: Any, tokenizer: Any, ids: Any, about: dict[str, Any]) -> Any:
     from craft.evaluation.scores import score
 
-    (found,) = score(network, tokenizer, ids, **about)
-    return found
+    if text is None and not folder.is_dir():
+        raise UserError("the text of a model on the Hub isn't here", code="text-missing")
+    split = "validation" if text is None else "all"
+    found = text_to_score(network, tokenizer, folder, text, split)
+    about = {"block_size": found.block_size, "split": split, "dataset": found.corpus.name}
+    return partial(score, network, tokenizer, found.ids[: PIECE + 1], [default_protocol(network)], **about)
 
 
-def _cost(before: Any, after: Any) -> str:
-    from craft.utils.units import unit_named
-
-    unit = unit_named(before.unit)
+def _cost(before: Evaluation, after: Evaluation) -> str:
+    """What rounding the weights costs, in a sentence."""
+    unit, bits = unit_named(before.unit), [each.bits_per_unit for each in (before, after)]
     return (
-        f"Measured, that changes {before.bits_per_unit:.4f} {unit.label} into {after.bits_per_unit:.4f} "
-        f"({after.bits_per_unit - before.bits_per_unit:+.4f}; {before.protocol}, the first {before.units:,} "
-        f"predicted {unit.plural} of {before.dataset}, {before.split} split, sha256 {before.sha256[:12]})."
+        f"That takes {unit.label} from {bits[0]:.4f} to {bits[1]:.4f} ({bits[1] - bits[0]:+.4f}; protocol "
+        f"{before.protocol} over the first {before.units:,} predicted {unit.plural} of the {before.split} "
+        f"split of {before.dataset}, sha256 {before.sha256[:12]})."
     )

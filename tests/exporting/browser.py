@@ -33,9 +33,7 @@ class Browser:
         os.close(theirs_in)
         os.close(theirs_out)
         self.rest, self.number, self.session, self.errors = b"", 0, "", list[str]()
-        (target,) = (
-            t for t in self.call("Target.getTargets")["targetInfos"] if t["type"] == "page"
-        )
+        (target,) = (t for t in self.call("Target.getTargets")["targetInfos"] if t["type"] == "page")
         attached = self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
         self.session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):

@@ -11,6 +11,7 @@ const tokenizer = new Tokenizer(facts);
 const model = new ARCHITECTURES[facts.kind](facts.config, unpack(facts.tensors, weights));
 
 const SLICE = 12; // milliseconds of work between two looks at what the user does
+const KEPT = 10000; // of how many characters it is kept what was to be seen inside
 const EXPECTED = 8; // how many next characters are shown
 
 let job = 0; // the number of the newest task; older ones end at their next pause
@@ -52,8 +53,15 @@ function mark(text, kind, ids = [], costs = []) {
     text, kind, id: ids[0], last: owners.length - 1,
     bits: known ? costs.reduce((sum, cost) => sum + cost.bits, 0) : null,
     expected: costs.length ? costs[0].expected : [],
-    seen: ids.length ? Int8Array.from(model.look(session.state), (value) => Math.round(127 * value)) : null,
+    seen: ids.length && marks.length < KEPT ? small(model.look(session.state)) : null,
   });
+}
+
+/** What is seen inside, in a byte a value. */
+function small(values) {
+  const kept = new Int8Array(values.length);
+  for (let n = 0; n < kept.length; n++) kept[n] = Math.round(127 * values[n]);
+  return kept;
 }
 
 /** Reads a text: all of it, or of a prompt the end that reaches what will be written. */
@@ -128,6 +136,7 @@ const knob = (name) => Math.min(Math.max(Number($(name).value) || 0, Number($(na
 
 async function write() {
   const mine = begin();
+  $("text").className = "continued";
   const settings = { temperature: knob("temperature"), topK: knob("topk"), length: knob("length"), seed: knob("seed"),
     suppressed: facts.suppressed };
   if (!(await run(mine, readText($("prompt").value, false), () => paint("reading the text")))) return;
@@ -142,12 +151,13 @@ async function write() {
 
 async function read() {
   const mine = begin();
+  $("text").className = "";
   await run(mine, readText($("prompt").value, true), () => {
     const scored = marks.filter((mark) => mark.bits !== null);
     const bits = scored.reduce((sum, mark) => sum + mark.bits, 0) / scored.length;
     const strange = new Set(marks.filter((mark) => mark.kind === "unknown").map((mark) => shown(mark.text)));
     const left = strange.size ? `; not in the alphabet, so not read: ${Array.from(strange).join(" ")}` : "";
-    paint(scored.length ? `${number(bits, 3)} bits per character over ${number(scored.length)}${left}` : left.slice(2));
+    paint(scored.length ? `${number(bits, 3)} bits per character over ${number(scored.length)} characters${left}` : left.slice(2));
   });
   end(mine);
 }
@@ -164,7 +174,7 @@ async function follow() {
   const rest = ids.slice(typed.skipped + typed.ids.length);
   const steps = (function* () { for (const id of rest) yield* feed(id); })();
   if (!(await run(mine, steps, () => {}))) return;
-  pinned = null;
+  unpin();
   showNext(likeliest(probabilities(session.logits), EXPECTED));
   showInside(model.look(session.state));
 }
@@ -178,7 +188,6 @@ function check() {
 }
 
 function introduce() {
-  document.documentElement.lang = "und"; // the text is in whatever language the model writes
   $("name").textContent = facts.name;
   $("about").textContent = facts.about;
   const unit = model.view.unit;

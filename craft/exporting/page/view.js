@@ -87,18 +87,22 @@ function showNext(expected, came = null, where = "Next character") {
 
 /** A canvas for each layer: a square for each cell, or a row for each head with the characters it looks at. */
 function layOut() {
-  const { layers, rows, unit, signed } = model.view;
+  const { layers, rows, signed } = model.view;
+  $("key").textContent = signed
+    ? "What each cell holds, from −1 to 1."
+    : "How much each head looks at each character: the newest on the right, those before it to the left.";
   for (let n = 0; n < layers; n++) {
     const canvas = element("canvas");
     canvas.setAttribute("aria-label", `layer ${n + 1}`);
     canvas.style.height = `${rows * (signed ? 9 : 13)}px`;
     canvas.onclick = ({ offsetX, offsetY }) => pick(n, offsetX / canvas.clientWidth, offsetY / canvas.clientHeight);
-    $("layers").append(element("p", `Layer ${n + 1}: ${unit}s${signed ? "" : ", the newest character on the right"}`), canvas);
+    $("layers").append(element("p", `Layer ${n + 1}`), canvas);
   }
   $("text").onclick = ({ target }) => pin(target.mark === pinned ? null : target.mark ?? null);
   $("text").onpointerover = ({ target, pointerType }) => {
     if (pointerType === "mouse" && pinned === null && target.mark !== undefined) showMark(marks[target.mark]);
   };
+  $("text").onpointerleave = () => pinned === null && paint($("status").textContent);
   $("colour").onchange = recolour;
   matchMedia("(prefers-color-scheme: dark)").onchange = () => showInside(seen);
   onresize = () => showInside(seen);
@@ -150,12 +154,18 @@ function pick(layer, x, y) {
 
 function showMark(mark) {
   if (mark.seen) showInside(mark.seen);
-  const bits = mark.bits === null ? "" : `, ${number(mark.bits, 1)} bits`;
-  showNext(mark.expected, mark.id ?? -1, `Expected instead of or as “${shown(mark.text)}”${bits}`);
+  const bits = mark.bits === null ? "" : ` (${number(mark.bits, 1)} bits) it expected`;
+  showNext(mark.expected, mark.id ?? -1, `Before “${shown(mark.text)}”${bits}`);
 }
 
-function pin(mark) {
+function unpin() {
   if (pinned !== null) marks[pinned].span.classList.remove("pinned");
+  pinned = null;
+}
+
+/** Keeps to the mark that the user touched; to the newest again if it is null. */
+function pin(mark) {
+  unpin();
   pinned = mark;
   if (mark === null) return paint($("status").textContent);
   marks[mark].span.classList.add("pinned");
