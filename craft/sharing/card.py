@@ -33,11 +33,12 @@ def write_card(folder: Path, name: str | None = None) -> None:
     replace_text(folder / CARD, render(folder, name))
 
 
-def card_for_hub(folder: Path, repo_id: str, licence: str | None = None) -> str:
+def card_for_hub(folder: Path, repo_id: str, licence: str | None = None, space: str | None = None) -> str:
     """The card in a folder as a person may have edited it, for a repository of the Hub.
 
     Args:
         licence: an identifier of the Hub, for example `apache-2.0`, instead of the one that the card states.
+        space: the address of the model's page, which is named below the title.
 
     Raises:
         UserError: for a licence that isn't an identifier, or a card without a line for it.
@@ -52,6 +53,10 @@ def card_for_hub(folder: Path, repo_id: str, licence: str | None = None) -> str:
         text, found = re.subn("^license:.*$", f"license: {licence}", text, count=1, flags=re.MULTILINE)
         if not found:
             raise UserError(f"{path} has no line 'license:'; write {licence} there", code="setting-conflict")
+    if space is not None and space not in text:
+        link = f"[Try it in your browser]({space}), where it runs without a server."
+        text, found = re.subn("^# .*$", rf"\g<0>\n\n{link}", text, count=1, flags=re.MULTILINE)
+        text = text if found else f"{text}\n\n{link}\n"
     return text.replace(PLACE, repo_id)
 
 

@@ -55,9 +55,7 @@ def test_the_wheel_holds_every_module_and_configuration_and_nothing_else(wheel: 
         "craft/_configs/" + path.relative_to(checkout / "configs").as_posix()
         for path in (checkout / "configs").rglob("*.yaml")
     }
-    page = {
-        path.relative_to(checkout).as_posix() for path in (checkout / "craft/exporting/page").iterdir()
-    }
+    page = {path.relative_to(checkout).as_posix() for path in (checkout / "craft/exporting/page").iterdir()}
     assert len(page) >= 6
     expected = modules | configs | page
     assert expected <= names
