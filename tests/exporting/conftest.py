@@ -12,6 +12,7 @@ import torch
 
 from craft.building import build_model
 from craft.data.tokenization import ByteTokenizer, CharTokenizer
+from craft.exporting.html import export_html
 
 from .browser import CHROMIUM, Browser
 
@@ -79,3 +80,15 @@ TOKENIZERS = {
     "bytes": CharTokenizer.train(["abcde\nöß"], unknown="bytes"),
     "byte": ByteTokenizer.create(),
 }
+
+TEXT = "abc ößмир 世界\n👩\u200d🚀e\u0301<b>\t" * 3
+"""Longer than the contexts of the models; of every kind of character."""
+
+
+def exported(tmp_path: Path, kind: str = "lstm", tokenizer: Any = None, **options: Any) -> Path:
+    return export_html(save(tmp_path / "model", kind, tokenizer), tmp_path / "page.html", **options).file
+
+
+@pytest.fixture(scope="session")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return exported(tmp_path_factory.mktemp("page"))

@@ -89,7 +89,7 @@ function showNext(expected, came = null, where = "Next character") {
 function layOut() {
   const { layers, rows, signed } = model.view;
   $("key").textContent = signed
-    ? "What each cell holds, from −1 to 1."
+    ? "The state of each cell, its tanh from −1 to 1."
     : "How much each head looks at each character: the newest on the right, those before it to the left.";
   for (let n = 0; n < layers; n++) {
     const canvas = element("canvas");
@@ -136,9 +136,7 @@ function showInside(values) {
     pen.strokeRect(signed ? picked.col * w : 1, picked.row * h, signed ? w - gap : width - 2, h - 1);
   });
   const value = picked && signed ? `: ${number(values[picked.at] / scale, 2)}` : "";
-  $("picked").textContent = picked
-    ? `${picked.name}${value}`
-    : `Touch a ${unit} to colour the text by it.`;
+  $("picked").textContent = picked ? `${picked.name}${value}` : `Touch a ${unit} to colour the text by it.`;
 }
 
 function pick(layer, x, y) {
