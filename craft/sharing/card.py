@@ -55,8 +55,9 @@ def card_for_hub(folder: Path, repo_id: str, licence: str | None = None, space: 
             raise UserError(f"{path} has no line 'license:'; write {licence} there", code="setting-conflict")
     if space is not None and space not in text:
         link = f"[Try it in your browser]({space}), where it runs without a server."
-        text, found = re.subn("^# .*$", rf"\g<0>\n\n{link}", text, count=1, flags=re.MULTILINE)
-        text = text if found else f"{text}\n\n{link}\n"
+        metadata, rule, body = text.partition("\n---\n")
+        body, found = re.subn("^# .*$", rf"\g<0>\n\n{link}", body, count=1, flags=re.MULTILINE)
+        text = metadata + rule + body if found else f"{text}\n\n{link}\n"
     return text.replace(PLACE, repo_id)
 
 
