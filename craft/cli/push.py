@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
@@ -25,8 +26,11 @@ from craft.utils.terminal import echo
     help="For a checkpoint: also all that resuming needs, into this folder of the repository: checkpoint-N, "
     "or last-checkpoint, from which 'craft resume USER/NAME' goes on.",
 )
+@click.option("--space", is_flag=True, help="Also as a page that runs in the browser, as a static Space.")
 @click.option("--license", "licence", metavar="ID", help="For the card, for example apache-2.0 or cc-by-4.0.")
-def command(model: str, name: str, private: bool, dry_run: bool, licence: str | None, **version: Any) -> None:
+def command(
+    model: str, name: str, private: bool, dry_run: bool, space: bool, licence: str | None, **version: Any
+) -> None:
     """Put a trained model on the Hugging Face Hub.
 
     MODEL is 'latest' or a folder; USER/NAME is where it goes. Uploaded are the weights (safetensors), config,
@@ -37,8 +41,10 @@ def command(model: str, name: str, private: bool, dry_run: bool, licence: str | 
     craft push latest ada/char-lstm --dry-run
     craft push latest ada/char-lstm --private --tag v1 --license cc-by-4.0
     craft generate ada/char-lstm --revision v1
+    craft push latest ada/char-lstm --space
     """
     from craft.sharing.bundle import bundle, size
+    from craft.sharing.space import push_space, space_address, space_files
     from craft.sharing.trust import check_folder
     from craft.sharing.upload import push
     from craft.utils.hub import check_repo_id
@@ -50,15 +56,28 @@ def command(model: str, name: str, private: bool, dry_run: bool, licence: str | 
             f"there is no folder {model!r}; name one made by 'craft train', or 'latest'", code="model-missing"
         )
     check_folder(folder)
+    site = space_files(name, _page(folder, check_repo_id(name))) if space else {}
+    link = space_address(name) if space else None
     if dry_run:
-        files = bundle(folder, check_repo_id(name), licence, version["resumable"])
-        for file, content in files.items():
+        files = bundle(folder, check_repo_id(name), licence, version["resumable"], link)
+        shown = files | {f"spaces/{file}": content for file, content in site.items()}
+        for file, content in shown.items():
             echo(f"{size({file: content}):>14,}  {file}")
-        echo(f"{size(files):>14,}  bytes in {len(files)} files for {name}; not uploaded\n")
+        echo(f"{size(shown):>14,}  bytes in {len(shown)} files for {name}; not uploaded\n")
         card = files["README.md"]
         echo((card if isinstance(card, bytes) else card.read_bytes()).decode())
         return
     from craft.utils.logging import setup_logging
 
     setup_logging()
-    echo(push(folder, name, private=private or None, licence=licence, **version))
+    if space:
+        echo(push_space(name, site, private or None))
+    echo(push(folder, name, private=private or None, licence=licence, space=link, **version))
+
+
+def _page(folder: Path, name: str) -> bytes:
+    """The model as a page, under the name that it has on the Hub."""
+    from craft.exporting.html import export_html
+
+    with TemporaryDirectory() as place:
+        return export_html(folder, Path(place) / f"{name.split('/')[1]}.html").file.read_bytes()

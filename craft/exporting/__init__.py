@@ -1,1 +1,1 @@
-"""Finished models in other runtimes' formats: the function behind `craft export`."""
+"""Finished models in other runtimes' formats and as a page: the functions behind `craft export`."""

@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from craft.exporting.target import target
 from craft.utils.common import require_extra
-from craft.utils.errors import Failed, UserError
+from craft.utils.errors import Failed
 from craft.utils.files import explain_disk_errors, staged_folder
-from craft.utils.outputs import onnx_dir, resolve
+from craft.utils.outputs import onnx_dir
 
 if TYPE_CHECKING:
     from craft.exporting.step import Step
@@ -58,20 +58,7 @@ def export_onnx(model: str | Path, folder: Path | None = None, *, revision: str 
         Failed: if onnxruntime computes something else than torch, or the disk is full.
     """
     require_extra("export", "onnx", "onnxscript", "onnxruntime")
-    where = resolve(model)
-    version = f"{where}-{revision}" if revision else where
-    folder = folder or onnx_dir(Path(where).resolve().name if Path(where).is_dir() else version)
-    if os.path.lexists(folder):
-        raise UserError(
-            f"{folder} exists; name another folder by --output, or delete it", code="setting-conflict"
-        )
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{folder} can't be made: {error.strerror}; name another folder by --output",
-            code="file-unwritable",
-        ) from error
+    where, folder = target(model, revision, folder, onnx_dir)
     explained = explain_disk_errors("the model", folder, lambda: "nothing is left there")
     with explained, staged_folder(folder) as staging:
         return _export(where, revision, staging, folder)

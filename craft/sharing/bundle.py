@@ -30,17 +30,24 @@ Files = dict[str, bytes | Path]
 """What is uploaded, by its name there: the content, or the file to read it from."""
 
 
-def bundle(folder: Path, repo_id: str, licence: str | None = None, resumable: str | None = None) -> Files:
+def bundle(
+    folder: Path,
+    repo_id: str,
+    licence: str | None = None,
+    resumable: str | None = None,
+    space: str | None = None,
+) -> Files:
     """What is uploaded of a model's folder: its card, the model, and its record, sanitized.
 
     Args:
         resumable: for a checkpoint: the folder of the repository into which all of it goes besides.
+        space: the address of the model's page, for the card.
 
     Raises:
         UserError: if the folder has no safetensors weights, the model in it is damaged, or something private
             can't be taken out.
     """
-    files: Files = {CARD: card_for_hub(folder, repo_id, licence).encode()}
+    files: Files = {CARD: card_for_hub(folder, repo_id, licence, space).encode()}
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     for name in names:
         if MODEL.fullmatch(name):

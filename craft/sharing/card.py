@@ -65,11 +65,12 @@ def mark_audited(folder: Path, scores: Sequence[dict[str, Any]], passed: bool) -
         write_card(folder)
 
 
-def card_for_hub(folder: Path, repo_id: str, licence: str | None = None) -> str:
+def card_for_hub(folder: Path, repo_id: str, licence: str | None = None, space: str | None = None) -> str:
     """The card in a folder as a person may have edited it, for a repository of the Hub.
 
     Args:
         licence: an identifier of the Hub, for example `apache-2.0`, instead of the one that the card states.
+        space: the address of the model's page, which is named below the title.
 
     Raises:
         UserError: for a licence that isn't an identifier, or a card without a line for it.
@@ -84,6 +85,11 @@ def card_for_hub(folder: Path, repo_id: str, licence: str | None = None) -> str:
         text, found = re.subn("^license:.*$", f"license: {licence}", text, count=1, flags=re.MULTILINE)
         if not found:
             raise UserError(f"{path} has no line 'license:'; write {licence} there", code="setting-conflict")
+    if space is not None and space not in text:
+        link = f"[Try it in your browser]({space}), where it runs without a server."
+        metadata, rule, body = text.partition("\n---\n")
+        body, found = re.subn("^# .*$", rf"\g<0>\n\n{link}", body, count=1, flags=re.MULTILINE)
+        text = metadata + rule + body if found else f"{text}\n\n{link}\n"
     return text.replace(PLACE, repo_id)
 
 

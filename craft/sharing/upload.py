@@ -37,6 +37,7 @@ def push(
     licence: str | None = None,
     message: str | None = None,
     resumable: str | None = None,
+    space: str | None = None,
 ) -> str:
     """Uploads the model in a folder, with its code, record and card.
 
@@ -47,6 +48,7 @@ def push(
         tag: a name for this version.
         licence: an identifier of the Hub, for the card.
         resumable: for a checkpoint: the folder of the repository into which all of it goes besides.
+        space: the address of the model's page, for the card.
 
     Returns:
         The address of the commit.
@@ -54,7 +56,7 @@ def push(
     Raises:
         UserError, Failed: see `translate_hub_errors`; the folder is as it was, and pushing again goes on.
     """
-    files = bundle(folder, check_repo_id(repo_id), licence, resumable)
+    files = bundle(folder, check_repo_id(repo_id), licence, resumable, space)
     open_repo(repo_id, private, branch)
     logger.info(f"uploading  {len(files)} files, {size(files):,} bytes, to {repo_id}")
     checkpoint = re.fullmatch(r"checkpoint-(\d+)", folder.name)
@@ -68,13 +70,18 @@ def push(
 
 
 def open_repo(
-    repo_id: str, private: bool | None = None, branch: str | None = None, licence: str | None = None
+    repo_id: str,
+    private: bool | None = None,
+    branch: str | None = None,
+    licence: str | None = None,
+    repo_type: str = "model",
 ) -> str:
     """Makes a repository and a branch on the Hub, or finds that they are there and may be written to.
 
     Args:
         repo_id: `user/name`, or a name of the user's own.
         licence: of the models that will be uploaded; the Hub is asked whether it is one.
+        repo_type: "model", or "space" for a static one.
 
     Returns:
         Its whole name.
@@ -86,22 +93,30 @@ def open_repo(
     with translate_hub_errors(f"can't push to {repo_id}"):
         if licence is not None:
             ModelCard(f"---\nlicense: {licence}\n---\n").validate(repo_type="model")
-        name = client.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if private and not client.repo_info(name).private:
+        name = client.create_repo(
+            repo_id,
+            private=private,
+            repo_type=repo_type,
+            space_sdk="static" if repo_type == "space" else None,
+            exist_ok=True,
+        ).repo_id
+        if private and not client.repo_info(name, repo_type=repo_type).private:
             raise UserError(
                 f"{name} is public already, so nothing was uploaded; make it private on its page, or choose "
                 "another name",
                 code="hub-refused",
             )
         try:
-            client.create_branch(name, branch=branch or "main")
+            client.create_branch(name, branch=branch or "main", repo_type=repo_type)
         except HfHubHTTPError as error:  # `exist_ok` would say nothing of a 403
             if error.response.status_code != 409:
                 raise
     return str(name)
 
 
-def commit_files(repo_id: str, files: Files, message: str, revision: str | None) -> Any:
+def commit_files(
+    repo_id: str, files: Files, message: str, revision: str | None, repo_type: str = "model"
+) -> Any:
     """One commit of all files, tried again where that may help: the Hub is busy, or somebody else was faster.
 
     Twice is as good as once: of a commit whose answer was lost nothing is left to do. What an earlier model
@@ -118,10 +133,12 @@ def commit_files(repo_id: str, files: Files, message: str, revision: str | None)
 
     for pause in (*PAUSES, None):
         try:
-            stale = filter(is_stale, client.list_repo_files(repo_id, revision=revision))
+            there = client.list_repo_files(repo_id, revision=revision, repo_type=repo_type)
             changes: list[Any] = [CommitOperationAdd(*file) for file in files.items()]
-            changes += map(CommitOperationDelete, stale)
-            return client.create_commit(repo_id, changes, commit_message=message, revision=revision)
+            changes += map(CommitOperationDelete, filter(is_stale, there) if repo_type == "model" else ())
+            return client.create_commit(
+                repo_id, changes, commit_message=message, revision=revision, repo_type=repo_type
+            )
         except Exception as error:
             if pause is None or not is_transient(error):
                 raise

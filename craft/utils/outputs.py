@@ -11,6 +11,7 @@ Everything lies under `outputs/` of the folder in which the command runs:
     outputs/visualizations/{type}_{model}_{date}_{timestamp}.png
     outputs/benchmarks/benchmark_{test}_{hardware}_{date}_{timestamp}.json
     outputs/onnx/{name of the model's folder}/
+    outputs/html/{name of the model's folder}.html
 
 A `{date}_{timestamp}` is given out once: whatever else starts in that second is named by the next free one.
 """
@@ -170,6 +171,10 @@ def benchmark_file(test: str, hardware: str) -> Path:
 
 def onnx_dir(model: str) -> Path:
     return OUTPUTS / "onnx" / slug(model)
+
+
+def html_file(model: str) -> Path:
+    return OUTPUTS / "html" / f"{slug(model)}.html"
 
 
 def resolve(model: str | Path, root: Path = OUTPUTS) -> str:

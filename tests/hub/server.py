@@ -3,8 +3,8 @@
     with Hub() as hub:
         subprocess.run([...], env={**os.environ, **hub.environment(home, "ada")})
 
-Repositories of models and data sets with commits, branches and tags; regular and LFS files (which are served
-from another host name, as the real Hub's are); users by token; faults on demand.
+Repositories of models, data sets and Spaces with commits, branches and tags; regular and LFS files (which
+are served from another host name, as the real Hub's are); users by token; faults on demand.
 """
 
 from __future__ import annotations
@@ -37,11 +37,13 @@ class Repo:
     """One repository; a commit is a mapping of paths to contents.
 
     Attributes:
+        sdk: of a Space, what shows it.
         commits: id -> path -> bytes.
         branches, tags: name -> id of a commit.
     """
 
     private: bool = False
+    sdk: str | None = None
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
@@ -80,7 +82,7 @@ class Hub:
     """The server, its repositories, and what was sent to it.
 
     Attributes:
-        repos: "models/ada/x" or "datasets/ada/y" -> repository.
+        repos: "models/ada/x", "datasets/ada/y" or "spaces/ada/z" -> repository.
         blobs: LFS objects by SHA-256, whether committed or not.
         received: every byte of every request body, for tests that look for secrets.
         faults: "lfs", "commit", "preupload" or "download" -> how many of the next such requests are cut
@@ -252,7 +254,9 @@ class Handler(BaseHTTPRequestHandler):
         if f"{kind}/{name}" in self.hub.repos:
             return self.send({"error": "You already created this model repo", "url": url}, 409)
         private = asked.get("visibility") == "private" or bool(asked.get("private"))
-        self.hub.add(f"{kind}/{name}", {".gitattributes": b""}, private)
+        if kind == "spaces" and not asked.get("sdk"):
+            return self.refuse(400, "a Space needs an sdk")
+        self.hub.add(f"{kind}/{name}", {".gitattributes": b""}, private).sdk = asked.get("sdk")
         self.send({"url": url, "name": name, "private": private})
 
     def validate(self) -> None:
@@ -289,6 +293,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.refuse(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         siblings = [{"rfilename": path} for path in sorted(repo.commits[commit])]
         facts = {"id": name, "sha": commit, "private": repo.private, "gated": False, "siblings": siblings}
+        facts |= {"sdk": repo.sdk} if repo.sdk else {}
         self.send({**facts, "disabled": False, "tags": [], "downloads": 0, "likes": 0, "lastModified": DATE})
 
     def refs(self, kind: str, name: str) -> None:
@@ -467,7 +472,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(part)
 
 
-KIND, NAME, REV = r"/api/(models|datasets)", r"([\w.-]+/[\w.-]+)", r"([^/]+)"
+KIND, NAME, REV = r"/api/(models|datasets|spaces)", r"([\w.-]+/[\w.-]+)", r"([^/]+)"
 DATE = "2026-01-01T00:00:00.000Z"
 ROUTES = (
     (r"/api/whoami-v2", "whoami"),
@@ -484,10 +489,10 @@ ROUTES = (
     (rf"{KIND}/{NAME}/commit/{REV}", "commit"),
     (rf"{KIND}/{NAME}/tree/{REV}(?:/(.+))?", "tree"),
     (rf"{KIND}/{NAME}/paths-info/{REV}", "paths_info"),
-    (rf"/(?:(datasets)/)?{NAME}\.git/info/lfs/objects/batch", "batch"),
+    (rf"/(?:(datasets|spaces)/)?{NAME}\.git/info/lfs/objects/batch", "batch"),
     (r"/lfs/([0-9a-f]{64})", "blob"),
     (r"/verify", "verify"),
-    (rf"/(?:(datasets)/)?{NAME}/resolve/{REV}/(.+)", "resolve"),
+    (rf"/(?:(datasets|spaces)/)?{NAME}/resolve/{REV}/(.+)", "resolve"),
 )
 
 

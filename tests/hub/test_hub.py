@@ -285,6 +285,35 @@ def test_a_cut_connection_loses_nothing(hub: Hub, desk: Desk) -> None:
     assert b"new" in hub.repos["models/ada/cut"].files()["config.json"]
 
 
+def test_a_model_is_pushed_with_its_page(hub: Hub, trained: Desk, model: Path) -> None:
+    done = trained.craft("push", str(model), "ada/paged", "--space")
+    space, repo = hub.repos["spaces/ada/paged"], hub.repos["models/ada/paged"]
+    address = f"{hub.url}/spaces/ada/paged"
+    assert done.stdout.split() == [address, f"{hub.url}/ada/paged/commit/{repo.branches['main']}"]
+    assert space.sdk == "static"
+    files = space.files()
+    _, metadata, _ = files["README.md"].decode().split("---\n")
+    told = yaml.safe_load(metadata)
+    assert (told["sdk"], told["title"], told["models"]) == ("static", "paged", ["ada/paged"])
+    assert b"<title>paged</title>" in files["index.html"]
+    card = repo.files()["README.md"].decode()
+    assert card.count(address) == 1
+    assert "\n# " in card[: card.index(address)]
+    trained.craft("push", str(model), "ada/paged", "--space")  # again
+    assert set(space.files()) == {".gitattributes", "README.md", "index.html"}
+    listed = trained.craft("push", str(model), "ada/unpaged", "--space", "--dry-run").stdout
+    assert "spaces/index.html" in listed
+    assert "spaces/ada/unpaged" not in hub.repos
+
+
+def test_a_space_that_is_an_application_is_left_alone(hub: Hub, trained: Desk, model: Path) -> None:
+    hub.add("spaces/ada/app", {"app.py": b"mine"}).sdk = "gradio"
+    said = trained.refused("push", str(model), "ada/app", "--space")
+    assert "gradio" in said
+    assert set(hub.repos["spaces/ada/app"].files()) == {"app.py"}
+    assert "models/ada/app" not in hub.repos
+
+
 def test_a_dry_run_lists_everything_and_sends_nothing(hub: Hub, desk: Desk) -> None:
     folder = bare(desk.folder / "model")
     shown = desk.craft(

@@ -120,6 +120,27 @@ def test_the_card_in_the_folder_is_uploaded_with_the_name_of_the_repository(tmp_
     assert "after 90 steps of training" in card
 
 
+@pytest.mark.parametrize(
+    ("card", "start"),
+    [
+        (
+            "---\n# mine\nlicense: mit\n---\n\n# Model\n\nWords.\n",
+            "---\n# mine\nlicense: mit\n---\n\n# Model\n\n",
+        ),
+        ("Words.\n", "Words.\n\n\n"),
+    ],
+    ids=["below its title", "at the end where there is none"],
+)
+def test_the_page_is_named_in_the_card_once(tmp_path: Path, card: str, start: str) -> None:
+    place = "https://huggingface.co/spaces/ada/x"
+    for _ in range(2):
+        (tmp_path / "README.md").write_text(card)
+        card = card_for_hub(tmp_path, "ada/x", space=place)
+        assert card.count(place) == 1
+        assert card[: card.index("[")] == start
+        assert "Words." in card
+
+
 def test_what_a_person_wrote_into_the_card_is_uploaded(tmp_path: Path) -> None:
     path = folder_of(tmp_path / "m") / "README.md"
     for edited in (path.read_text(encoding="utf-8") + "\nMy words.\n", "My own words", ""):
