@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 from craft.data.facts import split_facts
 from craft.evaluation.protocols import check_protocol
 from craft.evaluation.scores import Evaluation, block_variance, check_text, stretch_length
+from craft.utils.terminal import progress_bar
 from craft.utils.units import unit_of
 
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
@@ -59,21 +60,25 @@ def evaluate_dynamic(
     """
     unit = unit_of(tokenizer)
     check_text(model, ids, split, unit)
-    context = getattr(model.config, "max_position_embeddings", None)
-    check_protocol("blocks", carries_state=model.carries_state, block_size=block_size, context=context)
+    check_protocol("blocks", model, block_size)
     reader = _Reader(model, block_size)
     scales = reader.scales(train[: MEASURED * block_size + 1])
     typed = protocol.partition("-")[2]
     rate = float(typed) if typed else reader.best_rate(train[-SEARCHED:], scales)
-    costs = torch.cat(list(reader.costs(ids, rate, scales))).double()
+    pieces = []
+    with progress_bar(len(ids) - 1, unit.plural) as bar:
+        for piece in reader.costs(ids, rate, scales):
+            pieces.append(piece)
+            bar.update(len(piece))
+    costs = torch.cat(pieces).double()
     predicted = np.asarray(ids[1:])
-    pieces = torch.split(costs, stretch_length(len(costs)))
+    stretches = torch.split(costs, stretch_length(len(costs)))
     return Evaluation(
         protocol=f"dynamic-{rate:g}",
         split=split,
         nats=float(costs.sum()),
         variance=block_variance(
-            torch.stack([piece.sum() for piece in pieces]), torch.tensor([len(piece) for piece in pieces])
+            torch.stack([each.sum() for each in stretches]), torch.tensor([len(each) for each in stretches])
         ),
         predictions=len(costs),
         units=int(tokenizer.id_units[predicted].sum()),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,9 @@ from torch import Tensor
 
 from craft.data.base import release_pages
 from craft.data.facts import split_facts
-from craft.evaluation.protocols import (
-    Rows,
-    check_protocol,
-    parallel_streams,
-    rows_of,
-)
+from craft.evaluation.protocols import Rows, check_protocol, rows_of
 from craft.utils.errors import UserError
+from craft.utils.terminal import progress_bar
 from craft.utils.units import Unit, unit_named, unit_of
 
 STRETCH, FEWEST_STRETCHES = 1000, 50
@@ -128,6 +124,7 @@ def score(
     Args:
         **settings: as for `evaluate_split`, which raises the same.
     """
+    settings = {"progress": True, **settings}
     sha256 = split_facts(ids, tokenizer)["sha256"]
     found = (evaluate_split(model, ids, protocol=each, tokenizer=tokenizer, **settings) for each in protocols)
     return [replace(evaluation, sha256=sha256) for evaluation in found]
@@ -182,6 +179,7 @@ def evaluate_split(
     rank: int = 0,
     world: int = 1,
     stopped: Callable[[], bool] = bool,
+    progress: bool = False,
 ) -> Evaluation:
     """Predicts every id of a text but the first, once; by "nanogpt-sampled" as often as windows hold it.
 
@@ -194,25 +192,25 @@ def evaluate_split(
         tokenizer: says what is counted: its `unit`, and how many units and bytes each id stands for; by
             default each is one character of one byte.
         precision: "fp32", or "bf16" | "fp16" to read under autocast.
-        streams: for "stateful": in how many stretches the text is read side by side, each after `WARM_UP`
-            predictions of what precedes it, after which the state of a trained model is that of a single
-            pass up to rounding; 1 reads strictly in one pass. By default as many as `batch_size`, if the text
-            is long enough.
+        streams: for "stateful": in how many stretches the text is read side by side, each after what
+            precedes it, so that figures are those of a single pass up to rounding: of a transformer after all
+            that its layers reach, of a recurrent model after `WARM_UP` predictions; 1 reads strictly in one
+            pass. By default `parallel_streams`.
         rank, world: this process' share of the windows; sums are added up over all processes.
         stopped: asked before every piece of work; once it is true the rest is left, and the sums are worth
             nothing.
+        progress: show a bar where scoring takes long and stderr is a terminal.
 
     Raises:
         UserError: if the text is too short, or the protocol is unknown or not for this model.
     """
     unit = unit_of(tokenizer)
     predictions = check_text(model, ids, split, unit)
-    carries = bool(getattr(model, "carries_state", False))
-    context = getattr(model.config, "max_position_embeddings", None)
-    check_protocol(protocol, carries_state=carries, block_size=block_size, context=context)
-    rows = rows_of(protocol, predictions, block_size, streams or parallel_streams(predictions, batch_size))
+    check_protocol(protocol, model, block_size)
+    rows = rows_of(protocol, predictions, block_size, model, batch_size, streams)
     per_row = min(rows.length, block_size) * model.config.vocab_size
-    batch_size = max(1, min(batch_size, LARGEST_LOGITS // per_row))
+    share = -(-len(rows.starts) // world)
+    batch_size = max(1, min(batch_size, LARGEST_LOGITS // per_row, share))
     stretch = stretch_length(predictions)
     # Correct ones, units, bytes; nats and counts by stretch. On the CPU: not every device knows float64.
     sums = torch.zeros(3 + 2 * -(-predictions // stretch), dtype=torch.float64)
@@ -220,13 +218,16 @@ def evaluate_split(
     tables = [None if table is None else torch.as_tensor(np.asarray(table)) for table in counts]
     device = model.device.type
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    scored = int((rows.last - rows.first).sum())
+    bar = progress_bar(scored // world, unit.plural, shown=progress and rank == 0)
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode(), torch.autocast(device, dtype, enabled=precision != "fp32"):
+        with bar, torch.inference_mode(), torch.autocast(device, dtype, enabled=precision != "fp32"):
             for begin in range(rank * batch_size, len(rows.starts), world * batch_size):
                 part = slice(begin, begin + batch_size)
-                _score(model, ids, rows, part, block_size, tables, sums, stretch, stopped)
+                for count in _score(model, ids, rows, part, block_size, tables, sums, stretch, stopped):
+                    bar.update(count)
     finally:
         model.train(was_training)
     if world > 1:
@@ -283,8 +284,9 @@ def _score(
     sums: Tensor,
     stretch: int,
     stopped: Callable[[], bool],
-) -> None:
-    """Reads some rows from left to right, `chunk` ids at a time, and adds what they score to `sums`."""
+) -> Iterator[int]:
+    """Reads some rows from left to right, `chunk` ids at a time, and adds what they score to `sums`; yields
+    how many predictions that was."""
     total, by_stretch = sums[:3], sums[3:].unflatten(0, (2, -1))
     starts, first, last = rows.starts[part, None], rows.first[part, None], rows.last[part, None]
     state, length = None, int((last - starts).max())
@@ -308,6 +310,7 @@ def _score(
         total += torch.stack([torch.as_tensor(count).double() for count in (right, *counts)])
         at = torch.from_numpy(place)[scored] // stretch
         by_stretch.index_add_(1, at, torch.stack([nats, torch.ones_like(nats)]))
+        yield len(nats)
 
 
 def block_variance(nats: Tensor, counts: Tensor) -> float:
