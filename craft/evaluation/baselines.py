@@ -20,13 +20,15 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from craft.data.facts import CHUNK, split_facts, utf8_pieces
 from craft.data.loaders import Corpus
+from craft.evaluation.scores import block_variance, stretch_length
 from craft.utils.errors import UserError
 from craft.utils.units import unit_named, unit_of
 
@@ -45,12 +47,15 @@ class Baseline:
     Args:
         name: "uniform", "5-gram", "xz -9", …
         nats: of all predictions together.
+        variance: of `nats`, as an `Evaluation` has it; None for a packer, whose predictions nobody sees.
         units, bytes: of which there are so many, in what is counted and in UTF-8.
     """
 
     name: str
     split: str
     nats: float
+    variance: float | None
+    predictions: int
     units: int
     bytes: int
     dataset: str
@@ -72,9 +77,11 @@ class Baseline:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, with the names that an `Evaluation` has."""
-        plain = {"baseline": self.name, "split": self.split, "nats": self.nats, "bytes": self.bytes}
-        counts = {self.plural: self.units}
-        return {**plain, **counts, "dataset": self.dataset, "sha256": self.sha256, **self.figures()}
+        plain = asdict(self)
+        del plain["name"], plain["unit"], plain["units"]
+        error = None if self.variance is None else math.sqrt(self.variance) / self.units
+        figures = {**self.figures(), "standard_error": error}
+        return {"baseline": self.name, **plain, self.plural: self.units, **figures}
 
 
 def baselines_of(corpus: Corpus, held_out: np.ndarray, split: str, orders: int = ORDERS) -> list[Baseline]:
@@ -96,17 +103,23 @@ def baselines_of(corpus: Corpus, held_out: np.ndarray, split: str, orders: int =
     train, tokenizer, predicted = corpus.train, corpus.tokenizer, np.asarray(held_out[1:])
     facts: dict[str, Any] = {
         "split": split,
+        "predictions": len(predicted),
         "units": int(tokenizer.id_units[predicted].sum()),
         "bytes": int(tokenizer.id_bytes[predicted].sum()),
         "dataset": corpus.name,
         "sha256": split_facts(held_out, tokenizer)["sha256"],
         "unit": unit_of(tokenizer).name,
     }
+    found = []
+    stretches = np.arange(0, len(predicted), stretch_length(len(predicted)))
+    lengths = torch.from_numpy(np.diff(stretches, append=len(predicted)))
     names = ["uniform", *(f"{n}-gram" for n in range(1, orders + 1))]
-    costs = dict(zip(names, ngram_nats(train, held_out, orders), strict=True))
+    for name, nats in zip(names, ngram_nats(train, held_out, orders), strict=True):
+        variance = block_variance(torch.from_numpy(np.add.reduceat(nats, stretches)), lengths)
+        found.append(Baseline(name, nats=float(nats.sum()), variance=variance, **facts))
     for name, size in _packed(train, held_out, tokenizer).items():
-        costs[name] = 8 * math.log(2) * size
-    return [Baseline(name, nats=nats, **facts) for name, nats in costs.items()]
+        found.append(Baseline(name, nats=8 * math.log(2) * size, variance=None, **facts))
+    return found
 
 
 def packers() -> dict[str, Callable[[bytes], bytes]]:
@@ -155,9 +168,9 @@ def _packed(train: np.ndarray, held_out: np.ndarray, tokenizer: Any) -> dict[str
 def ngram_nats(train: np.ndarray, held_out: np.ndarray, orders: int) -> Iterator[np.ndarray]:
     """Nats of each prediction of a text but its first id: uniform, then by n-grams of 1, 2, … `orders` ids.
 
-    The n-grams of all orders are the beginnings of the longest ones, so these are sorted once, and what begins
-    alike lies side by side. Memory: 13 bytes for each id of the training text, 21 where it has more than 255
-    different ones.
+    The n-grams of all orders are the beginnings of the longest ones, so these are sorted once, and what
+    begins alike lies side by side. Memory: 13 bytes for each id of the training text, 21 where it has more
+    than 255 different ones.
     """
     known, read, size = _renumbered(train, held_out)
     chances = np.full(len(read) - 1, 1 / size)
@@ -168,12 +181,13 @@ def ngram_nats(train: np.ndarray, held_out: np.ndarray, orders: int) -> Iterator
     keys.sort()
     is_new = np.zeros(len(grams), bool)  # whether the first n ids aren't those of the row before
     is_new[0] = True
+    kinds = np.empty(len(grams), np.int32)
     # Between which rows the grams lie that begin with the n ids before each id, n = 0 at first.
     low, high = np.zeros(len(read) + 1, np.int64), np.full(len(read) + 1, len(grams))
     for n in range(1, orders + 1):
         column = grams[:, n - 1]
         is_new[1:] |= column[1:] != column[:-1]
-        kinds = np.cumsum(is_new, dtype=np.int32)
+        np.cumsum(is_new, out=kinds)
         begin, end = low[:-1], high[:-1]
         first = column[np.minimum(begin, len(grams) - 1)]
         begin = begin + ((first == 0) & (begin < end))  # at its end the training text goes no further
@@ -204,8 +218,8 @@ def _renumbered(train: np.ndarray, held_out: np.ndarray) -> tuple[np.ndarray, np
 
 
 def _grams(ids: np.ndarray, count: int, orders: int, n: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """The first `n` ids from each of `count` places on, and zeros up to `orders`, [count, orders]; and the same
-    memory as keys in their order, [count]: numbers of 64 bits, which are sorted fastest, or else bytes."""
+    """The first `n` ids (all `orders`) from each of `count` places on, then zeros, [count, orders]; and the
+    same memory as keys in their order, [count]: numbers of 64 bits, which are sorted fastest, or bytes."""
     number = ids.dtype.itemsize == 1 and orders <= 8
     width = 8 if number else orders
     grams = np.zeros((count, width), ids.dtype if number else ids.dtype.newbyteorder(">"))

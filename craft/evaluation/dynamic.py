@@ -41,6 +41,7 @@ def evaluate_dynamic(
     protocol: str = "dynamic",
     split: str = "validation",
     dataset: str = "",
+    seed: int | None = None,
 ) -> Evaluation:
     """The score of a model over a text from which it learns as it reads, and the rate at which it does.
 
@@ -50,6 +51,7 @@ def evaluate_dynamic(
         ids: those that are predicted, from left to right in one pass.
         block_size: ids of a stretch of a recurrent model, twice those of another one, which sees the stretch
             before its own, too.
+        seed: that the model was trained with.
         protocol: "dynamic", or with the rate to learn at, see `protocols.is_dynamic`.
 
     Returns:
@@ -88,6 +90,7 @@ def evaluate_dynamic(
         dataset=dataset,
         sha256=split_facts(ids, tokenizer)["sha256"],
         unit=unit.name,
+        seed=seed,
     )
 
 

@@ -50,6 +50,7 @@ class Evaluation:
         dataset: name of the text.
         sha256: of the text in UTF-8, if it was taken.
         unit: the name of what is counted.
+        seed: that the model was trained with, if it is known.
 
     Counts and figures have the names of `to_dict` as attributes too: `characters` and `bits_per_char`, or of
     bytes `bytes` and `bits_per_byte`.
@@ -67,6 +68,7 @@ class Evaluation:
     dataset: str = ""
     sha256: str = ""
     unit: str = "character"
+    seed: int | None = None
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("_") and name in (found := self.to_dict()):
@@ -117,17 +119,23 @@ class Evaluation:
 
 
 def score(
-    model: Any, tokenizer: Any, ids: np.ndarray, protocols: Sequence[str], **settings: Any
+    model: Any,
+    tokenizer: Any,
+    ids: np.ndarray,
+    protocols: Sequence[str],
+    seed: int | None = None,
+    **settings: Any,
 ) -> list[Evaluation]:
     """Scores of a model over a whole text with its hash, one for each protocol.
 
     Args:
+        seed: that the model was trained with.
         **settings: as for `evaluate_split`, which raises the same.
     """
     settings = {"progress": True, **settings}
     sha256 = split_facts(ids, tokenizer)["sha256"]
     found = (evaluate_split(model, ids, protocol=each, tokenizer=tokenizer, **settings) for each in protocols)
-    return [replace(evaluation, sha256=sha256) for evaluation in found]
+    return [replace(evaluation, sha256=sha256, seed=seed) for evaluation in found]
 
 
 def save_scores(
