@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -255,6 +257,20 @@ def test_a_batch_is_no_larger_than_its_logits_allow(monkeypatch: pytest.MonkeyPa
         shapes.clear()  # read in chunks of the window, however long a row is
         evaluate_split(Looking(True), np.zeros(25, np.int64), protocol="stateful", block_size=4, streams=6)
         assert max(shapes)[0] == rows
+
+
+@pytest.mark.parametrize("protocol", ["blocks", "stateful"])
+def test_a_text_on_disk_takes_no_memory_for_its_length(protocol: str, tmp_path: Path) -> None:
+    peaks = []
+    for size in (500_000, 4_000_000):
+        np.zeros(size, np.uint16).tofile(tmp_path / "ids")
+        ids = np.memmap(tmp_path / "ids", np.uint16, "r")
+        tracemalloc.start()
+        result = evaluate_split(Counting(True), ids, protocol=protocol, block_size=4096)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert result.predictions == size - 1
+    assert peaks[1] < peaks[0] + 1_000_000  # the second has 7 MB more, 28 MB as the model reads them
 
 
 def test_an_evaluation_may_be_stopped_and_leaves_the_mode_as_it_was() -> None:
