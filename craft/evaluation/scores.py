@@ -132,9 +132,9 @@ def score(
         seed: that the model was trained with.
         **settings: as for `evaluate_split`, which raises the same.
     """
-    settings = {"progress": True, **settings}
     sha256 = split_facts(ids, tokenizer)["sha256"]
-    found = (evaluate_split(model, ids, protocol=each, tokenizer=tokenizer, **settings) for each in protocols)
+    settings.update(tokenizer=tokenizer, progress=True)
+    found = (evaluate_split(model, ids, protocol=each, **settings) for each in protocols)
     return [replace(evaluation, sha256=sha256, seed=seed) for evaluation in found]
 
 
