@@ -231,6 +231,7 @@ def evaluate(
     paths: RunPaths,
 ) -> list[Evaluation]:
     """Scores of the finished model over the whole validation split, if there is one; shown and kept."""
+    from craft.evaluation.finished import trained_seed
     from craft.evaluation.scores import save_scores, score, table
 
     if corpus.validation is None:
@@ -242,6 +243,7 @@ def evaluate(
         protocols,
         block_size=block_size,
         dataset=corpus.name,
+        seed=trained_seed(model_dir),
     )
     if evaluations:
         save_scores(evaluations, str(model_dir), paths.evaluation_file(corpus.name))

@@ -114,11 +114,6 @@ def check_sections(models: Values, data: Values, training: Values, recurrent: bo
             )
     for protocol in filter(is_protocol, (training["eval_protocol"], *(training.get("eval_protocols") or ()))):
         name = "eval_protocol" if protocol == training["eval_protocol"] else "eval_protocols"
-        if protocol == "stateful" and not recurrent:
-            refuse(
-                f"training.{name}=stateful needs a recurrent model, and {model_type} carries no state; "
-                "use blocks or sliding-N"
-            )
         if (parsed_stride(protocol) or 0) > block:
             refuse(
                 f"training.{name}={protocol} moves on by more than a window of data.block_size={block}; "

@@ -22,6 +22,7 @@ from craft.data.facts import split_facts
 from craft.evaluation.figures import block_variance, by_stretch
 from craft.evaluation.protocols import check_protocol
 from craft.evaluation.scores import Evaluation, check_text
+from craft.utils.terminal import progress_bar
 from craft.utils.units import unit_of
 
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
@@ -41,6 +42,7 @@ def evaluate_dynamic(
     protocol: str = "dynamic",
     split: str = "validation",
     dataset: str = "",
+    seed: int | None = None,
 ) -> Evaluation:
     """The score of a model over a text from which it learns as it reads, and the rate at which it does.
 
@@ -50,6 +52,7 @@ def evaluate_dynamic(
         ids: those that are predicted, from left to right in one pass.
         block_size: ids of a stretch of a recurrent model, twice those of another one, which sees the stretch
             before its own, too.
+        seed: that the model was trained with.
         protocol: "dynamic", or with the rate to learn at, see `protocols.is_dynamic`.
 
     Returns:
@@ -60,13 +63,17 @@ def evaluate_dynamic(
     """
     unit = unit_of(tokenizer)
     check_text(model, ids, split, unit)
-    context = getattr(model.config, "max_position_embeddings", None)
-    check_protocol("blocks", carries_state=model.carries_state, block_size=block_size, context=context)
+    check_protocol("blocks", model, block_size)
     reader = Reader(model, block_size)
     scales = reader.scales(train[: MEASURED * block_size + 1])
     typed = protocol.partition("-")[2]
     rate = float(typed) if typed else reader.best_rate(train[-SEARCHED:], scales)
-    costs = torch.cat(list(reader.costs(ids, rate, scales))).double()
+    pieces = []
+    with progress_bar(len(ids) - 1, unit.plural) as bar:
+        for piece in reader.costs(ids, rate, scales):
+            pieces.append(piece)
+            bar.update(len(piece))
+    costs = torch.cat(pieces).double()
     predicted = np.asarray(ids[1:])
     return Evaluation(
         protocol=f"dynamic-{rate:g}",
@@ -81,6 +88,7 @@ def evaluate_dynamic(
         dataset=dataset,
         sha256=split_facts(ids, tokenizer)["sha256"],
         unit=unit.name,
+        seed=seed,
     )
 
 

@@ -60,11 +60,12 @@ def evaluate_model(
 
 @dataclasses.dataclass(frozen=True)
 class ScoredText:
-    """A corpus, the ids of the split of it that is scored, and the window."""
+    """A corpus, the ids of the split of it that is scored, the window, and the seed of the model."""
 
     corpus: Corpus
     ids: np.ndarray
     block_size: int
+    seed: int | None
 
 
 def evaluate_text(
@@ -82,6 +83,7 @@ def evaluate_text(
             code="setting-conflict",
         )
     about: dict[str, Any] = {"block_size": text.block_size, "split": split, "dataset": text.corpus.name}
+    about["seed"] = text.seed
     found = score(model, tokenizer, text.ids, static, batch_size=batch_size, **about) if static else []
     for protocol in learning:
         train: Any = text.corpus.train
@@ -119,7 +121,13 @@ def text_to_score(
         corpus = None
     if corpus is None:
         corpus = load_corpus(arguments, tokenizer)
-    return ScoredText(corpus, _split(corpus, split), arguments.block_size)
+    return ScoredText(corpus, _split(corpus, split), arguments.block_size, trained_seed(folder))
+
+
+def trained_seed(folder: Path) -> int | None:
+    """The seed of the run that made a model, where the folder of the model says it."""
+    saved = folder / RUN_CONFIG
+    return _read(saved)[1] if saved.is_file() else None
 
 
 def _check_text(folder: Path, corpus: Corpus, split: str, allow: bool) -> None:
@@ -177,7 +185,7 @@ def _data_arguments(folder: Path, data: str | None) -> DataArguments:
             "craft evaluate MODEL my.txt",
             code="text-missing",
         )
-    own = _read(saved) if saved.is_file() else DataArguments()
+    own = _read(saved)[0] if saved.is_file() else DataArguments()
     if data is None:
         return own
     # A count of characters was meant for the run's own text: it may be more than all of this one.
@@ -195,12 +203,13 @@ def _data_arguments(folder: Path, data: str | None) -> DataArguments:
     )
 
 
-def _read(saved: Path) -> DataArguments:
+def _read(saved: Path) -> tuple[DataArguments, int | None]:
+    """The data of a run that craft saved, and its seed."""
     import yaml
 
     try:
         run: Any = yaml.safe_load(saved.read_text(encoding="utf-8"))
-        return DataArguments(**run["data"])
+        return DataArguments(**run["data"]), run.get("training", {}).get("seed")
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split()).replace("DataArguments.__init__() got an ", "")
         raise UserError(f"{saved} isn't a run that craft saved: {reason}", code="file-unreadable") from error

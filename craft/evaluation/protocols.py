@@ -8,7 +8,9 @@ prediction.
     nanogpt-sampled
                 nanoGPT's estimate: windows from random places, each read from nothing and scored whole, so
                 that a character counts several times or never; always the same places
-    stateful    a recurrent model reads the text from left to right, its state carried through
+    stateful    the text is read from left to right in one go: a recurrent model carries its state through, a
+                transformer its keys and values, of which each layer sees those of the last window; so it
+                sees a whole window before each prediction, and through its layers as many windows as these
     dynamic     the model goes on learning from what it has predicted; see `dynamic.py`
 """
 
@@ -25,7 +27,8 @@ from craft.utils.common import PROTOCOLS, did_you_mean, parsed_stride
 from craft.utils.errors import UserError
 
 WARM_UP = 1024
-"""Predictions that each of several parallel streams makes before its own stretch, to warm up its state."""
+"""Predictions that each of several parallel streams of a recurrent model makes before its own stretch, to
+warm up its state."""
 SAMPLED_WINDOWS = 200 * 64
 """nanoGPT's `eval_iters` times its batches on a GPU."""
 
@@ -65,27 +68,40 @@ def sampled_rows(predictions: int, block_size: int) -> Rows:
     return Rows(starts, starts, np.minimum(starts + block_size, predictions), block_size)
 
 
-def stream_rows(predictions: int, streams: int, warm_up: int = WARM_UP) -> Rows:
+def stream_rows(predictions: int, streams: int, warm_up: int) -> Rows:
     """A text cut into `streams` contiguous stretches, each read from `warm_up` predictions before its own."""
     bounds = np.linspace(0, predictions, streams + 1).astype(np.int64)
     starts = np.maximum(bounds[:-1] - warm_up, 0)
     return Rows(starts, bounds[:-1], bounds[1:], int((bounds[1:] - starts).max()))
 
 
-def parallel_streams(predictions: int, at_most: int) -> int:
-    """How many streams a text is long enough for, so that warming them up stays a small part of the work."""
-    return max(1, min(at_most, predictions // (4 * WARM_UP)))
+def warm_up_of(model: Any) -> int:
+    """What a stream reads before its own stretch: for a transformer all that its predictions depend on."""
+    return WARM_UP if model.carries_state else (model.reach or 1) - 1
 
 
-def rows_of(protocol: str, predictions: int, block_size: int, streams: int) -> Rows:
-    """The rows in which a text is read; `streams` of them where it is read on from window to window."""
+def parallel_streams(model: Any, predictions: int, at_most: int) -> int:
+    """How many streams a text is long enough for, so that warming them up stays a small part of the work.
+
+    Those of a transformer are as short as that allows, however many they are: rotary angles are as precise as
+    positions are small.
+    """
+    fit = max(1, predictions // (4 * max(1, warm_up_of(model))))
+    return min(at_most, fit) if model.carries_state else fit
+
+
+def rows_of(
+    protocol: str, predictions: int, block_size: int, model: Any, batch_size: int, streams: int | None = None
+) -> Rows:
+    """The rows in which a text is read; of "stateful" `streams` of them, or as many as suit the model."""
     if protocol == "nanogpt-sampled":
         return sampled_rows(predictions, block_size)
     if protocol == "blocks":
         return block_rows(predictions, block_size)
     if stride := stride_of(protocol):
         return window_rows(predictions, block_size, stride)
-    return stream_rows(predictions, streams)
+    streams = streams or parallel_streams(model, predictions, batch_size)
+    return stream_rows(predictions, streams, warm_up_of(model))
 
 
 def final_protocols(model: Any, more: Sequence[str] | None) -> tuple[str, ...]:
@@ -136,23 +152,21 @@ def is_dynamic(protocol: str) -> bool:
     return True
 
 
-def check_protocol(protocol: str, *, carries_state: bool, block_size: int, context: int | None) -> int:
-    """The stride of a protocol (0 for those that have none), if it can be used with a model.
-
-    Args:
-        carries_state: the model is recurrent.
-        context: the longest window that the model can read, if there is a limit.
+def check_protocol(protocol: str, model: Any, block_size: int) -> None:
+    """Refuses a protocol that there isn't, or not for this model and window.
 
     Raises:
-        UserError: if there is no such protocol, or not for this model.
+        UserError: with what to use instead.
     """
     stride = stride_of(protocol)
-    if protocol == "stateful" and not carries_state:
+    context = None if model.carries_state else getattr(model.config, "max_position_embeddings", None)
+    if protocol == "stateful" and not (model.carries_state or getattr(model, "reach", None)):
         raise UserError(
-            "protocol 'stateful' needs a recurrent model, and this one has no state; use 'blocks'",
+            "protocol 'stateful' reads a text on and on, and this model's positions end with its window; use "
+            f"'sliding-{max(1, block_size // 2)}'",
             code="setting-conflict",
         )
-    if context is not None and not carries_state and block_size > context:
+    if context is not None and block_size > context:
         raise UserError(
             f"windows of {block_size} are longer than the model's context of {context}; use {context}",
             code="setting-value",
@@ -162,4 +176,3 @@ def check_protocol(protocol: str, *, carries_state: bool, block_size: int, conte
             f"protocol {protocol!r}: the stride must lie between 1 and the window of {block_size}",
             code="setting-value",
         )
-    return stride

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,13 +33,9 @@ from craft.evaluation.figures import (
     perplexity,
     stretch_length,
 )
-from craft.evaluation.protocols import (
-    Rows,
-    check_protocol,
-    parallel_streams,
-    rows_of,
-)
+from craft.evaluation.protocols import Rows, check_protocol, rows_of
 from craft.utils.errors import UserError
+from craft.utils.terminal import progress_bar
 from craft.utils.units import Unit, unit_named, unit_of
 
 LARGEST_LOGITS = 2**26  # elements of one batch of logits, 256 MiB in float32
@@ -63,6 +59,7 @@ class Evaluation:
         sha256: of the text in UTF-8, if it was taken.
         unit: the name of what is counted.
         calibration_error: see `figures.calibration_error`; None where it wasn't taken.
+        seed: that the model was trained with, if it is known.
 
     Counts and figures have the names of `to_dict` as attributes too: `characters` and `bits_per_char`, or of
     bytes `bytes` and `bits_per_byte`.
@@ -81,6 +78,7 @@ class Evaluation:
     sha256: str = ""
     unit: str = "character"
     calibration_error: float | None = None
+    seed: int | None = None
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("_") and name in (found := self.to_dict()):
@@ -133,16 +131,23 @@ class Evaluation:
 
 
 def score(
-    model: Any, tokenizer: Any, ids: np.ndarray, protocols: Sequence[str], **settings: Any
+    model: Any,
+    tokenizer: Any,
+    ids: np.ndarray,
+    protocols: Sequence[str],
+    seed: int | None = None,
+    **settings: Any,
 ) -> list[Evaluation]:
     """Scores of a model over a whole text with its hash, one for each protocol.
 
     Args:
+        seed: that the model was trained with.
         **settings: as for `evaluate_split`, which raises the same.
     """
     sha256 = split_facts(ids, tokenizer)["sha256"]
-    found = (evaluate_split(model, ids, protocol=each, tokenizer=tokenizer, **settings) for each in protocols)
-    return [replace(evaluation, sha256=sha256) for evaluation in found]
+    settings.update(tokenizer=tokenizer, progress=True)
+    found = (evaluate_split(model, ids, protocol=each, **settings) for each in protocols)
+    return [replace(evaluation, sha256=sha256, seed=seed) for evaluation in found]
 
 
 def save_scores(
@@ -202,6 +207,7 @@ def evaluate_split(
     rank: int = 0,
     world: int = 1,
     stopped: Callable[[], bool] = bool,
+    progress: bool = False,
 ) -> Evaluation:
     """Predicts every id of a text but the first, once; by "nanogpt-sampled" as often as windows hold it.
 
@@ -214,25 +220,25 @@ def evaluate_split(
         tokenizer: says what is counted: its `unit`, and how many units and bytes each id stands for; by
             default each is one character of one byte.
         precision: "fp32", or "bf16" | "fp16" to read under autocast.
-        streams: for "stateful": in how many stretches the text is read side by side, each after `WARM_UP`
-            predictions of what precedes it, after which the state of a trained model is that of a single
-            pass up to rounding; 1 reads strictly in one pass. By default as many as `batch_size`, if the text
-            is long enough.
+        streams: for "stateful": in how many stretches the text is read side by side, each after what
+            precedes it, so that figures are those of a single pass up to rounding: of a transformer after all
+            that its layers reach, of a recurrent model after `WARM_UP` predictions; 1 reads strictly in one
+            pass. By default `parallel_streams`.
         rank, world: this process' share of the windows; sums are added up over all processes.
         stopped: asked before every piece of work; once it is true the rest is left, and the sums are worth
             nothing.
+        progress: show a bar where scoring takes long and stderr is a terminal.
 
     Raises:
         UserError: if the text is too short, or the protocol is unknown or not for this model.
     """
     unit = unit_of(tokenizer)
     predictions = check_text(model, ids, split, unit)
-    carries = bool(getattr(model, "carries_state", False))
-    context = getattr(model.config, "max_position_embeddings", None)
-    check_protocol(protocol, carries_state=carries, block_size=block_size, context=context)
-    rows = rows_of(protocol, predictions, block_size, streams or parallel_streams(predictions, batch_size))
+    check_protocol(protocol, model, block_size)
+    rows = rows_of(protocol, predictions, block_size, model, batch_size, streams)
     per_row = min(rows.length, block_size) * model.config.vocab_size
-    batch_size = max(1, min(batch_size, LARGEST_LOGITS // per_row))
+    share = -(-len(rows.starts) // world)
+    batch_size = max(1, min(batch_size, LARGEST_LOGITS // per_row, share))
     stretch = stretch_length(predictions)
     # What `_parts` takes apart. On the CPU: not every device knows float64.
     sums = torch.zeros(3 + 3 * BINS + 2 * -(-predictions // stretch), dtype=torch.float64)
@@ -240,13 +246,16 @@ def evaluate_split(
     tables = [None if table is None else torch.as_tensor(np.asarray(table)) for table in counts]
     device = model.device.type
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    scored = int((rows.last - rows.first).sum())
+    bar = progress_bar(scored // world, unit.plural, shown=progress and rank == 0)
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode(), torch.autocast(device, dtype, enabled=precision != "fp32"):
+        with bar, torch.inference_mode(), torch.autocast(device, dtype, enabled=precision != "fp32"):
             for begin in range(rank * batch_size, len(rows.starts), world * batch_size):
                 part = slice(begin, begin + batch_size)
-                _score(model, ids, rows, part, block_size, tables, sums, stretch, stopped)
+                for count in _score(model, ids, rows, part, block_size, tables, sums, stretch, stopped):
+                    bar.update(count)
     finally:
         model.train(was_training)
     if world > 1:
@@ -306,8 +315,9 @@ def _score(
     sums: Tensor,
     stretch: int,
     stopped: Callable[[], bool],
-) -> None:
-    """Reads some rows from left to right, `chunk` ids at a time, and adds what they score to `sums`."""
+) -> Iterator[int]:
+    """Reads some rows from left to right, `chunk` ids at a time, and adds what they score to `sums`; yields
+    how many predictions that was."""
     total, bins, by_stretch = _parts(sums)
     starts, first, last = rows.starts[part, None], rows.first[part, None], rows.last[part, None]
     state, length = None, int((last - starts).max())
@@ -332,6 +342,7 @@ def _score(
         total += torch.stack([torch.as_tensor(count).double() for count in (right.sum(), *counts)])
         at = torch.from_numpy(place)[scored] // stretch
         by_stretch.index_add_(1, at, torch.stack([nats, torch.ones_like(nats)]))
+        yield len(nats)
 
 
 def judge(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -248,7 +248,7 @@ def _scoring(network: Any, tokenizer: Any, folder: Path, text: str | None) -> Ca
         raise UserError("the text of a model on the Hub isn't here", code="text-missing")
     split = "validation" if text is None else "all"
     found = text_to_score(network, tokenizer, folder, text, split)
-    about = {"block_size": found.block_size, "split": split, "dataset": found.corpus.name}
+    about: dict[str, Any] = {"block_size": found.block_size, "split": split, "dataset": found.corpus.name}
     return partial(score, network, tokenizer, found.ids[: PIECE + 1], [default_protocol(network)], **about)
 
 

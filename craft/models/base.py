@@ -75,10 +75,13 @@ class LanguageModel(BaseModel, GenerationMixin):
         lookahead: how many ids a window holds beyond the inputs; 0: it predicts no next character.
         carries_state: `past_key_values` of one window is the start of the next in training. `state_tensors`
             are how the trainer detaches, saves and restores it, batch first; `state_from_tensors` goes back.
+        reach: of a model without such a state, how many of the last ids a prediction depends on when a text
+            is read on and on by `past_key_values`; None if it can't be.
     """
 
     lookahead: ClassVar[int] = 1
     carries_state = False
+    reach: int | None = None
     backbone: type[PreTrainedModel]
     _tied_weights_keys: Any = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}

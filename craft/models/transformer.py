@@ -303,19 +303,26 @@ class TransformerForCausalLM(TransformerPreTrainedModel, LanguageModel):
         super()._validate_generated_length(config, length, *args)  # type: ignore[misc]
         self.config.check_length(config.max_length)
 
+    @property
+    def reach(self) -> int | None:  # type: ignore[override]
+        """See `LanguageModel`. Each layer sees a window back; learned positions end with theirs."""
+        config: Any = self.config
+        # Of these types the angles of what was read change with the length of the text.
+        lengthwise = (config.rope_parameters or {}).get("rope_type") in ("dynamic", "longrope")
+        if config.position == "learned" or lengthwise:
+            return None
+        return int(config.num_hidden_layers * (config.sliding_window - 1) + 1)
+
     def prefill(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, Any]:
         """Read prompts [B, T] of equal length, or as much of their end as reaches the next character."""
         config: Any = self.config
-        reach = config.max_position_embeddings
-        if config.position == "rope":
-            reach = config.num_hidden_layers * (config.sliding_window - 1) + 1
-        input_ids = input_ids[:, -reach:]
+        learned = config.position == "learned"
+        reach = config.max_position_embeddings if learned else self.reach
+        input_ids = input_ids[:, -(reach or 0) :]
         logits, state = super().prefill(input_ids)
-        # Of these types the angles of what was read change with the length of the text.
-        lengthwise = (config.rope_parameters or {}).get("rope_type") in ("dynamic", "longrope")
-        if has_plain_weights(self) and not lengthwise:
+        if has_plain_weights(self) and reach:
             state = Ring(self.model, state, input_ids.shape[1])
-        return logits, state if config.position == "rope" else RollingText(input_ids, state)
+        return logits, RollingText(input_ids, state) if learned else state
 
     @torch.no_grad()
     def step(self, ids: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:

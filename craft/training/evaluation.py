@@ -15,7 +15,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from craft.data.tokenization import first_id
-from craft.evaluation.protocols import default_protocol
+from craft.evaluation.protocols import check_protocol, default_protocol
 from craft.evaluation.scores import Evaluation, evaluate_split
 from craft.training.checkpointing.parts import Generators
 from craft.training.distributed.sharding import gathered_model
@@ -44,6 +44,9 @@ class Validation(TrainerCallback):
     def __init__(self, trainer: Any, tokenizer: Any, block_size: int) -> None:
         self.trainer, self.args = trainer, trainer.args
         self.tokenizer, self.block_size, self.unit = tokenizer, block_size, unit_of(tokenizer)
+        for protocol in (self.args.eval_protocol, *(self.args.eval_protocols or ())):
+            if protocol != "auto":  # a model that can't be scored so shouldn't be trained first
+                check_protocol(protocol, trainer.model, block_size)
         metric = self.args.compared_metric
         if metric.startswith("bits_per_") and metric not in self.metric_names():
             raise UserError(

@@ -179,26 +179,26 @@ def _batches(trainer: Any) -> Iterator[tuple[list[Any], Any]]:
 def _scoring(trainer: Any, ids: np.ndarray, protocol: str) -> float:
     """Seconds in which one process scores a text, as a piece of it goes."""
     block, at_once = trainer.validation.block_size, trainer.args.per_device_eval_batch_size
-    streams = parallel_streams(len(ids) - 1, at_once)
+    model, whole = trainer.model, len(ids) - 1
+    streams = min(at_once, parallel_streams(model, whole, at_once))
 
     # Of these windows there are as many in a piece of a text as in all of it.
     timed = "blocks" if protocol == "nanogpt-sampled" else protocol
 
-    def work(protocol: str, predictions: int) -> int:
-        rows = rows_of(protocol, predictions, block, streams)
+    def work(protocol: str, predictions: int, streams: int | None = None) -> int:
+        rows = rows_of(protocol, predictions, block, model, at_once, streams)
         return len(rows.starts) * rows.length
 
     def score(predictions: int) -> float:
         began = time.perf_counter()
         settings = {"block_size": block, "batch_size": at_once, "tokenizer": trainer.tokenizer}
         piece = ids[: predictions + 1]
-        evaluate_split(trainer.model, piece, protocol=timed, streams=streams, **settings)
+        evaluate_split(model, piece, protocol=timed, streams=streams, **settings)
         return time.perf_counter() - began
 
-    whole = len(ids) - 1
     piece = min(whole, PIECE_PER_STREAM * streams if protocol == "stateful" else PIECE)
     score(max(1, piece // 4))
-    return score(piece) * work(protocol, whole) / work(timed, piece)
+    return score(piece) * work(protocol, whole) / work(timed, piece, streams)
 
 
 def _save(trainer: Any) -> float:

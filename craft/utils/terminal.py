@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 CONTROL = re.compile(r"\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """The C0 and C1 controls but for tabs and line ends, and what turns the direction of a line of text around
@@ -45,6 +46,14 @@ def echo(text: str = "", *, err: bool = False, nl: bool = True) -> None:
 def write_at_once(text: str) -> None:
     """Writes to stderr from any thread or signal handler, without waiting for a lock."""
     os.write(2, visible(text).encode(getattr(sys.stderr, "encoding", None) or "utf-8", "backslashreplace"))
+
+
+def progress_bar(total: int, unit: str, *, shown: bool = True) -> Any:
+    """A tqdm bar on stderr, if that is a terminal and what is counted takes more than some seconds."""
+    from tqdm import tqdm
+
+    hidden = None if shown else True  # None: shown on a terminal alone
+    return tqdm(total=total, unit=f" {unit}", unit_scale=True, delay=3, leave=False, disable=hidden)
 
 
 def prepare_standard_streams() -> None:

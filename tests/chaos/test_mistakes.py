@@ -107,7 +107,7 @@ SETTINGS = [
     Mistake("train text.txt training.optim=adamw", "training.optim=adamw"),
     Mistake("train text.txt training.optim=lomo", "lomo_optim"),
     Mistake("train text.txt training.precision=fp16 training.use_cpu=true", "training.precision=auto"),
-    Mistake("train text.txt training.eval_protocol=stateful models=transformer", "recurrent"),
+    Mistake("train text.txt training.eval_protocol=stateful models=gpt2", "sliding-"),
     Mistake("train text.txt training.output_dir=text.txt", "training.output_dir=text.txt"),
     Mistake("train text.txt training.output_dir=.", "training.output_dir=."),
     Mistake("train text.txt training.hub_token=hf_secret", "HF_TOKEN"),
@@ -192,7 +192,6 @@ GENERATE = [
 EVALUATE = [
     Mistake("evaluate", "no finished model"),
     Mistake(f"evaluate {MODEL} --split validtion", "validtion"),
-    Mistake(f"evaluate {MODEL} --protocol stateful", "stateful", trained=True),
     Mistake(f"evaluate {MODEL} --protocol sliding-0", "stride", trained=True),
     Mistake(f"evaluate {MODEL} nowhere.txt", "nowhere.txt", trained=True),
     Mistake(f"evaluate {MODEL} --split test", "no test split", trained=True),

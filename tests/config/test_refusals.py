@@ -121,8 +121,6 @@ MISTAKES: dict[Code, list[tuple[str, ...]]] = {
         ("models=char_lstm training.gradient_checkpointing=true", "gradient_checkpointing", "char_lstm"),
         ("models=char_lstm data.streaming=true training.max_steps=9", "training.carry_state=false"),
         ("data.streaming=true training.max_steps=-1", "training.max_steps"),
-        ("training.eval_protocol=stateful", "training.eval_protocol=stateful", "char_transformer"),
-        ("training.eval_protocols=[stateful]", "training.eval_protocols=stateful", "char_transformer"),
         ("training.eval_protocols=[sliding-65]", "training.eval_protocols=sliding-65", "sliding-32"),
         ("training.eval_protocol=sliding-65", "sliding-65", "data.block_size=64", "sliding-32"),
         ("data.validation_size=0.6 data.test_size=0.4", "data.test_size=0.4"),

@@ -58,7 +58,7 @@ def test_an_unknown_protocol_is_refused_without_torch() -> None:
 
 def trained_on(folder: Path, **data: Any) -> None:
     fields = {"block_size": 16, "cache_dir": str(folder.parent / "cache"), **data}
-    (folder / "craft_run.yaml").write_text(yaml.safe_dump({"data": fields}))
+    (folder / "craft_run.yaml").write_text(yaml.safe_dump({"data": fields, "training": {"seed": 7}}))
 
 
 def evaluate(folder: Path, *args: Any, **settings: Any) -> list[Evaluation]:
@@ -161,9 +161,15 @@ def test_a_text_that_changed_since_training_is_refused_unless_allowed(folder: Pa
     assert predictions(folder, str(tmp_path / "own.txt"), split="all") == 199  # named by the user
 
 
-def test_figures_carry_the_hash_of_their_text(folder: Path) -> None:
-    (figures,) = evaluate(folder, protocols=["blocks"])
-    assert figures.to_dict()["sha256"] == hashlib.sha256(b"abcd" * 5).hexdigest()
+def test_figures_carry_the_hash_of_their_text_and_the_seed_of_their_model(
+    folder: Path, tmp_path: Path
+) -> None:
+    for figures in evaluate(folder, protocols=["blocks", "dynamic-0.001"]):
+        assert figures.to_dict()["sha256"] == hashlib.sha256(b"abcd" * 5).hexdigest()
+        assert figures.seed == 7
+    (folder / "craft_run.yaml").unlink()
+    (figures,) = evaluate(folder, str(tmp_path / "own.txt"), split="all")
+    assert figures.seed is None
 
 
 def test_a_model_without_a_record_of_its_text_is_scored_with_a_warning(

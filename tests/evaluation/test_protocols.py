@@ -57,57 +57,75 @@ def test_streams_score_every_prediction_once_after_warming_up(
 
 
 def test_sampled_windows_are_as_many_as_those_of_nanogpt_and_whole() -> None:
-    rows = rows_of("nanogpt-sampled", 300, 256, streams=1)
+    rows = rows_of("nanogpt-sampled", 300, 256, RECURRENT, 64)
     assert len(rows.starts) == 200 * 64
     assert (rows.first == rows.starts).all()
     assert (rows.last - rows.first == 256).all()
     places, times = np.unique(rows.starts, return_counts=True)
     assert (places == np.arange(300 - 256 + 1)).all()
     assert times.max() < 1.5 * times.min()  # each place is as likely
-    assert (rows_of("nanogpt-sampled", 300, 256, streams=1).starts == rows.starts).all()
+    assert (rows_of("nanogpt-sampled", 300, 256, RECURRENT, 64).starts == rows.starts).all()
 
 
 def test_a_text_shorter_than_a_window_is_sampled_as_one_window() -> None:
-    rows = rows_of("nanogpt-sampled", 10, 64, streams=1)
+    rows = rows_of("nanogpt-sampled", 10, 64, RECURRENT, 64)
     assert not rows.starts.any()
     assert (rows.last == 10).all()
 
 
 def test_one_stream_reads_everything_in_one_pass() -> None:
-    assert (contexts(stream_rows(100, 1), 100) == np.arange(100) + 1).all()
+    assert (contexts(stream_rows(100, 1, 8), 100) == np.arange(100) + 1).all()
 
 
 def test_short_texts_are_not_split_into_streams() -> None:
-    assert parallel_streams(4000, 64) == 1
-    assert parallel_streams(111_540, 64) == 27
-    assert parallel_streams(10_000_000, 64) == 64
+    assert parallel_streams(RECURRENT, 4000, 64) == 1
+    assert parallel_streams(RECURRENT, 111_540, 64) == 27
+    assert parallel_streams(RECURRENT, 10_000_000, 64) == 64
+
+
+@given(st.integers(1, 5000), st.integers(1, 300), st.integers(1, 64))
+def test_streams_of_a_transformer_are_the_same_for_any_batch_and_their_positions_small(
+    predictions: int, reach: int, batch_size: int
+) -> None:
+    model = SimpleNamespace(carries_state=False, reach=reach)
+    rows = rows_of("stateful", predictions, 64, model, batch_size)
+    assert len(rows.starts) == len(rows_of("stateful", predictions, 64, model, 1).starts)
+    assert rows.length <= 9 * reach
+    seen = contexts(rows, predictions)
+    assert (seen >= np.minimum(np.arange(predictions) + 1, reach)).all()
+
+
+RECURRENT = SimpleNamespace(carries_state=True, config=SimpleNamespace(max_position_embeddings=64))
+ROTARY, LEARNED = (
+    SimpleNamespace(carries_state=False, reach=reach, config=RECURRENT.config) for reach in (127, None)
+)
 
 
 @pytest.mark.parametrize(
-    ("protocol", "changes", "code", "values"),
+    ("protocol", "block_size", "code", "values"),
     [
-        ("stateful", {}, "setting-conflict", ("'stateful'", "'blocks'")),
-        ("sliding-65", {}, "setting-value", ("'sliding-65'", 1, 64)),
-        ("sliding-0", {}, "setting-value", ("'sliding-0'", 1, 64)),
-        ("sliding", {}, "setting-value", ("'sliding'", "sliding-N")),
-        ("block", {}, "setting-value", ("'block'", "'blocks'")),
-        ("blocks", {"block_size": 128}, "setting-value", (128, 64)),
+        ("stateful", 64, "setting-conflict", ("'stateful'", "'sliding-32'")),
+        ("sliding-65", 64, "setting-value", ("'sliding-65'", 1, 64)),
+        ("sliding-0", 64, "setting-value", ("'sliding-0'", 1, 64)),
+        ("sliding", 64, "setting-value", ("'sliding'", "sliding-N")),
+        ("block", 64, "setting-value", ("'block'", "'blocks'")),
+        ("blocks", 128, "setting-value", (128, 64)),
     ],
 )
 def test_a_protocol_that_the_model_cannot_use_is_refused(
-    protocol: str, changes: dict[str, int], code: Code, values: tuple[object, ...]
+    protocol: str, block_size: int, code: Code, values: tuple[object, ...]
 ) -> None:
-    settings = {"carries_state": False, "block_size": 64, "context": 64, **changes}
     with refused(code, *values):
-        check_protocol(protocol, **settings)
+        check_protocol(protocol, LEARNED, block_size)
 
 
 def test_recurrent_models_are_read_statefully_and_others_in_blocks() -> None:
-    assert default_protocol(SimpleNamespace(carries_state=True)) == "stateful"
-    assert default_protocol(SimpleNamespace(carries_state=False)) == "blocks"
+    assert default_protocol(RECURRENT) == "stateful"
+    assert default_protocol(ROTARY) == default_protocol(LEARNED) == "blocks"
 
 
 def test_a_recurrent_model_has_no_longest_window() -> None:
-    assert check_protocol("blocks", carries_state=True, block_size=128, context=64) == 0
-    assert check_protocol("stateful", carries_state=True, block_size=128, context=64) == 0
-    assert check_protocol("sliding-32", carries_state=False, block_size=64, context=None) == 32
+    check_protocol("blocks", RECURRENT, 128)
+    check_protocol("stateful", RECURRENT, 128)
+    check_protocol("sliding-32", LEARNED, 64)
+    check_protocol("stateful", ROTARY, 64)

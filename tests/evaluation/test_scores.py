@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -89,7 +91,7 @@ def test_what_each_protocol_lets_a_model_see(protocol: str, reads: list[int], ba
 
 
 def test_parallel_streams_read_what_precedes_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocols.stream_rows, "__defaults__", (3,))
+    monkeypatch.setattr(protocols, "WARM_UP", 3)
     result = evaluate_split(Counting(True), ZEROS, protocol="stateful", block_size=2, streams=2)
     reads = [1, 2, 3, 4, 5, 4, 5, 6, 7, 8]
     assert result.nats == pytest.approx(sum(cost(read) for read in reads))
@@ -214,7 +216,6 @@ def test_extreme_scores_stay_finite() -> None:
 def test_processes_share_the_windows(protocol: str, batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each its own, in turns; their sums are added up."""
     monkeypatch.setattr(protocols, "WARM_UP", 1)
-    monkeypatch.setattr(protocols.stream_rows, "__defaults__", (1,))
     settings: dict[str, Any] = {"protocol": protocol, "block_size": 4, "batch_size": batch_size, "streams": 5}
     whole = evaluate_split(Counting(True), ZEROS, **settings)
     added: list[torch.Tensor] = []
@@ -261,6 +262,20 @@ def test_a_batch_is_no_larger_than_its_logits_allow(monkeypatch: pytest.MonkeyPa
         assert max(shapes)[0] == rows
 
 
+@pytest.mark.parametrize("protocol", ["blocks", "stateful"])
+def test_a_text_on_disk_takes_no_memory_for_its_length(protocol: str, tmp_path: Path) -> None:
+    peaks = []
+    for size in (500_000, 4_000_000):
+        np.zeros(size, np.uint16).tofile(tmp_path / "ids")
+        ids = np.memmap(tmp_path / "ids", np.uint16, "r")
+        tracemalloc.start()
+        result = evaluate_split(Counting(True), ids, protocol=protocol, block_size=4096)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert result.predictions == size - 1
+    assert peaks[1] < peaks[0] + 1_000_000  # the second has 7 MB more, 28 MB as the model reads them
+
+
 def test_an_evaluation_may_be_stopped_and_leaves_the_mode_as_it_was() -> None:
     left = iter([False, True, True, True])
     model = Counting()
@@ -295,6 +310,50 @@ def test_the_lstm_reads_statefully() -> None:
     assert result.nats == pytest.approx(expected, rel=1e-5)
     in_blocks = evaluate_split(model, ids, protocol="blocks", block_size=7)
     assert in_blocks.nats != pytest.approx(expected, rel=1e-5)
+
+
+def test_a_transformer_is_read_on_with_a_rolling_window() -> None:
+    """As by its own fast step, one id after the other: however it is cut into chunks, streams and batches."""
+    model, ids = tiny_run.model("char_transformer", zero_init=False).eval(), tiny_run.split_ids()[1][:150]
+    text, expected = torch.from_numpy(ids.astype(np.int64)), 0.0
+    logits, state = model.prefill(text[None, :1])
+    for target in text[1:]:
+        expected += torch.nn.functional.cross_entropy(logits[0], target).item()
+        logits, state = model.step(target[None], state)
+    for chunk, streams, batch_size in ((1, 1, 1), (3, 1, 7), (8, 4, 1), (8, None, 7), (5, 9, 64)):
+        result = evaluate_split(
+            model, ids, protocol="stateful", block_size=chunk, streams=streams, batch_size=batch_size
+        )
+        assert result.nats == pytest.approx(expected, rel=1e-6)
+        assert result.predictions == len(ids) - 1
+    with refused("setting-conflict", "'sliding-4'"):
+        evaluate_split(
+            tiny_run.model("char_transformer", position="learned"), ids, protocol="stateful", block_size=8
+        )
+
+
+@pytest.mark.parametrize("kind", ["char_lstm", "char_transformer"])
+@pytest.mark.parametrize("protocol", ["blocks", "sliding-3", "stateful", "nanogpt-sampled"])
+def test_figures_depend_neither_on_the_batch_nor_on_the_processes(
+    kind: str, protocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a text that is long enough for several streams; each process adds its sums to those before it."""
+    monkeypatch.setattr(protocols, "SAMPLED_WINDOWS", 50)
+    monkeypatch.setattr(protocols, "WARM_UP", 30)
+    model, ids = tiny_run.model(kind), tiny_run.split_ids()[0][:400]
+    settings: dict[str, Any] = {"protocol": protocol, "block_size": 8, "tokenizer": tiny_run.tokenizer()}
+    whole = evaluate_split(model, ids, **settings)
+    for world, batch_size in ((1, 1), (1, 7), (2, 64), (3, 7)):
+        before: list[torch.Tensor] = []
+
+        def add_up(sums: torch.Tensor, before: list[torch.Tensor] = before) -> None:
+            before.append(sums.add_(before[-1] if before else 0).clone())
+
+        monkeypatch.setattr("torch.distributed.all_reduce", add_up)
+        shared = {**settings, "batch_size": batch_size, "world": world}
+        last = [evaluate_split(model, ids, **shared, rank=rank) for rank in range(world)][-1]
+        assert last.predictions == whole.predictions
+        assert last.figures() == pytest.approx(whole.figures(), rel=1e-5)
 
 
 @pytest.mark.precision

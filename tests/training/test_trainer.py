@@ -298,3 +298,13 @@ def test_label_smoothing_scores_the_next_character(tmp_path: Path, kind: str) ->
     logits = run.model(batch["input_ids"]).logits.flatten(0, 1)
     expected = torch.nn.functional.cross_entropy(logits, batch["labels"].flatten(), label_smoothing=0.2)
     torch.testing.assert_close(loss, expected)
+
+
+def test_a_protocol_that_the_model_cannot_be_scored_by_is_refused_before_training(tmp_path: Path) -> None:
+    for setting in ({"eval_protocol": "stateful"}, {"eval_protocols": ["stateful"]}):
+        network = tiny_run.model("char_transformer", position="learned")
+        with refused("setting-conflict", "'stateful'", "'sliding-4'"):
+            tiny_run.trainer("char_transformer", tmp_path, network=network, **setting)
+    trainer = tiny_run.trainer("char_transformer", tmp_path, eval_protocol="stateful")
+    scored = evaluate_split(trainer.model, tiny_run.split_ids()[1], protocol="stateful", block_size=3)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(scored.nats_per_unit, rel=1e-5)

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import io
+import sys
+
 import pytest
 
-from craft.utils.terminal import visible, visible_pieces
+from craft.utils.terminal import progress_bar, visible, visible_pieces
 
 
 @pytest.mark.parametrize(
@@ -20,3 +23,19 @@ from craft.utils.terminal import visible, visible_pieces
 def test_control_characters_are_shown_instead_of_obeyed(text: str, shown: str) -> None:
     assert visible(text) == shown
     assert "".join(visible_pieces(text)) == shown  # character by character
+
+
+@pytest.mark.parametrize(
+    ("terminal", "shown", "drawn"), [(True, True, 1), (True, False, 0), (False, True, 0)]
+)
+def test_progress_is_drawn_on_a_terminal_alone(
+    terminal: bool, shown: bool, drawn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = io.StringIO()
+    stream.isatty = lambda: terminal  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stderr", stream)
+    with progress_bar(10, "characters", shown=shown) as bar:
+        bar.update(4)
+        assert not stream.getvalue()  # in the first seconds nothing is
+        bar.refresh()
+        assert ("4.00/10.0" in stream.getvalue()) == drawn
