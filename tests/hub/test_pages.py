@@ -105,7 +105,7 @@ def test_a_command_of_the_pages_works(hub: Hub, reader: Desk, line: str) -> None
         words.append("--print-config")
     elif command == "train" and "--print-config" not in words and run not in typed:
         given = {word.partition("=")[0] for word in words}
-        if "models=char_lstm" in words:
+        if {"models=char_lstm", "models.model_type=mamba"} & {*words}:
             given.add("models.num_attention_heads")
         words += [word for word in TINY if word.partition("=")[0] not in given - {"training.max_steps"}]
     reader.done(command, *words)
