@@ -30,6 +30,7 @@ COMMANDS = {
     "resume": "Go on with a run that was interrupted.",
     "generate": "Let a trained model write.",
     "evaluate": "Score a model over a whole text.",
+    "compare": "Compare models on one text, or train a grid of them first.",
     "baselines": "Say what a text costs without a model: n-grams, packers.",
     "export": "Write a model in another runtime's format (ONNX).",
     "serve": "Serve a model to OpenAI's clients, on this machine.",

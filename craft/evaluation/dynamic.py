@@ -68,13 +68,12 @@ def evaluate_dynamic(
     costs = torch.cat(list(reader.costs(ids, rate, scales))).double()
     predicted = np.asarray(ids[1:])
     pieces = torch.split(costs, stretch_length(len(costs)))
+    nats, counts = (torch.tensor([of(piece) for piece in pieces]).double() for of in (torch.sum, len))
     return Evaluation(
         protocol=f"dynamic-{rate:g}",
         split=split,
         nats=float(costs.sum()),
-        variance=block_variance(
-            torch.stack([piece.sum() for piece in pieces]), torch.tensor([len(piece) for piece in pieces])
-        ),
+        variance=block_variance(nats, counts),
         predictions=len(costs),
         units=int(tokenizer.id_units[predicted].sum()),
         bytes=int(tokenizer.id_bytes[predicted].sum()) if unit.has_bytes else None,
@@ -83,6 +82,7 @@ def evaluate_dynamic(
         dataset=dataset,
         sha256=split_facts(ids, tokenizer)["sha256"],
         unit=unit.name,
+        stretches=torch.stack([nats, counts]).numpy(),
     )
 
 

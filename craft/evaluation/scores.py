@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,8 @@ class Evaluation:
         dataset: name of the text.
         sha256: of the text in UTF-8, if it was taken.
         unit: the name of what is counted.
+        stretches: [2, stretches] nats and predictions of each stretch of the text, for `comparison.py`; not
+            in `to_dict`.
 
     Counts and figures have the names of `to_dict` as attributes too: `characters` and `bits_per_char`, or of
     bytes `bytes` and `bits_per_byte`.
@@ -71,6 +73,7 @@ class Evaluation:
     dataset: str = ""
     sha256: str = ""
     unit: str = "character"
+    stretches: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("_") and name in (found := self.to_dict()):
@@ -113,7 +116,7 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """Everything above as plain numbers, for JSON, by names that follow from the unit."""
         counts = asdict(self)
-        del counts["unit"]
+        del counts["unit"], counts["stretches"]
         if self.bytes is None:
             del counts["bytes"]
         plural = unit_named(self.unit).plural
@@ -246,6 +249,7 @@ def evaluate_split(
         block_size=block_size,
         dataset=dataset,
         unit=unit.name,
+        stretches=torch.stack([nats, counts]).cpu().numpy(),
     )
 
 
