@@ -1,143 +1,23 @@
-"""Several models beside each other: scores on one text, what they took to train, how fast they write.
-
-`compare` takes finished models; `run_grid` trains them before, each in a process of its own, so that the end
-of one is not the end of the others.
-"""
+"""Several finished models beside each other: scores on one text, what training took, how fast they write."""
 
 from __future__ import annotations
 
-import itertools
 import json
-import subprocess
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from craft.grid import Cell
 from craft.utils.errors import UserError
-from craft.utils.history import finished_at
 from craft.utils.logging import get_logger
-from craft.utils.outputs import RUN_CONFIG, compared_run, comparison_file, resolve
-from craft.utils.stopping import TrainingInterrupted, exit_code, signal_handler
+from craft.utils.outputs import RUN_CONFIG, comparison_file, resolve
 
 logger = get_logger(__name__)
 
 SCHEMA = 1
-SEED = "training.seed="
 WRITTEN, ROUNDS, PROMPT = 200, 3, 16
 """Ids that are written to measure speed, how often, and behind how many of the text."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A run of a grid.
-
-    Args:
-        configuration: its settings that differ from other cells', but for the seed.
-        words: what `craft train` is told.
-    """
-
-    configuration: str
-    seed: int | None
-    words: tuple[str, ...]
-
-    @property
-    def run_dir(self) -> Path:
-        """Where it is trained: the same folder for the same words, whatever grid they are part of."""
-        seed = "" if self.seed is None else f"_seed_{self.seed}"
-        return compared_run(f"{self.configuration}{seed}", self.words)
-
-    @property
-    def model_dir(self) -> Path | None:
-        """The finished model, once there is one."""
-        step = finished_at(self.run_dir)
-        return None if step is None else self.run_dir.with_name(f"{self.run_dir.name}_step_{step}")
-
-
-def grid(arguments: Sequence[str]) -> list[Cell]:
-    """All combinations of what a command line of `craft train` lists with commas, as Hydra reads them:
-    `models=char_lstm,transformer training.seed=1,2`; a value in brackets is one.
-
-    Raises:
-        UserError: for a value that Hydra can't read.
-    """
-    choices = [_choices(word) for word in arguments]
-    swept = [i for i, options in enumerate(choices) if len(options) > 1 and not options[0].startswith(SEED)]
-    cells = []
-    for words in itertools.product(*choices):
-        names = [words[i].partition("=") for i in swept]
-        name = " ".join(v if "." not in key else f"{key.rpartition('.')[2]}={v}" for key, _, v in names)
-        seeds = [word.removeprefix(SEED) for word in words if word.startswith(SEED)]
-        seed = int(seeds[-1]) if seeds and seeds[-1].isdigit() else None
-        cells.append(Cell(name or "run", seed, words))
-    return cells
-
-
-def _choices(word: str) -> list[str]:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    from craft.config.command_line import OVERRIDE
-
-    if "," not in word or not OVERRIDE.fullmatch(word):
-        return [word]
-    try:
-        override = OverridesParser.create().parse_override(word)
-        if not override.is_sweep_override():
-            return [word]
-        return [f"{override.key_or_group}={value}" for value in override.sweep_string_iterator()]
-    except HydraException as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"can't read {word!r} as a list: {reason}; quote a comma", code="usage") from error
-
-
-def run_grid(cells: Sequence[Cell], config_dir: Path | None = None) -> list[str]:
-    """Trains what isn't finished yet, one run after the other; an interrupted one goes on.
-
-    Returns:
-        Which runs failed.
-
-    Raises:
-        UserError: for settings that are no run; nothing was trained then.
-        TrainingInterrupted: after a signal, which the run in training has obeyed.
-    """
-    from craft.config.command_line import split_text
-    from craft.config.compose import compose
-
-    for cell in cells:
-        compose(split_text(cell.words), config_dir=config_dir, choose=None)
-    failed = []
-    for number, cell in enumerate(cells, start=1):
-        about = (
-            f"{number}/{len(cells)} {cell.configuration}{'' if cell.seed is None else f', seed {cell.seed}'}"
-        )
-        if cell.model_dir is not None:
-            logger.info(f"{about}: is finished, {cell.model_dir}")
-            continue
-        logger.info(f"{about}: {cell.run_dir}")
-        own = [] if config_dir is None else ["--config-dir", str(config_dir)]
-        if _train([*cell.words, f"training.output_dir={cell.run_dir}", "--resume", "auto", *own]):
-            failed.append(about)
-    return failed
-
-
-def _train(words: Iterable[str]) -> int:
-    """`craft train` in another process, to which signals are passed on; its exit status."""
-    command = [sys.executable, "-m", "craft", "train", *words]
-    # In a session of its own: else Ctrl-C in a terminal would reach it twice.
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
-    received: list[int] = []
-
-    def pass_on(number: int, frame: object) -> None:
-        received.append(number)
-        child.send_signal(number)
-
-    with signal_handler(pass_on):
-        status = child.wait()
-    if received:
-        raise TrainingInterrupted(exit_code(received[0]))
-    return status
 
 
 @dataclass
@@ -187,9 +67,7 @@ def compare(
         contestant.configuration, contestant.seed = cell.configuration, cell.seed
     sha256 = _same_text(found, split)
     natural = list(dict.fromkeys(default_protocol(each.network) for each in found))
-    asked = list(protocols) or (
-        natural if len(natural) == 1 else ["blocks", *(n for n in natural if n != "blocks")]
-    )
+    asked = list(dict.fromkeys(protocols or (natural if len(natural) == 1 else ["blocks", *natural])))
     able = {each.name: [p for p in asked if p != "stateful" or each.network.carries_state] for each in found}
     asked.sort(key=lambda protocol: any(protocol not in known for known in able.values()))
     if any(asked[0] not in known for known in able.values()):
@@ -197,12 +75,7 @@ def compare(
             "--protocol stateful is for recurrent models alone; add --protocol blocks",
             code="setting-conflict",
         )
-    speeds = _speeds(
-        [
-            next(c for c in found if c.configuration == name)
-            for name in dict.fromkeys(c.configuration for c in found)
-        ]
-    )
+    speeds = _speeds({each.configuration: each for each in reversed(found)})
     scores: dict[str, dict[str, list[Any]]] = {}
     described = []
     for each in found:
@@ -268,7 +141,7 @@ def _same_text(found: Sequence[Contestant], split: str) -> str:
     return next(iter(hashes.values()))
 
 
-def _speeds(found: Sequence[Contestant]) -> dict[str, float]:
+def _speeds(found: dict[str, Contestant]) -> dict[str, float]:
     """Of each configuration, how many units a second one text grows by: medians of interleaved rounds."""
     import torch
 
@@ -281,12 +154,10 @@ def _speeds(found: Sequence[Contestant]) -> dict[str, float]:
         prompt = torch.tensor([each.text.ids[:PROMPT].tolist()], device=each.network.device)
         return timed(lambda: sum(1 for _ in each.network.stream(prompt, config)))
 
-    contenders = {each.configuration: writes(each) for each in found}
-    measured = measure(Comparison("writing", WRITTEN, "ids", contenders), ROUNDS)
-    per_id = {
-        each.configuration: float(each.tokenizer.id_units[each.text.ids[:100_000]].mean()) for each in found
-    }
-    return {row["name"]: row["rate"] * per_id[row["name"]] for row in measured["contenders"]}
+    contenders = {name: writes(each) for name, each in found.items()}
+    rows = measure(Comparison("writing", WRITTEN, "ids", contenders), ROUNDS)["contenders"]
+    per_id = {name: each.tokenizer.id_units[each.text.ids[:100_000]].mean() for name, each in found.items()}
+    return {row["name"]: row["rate"] * float(per_id[row["name"]]) for row in rows}
 
 
 def _describe(each: Contestant, speed: float, evaluations: dict[str, Any]) -> dict[str, Any]:

@@ -17,11 +17,12 @@ import pytest
 from refusals import refused
 from safetensors.torch import load_file
 
-from craft.compare import Cell, compare, grid, run_grid, save
+from craft.compare import compare, save
 from craft.config.command_line import split_text
 from craft.config.compose import compose
 from craft.evaluation.comparison import markdown
 from craft.evaluation.finished import evaluate_model
+from craft.grid import Cell, grid, run_grid
 from craft.inference import load
 from craft.train import train
 from craft.utils.history import HISTORY

@@ -14,7 +14,7 @@ from craft.utils.terminal import echo
 
 
 @click.command("compare")
-@click.argument("arguments", nargs=-1, required=True, metavar="MODEL... | --run [TEXT...] KEY=VALUE,VALUE...")
+@click.argument("arguments", nargs=-1, required=True, metavar="MODEL... | [TEXT]... KEY=VALUE,VALUE...")
 @click.option("--run", "train", is_flag=True, help="Train a grid of runs first, as 'craft train' does each.")
 @click.option("--text", metavar="DATA", help="Score this text.  [default: what the models were trained on]")
 @click.option("--split", type=click.Choice(SPLITS), default="validation", help="Which part of the text.")
@@ -42,7 +42,7 @@ def command(
     \b
     craft compare outputs/models/A outputs/models/B --protocol sliding-32
     craft compare latest user/name --text other.txt --split all
-    craft compare --run my.txt models=char_lstm,transformer training.seed=1,2,3 training.max_minutes=5
+    craft compare --run my.txt models=char_lstm,transformer training.seed=1,2,3
     """
     from craft.evaluation.protocols import is_dynamic, stride_of
 
@@ -50,7 +50,8 @@ def command(
         _ = is_dynamic(protocol) or stride_of(protocol)  # before anything is trained or loaded
     if baselines and split in ("train", "all"):
         raise click.UsageError(f"--baselines are trained on the training split, not for --split {split}")
-    from craft.compare import compare, grid, run_grid, save
+    from craft.compare import compare, save
+    from craft.grid import grid, run_grid
     from craft.utils.logging import setup_logging
 
     setup_logging()

@@ -88,11 +88,12 @@ class TransformersObjective(NextTokenObjective):
 
 
 def with_objective(model: Any) -> Any:
-    """The model itself, which from now on is also a `TransformersObjective`, unless it has an objective.
+    """The model itself, which from now on is also a `TransformersObjective`, unless it has an objective, as
+    craft's own do, also those whose code came with their weights.
 
     Its class is a new one of the same name, so that config.json names that of transformers.
     """
-    if not isinstance(model, NextTokenObjective):
+    if not hasattr(model, "prefill"):
         cls: Any = type(model)
         model.__class__ = _mixed(cls)
     return model
