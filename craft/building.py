@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from craft.config.fields import INIT_FIELDS, section_of
 from craft.config.pretrained import architecture, refuse_conflicts
 from craft.config.rules import model_config
+from craft.config.upstream import CONTEXT
 from craft.sharing.trust import trusted
-from craft.utils.common import SAMPLE_CHARACTERS, TEMPERATURE
+from craft.utils.common import SAMPLE_CHARACTERS, TEMPERATURE, human
 from craft.utils.errors import Code, UserError, one_line
 from craft.utils.logging import get_logger
 from craft.utils.outputs import resolve
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from craft.training.arguments import CraftTrainingArguments
 
 logger = get_logger(__name__)
+
+BYTES_PER_WEIGHT = 16
+"""In training: itself, its gradient and two averages."""
 
 
 def starting_tokenizer(models: Mapping[str, Any], resume: str | Path | None) -> CharTokenizer | None:
@@ -87,8 +92,10 @@ def build_model(
     # A text in one piece never shows the model where a text ends, so it shouldn't say so either.
     never = [tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id]
     never += [] if documents else [tokenizer.eos_token_id]
+    # The generate() of others may end in an error behind the last position.
+    context = None if section_of("models", fields).own else getattr(model.config, CONTEXT, None)
     model.generation_config = GenerationConfig(
-        max_new_tokens=SAMPLE_CHARACTERS,
+        **({"max_length": context} if context else {"max_new_tokens": SAMPLE_CHARACTERS}),
         do_sample=True,
         temperature=TEMPERATURE,
         top_k=0,
@@ -101,17 +108,46 @@ def build_model(
 
 def new_model(fields: dict[str, Any], tokenizer: CharTokenizer, block_size: int) -> PreTrainedModel:
     """A model with fresh weights; what `fields` leave open follows from the tokenizer and the window."""
+    import torch
     from transformers import AutoModelForCausalLM
 
+    from craft.models.hf_auto import with_objective
+
     fields = {key: value for key, value in fields.items() if value is not None}
-    if not section_of("models", fields).carries_state:  # the window is no limit of a state, nor of generate()
-        fields = {"max_position_embeddings": block_size, **fields}
+    section = section_of("models", fields)
+    # The window is no limit of a state, nor of generate() then.
+    if not section.carries_state and CONTEXT in section.fields:
+        fields = {CONTEXT: block_size, **fields}
     config = model_config({**fields, "vocab_size": len(tokenizer)})
     try:
-        return AutoModelForCausalLM.from_config(config)
-    except (ValueError, KeyError, ImportError) as error:
+        with torch.device("meta"):
+            weights = AutoModelForCausalLM.from_config(copy.deepcopy(config)).num_parameters()
+        check_memory(config.model_type, weights)
+        return with_objective(AutoModelForCausalLM.from_config(config))  # type: ignore[no-any-return]
+    except UserError:
+        raise
+    except Exception as error:  # classes of transformers answer sizes that don't go together in any way
         code: Code = "package-missing" if isinstance(error, ImportError) else "setting-value"
         raise UserError(f"models: {one_line(error)}", code=code) from error
+
+
+def check_memory(model_type: str, weights: int) -> None:
+    """Refuses a model that can't be held, as transformers' default sizes often are.
+
+    Raises:
+        UserError: with what it takes.
+    """
+    import psutil
+    import torch
+
+    needed = weights * (4 if torch.accelerator.is_available() else BYTES_PER_WEIGHT)
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise UserError(
+            f"models: a {model_type} of {human(weights)} weights needs {human(needed)} bytes of memory, and "
+            f"{human(free)} are free; set models.hidden_size, models.num_hidden_layers or others smaller",
+            code="machine-unable",
+        )
 
 
 def training_windows(

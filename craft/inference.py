@@ -119,6 +119,7 @@ def load(
 
     import craft.models  # noqa: F401  (makes craft's classes known to AutoModel)
     from craft.data.tokenization import load_tokenizer
+    from craft.models.hf_auto import with_objective
     from craft.utils.hardware import Hardware, try_format
 
     disable_progress_bar()  # small models load at once, and the bar would stand between prompt and text
@@ -137,6 +138,7 @@ def load(
                 code="code-untrusted",
             ) from error
         raise UserError(f"can't load the model {str(model)!r}: {reason}", code="model-invalid") from error
+    network = with_objective(network)
     broken = [name for name, weight in network.named_parameters() if not weight.isfinite().all()]
     if broken:
         raise UserError(

@@ -30,6 +30,7 @@ COMMANDS = {
     "resume": "Go on with a run that was interrupted.",
     "generate": "Let a trained model write.",
     "evaluate": "Score a model over a whole text.",
+    "compare": "Compare models on one text, or train a grid of them first.",
     "baselines": "Say what a text costs without a model: n-grams, packers.",
     "novelty": "Say how much a model copies from its training text.",
     "compress": "Compress a file into the bits that a model says it takes.",

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from craft.config.fields import section_fields, suggest
+from craft.config.fields import model_types, section_fields, suggest
 from craft.config.files import GROUPS, config_folders, list_group
 from craft.utils.common import did_you_mean
 from craft.utils.errors import UserError
@@ -126,6 +126,8 @@ def suggest_setting(key: str) -> str:
 def set_value(config: Any, key: str, text: str) -> None:
     """Writes one command-line value into the composed configuration.
 
+    Another model of transformers leaves out what a file says of the model and it has no field for.
+
     Raises:
         UserError: if there is no such section or key, or the text can't be read.
     """
@@ -142,7 +144,8 @@ def set_value(config: Any, key: str, text: str) -> None:
     if key == "models.model_type":
         plain = {"model_type": text}
     plain = plain if isinstance(plain, dict) else {}
-    field = section_fields(section, plain).get(name)
+    known = section_fields(section, plain)
+    field = known.get(name)
     if field is None:
         hint = suggest(f"{section}.{name}", plain.get("model_type"))
         raise UserError(f"unknown key '{section}.{name}'{hint}", code="setting-unknown")
@@ -156,6 +159,8 @@ def set_value(config: Any, key: str, text: str) -> None:
         OmegaConf.update(config, key, parse_value(text), force_add=True)
     else:
         config[section][name] = read_value(text, field)
+    if key == "models.model_type" and text not in model_types():
+        config[section] = {name: value for name, value in config[section].items() if name in known}
 
 
 def resets(key: str, text: str) -> dict[str, Any]:

@@ -59,8 +59,9 @@ def compose(
             for key, text in values.items():
                 for other, neutral in resets(key, text).items():
                     OmegaConf.update(config, other, neutral, force_add=True)
-            for key, text in values.items():
-                set_value(config, key, text)
+            # The model first: it decides what the other keys of its section mean.
+            for key in sorted(values, key="models.model_type".__ne__):
+                set_value(config, key, values[key])
             if start is not None:
                 reconcile(config, start, values)
             plain: Any = OmegaConf.to_container(config, resolve=True)

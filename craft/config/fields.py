@@ -58,14 +58,21 @@ def section_of(section: str, values: Mapping[str, Any]) -> Section:
     """
     if section != "models":
         return sections()[section]
-    model_type, known = values.get("model_type"), model_types()
-    if model_type not in known:
-        raise UserError(
-            f"unknown models.model_type={yaml_word(model_type)}{did_you_mean(str(model_type), known)} "
-            f"(there are: {', '.join(known)})",
-            code="setting-value",
-        )
-    return sections()[str(model_type)]
+    model_type, known = str(values.get("model_type")), model_types()
+    if model_type in known:
+        return sections()[model_type]
+    near = did_you_mean(model_type, known)
+    if not near:  # else it is said at once, without transformers
+        from craft.config.upstream import upstream_section, upstream_types
+
+        if found := upstream_section(model_type):
+            return found
+        near = did_you_mean(model_type, upstream_types())
+    raise UserError(
+        f"unknown models.model_type={yaml_word(values.get('model_type'))}{near} "
+        f"(there are: {', '.join(known)}, and every causal language model of transformers)",
+        code="setting-value",
+    )
 
 
 def section_fields(section: str, values: Mapping[str, Any]) -> dict[str, Field]:
@@ -77,7 +84,7 @@ def section_fields(section: str, values: Mapping[str, Any]) -> dict[str, Field]:
     fields = section_of(section, values).fields
     if section != "models":
         return fields
-    return {"model_type": Field("model_type", (), tuple(model_types())), **INIT_FIELDS, **fields}
+    return {"model_type": Field("model_type", ("str",)), **INIT_FIELDS, **fields}
 
 
 def defaults(section: str, values: Mapping[str, Any]) -> dict[str, Any]:

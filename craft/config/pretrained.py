@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from craft.config.command_line import read_value
-from craft.config.fields import INIT_FIELDS, defaults, model_types, section_fields
-from craft.config.snapshot import sections
+from craft.config.fields import INIT_FIELDS, defaults, section_fields, section_of
 from craft.utils.errors import UserError
 from craft.utils.hub import fetch_config
 from craft.utils.outputs import resolve
@@ -122,12 +121,11 @@ def architecture(file: Path, init_from: str) -> dict[str, Any]:
         model_type = config["model_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{name}: its config.json can't be read ({error})", code="model-invalid") from error
-    if model_type not in model_types():
-        raise UserError(
-            f"{name} is a {model_type!r} model; craft trains on from its own: {', '.join(model_types())}",
-            code="model-mismatch",
-        )
-    own = sections()[model_type].own
+    try:
+        section = section_of("models", config)
+    except UserError as error:
+        raise UserError(f"{name} is a {model_type!r} model: {error}", code="model-mismatch") from error
+    own = section.own or section.fields
     # An older model doesn't know of newer fields: it has what their defaults say.
     complete = {**defaults("models", {"model_type": model_type}), **config}
     kept = {name: value for name, value in complete.items() if name in own and value is not None}

@@ -75,11 +75,12 @@ def evaluate_dynamic(
             bar.update(len(piece))
     costs = torch.cat(pieces).double()
     predicted = np.asarray(ids[1:])
+    nats, counts = by_stretch(costs)
     return Evaluation(
         protocol=f"dynamic-{rate:g}",
         split=split,
         nats=float(costs.sum()),
-        variance=block_variance(*by_stretch(costs)),
+        variance=block_variance(nats, counts),
         predictions=len(costs),
         units=int(tokenizer.id_units[predicted].sum()),
         bytes=int(tokenizer.id_bytes[predicted].sum()) if unit.has_bytes else None,
@@ -89,6 +90,7 @@ def evaluate_dynamic(
         sha256=split_facts(ids, tokenizer)["sha256"],
         unit=unit.name,
         seed=seed,
+        stretches=np.stack([nats, counts]),
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,8 @@ class Evaluation:
         unit: the name of what is counted.
         calibration_error: see `figures.calibration_error`; None where it wasn't taken.
         seed: that the model was trained with, if it is known.
+        stretches: [2, stretches] nats and predictions of each stretch of the text, for `comparison.py`; not
+            in `to_dict`.
 
     Counts and figures have the names of `to_dict` as attributes too: `characters` and `bits_per_char`, or of
     bytes `bytes` and `bits_per_byte`.
@@ -79,6 +81,7 @@ class Evaluation:
     unit: str = "character"
     calibration_error: float | None = None
     seed: int | None = None
+    stretches: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("_") and name in (found := self.to_dict()):
@@ -123,7 +126,7 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """Everything above as plain numbers, for JSON, by names that follow from the unit."""
         counts = asdict(self)
-        del counts["unit"], counts["calibration_error"]
+        del counts["unit"], counts["calibration_error"], counts["stretches"]
         if self.bytes is None:
             del counts["bytes"]
         plural = unit_named(self.unit).plural
@@ -276,6 +279,7 @@ def evaluate_split(
         dataset=dataset,
         unit=unit.name,
         calibration_error=calibration_error(bins.cpu().numpy()),
+        stretches=torch.stack([nats, counts]).cpu().numpy(),
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from craft.exporting.target import target
 from craft.utils.common import require_extra
-from craft.utils.errors import Failed
+from craft.utils.errors import Failed, UserError
 from craft.utils.files import explain_disk_errors, staged_folder
 from craft.utils.outputs import onnx_dir
 
@@ -67,9 +67,15 @@ def export_onnx(model: str | Path, folder: Path | None = None, *, revision: str 
 def _export(where: str, revision: str | None, staging: Path, folder: Path) -> Exported:
     from craft.exporting.step import AttentionStep, RecurrentStep
     from craft.inference import load
+    from craft.models import REGISTERED
 
     network, tokenizer = load(where, revision=revision, dtype="float32")
     network = network.cpu()
+    if (kind := network.config.model_type) not in REGISTERED:
+        raise UserError(
+            f"craft exports its own models only, and {where} is a {kind}; the package optimum exports others",
+            code="model-mismatch",
+        )
     step = RecurrentStep(network) if network.carries_state else AttentionStep(network)
     write(step, staging / FILE)
     vars(network.config).pop("auto_map", None)  # code that isn't there, which readers would ask to run

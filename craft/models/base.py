@@ -1,4 +1,4 @@
-"""What every model shares: saving with its own code, streaming, the language-modelling head, the objective.
+"""What every model of craft shares: saving with its own code, the language-modelling head, its loss.
 
 A model file defines `XConfig`, `XModel(BaseModel)` and `XForCausalLM(LanguageModel)`.
 """
@@ -8,7 +8,7 @@ A model file defines `XConfig`, `XModel(BaseModel)` and `XForCausalLM(LanguageMo
 import os
 import sys
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,8 +19,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
-from .decoding import stream
 from .inputs import either_cache
+from .objective import NextTokenObjective
 
 REQUIRED_CLASSES = {"AutoConfig": "Config", "AutoModel": "Model", "AutoModelForCausalLM": "ForCausalLM"}
 CLASSES = {
@@ -64,24 +64,13 @@ class LanguageModelOutput(CausalLMOutputWithPast):
     auxiliary_losses: dict[str, torch.Tensor] | None = None
 
 
-class LanguageModel(BaseModel, GenerationMixin):
+class LanguageModel(NextTokenObjective, BaseModel, GenerationMixin):
     """Backbone + linear head + objective; what training, evaluation and generation rely on.
 
-    The objective is next-character prediction. A model with another one says so by `lookahead`, `make_batch`,
-    `compute_loss` and `count_predictions`, which trainer, data sets and evaluation ask. It generates by
-    `prefill` and `step`, which a model may replace by a fast path of its own.
-
-    Attributes:
-        lookahead: how many ids a window holds beyond the inputs; 0: it predicts no next character.
-        carries_state: `past_key_values` of one window is the start of the next in training. `state_tensors`
-            are how the trainer detaches, saves and restores it, batch first; `state_from_tensors` goes back.
-        reach: of a model without such a state, how many of the last ids a prediction depends on when a text
-            is read on and on by `past_key_values`; None if it can't be.
+    A model with another objective says so by `lookahead`, `make_batch`, `compute_loss` and
+    `count_predictions`. It generates by `prefill` and `step`, which it may replace by a fast path of its own.
     """
 
-    lookahead: ClassVar[int] = 1
-    carries_state = False
-    reach: int | None = None
     backbone: type[PreTrainedModel]
     _tied_weights_keys: Any = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
@@ -93,8 +82,6 @@ class LanguageModel(BaseModel, GenerationMixin):
         self.model = self.backbone(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
-
-    stream = stream
 
     @can_return_tuple
     def forward(
@@ -173,18 +160,6 @@ class LanguageModel(BaseModel, GenerationMixin):
             kwargs.setdefault("max_new_tokens", None)
         return super()._prepare_generation_config(generation_config, **kwargs)  # type: ignore[misc]
 
-    def check_before_training(self) -> None:
-        """Raise a ValueError if something else would be trained than the code of the model says."""
-
-    def make_batch(self, windows: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Windows of ids [B, T + lookahead] -> what `forward` takes: inputs [B, T] and their targets."""
-        following = windows[:, 1:].contiguous()
-        return {"input_ids": windows[:, :-1].contiguous(), "labels": following, "shift_labels": following}
-
-    def count_predictions(self, batch: dict[str, torch.Tensor]) -> int:
-        """Over how many predictions the loss of a batch is the mean."""
-        return batch["shift_labels"].numel()
-
     def compute_loss(
         self, hidden: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor | None, **targets: Any
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -200,18 +175,3 @@ class LanguageModel(BaseModel, GenerationMixin):
                 `num_items_in_batch`, how many predictions there are in all batches of a step.
         """
         return self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **targets), {}
-
-    @staticmethod
-    def mean_over_predictions(values: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
-        """One value for each prediction, [B, T] -> their mean, or what they add to the mean over a step."""
-        return values.sum() / (values.numel() if num_items_in_batch is None else num_items_in_batch)
-
-    def flops_per_token(self) -> float:
-        """Training FLOPs per character: 6 for each weight that multiplies (2 forward, 4 backward)."""
-        embeddings = {id(p) for m in self.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-        matrices = sum(p.numel() for p in self.parameters() if p.ndim > 1 and id(p) not in embeddings)
-        return 6.0 * (matrices + (self.lm_head.weight.numel() if self.config.tie_word_embeddings else 0))
-
-    def muon_blocks(self, name: str) -> int:
-        """How many matrices are stacked in parameter `name` (rows split evenly); 0: not for Muon."""
-        return int(".layers." in name and self.get_parameter(name).ndim == 2)

@@ -34,7 +34,8 @@ class Service:
         self.name, self.names = name, (None, name, "dummy", *aliases)
         self.defaults = model.generation_config.to_dict()
         self.max_tokens, self.max_requests = caps["max_tokens"], caps["max_requests"]
-        context = 16_384 if model.carries_state else model.config.max_position_embeddings
+        positions = None if model.carries_state else getattr(model.config, "max_position_embeddings", None)
+        context = positions or 16_384
         self.max_prompt = caps["max_prompt"] or context
 
     def check_name(self, name: str | None) -> None:

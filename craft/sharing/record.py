@@ -40,6 +40,7 @@ class Record:
         corpus: its `name`, and how many `characters` (or other units) and ids (`vocabulary`) it has.
         splits: by name, the `characters` (or other units) and `sha256` of each.
         evaluations: scores as `Evaluation.to_dict` gives them; each has a protocol and a finite figure.
+        has_code: whether the model needs the Python files beside its weights.
         step: the step of training it is from.
     """
 
@@ -51,6 +52,7 @@ class Record:
     evaluations: list[Fields]
     sample: str
     has_curve: bool
+    has_code: bool
     step: int | None
     parameters: int
 
@@ -83,6 +85,7 @@ class Record:
             evaluations=[e for e in known if e["protocol"] and any(e[name] is not None for name in numbers)],
             sample=sample.read_text("utf-8", "replace").removesuffix("\n") if sample.is_file() else "",
             has_curve=(folder / CURVE).is_file(),
+            has_code="auto_map" in config,
             step=next((step for step in steps if step is not None), None),
             parameters=parameters,
         )

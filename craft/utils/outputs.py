@@ -12,15 +12,19 @@ Everything lies under `outputs/` of the folder in which the command runs:
     outputs/benchmarks/benchmark_{test}_{hardware}_{date}_{timestamp}.json
     outputs/onnx/{name of the model's folder}/
     outputs/html/{name of the model's folder}.html
+    outputs/comparisons/compare_{date}_{timestamp}.json, .md and .png
+    outputs/models/compare_{configuration}_{hash of its settings}/           a run of `craft compare --run`
 
 A `{date}_{timestamp}` is given out once: whatever else starts in that second is named by the next free one.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import unicodedata
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
@@ -167,6 +171,17 @@ def visualization_file(kind: str, root: Path = OUTPUTS) -> Path:
 
 def benchmark_file(test: str, hardware: str) -> Path:
     return OUTPUTS / "benchmarks" / f"benchmark_{slug(test)}_{slug(hardware)}_{unique_timestamp()}.json"
+
+
+def comparison_file() -> Path:
+    """Of a comparison as JSON; its table and picture have other endings."""
+    return OUTPUTS / "comparisons" / f"compare_{unique_timestamp()}.json"
+
+
+def compared_run(configuration: str, settings: Iterable[str]) -> Path:
+    """The folder of a run that is trained to be compared: the same for the same settings."""
+    digest = hashlib.sha256("\n".join(sorted(settings)).encode()).hexdigest()[:8]
+    return OUTPUTS / "models" / f"compare_{slug(configuration)}_{digest}"
 
 
 def onnx_dir(model: str) -> Path:

@@ -146,8 +146,8 @@ def test_a_saved_run_is_complete_without_its_model(trained: Callable[..., str], 
 
 
 def test_a_model_of_another_kind_is_refused(trained: Callable[..., str]) -> None:
-    foreign = trained(model_type="gpt2")
-    with refused("model-mismatch", "'gpt2'", "char_lstm, char_transformer"):
+    foreign = trained(model_type="resnet")
+    with refused("model-mismatch", "'resnet'", "char_lstm, char_transformer"):
         start(foreign)
     (Path(foreign) / "config.json").write_text("[]")
     with refused("model-invalid", "config.json"):

@@ -109,7 +109,7 @@ def test_a_command_of_the_pages_works(hub: Hub, reader: Desk, line: str) -> None
         words.append("--print-config")
     elif command == "train" and "--print-config" not in words and run not in typed:
         given = {word.partition("=")[0] for word in words}
-        if "models=char_lstm" in words:
+        if {"models=char_lstm", "models.model_type=mamba"} & {*words}:
             given.add("models.num_attention_heads")
         words += [word for word in TINY if word.partition("=")[0] not in given - {"training.max_steps"}]
     elif command == "novelty":
@@ -172,8 +172,10 @@ def test_every_setting_that_the_documents_name_is_one() -> None:
         text = path.read_text(encoding="utf-8")
         named = re.findall(r"(?<![\w./])((?:models|data|training)\.[a-z]\w*)(?=[=`\s,;:)]|$)", text)
         unknown = (
-            set(named) - known - {"models.kernel_size", "models.second_weight", "data.json"}
-        )  # examples; a file
+            set(named)
+            - known
+            - {"models.kernel_size", "models.second_weight", "data.json", "models.is_decoder"}
+        )  # examples; a file; of transformers
         assert not unknown, f"{path.name}: {unknown}"
 
 
