@@ -180,7 +180,7 @@ def test_a_run_that_fails_is_named(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_ends_the_run_in_training_well_and_the_same_command_goes_on(folder: Path) -> None:
-    words = ["my.txt", "models=char_lstm", *SETTINGS, "training.max_steps=3000"]
+    words = ["my.txt", "models=char_lstm", *SETTINGS, "training.max_steps=200"]
     command = [sys.executable, "-m", "craft", "compare", "--run", *words]
     (cell,) = grid(words)
     started = subprocess.Popen(command, stderr=subprocess.DEVNULL)
