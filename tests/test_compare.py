@@ -85,10 +85,7 @@ def test_a_grid_is_every_combination_of_what_is_listed() -> None:
 def test_a_run_has_its_folder_whatever_grid_it_is_part_of() -> None:
     first, second = grid(["models=char_lstm,gpt2", "training.seed=1"])
     assert first.run_dir != second.run_dir
-    assert (
-        grid(["training.seed=1,2,3", "models=char_lstm,gpt2"])[0].run_dir.name.rpartition("_")[2]
-        == (first.run_dir.name.rpartition("_")[2])
-    )
+    assert grid(["training.seed=1,2,3", "models=char_lstm"])[0].run_dir == first.run_dir
 
 
 def test_the_figures_are_those_of_craft_evaluate(folder: Path, report: dict[str, Any]) -> None:
