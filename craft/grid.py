@@ -38,8 +38,10 @@ class Cell:
     @property
     def run_dir(self) -> Path:
         """Where it is trained: the same folder for the same words, whatever grid they are part of."""
-        seed = "" if self.seed is None else f"_seed_{self.seed}"
-        return compared_run(f"{self.configuration}{seed}", self.words)
+        pairs = [word.partition("=") for word in self.words]
+        chosen = [value for key, _, value in pairs if value and "." not in key]  # files of groups
+        seed = [] if self.seed is None else ["seed", str(self.seed)]
+        return compared_run("_".join([*chosen, *seed]), self.words)
 
     @property
     def model_dir(self) -> Path | None:

@@ -86,10 +86,7 @@ def test_a_grid_is_every_combination_of_what_is_listed() -> None:
 def test_a_run_has_its_folder_whatever_grid_it_is_part_of() -> None:
     first, second = grid(["models=char_lstm,gpt2", "training.seed=1"])
     assert first.run_dir != second.run_dir
-    assert (
-        grid(["training.seed=1,2,3", "models=char_lstm,gpt2"])[0].run_dir.name.rpartition("_")[2]
-        == (first.run_dir.name.rpartition("_")[2])
-    )
+    assert grid(["training.seed=1,2,3", "models=char_lstm"])[0].run_dir == first.run_dir
 
 
 def test_the_figures_are_those_of_craft_evaluate(folder: Path, report: dict[str, Any]) -> None:
@@ -182,7 +179,7 @@ def test_a_run_that_fails_is_named(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_ends_the_run_in_training_well_and_the_same_command_goes_on(folder: Path) -> None:
-    words = ["my.txt", "models=char_lstm", *SETTINGS, "training.max_steps=3000"]
+    words = ["my.txt", "models=char_lstm", *SETTINGS, "training.max_steps=200"]
     command = [sys.executable, "-m", "craft", "compare", "--run", *words]
     (cell,) = grid(words)
     started = subprocess.Popen(command, stderr=subprocess.DEVNULL)

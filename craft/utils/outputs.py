@@ -13,7 +13,7 @@ Everything lies under `outputs/` of the folder in which the command runs:
     outputs/onnx/{name of the model's folder}/
     outputs/html/{name of the model's folder}.html
     outputs/comparisons/compare_{date}_{timestamp}.json, .md and .png
-    outputs/models/compare_{configuration}_{hash of its settings}/           a run of `craft compare --run`
+    outputs/models/compare_{files it names}_{hash of its settings}/         a run of `craft compare --run`
 
 A `{date}_{timestamp}` is given out once: whatever else starts in that second is named by the next free one.
 """
@@ -178,10 +178,10 @@ def comparison_file() -> Path:
     return OUTPUTS / "comparisons" / f"compare_{unique_timestamp()}.json"
 
 
-def compared_run(configuration: str, settings: Iterable[str]) -> Path:
+def compared_run(name: str, settings: Iterable[str]) -> Path:
     """The folder of a run that is trained to be compared: the same for the same settings."""
     digest = hashlib.sha256("\n".join(sorted(settings)).encode()).hexdigest()[:8]
-    return OUTPUTS / "models" / f"compare_{slug(configuration)}_{digest}"
+    return OUTPUTS / "models" / f"compare_{slug(name)}_{digest}"
 
 
 def onnx_dir(model: str) -> Path:
