@@ -52,7 +52,7 @@ print(json.dumps(found))
 """
 
 
-@pytest.fixture(scope="module", params=["llama", "mamba"])
+@pytest.fixture(scope="module", params=["llama", "mamba", "gpt_neox"])
 def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished model of a run of 6 steps, whose run lies beside it."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -74,7 +74,8 @@ def test_what_is_saved_is_a_model_of_transformers_alone(finished: Path) -> None:
     kind = finished.parents[2].name.rstrip("0123456789")
     config = json.loads((finished / "config.json").read_text())
     assert config["model_type"] == kind
-    assert config["architectures"] == [{"llama": "LlamaForCausalLM", "mamba": "MambaForCausalLM"}[kind]]
+    named = {"llama": "LlamaForCausalLM", "mamba": "MambaForCausalLM", "gpt_neox": "GPTNeoXForCausalLM"}
+    assert config["architectures"] == [named[kind]]
     assert "auto_map" not in config
     assert not list(finished.glob("*.py"))
     assert "trust_remote_code" not in render(finished)

@@ -98,7 +98,13 @@ def load_weights(checkpoint: Path, model: Any) -> None:
         weights.update(load_file(file))
     own = {name for name, _ in model.named_parameters()}  # each tied one under its first name
     try:
-        absent = own.intersection(model.load_state_dict(weights, strict=False).missing_keys)
+        found = model.load_state_dict(weights, strict=False)
+        absent = own.intersection(found.missing_keys)
+        if absent and found.unexpected_keys:  # transformers saves some models by names of its older versions
+            read: Any = type(model).from_pretrained
+            same, about = read(checkpoint, config=model.config, dtype=model.dtype, output_loading_info=True)
+            absent = own.intersection(about["missing_keys"])
+            model.load_state_dict(same.state_dict(), strict=False)
         fault = f"lacks {', '.join(sorted(absent)[:3])}" if absent else ""
     except RuntimeError as error:
         if "size mismatch" not in str(error):
