@@ -207,9 +207,10 @@ def _words(choice: Choice, run: Run, text: Text, tokenizer: CharTokenizer) -> st
     expected = choice.loss * text.ids_per_unit
     low, high = expected * math.exp(-error), expected * math.exp(error)
     limit = f"{minutes:g} minute{'s' * (minutes != 1)}"
-    times = f"{choice.epochs:.2g}" if choice.epochs < 10 else f"{choice.epochs:,.0f}"
+    count = f"{choice.epochs:.2g}" if choice.epochs < 10 else f"{choice.epochs:,.0f}"
+    times = "once" if count == "1" else f"{count} times"
     return (
         f"size      {choice.size}, dropout {dropout_for(choice.epochs):g}: the best for a text that is\n"
-        f"          read {times} times in {limit} here; expect {expected:.2f} "
+        f"          read {times} in {limit} here; expect {expected:.2f} "
         f"nats/{unit_of(tokenizer).short} ({low:.2f} to {high:.2f})"
     )

@@ -96,6 +96,8 @@ def draw_runs(curves: RunCurves, path: Path) -> Path:
     margin = 0.06 * (top - lowest) + 0.01
     axes.set_ylim(lowest - margin, top + margin)
     axes.set_xlim(left=0)
+    if curves.over == "minutes":
+        axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel(
         f"{curves.over} since the start of the process" if curves.over == "minutes" else curves.over
     )
