@@ -126,7 +126,10 @@ def new_model(fields: dict[str, Any], tokenizer: CharTokenizer, block_size: int)
         return with_objective(AutoModelForCausalLM.from_config(config))  # type: ignore[no-any-return]
     except UserError:
         raise
-    except Exception as error:  # classes of transformers answer sizes that don't go together in any way
+    except Exception as error:
+        # Classes of transformers answer sizes that don't go together in any way; of others that is a fault.
+        if section.own and not isinstance(error, (ValueError, KeyError, ImportError)):
+            raise
         code: Code = "package-missing" if isinstance(error, ImportError) else "setting-value"
         raise UserError(f"models: {one_line(error)}", code=code) from error
 
@@ -144,8 +147,8 @@ def check_memory(model_type: str, weights: int) -> None:
     free = psutil.virtual_memory().available
     if needed > free:
         raise UserError(
-            f"models: a {model_type} of {human(weights)} weights needs {human(needed)} bytes of memory, and "
-            f"{human(free)} are free; set models.hidden_size, models.num_hidden_layers or others smaller",
+            f"models: a {model_type} of {human(weights)} weights needs {needed / 1e9:.1f} GB of memory, and "
+            f"{free / 1e9:.1f} are free; set models.hidden_size, models.num_hidden_layers or others smaller",
             code="machine-unable",
         )
 

@@ -11,7 +11,7 @@ from typing import Any
 from craft.grid import Cell
 from craft.utils.errors import UserError
 from craft.utils.logging import get_logger
-from craft.utils.outputs import RUN_CONFIG, comparison_file, resolve
+from craft.utils.outputs import comparison_file, resolve
 
 logger = get_logger(__name__)
 
@@ -26,7 +26,6 @@ class Contestant:
 
     name: str
     configuration: str
-    seed: int | None
     folder: Path
     network: Any
     tokenizer: Any
@@ -58,34 +57,43 @@ def compare(
     """
     from craft.benchmarks.harness import describe_machine
     from craft.evaluation import comparison
-    from craft.evaluation.baselines import baselines_of
+    from craft.evaluation.baselines import baselines_of, check_split
     from craft.evaluation.finished import evaluate_text
-    from craft.evaluation.protocols import default_protocol
+    from craft.evaluation.protocols import check_protocol, default_protocol, is_dynamic, reads_on
 
+    if baselines:
+        check_split(split)
+    if any(map(is_dynamic, protocols)):
+        raise UserError(
+            "'dynamic' scores are another kind of figure, so no table has them beside others; use craft "
+            "evaluate MODEL --protocol dynamic",
+            code="setting-conflict",
+        )
     found = [_load(model, text, split) for model in models]
     for contestant, cell in zip(found, cells):
-        contestant.configuration, contestant.seed = cell.configuration, cell.seed
+        contestant.configuration = cell.configuration
     sha256 = _same_text(found, split)
     natural = list(dict.fromkeys(default_protocol(each.network) for each in found))
     asked = list(dict.fromkeys(protocols or (natural if len(natural) == 1 else ["blocks", *natural])))
-    able = {each.name: [p for p in asked if p != "stateful" or _reads_on(each.network)] for each in found}
+    able = {each.name: [p for p in asked if p != "stateful" or reads_on(each.network)] for each in found}
     asked.sort(key=lambda protocol: any(protocol not in known for known in able.values()))
     if any(asked[0] not in known for known in able.values()):
         raise UserError(
             "--protocol stateful isn't for all of these models; add --protocol blocks",
             code="setting-conflict",
         )
+    for each in found:
+        for protocol in able[each.name]:
+            check_protocol(protocol, each.network, each.text.block_size)
     speeds = _speeds({each.configuration: each for each in reversed(found)})
     scores: dict[str, dict[str, list[Any]]] = {}
     described = []
     for each in found:
         logger.info(f"scoring   {each.name}")
-        evaluations = {}
-        for protocol in able[each.name]:
-            (evaluations[protocol],) = evaluate_text(
-                each.network, each.tokenizer, each.text, [protocol], split, 64
-            )
-            scores.setdefault(each.configuration, {}).setdefault(protocol, []).append(evaluations[protocol])
+        scored = evaluate_text(each.network, each.tokenizer, each.text, able[each.name], split, 64)
+        evaluations = {evaluation.protocol: evaluation for evaluation in scored}
+        for protocol, evaluation in evaluations.items():
+            scores.setdefault(each.configuration, {}).setdefault(protocol, []).append(evaluation)
         described.append(_describe(each, speeds[each.configuration], evaluations))
     ranked, differences = comparison.rank(scores, asked)
     first = found[0]
@@ -109,24 +117,17 @@ def compare(
     }
 
 
-def _reads_on(network: Any) -> bool:
-    """Whether it can read a text on and on."""
-    return bool(network.carries_state or network.reach)
-
-
 def _load(model: str | Path, text: str | None, split: str) -> Contestant:
     from craft.evaluation.finished import text_to_score
     from craft.inference import load
-    from craft.sharing.record import fields, fields_or_empty
     from craft.sharing.trust import trusted
 
     where = resolve(model)
     folder = trusted(where)
     network, tokenizer = load(folder)
-    seed = fields(fields_or_empty(folder / RUN_CONFIG).get("training")).get("seed")
     name = folder.resolve().name if Path(where).is_dir() else where  # of the Hub
     scored = text_to_score(network, tokenizer, folder, text, split)
-    return Contestant(name, name, seed, folder, network, tokenizer, scored)
+    return Contestant(name, name, folder, network, tokenizer, scored)
 
 
 def _same_text(found: Sequence[Contestant], split: str) -> str:
@@ -175,7 +176,9 @@ def _describe(each: Contestant, speed: float, evaluations: dict[str, Any]) -> di
         last.update(entry)
     read = last.get(unit.plural)
     return {
-        **{name: getattr(each, name) for name in ("name", "configuration", "seed")},
+        "name": each.name,
+        "configuration": each.configuration,
+        "seed": each.text.seed,
         "folder": str(each.folder),
         "model_type": network.config.model_type,
         "unit": unit.name,

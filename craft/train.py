@@ -184,7 +184,9 @@ def workflow(
 
     finished, tokenizer = load(model_dir)  # as a user would
     protocols = final_protocols(finished, args.eval_protocols)
-    evaluations = evaluate(finished, tokenizer, corpus, protocols, data.block_size, model_dir, paths)
+    evaluations = evaluate(
+        finished, tokenizer, corpus, protocols, data.block_size, args.seed, model_dir, paths
+    )
 
     # 7. Inference
     sample = write_sample(finished, tokenizer, args, paths)
@@ -227,11 +229,11 @@ def evaluate(
     corpus: Corpus,
     protocols: Sequence[str],
     block_size: int,
+    seed: int,
     model_dir: Path,
     paths: RunPaths,
 ) -> list[Evaluation]:
     """Scores of the finished model over the whole validation split, if there is one; shown and kept."""
-    from craft.evaluation.finished import trained_seed
     from craft.evaluation.scores import save_scores, score, table
 
     if corpus.validation is None:
@@ -243,7 +245,7 @@ def evaluate(
         protocols,
         block_size=block_size,
         dataset=corpus.name,
-        seed=trained_seed(model_dir),
+        seed=seed,
     )
     if evaluations:
         save_scores(evaluations, str(model_dir), paths.evaluation_file(corpus.name))

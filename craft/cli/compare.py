@@ -9,7 +9,7 @@ import click
 
 from craft.cli.options import PATH
 from craft.evaluation import SPLITS
-from craft.utils.errors import Failed
+from craft.utils.errors import Failed, UserError
 from craft.utils.terminal import echo
 
 
@@ -44,12 +44,15 @@ def command(
     craft compare latest user/name --text other.txt --split all
     craft compare --run my.txt models=char_lstm,transformer training.seed=1,2,3
     """
-    from craft.evaluation.protocols import is_dynamic, stride_of
+    from craft.evaluation.baselines import check_split
+    from craft.evaluation.protocols import check_name
 
     for protocol in protocols:
-        _ = is_dynamic(protocol) or stride_of(protocol)  # before anything is trained or loaded
-    if baselines and split in ("train", "all"):
-        raise click.UsageError(f"--baselines are trained on the training split, not for --split {split}")
+        check_name(protocol)  # before anything is trained or loaded
+    if baselines:
+        check_split(split)
+    if config_dir is not None and not train:
+        raise UserError("--config-dir is for --run; leave it out", code="setting-no-effect")
     from craft.compare import compare, save
     from craft.grid import grid, run_grid
     from craft.utils.logging import setup_logging

@@ -9,7 +9,6 @@ import click
 from craft.cli.options import COUNT, hub_options
 from craft.evaluation import SPLITS
 from craft.sharing.trust import trusted
-from craft.utils.errors import UserError
 from craft.utils.outputs import evaluation_file, resolve
 from craft.utils.terminal import echo
 
@@ -75,25 +74,21 @@ def command(
     craft evaluate outputs/models/MODEL --protocol blocks --protocol sliding-32
     craft evaluate latest --audit
     """
-    from craft.evaluation.protocols import is_dynamic, stride_of
+    from craft.evaluation.protocols import check_name, is_dynamic
 
     for protocol in protocols:
-        _ = is_dynamic(protocol) or stride_of(protocol)  # before anything is loaded
+        check_name(protocol)  # before anything is loaded
     where = resolve(model)
     folder = trusted(where, revision, trust_remote_code)
     from craft.evaluation import audit
-    from craft.evaluation.baselines import Baseline, baselines_of, between, in_order
+    from craft.evaluation.baselines import Baseline, baselines_of, between, check_split, in_order
     from craft.evaluation.finished import evaluate_text, text_to_score
     from craft.evaluation.scores import Evaluation, save_scores, table
     from craft.inference import load
     from craft.sharing.card import mark_audited
 
-    if with_baselines and split in ("train", "all"):
-        raise UserError(
-            f"--baselines are trained on the training split, so --split {split} can't be scored by them; "
-            "choose --split validation or test",
-            code="setting-conflict",
-        )
+    if with_baselines:
+        check_split(split)
     network, tokenizer = load(folder, trust_remote_code=trust_remote_code)
     text = text_to_score(network, tokenizer, folder, data, split, window=window, allow_changes=allow_changes)
     found = baselines_of(text.corpus, text.ids, split) if with_baselines else []

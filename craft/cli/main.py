@@ -35,7 +35,7 @@ COMMANDS = {
     "novelty": "Say how much a model copies from its training text.",
     "compress": "Compress a file into the bits that a model says it takes.",
     "decompress": "Give back the file that was compressed.",
-    "export": "Write a model in another runtime's format (ONNX).",
+    "export": "Write a model as ONNX, or as one page of HTML.",
     "serve": "Serve a model to OpenAI's clients, on this machine.",
     "push": "Put a trained model on the Hugging Face Hub.",
     "visualize": "Draw several runs into one picture.",

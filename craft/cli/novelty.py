@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from craft.cli.generate import of_sampling
 from craft.cli.options import COUNT, PATH, hub_options
@@ -56,6 +57,10 @@ def command(
     craft novelty latest --chars 200000 --temperature 1
     craft novelty latest --samples story.txt
     """
+    source = click.get_current_context().get_parameter_source
+    if samples and (typed := [name for name in sampling if source(name) is ParameterSource.COMMANDLINE]):
+        option = f"--{typed[0].replace('_', '-')}"
+        raise UserError(f"{option} is for sampling, and --samples names a text", code="setting-no-effect")
     Sampling(**sampling)  # a value out of range is refused before torch is imported
     require_extra("novelty", "pydivsufsort")
     texts = None if samples is None else [_read(samples)[:chars]]

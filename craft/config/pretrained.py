@@ -113,7 +113,7 @@ def architecture(file: Path, init_from: str) -> dict[str, Any]:
         init_from: what the user calls it.
 
     Raises:
-        UserError: if it isn't one of craft's.
+        UserError: if craft can't train on from it.
     """
     name = f"models.init_from={init_from}"
     try:
@@ -125,6 +125,11 @@ def architecture(file: Path, init_from: str) -> dict[str, Any]:
         section = section_of("models", config)
     except UserError as error:
         raise UserError(f"{name} is a {model_type!r} model: {error}", code="model-mismatch") from error
+    if not section.own:  # a model of transformers, whose config may have other names for some fields
+        from transformers import CONFIG_MAPPING
+
+        names = CONFIG_MAPPING[model_type].attribute_map.items()
+        config |= {name: config[saved] for name, saved in names if saved in config}
     own = section.own or section.fields
     # An older model doesn't know of newer fields: it has what their defaults say.
     complete = {**defaults("models", {"model_type": model_type}), **config}

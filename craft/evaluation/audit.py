@@ -21,6 +21,7 @@ from craft.data.facts import utf8_pieces
 from craft.evaluation.coder import parts_of
 from craft.evaluation.compress import compress, read_header, split
 from craft.evaluation.dynamic import RATES, Reader
+from craft.evaluation.protocols import reads_on
 from craft.evaluation.scores import Evaluation, evaluate_split, judge
 from craft.utils.errors import CraftError
 from craft.utils.units import unit_of
@@ -94,7 +95,7 @@ def _read(model: Any, windows: Tensor, carry: bool = False) -> Tensor:
     with torch.inference_mode():
         for part in windows.to(model.device).chunk(1 + carry, dim=1):
             outputs = model(input_ids=part, past_key_values=state, use_cache=carry)
-            state = outputs.past_key_values
+            state = outputs.past_key_values if carry else None
             found.append(outputs.logits)
         return torch.cat(found, dim=1)
 
@@ -228,11 +229,10 @@ def _compression(model: Any, tokenizer: Any, ids: np.ndarray) -> Check:
     header, rest = read_header(packed)
     payload = len(rest) - header.aside
     found, right = f"{len(text):,} bytes came back from {payload:,}", True
-    if model.carries_state and len(coded) >= 2 * streams:
+    if reads_on(model) and not header.window and len(coded) >= 2 * streams:
+        window = min(LONGEST, getattr(model.config, "max_position_embeddings", None) or LONGEST)
         pieces = np.split(coded, np.cumsum(parts_of(len(coded), streams))[:-1])
-        scored = [
-            evaluate_split(model, p, protocol="stateful", block_size=LONGEST, streams=1) for p in pieces
-        ]
+        scored = [evaluate_split(model, p, protocol="stateful", block_size=window, streams=1) for p in pieces]
         bits = sum(each.nats for each in scored) / math.log(2) + streams * math.log2(len(tokenizer))
         right = 8 * payload <= bits * (1 + SIZE_TOLERANCE) + 64
         found += f"; {math.ceil(bits / 8):,} by the figure of its {streams} pieces"

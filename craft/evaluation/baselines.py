@@ -83,6 +83,20 @@ class Baseline:
         return {"baseline": self.name, **plain, self.plural: self.units, **figures}
 
 
+def check_split(split: str) -> None:
+    """Refuses a split that baselines have counted.
+
+    Raises:
+        UserError: for "train" and "all".
+    """
+    if split in ("train", "all"):
+        raise UserError(
+            f"baselines are trained on the training split, so --split {split} can't be scored by them; "
+            "choose --split validation or test",
+            code="setting-conflict",
+        )
+
+
 def baselines_of(corpus: Corpus, held_out: np.ndarray, split: str, orders: int = ORDERS) -> list[Baseline]:
     """What a split costs without a model: uniform, by n-grams of 1 to `orders` ids, packed.
 

@@ -52,8 +52,8 @@ def evaluate_dynamic(
         ids: those that are predicted, from left to right in one pass.
         block_size: ids of a stretch of a recurrent model, twice those of another one, which sees the stretch
             before its own, too.
-        seed: that the model was trained with.
         protocol: "dynamic", or with the rate to learn at, see `protocols.is_dynamic`.
+        seed: that the model was trained with.
 
     Returns:
         With the rate in its protocol.

@@ -1,4 +1,4 @@
-"""Scoring a finished model over a whole text: the function behind `craft evaluate`."""
+"""A finished model over a whole text: `evaluate_model` for Python, its two halves for commands."""
 
 from __future__ import annotations
 

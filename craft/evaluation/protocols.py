@@ -152,6 +152,20 @@ def is_dynamic(protocol: str) -> bool:
     return True
 
 
+def reads_on(model: Any) -> bool:
+    """Whether a model can read a text on and on: by a state, or by a rolling window of its cache."""
+    return bool(model.carries_state or getattr(model, "reach", None))
+
+
+def check_name(protocol: str) -> None:
+    """Refuses a name that no protocol has; the model needn't be there.
+
+    Raises:
+        UserError: with the names that there are.
+    """
+    _ = is_dynamic(protocol) or stride_of(protocol)
+
+
 def check_protocol(protocol: str, model: Any, block_size: int) -> None:
     """Refuses a protocol that there isn't, or not for this model and window.
 
@@ -160,9 +174,9 @@ def check_protocol(protocol: str, model: Any, block_size: int) -> None:
     """
     stride = stride_of(protocol)
     context = None if model.carries_state else getattr(model.config, "max_position_embeddings", None)
-    if protocol == "stateful" and not (model.carries_state or getattr(model, "reach", None)):
+    if protocol == "stateful" and not reads_on(model):
         raise UserError(
-            "protocol 'stateful' reads a text on and on, and this model's positions end with its window; use "
+            "protocol 'stateful' reads a text on and on, which this model can't; use "
             f"'sliding-{max(1, block_size // 2)}'",
             code="setting-conflict",
         )

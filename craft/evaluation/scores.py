@@ -46,7 +46,7 @@ class Evaluation:
     """Sums over all predictions of a text, and the figures that follow from them.
 
     Args:
-        protocol: "blocks", "sliding-N", "stateful" or "nanogpt-sampled".
+        protocol: "blocks", "sliding-N", "stateful", "nanogpt-sampled" or "dynamic-RATE".
         split: "validation", "test", …
         nats: summed negative log-likelihood.
         variance: of `nats`, from how stretches of the text differ; see `block_variance`.

@@ -127,8 +127,7 @@ def check_architecture(network: Any) -> None:
         why = f"rotary positions of the type {rotary}"
     if why:
         raise UserError(
-            f"a page has no decoder for {why}, only for char_lstm with its own cell and char_transformer; "
-            "--format onnx takes more",
+            f"a page has no decoder for {why}, only for char_lstm with its own cell and char_transformer",
             code="model-mismatch",
         )
 

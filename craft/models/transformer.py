@@ -305,7 +305,7 @@ class TransformerForCausalLM(TransformerPreTrainedModel, LanguageModel):
 
     @property
     def reach(self) -> int | None:  # type: ignore[override]
-        """See `LanguageModel`. Each layer sees a window back; learned positions end with theirs."""
+        """See `NextTokenObjective`. Each layer sees a window back; learned positions end with theirs."""
         config: Any = self.config
         # Of these types the angles of what was read change with the length of the text.
         lengthwise = (config.rope_parameters or {}).get("rope_type") in ("dynamic", "longrope")

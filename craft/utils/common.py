@@ -50,7 +50,8 @@ def human(number: float) -> str:
 
 
 PROTOCOLS = ("blocks", "stateful", "nanogpt-sampled")
-"""By which a text can be scored, besides "sliding-N"; see `craft.evaluation.protocols`."""
+"""By which a text can be scored, besides "sliding-N" and, of a finished model, "dynamic"; see
+`craft.evaluation.protocols`."""
 
 
 PROTOCOL_NAMES = f"{', '.join(PROTOCOLS)}, or sliding-N such as sliding-32"

@@ -161,3 +161,12 @@ def test_a_model_that_is_not_there_is_named(source: str) -> None:
     with pytest.raises(UserError) as caught:
         start(source)
     assert source in f"{caught.value}"
+
+
+def test_a_model_of_transformers_is_known_by_the_names_of_settings(trained: Callable[..., str]) -> None:
+    """The config.json of GPT-2 has other ones."""
+    start = trained(model_type="gpt2", n_embd=16, n_positions=48, n_layer=2, n_head=2)
+    run = compose([f"models.init_from={start}", *TEXT])
+    assert run.data["block_size"] <= 48
+    with refused("model-mismatch", "models.hidden_size=32"):
+        compose([f"models.init_from={start}", "models.hidden_size=32"])

@@ -20,7 +20,9 @@ from craft.config.compose import compose
 from craft.config.fields import model_types
 from craft.config.upstream import upstream_types
 from craft.data.tokenization import CharTokenizer
-from craft.evaluation.finished import evaluate_model
+from craft.evaluation.audit import audit
+from craft.evaluation.compress import compress, decompress
+from craft.evaluation.finished import evaluate_model, evaluate_text, text_to_score
 from craft.inference import load, sample
 from craft.models.hf_auto import with_objective
 from craft.sharing.card import render
@@ -102,6 +104,18 @@ def test_it_is_scored_and_writes_like_any_other(finished: Path, monkeypatch: pyt
     assert again.protocol == "blocks"
     (texts,) = sample(model, tokenizer, ["green"], max_new_tokens=40, seed=1)  # past the context
     assert len(texts[0]) == 40
+
+
+def test_its_figure_stands_an_audit_and_is_cashed_in(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(finished.parents[2])
+    model, tokenizer = load(finished)
+    text = text_to_score(model, tokenizer, finished, None, "validation")
+    scores = evaluate_text(model, tokenizer, text, ["blocks", "dynamic-0.001"], "validation", 8)
+    assert all(0 < each.bits_per_unit < 10 for each in scores)
+    checks = list(audit(model, tokenizer, text.ids, scores, text.block_size))
+    assert [check.name for check in checks if check.passed is not True] == []
+    data = TEXT.encode()[:300]
+    assert decompress(model, tokenizer, compress(model, tokenizer, data)) == data
 
 
 def test_a_resumed_run_ends_with_the_same_weights(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
