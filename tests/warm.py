@@ -126,6 +126,7 @@ if __name__ == "__main__":
     os.dup2(2, 1)  # what libraries print
     for name in sys.argv[1:]:
         importlib.import_module(name)
+    sys.stdout.flush()  # what they printed, or each fork would print it, too
     gc.freeze()  # what is here already is none of a program's garbage
     for line in sys.stdin:
         answer = _fork(**json.loads(line))

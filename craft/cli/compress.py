@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
+from craft.cli.files import free_path, read_file
 from craft.cli.options import COUNT, PATH, hub_options
 from craft.sharing.trust import trusted
-from craft.utils.errors import UserError
 from craft.utils.files import replace_bytes
 from craft.utils.outputs import resolve
 from craft.utils.terminal import echo
@@ -62,27 +62,3 @@ def command(
     replace_bytes(output, packed)
     echo(sizes(data, packed))
     echo(f"saved {output}", err=True)
-
-
-def read_file(path: Path) -> bytes:
-    """The content of a file that the user named.
-
-    Raises:
-        UserError: if there is none.
-    """
-    if not path.is_file():
-        raise UserError(f"no file {str(path)!r}", code="file-missing")
-    return path.read_bytes()
-
-
-def free_path(path: Path, force: bool) -> Path:
-    """A path to write to, where nothing is lost.
-
-    Raises:
-        UserError: if there is something, unless that is to be replaced, or no folder.
-    """
-    if not path.parent.is_dir():
-        raise UserError(f"no folder {str(path.parent)!r} to write {path.name} to", code="file-missing")
-    if os.path.lexists(path) and not (force and path.is_file()):
-        raise UserError(f"{path} exists; name another file by -o, or say --force", code="setting-conflict")
-    return path

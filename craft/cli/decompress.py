@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from craft.cli.compress import ENDING, free_path, read_file
+from craft.cli.compress import ENDING
+from craft.cli.files import free_path, read_file
 from craft.cli.options import PATH, hub_options
 from craft.sharing.trust import trusted
 from craft.utils.errors import UserError

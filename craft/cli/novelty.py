@@ -10,6 +10,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from craft.cli.files import read_file
 from craft.cli.generate import of_sampling
 from craft.cli.options import COUNT, PATH, hub_options
 from craft.inference import Sampling
@@ -121,10 +122,6 @@ def _sampled(network: Any, tokenizer: Any, chars: int, seed: int, **sampling: An
 
 def _read(file: Path) -> str:
     try:
-        return file.read_bytes().decode()
-    except OSError as error:
-        raise UserError(f"can't read --samples {file}: {error.strerror}", code="file-unreadable") from error
+        return read_file(file).decode()
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"--samples {file} is not UTF-8 text: {error.reason}", code="text-encoding"
-        ) from error
+        raise UserError(f"{file} is not UTF-8 text: {error.reason}", code="text-encoding") from error

@@ -174,7 +174,7 @@ def test_the_command_judges_a_text_that_is_there(folder: Path, here: Path) -> No
 
 
 def test_what_cannot_be_judged_is_refused(folder: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with refused("file-unreadable", "missing.txt"):
+    with refused("file-missing", "missing.txt"):
         run(folder, "--samples", "missing.txt")
     (here / "old.txt").write_bytes(b"caf\xe9")
     with refused("text-encoding", "old.txt"):

@@ -160,9 +160,9 @@ def test_steps_that_are_tried_leave_no_trace(
     tried = []
     real = compilation.step_seconds
 
-    def slow_at_first(run: Any, **how: Any) -> float:
+    def slow_at_first(run: Any, measured: float) -> float:
         tried.append(run.accelerator.state.dynamo_plugin.backend)
-        seconds = real(run, **how)
+        seconds = real(run, measured)
         if fails and len(tried) == 3:
             raise RuntimeError("the compiler failed")
         return seconds if len(tried) == 3 else 50.0
