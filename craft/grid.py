@@ -14,7 +14,7 @@ from pathlib import Path
 from craft.utils.errors import UserError
 from craft.utils.history import finished_at
 from craft.utils.logging import get_logger
-from craft.utils.outputs import compared_run
+from craft.utils.outputs import compared_run, finished_model
 from craft.utils.stopping import TrainingInterrupted, exit_code, signal_handler
 
 logger = get_logger(__name__)
@@ -47,7 +47,7 @@ class Cell:
     def model_dir(self) -> Path | None:
         """The finished model, once there is one."""
         step = finished_at(self.run_dir)
-        return None if step is None else self.run_dir.with_name(f"{self.run_dir.name}_step_{step}")
+        return None if step is None else finished_model(self.run_dir, step)
 
 
 def grid(arguments: Sequence[str]) -> list[Cell]:

@@ -21,7 +21,7 @@ from craft.data.facts import utf8_pieces
 from craft.evaluation.coder import parts_of
 from craft.evaluation.compress import compress, read_header, split
 from craft.evaluation.dynamic import RATES, Reader
-from craft.evaluation.protocols import reads_on
+from craft.evaluation.protocols import context_of, reads_on
 from craft.evaluation.scores import Evaluation, evaluate_split, judge
 from craft.utils.errors import CraftError
 from craft.utils.units import unit_of
@@ -230,7 +230,7 @@ def _compression(model: Any, tokenizer: Any, ids: np.ndarray) -> Check:
     payload = len(rest) - header.aside
     found, right = f"{len(text):,} bytes came back from {payload:,}", True
     if reads_on(model) and not header.window and len(coded) >= 2 * streams:
-        window = min(LONGEST, getattr(model.config, "max_position_embeddings", None) or LONGEST)
+        window = min(LONGEST, context_of(model) or LONGEST)
         pieces = np.split(coded, np.cumsum(parts_of(len(coded), streams))[:-1])
         scored = [evaluate_split(model, p, protocol="stateful", block_size=window, streams=1) for p in pieces]
         bits = sum(each.nats for each in scored) / math.log(2) + streams * math.log2(len(tokenizer))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from craft.evaluation.protocols import context_of
 from craft.utils.errors import UserError
 
 TRIED = 4096
@@ -99,8 +100,8 @@ def _read_rows(
 
 def _best_window(model: Any, rows: np.ndarray, lengths: np.ndarray) -> int:
     """0 or the context of the model, whichever codes the beginning of the rows in fewer bits."""
-    context = getattr(model.config, "max_position_embeddings", None)
-    if model.carries_state or context is None or lengths[0] <= context:
+    context = context_of(model)
+    if context is None or lengths[0] <= context:
         return 0
     begins = np.minimum(lengths, max(4 * context, TRIED // len(lengths)))
 

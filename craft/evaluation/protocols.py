@@ -152,6 +152,11 @@ def is_dynamic(protocol: str) -> bool:
     return True
 
 
+def context_of(model: Any) -> int | None:
+    """How many ids a model may read at once; None without a limit, as where a state is carried."""
+    return None if model.carries_state else getattr(model.config, "max_position_embeddings", None)
+
+
 def reads_on(model: Any) -> bool:
     """Whether a model can read a text on and on: by a state, or by a rolling window of its cache."""
     return bool(model.carries_state or getattr(model, "reach", None))
@@ -173,7 +178,7 @@ def check_protocol(protocol: str, model: Any, block_size: int) -> None:
         UserError: with what to use instead.
     """
     stride = stride_of(protocol)
-    context = None if model.carries_state else getattr(model.config, "max_position_embeddings", None)
+    context = context_of(model)
     if protocol == "stateful" and not reads_on(model):
         raise UserError(
             "protocol 'stateful' reads a text on and on, which this model can't; use "

@@ -116,15 +116,14 @@ def check_architecture(network: Any) -> None:
     from craft.models.decoding import has_plain_weights
 
     config, why = network.config, ""
-    rotary = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
     if type(network) not in (CharLSTMForCausalLM, TransformerForCausalLM):
         why = f"the architecture {config.model_type}"
     elif network.carries_state and not all(is_fused(layer.lstm) for layer in network.model.layers):
         why = f"the cell {type(network.model.layers[0].lstm).__name__}"
     elif not has_plain_weights(network):
         why = "layers that are adapted or quantized"
-    elif rotary in ("dynamic", "longrope"):
-        why = f"rotary positions of the type {rotary}"
+    elif not network.carries_state and config.position == "rope" and network.reach is None:
+        why = f"rotary positions of the type {config.rope_parameters['rope_type']}"
     if why:
         raise UserError(
             f"a page has no decoder for {why}, only for char_lstm with its own cell and char_transformer",
@@ -178,6 +177,7 @@ def describe(network: Any, tokenizer: Any, name: str) -> dict[str, Any]:
     import torch
 
     from craft.data.tokenization import first_id
+    from craft.evaluation.protocols import context_of
 
     config, recurrent = network.config, network.carries_state
     fields = config.to_dict()
@@ -191,7 +191,7 @@ def describe(network: Any, tokenizer: Any, name: str) -> dict[str, Any]:
         shape["frequencies"] = None if rotary is None else rotary.inv_freq.tolist()
         shape["rope_scale"] = 1.0 if rotary is None else rotary.attention_scaling
     suppressed = sorted(network.generation_config.suppress_tokens or [])
-    length = min(CHECKED_IDS, CHECKED_IDS if recurrent else config.max_position_embeddings)
+    length = min(CHECKED_IDS, context_of(network) or CHECKED_IDS)
     ids = torch.randint(config.vocab_size, (1, length), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         logits = network(ids).logits[0, -1, :CHECKED_LOGITS]

@@ -77,6 +77,11 @@ def slug(text: str) -> str:
     return "-".join(kept.split()).encode()[:100].decode(errors="ignore").strip("-.") or "unnamed"
 
 
+def finished_model(run_dir: Path, step: int) -> Path:
+    """The folder of the model that a run ended with."""
+    return run_dir.with_name(f"{run_dir.name}_step_{step}")
+
+
 @dataclass(frozen=True)
 class RunPaths:
     """Every path of one training run; all share one stamp, so that they are found together.
@@ -105,7 +110,7 @@ class RunPaths:
         return self.folder or self.root / "models" / name
 
     def export_dir(self, step: int) -> Path:
-        return self.run_dir.with_name(f"{self.run_dir.name}_step_{step}")
+        return finished_model(self.run_dir, step)
 
     @property
     def log_file(self) -> Path:
